@@ -1,0 +1,1 @@
+"""Distributed training for weakly-supervised audio-visual video parsing."""

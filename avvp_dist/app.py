@@ -1,0 +1,334 @@
+"""Composition root: a RunConfig and a Runtime in, a finished run out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from avvp_dist import storage
+from avvp_dist.data import plan, resident
+from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.dist.runtime import Runtime
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.methods import METHODS
+from avvp_dist.methods.base import Method
+from avvp_dist.metrics.parsing import Probabilities, apply_protocol
+from avvp_dist.recipe import RunConfig, differences
+from avvp_dist.report.console import TrainingConsole
+from avvp_dist.report.pictures import draw
+from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
+from avvp_dist.tracking.system import SystemSampler
+from avvp_dist.train.evaluate import all_scores, predict
+from avvp_dist.train.loop import Trained
+from avvp_dist.train.stages import StageRunner, read_weights, write_weights
+from avvp_dist.types import Progress
+
+_log = logging.getLogger(__name__)
+EVALUATED = ("val", "test")
+
+
+def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """Trains all stages, scores the best network, leaves result.json, model, pictures and a tracked run.
+
+    Every rank calls it; only rank 0 writes.
+
+    Returns:
+        the content of result.json.
+
+    Raises:
+        ConfigError, DataError: before anything is written.
+        TrainingError: the loss stopped being finite.
+    """
+    index, labels = open_data(config)
+    plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
+    method = _method(config, index)
+    method.stages()  # refuses what it cannot use before any data is read
+    rank_0 = runtime.collective.rank == 0
+    if rank_0:
+        _claim(config)
+    splits = {
+        name: resident.load(config.data.url or "", index, labels[name], runtime.device) for name in ("train", *EVALUATED)
+    }
+    observer = _Observer(config, index, rank_0)
+    try:
+        runner = StageRunner(
+            store=config.store or storage.join(config.output, "stages"),
+            data_fingerprint=index.fingerprint,
+            build=lambda: _build(config, index),
+            model=config.model,
+            seed=config.seed,
+            train=config.train,
+            optim=config.optim,
+            evaluate=config.evaluate,
+            splits=splits,
+            runtime=runtime,
+            observer=observer,
+        )
+        trained, collected = runner.run(method)
+        final = list(method.stages())[-1]
+        model = _build(config, index).to(runtime.device)
+        model.load_state_dict(trained[final.name].weights)
+        probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
+        result = _result(config, index, labels, probabilities, trained, collected)
+        if rank_0:
+            _publish(config, index, labels, probabilities, trained, result, observer.tracker)
+        observer.finish("FINISHED")
+    except BaseException as error:
+        observer.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return result
+
+
+def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """Scores of the model in ``config.output`` on the data of ``config.data``: the ``scores`` of result.json.
+
+    Raises:
+        DataError: no finished run there, or data it cannot read.
+    """
+    index, labels = open_data(config)
+    url = storage.join(config.output, "model.safetensors")
+    if not storage.exists(url):
+        raise DataError(f"{config.output}: no model.safetensors; train a run into this folder first")
+    model = _build(config, index).to(runtime.device)
+    try:
+        model.load_state_dict(read_weights(url))
+    except RuntimeError as error:
+        raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
+    final = _method(config, index).stages()[-1]
+    scores: dict[str, Any] = {}
+    for name in EVALUATED:
+        split = resident.load(config.data.url or "", index, labels[name], runtime.device)
+        found = _predict(model, split, config, runtime, final.cross_modal)
+        scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
+    return scores
+
+
+def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
+    """Index and labels of the run's data, checked for what training and scoring need.
+
+    Raises:
+        ConfigError: no data named.
+        DataError: it is not a packed data set, or lacks a split or its truth.
+    """
+    url = config.data.url
+    if not url:
+        raise ConfigError("data: missing; give data=URL of a packed data set (`avvp data pack`, `avvp data synth`)")
+    index = Index.load(url)
+    labels = read_labels(url, index)
+    problems = [f"split {name}: missing" for name in ("train", *EVALUATED) if name not in labels]
+    problems += [
+        f"split {name}: no segment annotations to score against"
+        for name in EVALUATED
+        if name in labels and (labels[name].audio is None or labels[name].visual is None)
+    ]
+    if problems:
+        raise DataError(problems, f"{url}: cannot train on it")
+    return index, labels
+
+
+class _Observer:
+    """Tells console and tracker how training goes; both only on rank 0."""
+
+    def __init__(self, config: RunConfig, index: Index, rank_0: bool) -> None:
+        self.tracker: Tracker = open_tracker(config.tracking, _spool_folder(config)) if rank_0 else NullTracker()
+        self._console = TrainingConsole(config.evaluate.select) if rank_0 else None
+        tracked = not isinstance(self.tracker, NullTracker)
+        self._sampler = SystemSampler(self.tracker, _spool_folder(config)) if tracked else None
+        self._epochs = 0
+        if self._sampler:
+            self._sampler.start()
+        self.tracker.params(config.model_dump(exclude={"tracking"}))
+        self.tracker.text("config.yaml", config.to_yaml())
+        self.tracker.tags(_provenance(index))
+
+    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
+        assert self._console
+        self._console.stage_started(stage, epochs, resumed)
+
+    def stage_reused(self, stage: str, key: str) -> None:
+        assert self._console
+        self._console.stage_reused(stage, key)
+        self.tracker.tags({f"reused.{stage}": key})
+
+    def step(self, progress: Progress) -> None:
+        assert self._console
+        self._console.step(progress)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        assert self._console
+        self._console.epoch(row)
+        values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+        self.tracker.metrics(values, step=row["epoch"])
+
+    def finish(self, status: Status) -> None:
+        if self._sampler:
+            self._sampler.stop()
+        if self._console:
+            self._console.close()
+        self.tracker.finish(status)
+
+
+def _method(config: RunConfig, index: Index) -> Method:
+    return METHODS[config.method.name](config.method, index.classes)
+
+
+def _build(config: RunConfig, index: Index) -> nn.Module:
+    return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
+
+
+def _predict(
+    model: nn.Module, split: resident.ResidentSplit, config: RunConfig, runtime: Runtime, cross_modal: bool
+) -> Probabilities:
+    return predict(
+        model,
+        split,
+        runtime,
+        cross_modal=cross_modal,
+        batch_size=config.evaluate.batch_size,
+        bfloat16=config.train.precision == "bfloat16",
+    )
+
+
+def _claim(config: RunConfig) -> None:
+    """Writes config.yaml, unless the folder belongs to another run.
+
+    Raises:
+        ConfigError: names the keys in which that run differs.
+    """
+    url = storage.join(config.output, "config.yaml")
+    apart = {"tracking", "launch", "store"}  # how a run is run, not what it is
+    here = config.model_dump(exclude=apart, mode="json")
+    if storage.exists(url):
+        there = yaml.safe_load(storage.read_text(url))
+        there = {key: value for key, value in there.items() if key not in apart}
+        here["train"]["device"] = there.get("train", {}).get("device")
+        changed = differences(there, here)
+        if changed:
+            raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
+    storage.write_text(url, config.to_yaml())
+
+
+def _spool_folder(config: RunConfig) -> Path:
+    """Where the tracker spools: in the run's folder, or in the user's cache when that is not on this machine."""
+    here = storage.local_path(config.output)
+    if here is not None:
+        return here / "tracking"
+    return Path.home() / ".cache" / "avvp" / "tracking" / hashlib.sha256(config.output.encode()).hexdigest()[:16]
+
+
+def _provenance(index: Index) -> dict[str, str]:
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=False)
+    known = commit.returncode == 0 and dirty.returncode == 0
+    return {
+        "git_commit": commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "") if known else "unknown",
+        "data_fingerprint": index.fingerprint,
+        "data_synthetic": str(index.synthetic).lower(),
+        "avvp_dist": metadata.version("avvp_dist"),
+        "torch": torch.__version__,
+    }
+
+
+def _result(
+    config: RunConfig,
+    index: Index,
+    labels: Mapping[str, Labels],
+    probabilities: Mapping[str, Probabilities],
+    trained: Mapping[str, Trained],
+    collected: Mapping[str, Any],
+) -> dict[str, Any]:
+    last = list(trained.values())[-1]
+    return {
+        "recipe": config.recipe,
+        "method": config.method.name,
+        "seed": config.seed,
+        "data": {
+            "url": config.data.url,
+            "fingerprint": index.fingerprint,
+            "dataset": index.dataset,
+            "synthetic": index.synthetic,
+        },
+        "best": last.best,
+        "scores": {
+            name: all_scores(found, labels[name], config.evaluate, index.classes) for name, found in probabilities.items()
+        },
+        "denoising": {name: value for name, value in last.history[-1].items() if name.startswith("removed/")},
+        "artefacts": dict(collected),
+        "provenance": _provenance(index),
+    }
+
+
+def _publish(
+    config: RunConfig,
+    index: Index,
+    labels: Mapping[str, Labels],
+    probabilities: Mapping[str, Probabilities],
+    trained: Mapping[str, Trained],
+    result: dict[str, Any],
+    tracker: Tracker,
+) -> None:
+    """Writes what a finished run leaves, result.json last."""
+    final = list(trained.values())[-1]
+    write_weights(storage.join(config.output, "model.safetensors"), final.weights)
+    history = [row for stage in trained.values() for row in stage.history]
+    storage.write_text(storage.join(config.output, "history.json"), json.dumps(history, indent=1))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pictures = draw(
+            folder,
+            classes=index.classes,
+            history=history,
+            result=result,
+            protocol=config.evaluate.protocol,
+            truth=labels["test"],
+            predicted=_shown(probabilities["test"], config),
+            train=labels["train"],
+            removed=final.removed,
+        )
+        for picture in pictures:
+            storage.write_bytes(storage.join(config.output, "pictures", picture.name), picture.read_bytes())
+            tracker.artifact(picture, "pictures")
+        weights = folder / "model.safetensors"
+        write_weights(str(weights), final.weights)
+        tracker.artifact(weights, "checkpoints")
+    storage.write_text(storage.join(config.output, "result.json"), json.dumps(result, indent=1))
+    tracker.text("result.json", json.dumps(result, indent=1))
+    tracker.metrics(_final_metrics(config, result), step=0)
+
+
+def _shown(found: Probabilities, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    chosen = config.evaluate
+    return apply_protocol(
+        found.video,
+        found.audio,
+        found.visual,
+        found.segments,
+        chosen.protocol,
+        chosen.segment_threshold,
+        chosen.video_threshold,
+    )
+
+
+def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:
+    """The final figures under the run's own protocol, under names that MLflow's table sorts well."""
+    found: dict[str, float] = {}
+    for split, protocols in result["scores"].items():
+        scores = protocols[config.evaluate.protocol]
+        for level in ("segment", "event"):
+            found |= {f"{split}/{level}.{name}": value for name, value in scores[level].items()}
+            without = scores.get("without_speech", {}).get(level, {})
+            found |= {f"{split}_without_speech/{level}.{name}": value for name, value in without.items()}
+    return found

@@ -1,0 +1,167 @@
+"""The command line: ``avvp``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from avvp_dist import storage
+from avvp_dist.cli_data import data
+from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.recipe import RunConfig, load, recipes
+
+app = typer.Typer(
+    name="avvp",
+    help="Weakly-supervised audio-visual video parsing: pack features, train, evaluate, track.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data, name="data")
+
+_RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
+_OVERRIDES = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, e.g. data=URL optim.lr=1e-3 launch=ray.")
+]
+
+
+@app.command()
+def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
+    """Train a recipe: all its stages, final scores, pictures, a tracked run.
+
+    Give at least data=URL. Running the same command again goes on where the last one stopped and reuses finished stages.
+    Several processes: torchrun --nproc-per-node 2 -m avvp_dist train ..., or launch=ray launch.workers=2.
+    """
+    from avvp_dist.launch import launch  # torch and its friends take seconds to import
+
+    config = _absolute(load(recipe, overrides or []))
+    result = launch(config)
+    if _rank() == 0:
+        _print_scores({config.recipe: result})
+        where = storage.join(config.output, "result.json")
+        Console().print(
+            f"scores {where}\npictures {storage.join(config.output, 'pictures')}", highlight=False, soft_wrap=True
+        )
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).")],
+    overrides: _OVERRIDES = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+) -> None:
+    """Score a finished run's model again, on its own data or on data=URL, under every protocol."""
+    from avvp_dist import app as composition
+    from avvp_dist.dist.runtime import LocalRuntime
+
+    config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
+    missing = [url for url in (config_url, result_url) if not storage.exists(url)]
+    if missing:
+        raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
+    local = storage.local_path(config_url)
+    config = _absolute(load(str(local or config_url), [f"output={run}", *(overrides or [])]))
+    scores = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
+    recorded = json.loads(storage.read_text(result_url))
+    result = recorded | {"scores": scores, "data": recorded["data"] | {"url": config.data.url}}
+    _print_scores({config.recipe: result})
+    worst = _largest_difference(scores, recorded["scores"])
+    Console().print("result.json reproduced" if worst < 1e-6 else f"differs from result.json by up to {worst:.3g} points")
+    if json_file:
+        storage.write_text(json_file, json.dumps(result, indent=1))
+
+
+@app.command()
+def config(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
+    """Print the resolved config of a recipe with overrides, as YAML."""
+    typer.echo(load(recipe, overrides or []).to_yaml(), nl=False)
+
+
+@app.command(name="recipes")
+def list_recipes() -> None:
+    """List the shipped recipes."""
+    for name, text in recipes().items():
+        typer.echo(f"{name:12} {text.splitlines()[0].lstrip('# ')}")
+
+
+@app.command()
+def table(
+    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
+    split: Annotated[str, typer.Option(help="val or test.")] = "test",
+) -> None:
+    """Print finished runs side by side, each under its own recipe's protocol."""
+    results = {}
+    for run in runs:
+        url = storage.join(run, "result.json")
+        if not storage.exists(url):
+            raise DataError(f"{url}: not there; train the run first")
+        results[run.rstrip("/").rsplit("/", 1)[-1]] = json.loads(storage.read_text(url))
+    _print_scores(results, split)
+
+
+@app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Folder of a run whose tracking could not be sent.")],
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow address, where it is not the one the run was started with.")
+    ] = None,
+) -> None:
+    """Send what a run could not send to MLflow while the server was away."""
+    from avvp_dist.tracking.spool import sync as send
+
+    report = send(run / "tracking" if (run / "tracking").is_dir() else run, uri)
+    typer.echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
+    for line in filter(None, [*report.refused, report.error]):
+        typer.echo(line, err=True)
+    raise typer.Exit(1 if report.left else 0)
+
+
+def main() -> None:
+    """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback."""
+    logging.basicConfig(level=logging.INFO if _rank() == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except AvvpError as error:
+        who = f"[rank {_rank()}] " if "RANK" in os.environ else ""
+        print(f"{who}error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    """Local paths made absolute: workers run elsewhere, and a run's config.yaml is read from elsewhere."""
+    content: dict[str, Any] = config.model_dump()
+    content["output"] = storage.absolute(config.output)
+    if config.store:
+        content["store"] = storage.absolute(config.store)
+    if config.data.url:
+        content["data"]["url"] = storage.absolute(config.data.url)
+    prefix = "sqlite:///"
+    uri: str = content["tracking"]["uri"]
+    if uri.startswith(prefix):
+        content["tracking"]["uri"] = prefix + storage.absolute(uri.removeprefix(prefix))
+    return RunConfig.model_validate(content)
+
+
+def _print_scores(results: dict[str, dict[str, Any]], split: str = "test") -> None:
+    from avvp_dist.report.tables import scores
+
+    Console().print(scores(results, split=split, protocol=None))
+
+
+def _largest_difference(one: Any, other: Any) -> float:
+    """Largest distance between two nested score tables; infinite where their keys or kinds differ."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        return max((_largest_difference(one[key], other[key]) for key in one), default=0.0)
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other)
+    return 0.0 if one == other else float("inf")

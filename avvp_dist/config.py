@@ -1,0 +1,169 @@
+"""How a configuration is made: sections, YAML, ``key=value`` overrides, and errors a person can act on.
+
+Each section is a pydantic model beside the class it configures; `avvp_dist.recipe` composes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types as pytypes
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from avvp_dist.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown keys, no change after it was made, help text under each field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A YAML mapping as a plain dict.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping; names ``source`` and the line.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{source}: expected keys with values, got {type(content).__name__}")
+    return content
+
+
+def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
+    """``["optim.lr=1e-3", ...]`` as ``[(("optim", "lr"), 0.001), ...]``; values are read as YAML.
+
+    Raises:
+        ConfigError: every override without a key or an ``=``, together.
+    """
+    parsed, problems = [], []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        path = tuple(key.strip().split("."))
+        if not separator or not all(path):
+            problems.append(f"{override!r}: expected key=value, e.g. optim.lr=0.0003")
+            continue
+        try:
+            parsed.append((path, _scalar(value)))
+        except yaml.YAMLError:
+            problems.append(f"{override!r}: the value is not valid YAML; quote it")
+    if problems:
+        raise ConfigError(problems, "overrides that cannot be read")
+    return parsed
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text) if text else None
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def merge(base: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], Any]], shorthand: Mapping[str, str]) -> dict:
+    """``base`` with each override put in its place.
+
+    ``shorthand`` names, for a section, the key that a bare value stands for: ``{"launch": "name"}`` lets ``launch=ray`` mean
+    ``launch.name=ray``. A new ``name`` picks another variant of a section, so the old variant's keys go.
+    """
+    merged = _copy(base)
+    for path, value in overrides:
+        key = shorthand.get(path[0])
+        if len(path) == 1 and key and not isinstance(value, Mapping):
+            path = (path[0], key)
+        _put(merged, path, value, shorthand)
+    return merged
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, shorthand: Mapping[str, str]) -> None:
+    *parents, last = path
+    node = tree
+    for depth, name in enumerate(parents):
+        child = node.get(name)
+        if not isinstance(child, dict):
+            key = shorthand.get(name) if depth == 0 else None
+            child = {key: child} if key and child is not None else {}
+            node[name] = child
+        node = child
+    if last == "name" and "name" in node and node["name"] != value:
+        node.clear()
+    node[last] = value
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
+    """``content`` as a section.
+
+    Raises:
+        ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
+    """
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(section, content, detail) for detail in error.errors(include_url=False)]
+        raise ConfigError(problems, f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}") from None
+
+
+def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) -> str:
+    path, holder = _walk(section, content, detail["loc"])
+    name = ".".join(path) or "(whole config)"
+    given = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        valid = sorted(holder.model_fields) if holder else []
+        close = difflib.get_close_matches(path[-1], valid, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{name}: unknown key{hint} Valid names: {', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{name}: missing; give it as {name}=..."
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        valid_tags = detail["ctx"].get("expected_tags", "") if detail["type"] == "union_tag_invalid" else "see README"
+        tag = detail["ctx"].get("tag", "none")
+        return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {given!r}")
+
+
+def _walk(section: type[Section], content: Any, location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:
+    """The dotted path of a pydantic location, without union tags, and the section that holds its last key."""
+    path: list[str] = []
+    holder: type[Section] | None = section
+    inner: type[Section] | None = section
+    for part in location:
+        members = (
+            _sections(inner.model_fields[path[-1]].annotation) if inner and path and path[-1] in inner.model_fields else ()
+        )
+        if members and isinstance(content, Mapping) and part == content.get("name") and len(members) > 1:
+            holder = inner = next(m for m in members if part in get_args(m.model_fields["name"].annotation))
+            continue  # the tag of a union of sections, not a key
+        if len(members) == 1:
+            inner = members[0]
+        if inner is not None and path:
+            holder = inner
+        path.append(str(part))
+        content = content.get(part) if isinstance(content, Mapping) else None
+    return path, holder
+
+
+def _sections(annotation: Any) -> tuple[type[Section], ...]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    if get_origin(annotation) in (Annotated, Union, pytypes.UnionType):
+        return tuple(found for argument in get_args(annotation) for found in _sections(argument))
+    return ()

@@ -1,0 +1,95 @@
+"""A whole split in memory, in the memory of the device that trains where it fits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avvp_dist import storage
+from avvp_dist.config import Section
+from avvp_dist.data.index import Index, Labels
+from avvp_dist.errors import DataError
+from avvp_dist.types import Batch
+
+
+class DataConfig(Section):
+    """Which data."""
+
+    url: str | None = None
+    """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """Features and labels of one split, with everything that training and evaluation ask of them.
+
+    Attributes:
+        labels: ids, weak labels and truth as the index holds them.
+        features: float16 [N,T,width], the streams side by side.
+        weak: float32 [N,C].
+        streams: name -> (offset, dim) along the last axis of ``features``.
+        dtype: dtype of a batch's features.
+    """
+
+    labels: Labels
+    features: Tensor
+    weak: Tensor
+    streams: Mapping[str, tuple[int, int]]
+    dtype: torch.dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.labels.ids)
+
+    def batch(self, numbers: np.ndarray, total: int) -> Batch:
+        """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
+        index = torch.from_numpy(numbers).to(self.features.device)
+        rows = self.features.index_select(0, index).to(self.dtype)
+        streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
+        return Batch(streams, self.weak.index_select(0, index), index, total)
+
+
+def load(
+    url: str, index: Index, labels: Labels, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> ResidentSplit:
+    """Reads a split's shards, several at a time, and checks each against its hash.
+
+    Raises:
+        DataError: every shard that is missing or does not hold what the index says.
+    """
+    features = np.empty((len(labels.ids), index.segments, sum(stream.dim for stream in index.streams)), np.float16)
+    numbers = np.unique(labels.shard)
+
+    def fill(number: int) -> str | None:
+        return _fill(features, url, index, labels, number)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        problems = [problem for problem in pool.map(fill, numbers.tolist()) if problem]
+    if problems:
+        raise DataError(problems, f"{url}: {labels.split} cannot be read")
+    return ResidentSplit(
+        labels,
+        torch.from_numpy(features).to(device or "cpu"),
+        torch.from_numpy(labels.weak.astype(np.float32)).to(device or "cpu"),
+        {stream.name: (stream.offset, stream.dim) for stream in index.streams},
+        dtype,
+    )
+
+
+def _fill(features: np.ndarray, url: str, index: Index, labels: Labels, number: int) -> str | None:
+    shard = index.shards[number]
+    try:
+        content = storage.read_bytes(storage.join(url, shard.name))
+    except FileNotFoundError:
+        return f"{shard.name}: missing; pack again, complete shards are kept"
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
+        return f"{shard.name}: content differs from what the index recorded; delete it and pack again"
+    for row in np.flatnonzero(labels.shard == number):
+        values = np.frombuffer(content, np.float16, features[row].size, int(labels.offset[row]))
+        features[row] = values.reshape(features.shape[1:])
+    return None

@@ -1,0 +1,364 @@
+"""Packs videos and their features into WebDataset tar shards, in parallel over processes.
+
+A shard holds videos of one split in annotation order, two members each: ``<id>.features.npy``, float16 [T,width], and
+``<id>.json``. Its bytes depend on the data alone. Until index.json is there, which is written last, a pack is unfinished
+and `_parts` beside the shards says how far it came:
+
+    _parts/plan.json             fingerprint of all inputs, and the videos found bad
+    _parts/<shard>.json          fingerprint of the shard's inputs, and its size and hash; written after the shard
+    <split>-000000.tar ...       the shards, each published at once
+    labels.parquet, index.json   in this order; then _parts goes
+
+So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from avvp_dist import storage
+from avvp_dist.data import index as indexes
+from avvp_dist.data import workers as processes
+from avvp_dist.data.catalog import Dataset
+from avvp_dist.data.index import Index, IndexedStream, LeftOut, ShardInfo
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.types import MODALITIES, VideoRecord
+
+LOGGER = logging.getLogger(__name__)
+
+_PLAN_FILE = "plan.json"
+_FEATURES = "features.npy"
+_INPUTS = "annotations, feature files (size or time of change) or the number of videos in a shard"
+_CHECK_BLOCK = 64  # videos a worker checks at a time
+
+
+class FeatureSource(Protocol):
+    """Where the features of videos come from. Travels to worker processes, so it must be picklable."""
+
+    def fingerprint(self, records: Sequence[VideoRecord]) -> str:
+        """Identifies the inputs of ``records`` without reading them (for files: names, sizes, times of change)."""
+
+    def check(self, record: VideoRecord) -> list[str]:
+        """Everything that is wrong with the features of one video, a line each."""
+
+    def read(self, record: VideoRecord) -> np.ndarray:
+        """Features of one video, float16 [T,width]."""
+
+
+@dataclass(frozen=True)
+class _ShardJob:
+    """What a worker needs to write one shard; ``known`` is what a finished index says of it."""
+
+    dataset: Dataset
+    source: FeatureSource
+    out: str
+    name: str
+    split: str
+    records: tuple[VideoRecord, ...]
+    known: ShardInfo | None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    info: ShardInfo
+    rows: list[dict[str, Any]]
+    written: bool
+
+
+def pack(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    *,
+    provenance: Mapping[str, Any],
+    workers: int | None = None,
+    shard_videos: int = 256,
+    skip_bad: bool = False,
+) -> Index:
+    """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
+
+    All features are checked before anything is written. A second call with the same inputs writes nothing but what is
+    missing or damaged. Nobody else may write to ``out`` meanwhile.
+
+    Args:
+        dataset: classes, streams and segments.
+        records: the videos; each split keeps their order.
+        source: their features.
+        out: local folder or object-store URL.
+        provenance: where the data come from, stored in the index; JSON values.
+        workers: processes, default one a core; 1 works in this process.
+        shard_videos: videos in a shard.
+        skip_bad: leave out videos with bad features and record them in the index.
+
+    Raises:
+        ConfigError: numbers below 1.
+        DataError: records that contradict each other, every bad feature file (unless ``skip_bad``), or an ``out`` that
+            holds other data.
+    """
+    if shard_videos < 1 or (workers is not None and workers < 1):
+        raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
+    _refuse_records(dataset, records)
+    parts = storage.join(out, indexes.PARTS_FOLDER)
+    storage.sweep(out)
+    storage.sweep(parts)
+    inputs = _digest([asdict(dataset), shard_videos, list(map(asdict, records)), source.fingerprint(records)])
+    earlier = _finished(out, inputs)
+    left_out = earlier.left_out if earlier else _unfinished(out, inputs)
+    with processes.pool(workers) as executor:
+        if left_out is None:
+            left_out = _check(records, source, executor)
+        if left_out and not skip_bad:
+            raise DataError(
+                [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
+                f"{len(left_out)} of {len(records)} videos have bad features; nothing was packed. "
+                "Mend them, or leave them out with --skip-bad:",
+            )
+        jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
+        if not earlier:
+            plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
+            _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
+        packed = processes.run(_pack_shard, jobs, [len(job.records) for job in jobs], executor, "packing")
+    shards = tuple(shard.info for shard in packed)
+    index = Index(
+        dataset.name, dataset.segments, dataset.classes, _streams(dataset), shards, left_out, dict(provenance), inputs
+    )
+    rows = [{**row, "shard": number} for number, shard in enumerate(packed) for row in shard.rows]
+    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes(rows))
+    _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
+    storage.remove(parts)
+    written = sum(shard.written for shard in packed)
+    LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
+    return index
+
+
+def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
+    streams, offset = [], 0
+    for stream in dataset.streams:
+        streams.append(IndexedStream(stream.name, stream.dim, offset))
+        offset += stream.dim
+    return tuple(streams)
+
+
+def check_features(records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None) -> tuple[LeftOut, ...]:
+    """The videos whose features cannot be packed, in the order of ``records``."""
+    with processes.pool(workers) as executor:
+        return _check(records, source, executor)
+
+
+def _check(records: Sequence[VideoRecord], source: FeatureSource, executor: Executor | None) -> tuple[LeftOut, ...]:
+    blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
+    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], executor, "checking features")
+    return tuple(bad for block in checked for bad in block)
+
+
+def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> list[LeftOut]:
+    source, records = job
+    problems = ((record, source.check(record)) for record in records)
+    return [LeftOut(record.id, record.split, "; ".join(found)) for record, found in problems if found]
+
+
+def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
+    """Raises DataError for records that no shard can hold; ids and splits become names of files and tar members."""
+    problems = [] if records else ["no videos"]
+    seen: set[str] = set()
+    known: dict[tuple[str, str], bool] = {}
+    for record in records:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", record.id):
+            problems.append(f"video id {record.id!r}: use up to 64 letters, digits, '-' and '_'")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,32}", record.split):
+            problems.append(f"{record.id}: split {record.split!r}: use letters, digits and '_'")
+        if record.id in seen:
+            problems.append(f"{record.id}: listed twice")
+        seen.add(record.id)
+        if not all(0 <= label < len(dataset.classes) for label in record.weak):
+            problems.append(f"{record.id}: weak labels {record.weak} outside 0..{len(dataset.classes) - 1}")
+        for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
+            if known.setdefault((record.split, modality), events is not None) != (events is not None):
+                problems.append(f"{record.id}: {modality} events must be known for all videos of {record.split} or for none")
+            problems += [
+                f"{record.id}: {modality} {event} is outside {len(dataset.classes)} classes or {dataset.segments} segments"
+                for event in events or ()
+                if not (0 <= event.label < len(dataset.classes) and 0 <= event.onset < event.offset <= dataset.segments)
+            ]
+    if problems:
+        raise DataError(problems, "these videos cannot be packed")
+
+
+def _finished(out: str, inputs: str) -> Index | None:
+    """The index at ``out`` if these inputs made it, None if there is none.
+
+    Raises:
+        DataError: it was made from other inputs.
+    """
+    if not storage.exists(storage.join(out, indexes.INDEX_FILE)):
+        return None
+    index = Index.load(out)
+    if index.source != inputs:
+        raise DataError(
+            f"{out}: holds a packed data set of other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
+            "differ. Pack into another folder, or delete this one first"
+        )
+    return index
+
+
+def _unfinished(out: str, inputs: str) -> tuple[LeftOut, ...] | None:
+    """What an interrupted pack of the same inputs found bad, None if none was begun.
+
+    Raises:
+        DataError: one of other inputs was begun, or the folder holds shards of unknown origin.
+    """
+    plan_file = storage.join(out, indexes.PARTS_FOLDER, _PLAN_FILE)
+    try:
+        plan = json.loads(storage.read_bytes(plan_file))
+        if plan["inputs"] == inputs:
+            return tuple(LeftOut(**bad) for bad in plan["left_out"])
+    except FileNotFoundError:
+        foreign = [name for name in storage.names(out) if name.endswith((".tar", ".parquet"))]
+        if not foreign:
+            return None
+        raise DataError(
+            f"{out}: holds {foreign[0]} ({len(foreign)} such files) of unknown origin; pack into another folder"
+        ) from None
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{plan_file}: not written by this program; delete {out}, or pack into another folder") from None
+    raise DataError(
+        f"{out}: holds an interrupted pack of other inputs: {_INPUTS} differ. Pack into another folder, or delete this one "
+        "first"
+    )
+
+
+def _plan(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    shard_videos: int,
+    left_out: set[str],
+    earlier: Index | None,
+) -> list[_ShardJob]:
+    known = {shard.name: shard for shard in earlier.shards} if earlier else {}
+    splits: dict[str, list[VideoRecord]] = {}
+    for record in records:
+        if record.id not in left_out:
+            splits.setdefault(record.split, []).append(record)
+    if not splits:
+        raise DataError("every video has bad features; nothing is left to pack")
+    jobs = []
+    for split, videos in splits.items():
+        for number, start in enumerate(range(0, len(videos), shard_videos)):
+            name = f"{split}-{number:06d}.tar"
+            chosen = tuple(videos[start : start + shard_videos])
+            jobs.append(_ShardJob(dataset, source, out, name, split, chosen, known.get(name)))
+    return jobs
+
+
+def _pack_shard(job: _ShardJob) -> _Packed:
+    """Writes one shard, or finds it complete."""
+    url = storage.join(job.out, job.name)
+    part = storage.join(job.out, indexes.PARTS_FOLDER, f"{job.name}.json")
+    fingerprint = _digest([list(map(asdict, job.records)), job.source.fingerprint(job.records)])
+    known = job.known or _read_part(part)
+    expected = (job.name, len(job.records), fingerprint)
+    content = _complete(url, known) if known and (known.name, known.samples, known.source) == expected else None
+    if known and content is not None:
+        return _Packed(known, _rows(job, content), written=False)
+    content = _tar(job)
+    digest = hashlib.sha256(content).hexdigest()
+    info = ShardInfo(job.name, job.split, len(job.records), len(content), digest, fingerprint)
+    storage.write_bytes(url, content)
+    storage.write_text(part, json.dumps(asdict(info)))
+    return _Packed(info, _rows(job, content), written=True)
+
+
+def _read_part(url: str) -> ShardInfo | None:
+    try:
+        return ShardInfo(**json.loads(storage.read_bytes(url)))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _complete(url: str, known: ShardInfo) -> bytes | None:
+    """The shard's content if it is what ``known`` says."""
+    try:
+        if storage.size(url) != known.bytes:
+            return None
+        content = storage.read_bytes(url)
+    except FileNotFoundError:
+        return None
+    return content if hashlib.sha256(content).hexdigest() == known.sha256 else None
+
+
+def _tar(job: _ShardJob) -> bytes:
+    """A shard's content: the same bytes for the same data, whoever packs it and when."""
+    shape = (job.dataset.segments, job.dataset.width)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for record in job.records:
+            values = job.source.read(record)
+            if values.shape != shape or values.dtype != np.float16:
+                raise DataError(
+                    f"{record.id}: features are {values.dtype} {list(values.shape)}, expected float16 {list(shape)}"
+                )
+            array = io.BytesIO()
+            np.lib.format.write_array(array, np.ascontiguousarray(values, "<f2"), version=(1, 0), allow_pickle=False)
+            text = json.dumps(_describe(record, job.dataset.classes))
+            for name, content in ((_FEATURES, array.getvalue()), ("json", text.encode())):
+                member = tarfile.TarInfo(f"{record.id}.{name}")  # mode 644, time 0 and owner 0 unless told otherwise
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return sink.getvalue()
+
+
+def _describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "id": record.id,
+        "name": record.name,
+        "split": record.split,
+        "weak": [classes[label] for label in record.weak],
+    }
+    for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
+        if events is not None:
+            description[f"{modality}_events"] = [{**event._asdict(), "label": classes[event.label]} for event in events]
+    return description
+
+
+def _rows(job: _ShardJob, content: bytes) -> list[dict[str, Any]]:
+    """The rows of labels.parquet for a shard, but for the shard's number."""
+    length = job.dataset.segments * job.dataset.width * 2
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        ends = {member.name: member.offset_data + member.size for member in tar}
+    return [
+        {
+            "id": record.id,
+            "name": record.name,
+            "split": record.split,
+            "position": position,
+            "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are the last bytes of the member
+            "nbytes": length,
+            "weak": record.weak,
+            "audio_events": None if record.audio_events is None else [event._asdict() for event in record.audio_events],
+            "visual_events": None if record.visual_events is None else [event._asdict() for event in record.visual_events],
+        }
+        for position, record in enumerate(job.records)
+    ]
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _write_if_changed(url: str, content: bytes) -> None:
+    if not storage.exists(url) or storage.read_bytes(url) != content:
+        storage.write_bytes(url, content)

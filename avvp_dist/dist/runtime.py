@@ -1,0 +1,98 @@
+"""Where a run runs: rank, device, collective, and where its checkpoints go. The loop never asks who started it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from avvp_dist import storage
+from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
+from avvp_dist.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+_KEEP = 2  # checkpoints kept: the newest may be damaged by what made us need it
+
+
+class Runtime(Protocol):
+    """One rank's view of the run it is part of."""
+
+    device: torch.device
+    collective: Collective
+
+    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+        """Hands over an epoch's metrics and, on rank 0, a checkpoint. Every rank calls it at the same points."""
+        ...
+
+    def latest_checkpoint(self) -> bytes | None:
+        """The newest checkpoint that was handed over completely, or None; the same on all ranks."""
+        ...
+
+    def clear_checkpoints(self) -> None:
+        """Drops all checkpoints: what they led to is safe elsewhere."""
+        ...
+
+
+class LocalRuntime:
+    """A plain process, or one of torchrun's; checkpoints are files under ``<output>/checkpoints``.
+
+    Args:
+        output: folder or URL of the run.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    def __init__(self, output: str, device: str = "auto") -> None:
+        self._folder = storage.join(output, "checkpoints")
+        self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        self.collective: Collective = LocalCollective()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=10))
+            self.collective = TorchCollective()
+        storage.sweep(self._folder)
+
+    def close(self) -> None:
+        """Leaves the process group, if there is one."""
+        if isinstance(self.collective, TorchCollective):
+            dist.destroy_process_group()
+
+    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+        """See `Runtime`."""
+        if checkpoint is None:
+            return
+        names = self._names()
+        number = int(names[-1].removesuffix(".pt")) + 1 if names else 1
+        storage.write_bytes(storage.join(self._folder, f"{number:08d}.pt"), checkpoint)
+        for name in names[: 1 - _KEEP]:
+            storage.remove(storage.join(self._folder, name))
+
+    def latest_checkpoint(self) -> bytes | None:
+        """See `Runtime`."""
+        names = self._names()
+        return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
+
+    def clear_checkpoints(self) -> None:
+        """See `Runtime`."""
+        for name in self._names() if self.collective.rank == 0 else ():
+            storage.remove(storage.join(self._folder, name))
+
+    def _names(self) -> list[str]:
+        return [name for name in storage.names(self._folder) if name.endswith(".pt")]
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """``auto`` takes a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {wanted}: no CUDA device here; use device=cpu or device=auto")
+    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)

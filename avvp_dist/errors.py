@@ -1,0 +1,59 @@
+"""One tree of errors; what a command does with each is decided in cli.py.
+
+AvvpError
+├── UserError          something the user can mend: message only, exit code 2
+│   ├── ConfigError    a recipe, an override, numbers that cannot work together
+│   └── DataError      annotations, features, shards, index
+└── TrainingError      the run itself went wrong (loss not finite): exit code 3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AvvpError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(AvvpError):
+    """A mistake the user can mend; carries every problem found, not just the first.
+
+    Args:
+        problems: one line each, naming file, row, field and what to do.
+        title: what was being done when the problems were found.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str], title: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.title = title
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        if not self.title and len(self.problems) == 1:
+            return self.problems[0]
+        lines = [self.title or f"{len(self.problems)} problems"]
+        return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[UserError], tuple[list[str], str]]:  # pickled across process pools with its problems intact
+        return (type(self), (self.problems, self.title))
+
+
+class ConfigError(UserError):
+    """A recipe or an override that cannot be run."""
+
+
+class DataError(UserError):
+    """Annotations, features, shards or an index that cannot be used."""
+
+
+class TrainingError(AvvpError):
+    """Training stopped because going on would be worthless (a loss that is not finite)."""
+
+    exit_code = 3

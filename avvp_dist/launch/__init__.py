@@ -1,0 +1,18 @@
+"""Starts runs: in this process, under torchrun, or on Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avvp_dist.recipe import RunConfig
+
+
+def launch(config: RunConfig) -> dict[str, Any]:
+    """Trains ``config`` the way its launch section says; returns the content of result.json."""
+    if config.launch.name == "ray":
+        from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
+
+        return train(config)
+    from avvp_dist.launch.local import train as train_here
+
+    return train_here(config)

@@ -1,0 +1,14 @@
+"""Methods by the ``name`` of their config. A new method: one file, two lines here, a recipe, a golden test."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from avvp_dist.methods.han import Han, HanMethodConfig
+from avvp_dist.methods.jomold import Jomold, JomoldConfig
+
+METHODS = {"han": Han, "jomold": Jomold}
+
+MethodConfig = Annotated[HanMethodConfig | JomoldConfig, Field(discriminator="name")]

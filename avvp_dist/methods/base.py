@@ -1,0 +1,89 @@
+"""What a method is: an ordered tuple of stages, each of which trains a network or collects an artefact.
+
+Stages see tensors, a Progress and a Collective; never a model class, torch.distributed or a tracker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avvp_dist.dist.collective import Collective
+from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
+
+
+class Stage(ABC):
+    """One stage of a method.
+
+    Attributes:
+        name: unique within the method; names logs, metrics and artefacts.
+        needs: earlier stages whose artefact `start` wants.
+        cross_modal: forward option of the network, in training and in evaluation.
+        settings: everything of the method's config that this stage depends on; part of its artefact's key.
+    """
+
+    name: str
+    needs: tuple[str, ...] = ()
+    cross_modal: bool = True
+    settings: Mapping[str, Any]
+
+
+class TrainStage(Stage):
+    """Trains a network from fresh weights; its artefact is the best epoch's weights.
+
+    Attributes:
+        judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
+    """
+
+    judge: Pass | None = None
+
+    def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
+        """Takes the artefacts of the stages it needs, once, before the first step."""
+
+    @abstractmethod
+    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+        """What the losses aim at; called without gradient. This is where labels are denoised."""
+
+    @abstractmethod
+    def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        """Losses of each video, [B] each: ``total`` is minimised, the others are reported.
+
+        The step sums over the global batch and divides by its count, so every rank's split of a batch gives one result.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the stage carries from step to step; goes into checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what `state_dict` gave."""
+
+
+class CollectStage(Stage):
+    """Runs a trained network once over the training split, in eval mode, and makes an artefact of what it says.
+
+    Attributes:
+        source: the train stage whose best network is run.
+    """
+
+    source: str
+
+    @abstractmethod
+    def collect(self, outputs: Outputs, batch: Batch) -> None:
+        """Takes in one batch of this rank."""
+
+    @abstractmethod
+    def finish(self, collective: Collective) -> dict[str, Any]:
+        """The artefact, JSON-able and the same on all ranks; called once, after the last batch."""
+
+
+class Method(ABC):
+    """A training method: `methods.METHODS` maps its config's ``name`` to it."""
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order they run; the last one trains the network that is evaluated."""

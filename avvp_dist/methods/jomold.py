@@ -1,0 +1,272 @@
+"""JoMoLD (ECCV 2022): joint-modal label denoising.
+
+Three stages: a noise estimator without cross-modal exchange, the noise ratios of every class and modality that it implies,
+and a denoising training that clears, in each global batch, the labels whose losses mark them as noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from avvp_dist import storage
+from avvp_dist.config import Section
+from avvp_dist.data.plan import split_sizes
+from avvp_dist.dist.collective import Collective
+from avvp_dist.errors import ConfigError
+from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
+from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, smooth
+from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
+from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
+
+
+class JomoldConfig(Section):
+    """JoMoLD's training; defaults are the published code's."""
+
+    name: Literal["jomold"] = "jomold"
+    audio_threshold: float = Field(0.6, gt=0)
+    """A positive audio label counts as noise when its probability is below this many times the class's mean."""
+    visual_threshold: float = Field(1.8, gt=0)
+    """The same for visual labels."""
+    visual_target: float = Field(0.95, gt=0, le=1)
+    """The estimate multiplies visual probabilities by this, the smoothed target of a positive label."""
+    ratios: str | None = None
+    """Path or URL of a noise-ratio file; given, the first two stages are skipped."""
+    warmup: Literal["published", "linear"] = "published"
+    """published: no denoising during the first epoch, then all of it (what the authors' code does); linear: a true ramp."""
+    warmup_epochs: float = Field(0.9, ge=0)
+    """Epochs until the whole noise ratio is executed."""
+    rounding: Literal["floor", "carry"] = "floor"
+    """floor: a batch's budget is rounded down (published); carry: its fraction goes on to the next batch, per class."""
+    ranking_dropout: bool = True
+    """Whether dropout stays on while labels are ranked (published: yes, the ranking is stochastic)."""
+    overlap: Literal["published", "keep_one"] = "published"
+    """published: a label may leave both modalities; keep_one: never, the modality with the smaller loss keeps it."""
+    visual_smoothing: float = Field(0.1, ge=0, le=1)
+    """Smoothing of the visual target; a cleared label's target is exactly 0."""
+    audio_weight: float = Field(2.0, ge=0)
+    """Weight of the audio loss while denoising (published: 2; the estimator uses 1)."""
+    contrastive_weight: float = Field(1.0, ge=0)
+    """Weight of the noise-contrastive loss."""
+    temperature: float = Field(0.2, gt=0)
+    """Temperature tau of the noise-contrastive loss."""
+
+
+class Jomold(Method):
+    """Noise estimator, noise ratios, denoising."""
+
+    def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
+        self.config = config
+        self.classes = tuple(classes)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """See `Method`; only the last stage where a ratio file is given.
+
+        Raises:
+            ConfigError: the ratio file cannot be used.
+        """
+        if self.config.ratios:
+            return (_Denoise(self.config, read_ratios(self.config.ratios, self.classes)),)
+        return _Estimate(self.config), _Ratios(self.config, self.classes), _Denoise(self.config, None)
+
+
+def noise_ratios(
+    prob_audio: Tensor,
+    prob_visual: Tensor,
+    weak: Tensor,
+    audio_threshold: float = 0.6,
+    visual_threshold: float = 1.8,
+    visual_target: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Share of each class's weak labels that is noise in each modality (published code).
+
+    A positive counts as noise when its probability is small beside the class's mean over all videos: below
+    ``audio_threshold`` times it for audio, and ``visual_target * p < visual_threshold * mean`` for visual.
+
+    Args:
+        prob_audio, prob_visual: [N,C] pooled probabilities of the noise estimator over the training split.
+        weak: [N,C] weak labels.
+        audio_threshold, visual_threshold, visual_target: constants of the rule.
+
+    Returns:
+        ratio_audio, ratio_visual: float64 [C]; 0 for a class without positives.
+    """
+    audio, visual = torch.as_tensor(prob_audio).double(), torch.as_tensor(prob_visual).double()
+    positives = torch.as_tensor(weak).bool()
+    noisy_audio = (audio / audio.mean(dim=0) < audio_threshold) & positives
+    noisy_visual = (visual_target * visual / visual.mean(dim=0) < visual_threshold) & positives
+    count = positives.sum(dim=0).clamp(min=1)
+    return noisy_audio.sum(dim=0) / count.double(), noisy_visual.sum(dim=0) / count.double()
+
+
+def warmup_factor(kind: str, warmup_epochs: float, progress: Progress) -> float:
+    """Share of the noise ratio that is executed at a step.
+
+    ``linear`` ramps up over ``warmup_epochs``. ``published`` multiplies a ratio that starts anew each epoch by
+    ``min(1, steps so far / warm-up steps)`` at every step again: the product is 0 throughout the first epoch.
+    """
+    steps = warmup_epochs * progress.steps_per_epoch
+    if steps <= 0:
+        return 1.0
+    if kind == "linear":
+        return min(1.0, progress.global_step / steps)
+    so_far = np.arange(progress.epoch * progress.steps_per_epoch, progress.global_step + 1)
+    return float(np.minimum(1.0, so_far / steps).prod())
+
+
+def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
+    """A noise-ratio file: ``{"audio": {class: ratio}, "visual": {class: ratio}}``.
+
+    Raises:
+        ConfigError: it is not there, not such a file, lacks classes or holds ratios outside [0, 1]; every problem.
+    """
+    title = f"method.ratios: cannot use {url}"
+    try:
+        content = json.loads(storage.read_text(url))
+    except FileNotFoundError:
+        raise ConfigError("no such file", title) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"not JSON: {error}", title) from None
+    problems = []
+    for modality in ("audio", "visual"):
+        table = content.get(modality) if isinstance(content, dict) else None
+        if not isinstance(table, dict):
+            problems.append(f"{modality}: missing; expected class names with ratios")
+            continue
+        problems += [f"{modality}: no ratio for class {name!r}" for name in classes if name not in table]
+        problems += [f"{modality}: unknown class {name!r}" for name in table if name not in classes]
+        problems += [
+            f"{modality}.{name}: {value!r} is not a ratio between 0 and 1"
+            for name, value in table.items()
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1
+        ]
+    if problems:
+        raise ConfigError(problems, title)
+    return {modality: {name: float(content[modality][name]) for name in classes} for modality in ("audio", "visual")}
+
+
+class _Estimate(TrainStage):
+    """Stage A: plain training without cross-modal exchange, so that each modality has to stand on its own evidence."""
+
+    name = "estimate"
+    cross_modal = False
+
+    def __init__(self, config: JomoldConfig) -> None:
+        self.config = config
+        self.settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
+
+    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+        return Targets(batch.weak, batch.weak, smooth(batch.weak, self.config.visual_smoothing))
+
+    def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        return _losses(outputs, targets, self.config, audio_weight=1.0)
+
+
+class _Ratios(CollectStage):
+    """Stage B: the estimator's probabilities over the training split, turned into noise ratios."""
+
+    name = "ratios"
+    source = "estimate"
+    needs = ("estimate",)
+    cross_modal = False
+
+    def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
+        self.config = config
+        self.classes = classes
+        self.settings = config.model_dump(include={"audio_threshold", "visual_threshold", "visual_target"})
+        self._rows: list[Tensor] = []
+
+    def collect(self, outputs: Outputs, batch: Batch) -> None:
+        columns = [batch.index[:, None].double(), outputs.audio.double(), outputs.visual.double(), batch.weak.double()]
+        self._rows.append(torch.cat(columns, dim=1))
+
+    def finish(self, collective: Collective) -> dict[str, Any]:
+        rows = collective.all_gather(torch.cat(self._rows))
+        self._rows.clear()
+        # in the split's order, so that sums come out the same whichever rank saw which video
+        audio, visual, weak = rows[rows[:, 0].argsort(), 1:].chunk(3, dim=1)
+        ratio_audio, ratio_visual = noise_ratios(audio, visual, weak, **self.settings)
+        return {
+            "audio": dict(zip(self.classes, ratio_audio.tolist(), strict=True)),
+            "visual": dict(zip(self.classes, ratio_visual.tolist(), strict=True)),
+        }
+
+
+class _Denoise(TrainStage):
+    """Stage C: rank the global batch by the losses of a pass without exchange, clear what looks like noise, train."""
+
+    name = "denoise"
+
+    def __init__(self, config: JomoldConfig, ratios: Mapping[str, Mapping[str, float]] | None) -> None:
+        self.config = config
+        self.needs = () if ratios else ("ratios",)
+        self.judge = Pass(cross_modal=False, dropout=config.ranking_dropout)
+        estimate_only = {"audio_threshold", "visual_threshold", "visual_target", "ratios"}
+        self.settings = {**config.model_dump(exclude=estimate_only), "ratios": ratios}
+        self._given = ratios
+
+    def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
+        ratios = self._given or artefacts["ratios"]
+        self.ratio_audio = torch.tensor(list(ratios["audio"].values()), dtype=torch.float64, device=device)  # [C]
+        self.ratio_visual = torch.tensor(list(ratios["visual"].values()), dtype=torch.float64, device=device)
+        self.carry_audio = torch.zeros_like(self.ratio_audio)
+        self.carry_visual = torch.zeros_like(self.ratio_visual)
+
+    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+        audio, visual = batch.weak, smooth(batch.weak, self.config.visual_smoothing)
+        assert outputs.judge is not None
+        loss_audio = elementwise_bce(outputs.judge.audio, audio)
+        loss_visual = elementwise_bce(outputs.judge.visual, visual)
+        everyone = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
+        noisy_audio, noisy_visual = self._rank(everyone, progress)
+        sizes = split_sizes(batch.total, collective.world_size)
+        start = sum(sizes[: collective.rank])
+        mine = slice(start, start + sizes[collective.rank])
+        noisy_audio, noisy_visual = noisy_audio[mine], noisy_visual[mine]
+        return Targets(
+            video=batch.weak,
+            audio=audio.masked_fill(noisy_audio, 0.0),
+            visual=visual.masked_fill(noisy_visual, 0.0),
+            removed_audio=noisy_audio,
+            removed_visual=noisy_visual,
+        )
+
+    def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        return _losses(outputs, targets, self.config, audio_weight=self.config.audio_weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"carry_audio": self.carry_audio, "carry_visual": self.carry_visual}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.carry_audio.copy_(state["carry_audio"])
+        self.carry_visual.copy_(state["carry_visual"])
+
+    def _rank(self, everyone: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+        """Noise masks [B,C] of the global batch, from its audio losses, visual losses and weak labels [B,3,C]."""
+        loss_audio, loss_visual, weak = everyone.unbind(dim=1)
+        positives = weak > 0
+        factor = warmup_factor(self.config.warmup, self.config.warmup_epochs, progress)
+        carry = self.config.rounding == "carry"
+        budget_audio, self.carry_audio = budgets(positives, factor * self.ratio_audio, self.carry_audio if carry else None)
+        budget_visual, self.carry_visual = budgets(
+            positives, factor * self.ratio_visual, self.carry_visual if carry else None
+        )
+        noisy_audio, noisy_visual = noisy_masks(loss_audio, loss_visual, positives, budget_audio, budget_visual)
+        if self.config.overlap == "keep_one":
+            return resolve_overlap(noisy_audio, noisy_visual, loss_audio, loss_visual)
+        return noisy_audio, noisy_visual
+
+
+def _losses(outputs: Outputs, targets: Targets, config: JomoldConfig, audio_weight: float) -> dict[str, Tensor]:
+    video = bce(outputs.video, targets.video)
+    audio = bce(outputs.audio, targets.audio)
+    visual = bce(outputs.visual, targets.visual)
+    nce = contrastive(outputs.audio_features, outputs.visual_features, config.temperature)
+    total = audio_weight * audio + visual + video + config.contrastive_weight * nce
+    return {"total": total, "video": video, "audio": audio, "visual": visual, "contrastive": nce}

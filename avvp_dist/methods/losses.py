@@ -1,0 +1,50 @@
+"""Loss terms that methods share. Probabilities in, one number a video out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPSILON = 1e-7  # published code clamps probabilities to [1e-7, 1 - 1e-7]
+
+
+def elementwise_bce(probability: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of clamped probabilities, same shape as its arguments.
+
+    Not torch's own, which ends the process where a probability is NaN instead of letting the loss tell.
+    """
+    probability = probability.float().clamp(_EPSILON, 1 - _EPSILON)
+    return -(target * probability.log() + (1 - target) * (1 - probability).log())
+
+
+def bce(probability: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy of each video, mean over classes: [B,C] and [B,C] -> [B]."""
+    return elementwise_bce(probability, target).mean(dim=-1)
+
+
+def smooth(labels: Tensor, amount: float) -> Tensor:
+    """Label smoothing: ``(1 - amount) * y + amount / 2``, so 0.1 gives 0.95 and 0.05 (HAN; published code)."""
+    return (1 - amount) * labels + amount / 2
+
+
+def contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: float = 0.9) -> Tensor:
+    """Noise-contrastive loss of JoMoLD between a video's audio and visual segments (published code).
+
+    Each audio segment is matched against the video's visual segments; the target puts ``diagonal`` on the same second and
+    spreads the rest. The logarithm stands outside the sum, unlike in MA's loss.
+
+    Args:
+        audio, visual: [B,T,D] segment features.
+        temperature: divides the cosine similarity.
+        diagonal: share of the target on the same second.
+
+    Returns:
+        [B], mean over the T audio segments.
+    """
+    audio, visual = F.normalize(audio.float(), dim=-1), F.normalize(visual.float(), dim=-1)
+    matched = (audio @ visual.transpose(1, 2) / temperature).softmax(dim=-1)  # [B,T,T]
+    segments = audio.shape[1]
+    target = torch.full((segments, segments), (1 - diagonal) / max(segments - 1, 1), device=audio.device)
+    target.fill_diagonal_(diagonal)
+    return -(target * matched).sum(dim=-1).log().mean(dim=-1)

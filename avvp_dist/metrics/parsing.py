@@ -1,0 +1,275 @@
+"""The official scores of audio-visual video parsing on LLP, and the protocols that make predictions of probabilities.
+
+Shape letters: N videos, T segments, C classes. F-scores follow the evaluation that HAN published and everyone copies; each
+is a mean over videos, so a video weighs the same however much happens in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVELS = ("segment", "event")
+KINDS = ("audio", "visual", "audio_visual")
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.floating]
+Protocol = Literal["joint", "modality", "none"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+_SPEECH = "Speech"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The ten official figures and what they are means of.
+
+    Attributes:
+        segment, event: F-score in percent of ``audio``, ``visual``, ``audio_visual``, ``type`` (mean of these three) and
+            ``event`` (both modalities' events counted together), by segment and by event.
+        per_video: float64 [N,8], F-scores in 0..1: audio, visual, event, audio_visual by segment, then the same by event.
+    """
+
+    segment: dict[str, float]
+    event: dict[str, float]
+    per_video: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities:
+    """What a network says about a split.
+
+    Attributes:
+        video, audio, visual: [N,C], event in the video, in either modality, in its sound, in its picture.
+        segments: [N,T,2,C], event in that second; audio, then visual.
+    """
+
+    video: Floats
+    audio: Floats
+    visual: Floats
+    segments: Floats
+
+
+def score(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> Scores:
+    """The official scores, equal to the published code's.
+
+    Per video and class with anything predicted or true: F1; mean over those classes; 1 for a video without any; mean over
+    videos. An audio-visual event is where both modalities have it. An event is a run of seconds without a gap; a predicted
+    one is right when its intersection with a true one is at least half of their union.
+
+    Args:
+        pred_audio: events predicted in the sound, bool [N,T,C].
+        pred_visual: events predicted in the picture, bool [N,T,C].
+        true_audio: events annotated in the sound, bool [N,T,C].
+        true_visual: events annotated in the picture, bool [N,T,C].
+
+    Raises:
+        ValueError: not four bool arrays of one shape [N,T,C], or no video.
+    """
+    return _scores(_count(pred_audio, pred_visual, true_audio, true_visual))
+
+
+def per_class(
+    pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """F-score of each class, from hits and misses pooled over all videos.
+
+    The field publishes no definition by class. This one weighs a video by what happens in it, so the mean over classes is
+    not the official score.
+
+    Args:
+        pred_audio: events predicted in the sound, bool [N,T,C].
+        pred_visual: events predicted in the picture, bool [N,T,C].
+        true_audio: events annotated in the sound, bool [N,T,C].
+        true_visual: events annotated in the picture, bool [N,T,C].
+
+    Returns:
+        Level (``segment``, ``event``) -> kind (``audio``, ``visual``, ``audio_visual``) -> percent [C]; NaN for a class that
+        is nowhere true or predicted.
+
+    Raises:
+        ValueError: as `score`.
+    """
+    return _per_class(_count(pred_audio, pred_visual, true_audio, true_visual))
+
+
+def apply_protocol(
+    video: Floats,
+    audio: Floats,
+    visual: Floats,
+    segments: Floats,
+    protocol: Protocol,
+    segment_threshold: float = 0.5,
+    video_threshold: float = 0.5,
+) -> tuple[Bools, Bools]:
+    """Predicted events: seconds whose probability reaches the threshold, in videos that pass the protocol's filter.
+
+    Args:
+        video: [N,C], event in the video.
+        audio: [N,C], event in its sound.
+        visual: [N,C], event in its picture.
+        segments: [N,T,2,C], event in that second; audio, then visual.
+        protocol: ``joint``: the video's joint probability must reach ``video_threshold`` (HAN); ``modality``: that of the
+            modality itself (MA, JoMoLD); ``none``: no filter.
+        segment_threshold: smallest probability of a second that counts as predicted.
+        video_threshold: smallest probability that passes the filter.
+
+    Returns:
+        pred_audio, pred_visual: bool [N,T,C].
+
+    Raises:
+        ValueError: an unknown protocol, or shapes that do not fit together.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}; valid: {', '.join(PROTOCOLS)}")
+    if segments.ndim != 4 or segments.shape[2] != 2:
+        raise ValueError(f"segments: expected [N,T,2,C], got {list(segments.shape)}")
+    expected = (segments.shape[0], segments.shape[3])
+    for name, pooled in (("video", video), ("audio", audio), ("visual", visual)):
+        if pooled.shape != expected:
+            raise ValueError(f"{name}: expected [N,C] = {list(expected)} as in segments, got {list(pooled.shape)}")
+    active = segments >= segment_threshold
+    if protocol == "none":
+        return active[:, :, 0], active[:, :, 1]
+    heads = (video, video) if protocol == "joint" else (audio, visual)
+    passed = [(head >= video_threshold)[:, None] for head in heads]
+    return active[:, :, 0] & passed[0], active[:, :, 1] & passed[1]
+
+
+def evaluate(
+    probabilities: Probabilities,
+    true_audio: Bools,
+    true_visual: Bools,
+    classes: Sequence[str],
+    protocol: Protocol,
+    segment_threshold: float = 0.5,
+    video_threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Everything that is reported under one protocol, ready for JSON.
+
+    Args:
+        probabilities: what the network says.
+        true_audio: events annotated in the sound, bool [N,T,C].
+        true_visual: events annotated in the picture, bool [N,T,C].
+        classes: names of the C classes.
+        protocol: as for `apply_protocol`.
+        segment_threshold: as for `apply_protocol`.
+        video_threshold: as for `apply_protocol`.
+
+    Returns:
+        ``segment_threshold``, ``video_threshold``, ``segment`` and ``event`` (as in `Scores`), ``without_speech`` with the
+        same two (where one of the classes is Speech, which alone decides much of the official visual score), and
+        ``per_class``: class -> level -> kind -> percent, None for a class that is nowhere true or predicted.
+
+    Raises:
+        ValueError: an unknown protocol, or shapes that do not fit together.
+    """
+    p = probabilities
+    predicted = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol, segment_threshold, video_threshold)
+    counts = _count(*predicted, true_audio, true_visual)
+    if len(classes) != counts.shape[-1]:
+        raise ValueError(f"classes: expected {counts.shape[-1]} names, got {len(classes)}")
+    overall = _scores(counts)
+    result: dict[str, Any] = {
+        "segment_threshold": segment_threshold,
+        "video_threshold": video_threshold,
+        "segment": overall.segment,
+        "event": overall.event,
+    }
+    others = [number for number, name in enumerate(classes) if name != _SPEECH]
+    if len(others) < len(classes):
+        without = _scores(counts[..., others])
+        result["without_speech"] = {"segment": without.segment, "event": without.event}
+    pooled = _per_class(counts)
+    result["per_class"] = {
+        name: {level: {kind: _number(pooled[level][kind][c]) for kind in KINDS} for level in LEVELS}
+        for c, name in enumerate(classes)
+    }
+    return result
+
+
+def _count(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> NDArray[np.int64]:
+    """Hits and things, int64 [2 levels, 3 kinds, 2, N, C]; a thing is a second or an event, predicted or true.
+
+    With hits h and things p + t, F1 = 2h / (p + t), and TP + FP + FN > 0 is the same as p + t > 0.
+    """
+    named = {"pred_audio": pred_audio, "pred_visual": pred_visual, "true_audio": true_audio, "true_visual": true_visual}
+    for name, array in named.items():
+        if array.ndim != 3 or array.shape != pred_audio.shape or array.dtype != np.bool_:
+            raise ValueError(
+                f"{name}: expected bool [N,T,C] of the same shape as the others, got {array.dtype} {list(array.shape)}"
+                f" (pred_audio: {list(pred_audio.shape)})"
+            )
+    if 0 in pred_audio.shape:
+        raise ValueError(f"nothing to score: [N,T,C] is {list(pred_audio.shape)}")
+    pairs = [(pred_audio, true_audio), (pred_visual, true_visual), (pred_audio & pred_visual, true_audio & true_visual)]
+    return np.array([[_count_segments(*pair) for pair in pairs], [_count_events(*pair) for pair in pairs]])
+
+
+def _count_segments(pred: Bools, true: Bools) -> NDArray[np.int64]:
+    return np.stack([(pred & true).sum(axis=1), pred.sum(axis=1) + true.sum(axis=1)])
+
+
+def _count_events(pred: Bools, true: Bools) -> NDArray[np.int64]:
+    """Hits and events of each video and class, [2,N,C].
+
+    Two predicted events have a gap between them, and so have two true ones. So a run of seconds in both ``pred`` and
+    ``true`` is the whole intersection of one predicted and one true event, and nothing else needs comparing. Nor can two
+    events with a gap between them each meet a third in half of the union: a match is one to one, as in the published search.
+    """
+    videos, segments, classes = pred.shape
+    (p_start, p_length), (t_start, t_length) = _runs(pred), _runs(true)
+    start, length = _runs(pred & true)
+    p_of = np.searchsorted(p_start, start, side="right") - 1
+    t_of = np.searchsorted(t_start, start, side="right") - 1
+    union = p_length[p_of] + t_length[t_of] - length
+    found = [start[2 * length >= union], np.concatenate([p_start, t_start])]
+    rows = [np.bincount(starts // (segments + 1), minlength=videos * classes) for starts in found]
+    return np.stack(rows).reshape(2, videos, classes)
+
+
+def _runs(active: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and length of every run along T, ascending by start.
+
+    Starts count through all (video, class) rows, T + 1 places each: the empty place keeps runs from crossing rows.
+    """
+    videos, segments, classes = active.shape
+    line = np.zeros((videos, classes, segments + 1), dtype=np.int8)
+    line[:, :, :-1] = active.transpose(0, 2, 1)
+    change = np.diff(line.reshape(-1), prepend=np.int8(0))
+    start = np.flatnonzero(change == 1)
+    return start, np.flatnonzero(change == -1) - start
+
+
+def _scores(counts: NDArray[np.int64]) -> Scores:
+    audio, visual, audio_visual = np.moveaxis(counts, 1, 0)  # each [2 levels, 2, N, C]
+    hits, things = np.moveaxis(np.stack([audio, visual, audio + visual, audio_visual], axis=1), 2, 0)  # [2,4,N,C]
+    occurring = (things > 0).sum(axis=-1)
+    total = _f1(hits, things, empty=0.0).sum(axis=-1)
+    per_video = np.where(occurring > 0, total / np.maximum(occurring, 1), 1.0)  # [2,4,N]
+    segment, event = (_official(*means) for means in 100 * per_video.mean(axis=-1))
+    return Scores(segment, event, per_video.reshape(-1, per_video.shape[-1]).T)
+
+
+def _official(audio: float, visual: float, event: float, audio_visual: float) -> dict[str, float]:
+    type_ = (audio + visual + audio_visual) / 3
+    named = {"audio": audio, "visual": visual, "audio_visual": audio_visual, "type": type_, "event": event}
+    return {name: float(value) for name, value in named.items()}
+
+
+def _per_class(counts: NDArray[np.int64]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    hits, things = np.moveaxis(counts.sum(axis=-2), 2, 0)  # each [2 levels, 3 kinds, C]
+    percent = 100 * _f1(hits, things, empty=np.nan)
+    return {level: dict(zip(KINDS, of_level, strict=True)) for level, of_level in zip(LEVELS, percent, strict=True)}
+
+
+def _f1(hits: NDArray[np.int64], things: NDArray[np.int64], empty: float) -> NDArray[np.float64]:
+    return np.divide(2 * hits, things, out=np.full(hits.shape, empty), where=things > 0)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,161 @@
+"""Hybrid attention network (HAN, ECCV 2020) as HAN, MA and JoMoLD publish it, without the modules they never use.
+
+Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from avvp_dist.config import Section
+from avvp_dist.models.dropout import dropout as drop
+from avvp_dist.models.pooling import AttentiveMMIL
+from avvp_dist.types import Batch, Outputs, Pass
+
+
+class HanConfig(Section):
+    """Hybrid attention network."""
+
+    name: Literal["han"] = "han"
+    width: int = Field(512, ge=1)
+    """Feature width D."""
+    feedforward: int = Field(512, ge=1)
+    """Width of the feed-forward block."""
+    heads: int = Field(1, ge=1)
+    """Attention heads; divides width."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout inside the attention layer."""
+    visual_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on visual features before the heads; JoMoLD's network has 0.5, HAN and MA none."""
+
+    def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
+        """The network with fresh weights.
+
+        Args:
+            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
+            classes: number of event classes C.
+        """
+        return HanNetwork(self, dims, classes)
+
+
+class Attention(nn.Module):
+    """`torch.nn.MultiheadAttention` in two halves, so that two passes can share the projections.
+
+    Same parameters (names, shapes, initialisation) and same result.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of ``x`` [...,T,D], each [...,heads,T,D/heads]."""
+        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
+        query, key, value = projected.unbind(-3)  # [...,T,heads,D/heads]
+        return query.transpose(-2, -3), key.transpose(-2, -3), value.transpose(-2, -3)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: bool) -> Tensor:
+        """Attention output [...,T,D]."""
+        rate = self.dropout if dropout else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)
+        return self.out_proj(mixed.transpose(-2, -3).flatten(-2))
+
+
+class HanLayer(nn.Module):
+    """One hybrid-attention layer: every segment looks at its own and at the other modality's segments."""
+
+    def __init__(self, config: HanConfig) -> None:
+        super().__init__()
+        self.self_attention = Attention(config.width, config.heads, config.dropout)
+        self.cross_attention = Attention(config.width, config.heads, config.dropout)
+        self.linear1 = nn.Linear(config.width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, config.width)
+        self.norm1 = nn.LayerNorm(config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, own: tuple[Tensor, Tensor, Tensor], *, cross_modal: bool, dropout: bool) -> Tensor:
+        """Aggregates over time and modality.
+
+        Args:
+            x: [2,B,T,D] inputs of both modalities.
+            own: ``self.self_attention.project(x)``.
+            cross_modal: False drops the cross-modal term.
+            dropout: whether dropout is on.
+        """
+        mixed = self._drop(self.self_attention.attend(*own, dropout), dropout)
+        if cross_modal:
+            query, key, value = self.cross_attention.project(x)
+            other = self.cross_attention.attend(query, key.flip(0), value.flip(0), dropout)
+            mixed = mixed + self._drop(other, dropout)
+        x = self.norm1(x + mixed)
+        hidden = self._drop(F.relu(self.linear1(x)), dropout)
+        return self.norm2(x + self._drop(self.linear2(hidden), dropout))
+
+    def _drop(self, x: Tensor, dropout: bool) -> Tensor:
+        return drop(x, self.dropout) if dropout else x
+
+
+class HanNetwork(nn.Module):
+    """HAN: stream projections, one shared hybrid-attention layer, attentive MMIL pooling."""
+
+    def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.audio = nn.Linear(dims["audio"], config.width)
+        self.visual = nn.Linear(dims["visual"], config.width)
+        self.motion = nn.Linear(dims["motion"], config.width)
+        self.fusion = nn.Linear(2 * config.width, config.width)
+        self.layer = HanLayer(config)
+        self.pooling = AttentiveMMIL(config.width, classes)
+        self.visual_dropout = config.visual_dropout
+
+    def forward(self, batch: Batch, *, cross_modal: bool = True, judge: Pass | None = None) -> Outputs:
+        """Parses a batch.
+
+        Args:
+            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
+            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator).
+            judge: a second pass over the same batch without gradient, found in ``Outputs.judge``; it shares what comes
+                before the first dropout, which is exact.
+        """
+        inputs = self._project(batch)
+        own = self.layer.self_attention.project(inputs)
+        outputs = self._parse(inputs, own, Pass(cross_modal=cross_modal))
+        if judge is None:
+            return outputs
+        with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
+            return _with_judge(outputs, self._parse(inputs, own, judge))
+
+    def _project(self, batch: Batch) -> Tensor:
+        """Both modalities in the common width, [2,B,T,D]."""
+        frames = batch.visual
+        if frames.shape[1] != batch.audio.shape[1]:
+            # the mean over a segment's frames commutes with the linear layer and is cheaper before it
+            frames = frames.unflatten(1, (batch.audio.shape[1], -1)).mean(dim=2)
+        visual = self.fusion(torch.cat([self.visual(frames), self.motion(batch.motion)], dim=-1))
+        return torch.stack([self.audio(batch.audio), visual])
+
+    def _parse(self, inputs: Tensor, own: tuple[Tensor, Tensor, Tensor], how: Pass) -> Outputs:
+        dropout = self.training and how.dropout
+        features = self.layer(inputs, own, cross_modal=how.cross_modal, dropout=dropout)
+        heard_and_seen = features
+        if dropout and self.visual_dropout:  # the heads see it, contrastive losses do not (published code)
+            heard_and_seen = torch.stack([features[0], drop(features[1], self.visual_dropout)])
+        video, audio, visual, segments = self.pooling(heard_and_seen)
+        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1])
+
+
+def _with_judge(outputs: Outputs, judge: Outputs) -> Outputs:
+    return Outputs(**{**vars(outputs), "judge": judge})

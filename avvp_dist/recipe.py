@@ -1,0 +1,108 @@
+"""A whole run's configuration: every room's section together, read from a recipe and overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from avvp_dist.config import Section, merge, parse_overrides, parse_yaml, validate
+from avvp_dist.data.resident import DataConfig
+from avvp_dist.errors import ConfigError
+from avvp_dist.methods import MethodConfig
+from avvp_dist.models import ModelConfig
+from avvp_dist.tracking.base import TrackingConfig
+from avvp_dist.train.evaluate import EvaluateConfig
+from avvp_dist.train.loop import TrainConfig
+from avvp_dist.train.optim import OptimConfig
+
+# what a bare value stands for: launch=ray is launch.name=ray
+_SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
+
+
+class LaunchConfig(Section):
+    """Who starts the workers."""
+
+    name: Literal["local", "ray"] = "local"
+    """local: this process, or each of torchrun's; ray: Ray Train, on the cluster of RAY_ADDRESS or on this machine."""
+    workers: int = Field(1, ge=1)
+    """Ray workers; the global batch is divided among them."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs of a Ray worker; 0 trains on CPU."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs a Ray worker asks for."""
+    max_failures: int = Field(3, ge=-1)
+    """Times Ray starts the workers again after a failure, from the last checkpoint; -1 without end."""
+
+
+class RunConfig(Section):
+    """One reproducible run."""
+
+    recipe: str
+    """Name of the recipe this came from."""
+    seed: int = Field(0, ge=0)
+    """Root of all randomness: fresh weights, order of videos, dropout."""
+    output: str
+    """Folder or URL of the run: result.json, model, stages, checkpoints, pictures."""
+    store: str | None = None
+    """Folder or URL of finished stages, to share them among runs; null for <output>/stages."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig
+    method: MethodConfig
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    def to_yaml(self) -> str:
+        """The resolved config; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def recipes() -> dict[str, str]:
+    """The shipped recipes: name -> YAML text."""
+    folder = resources.files("avvp_dist") / "recipes"
+    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
+    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A recipe with overrides.
+
+    Args:
+        recipe: name of a shipped recipe, or the path of a YAML file (a run's config.yaml, say).
+        overrides: ``key=value``, e.g. ``optim.lr=1e-3``, ``launch=ray``.
+
+    Raises:
+        ConfigError: everything that is wrong with them, at once.
+    """
+    shipped = recipes()
+    if recipe in shipped:
+        content, name = parse_yaml(shipped[recipe], recipe), recipe
+    elif recipe.endswith((".yaml", ".yml")):
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(f"{recipe}: no such recipe file")
+        content, name = parse_yaml(path.read_text(encoding="utf-8"), recipe), path.stem
+    else:
+        close = difflib.get_close_matches(recipe, shipped, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"unknown recipe {recipe!r}{hint} Valid names: {', '.join(shipped)}, or the path of a .yaml file")
+    content.setdefault("recipe", name)
+    merged = merge(content, parse_overrides(overrides), _SHORTHAND)
+    merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
+    return validate(RunConfig, merged, f"recipe {recipe}")
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Dotted keys in which two dumped configs differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if one == other else [f"{path}: {one!r} there, {other!r} here"]

@@ -1,0 +1,78 @@
+"""How a run looks on a terminal, and in a log where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from avvp_dist.types import Progress as TrainProgress
+
+_log = logging.getLogger("avvp")
+
+
+class TrainingConsole:
+    """Tells how training goes: a progress bar on a terminal, one log line an epoch everywhere.
+
+    Args:
+        select: the score that names the best epoch, shown on every line.
+    """
+
+    def __init__(self, select: str) -> None:
+        self._select = f"val/{select}"
+        self._best = float("-inf")
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if sys.stderr.isatty():
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+
+    def close(self) -> None:
+        """Takes the progress bar away."""
+        if self._bar:
+            self._bar.stop()
+
+    def stage_started(self, stage: str, epochs: int, resumed: TrainProgress | None) -> None:
+        """See `train.loop.Observer`."""
+        self._best = float("-inf")
+        where = f", resumed at epoch {resumed.epoch + 1}, step {resumed.step}" if resumed else ""
+        self._say(f"stage {stage}: {epochs} epoch{'s' if epochs > 1 else ''}{where}")
+        if self._bar:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(stage, total=None)
+
+    def stage_reused(self, stage: str, key: str) -> None:
+        """See `train.loop.Observer`."""
+        self._say(f"stage {stage}: finished before with these settings on this data, reused ({key})")
+
+    def step(self, progress: TrainProgress) -> None:
+        """See `train.loop.Observer`."""
+        if self._bar and self._task is not None:
+            total = progress.epochs * progress.steps_per_epoch
+            self._bar.update(self._task, completed=progress.global_step + 1, total=total)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """See `train.loop.Observer`."""
+        value = row[self._select]
+        self._best = max(self._best, value)
+        parts = [
+            f"{row['stage']} epoch {row['epoch']}",
+            f"loss {row['loss/total']:.4f}",
+            f"{self._select.replace('/', ' ')} {value:.2f} (best {self._best:.2f})",
+        ]
+        if "removed/visual" in row:
+            parts.append(f"removed {row['removed/audio']:.0f} audio, {row['removed/visual']:.0f} visual")
+        parts.append(f"{row['videos_per_second']:.0f} videos/s")
+        self._say(", ".join(parts))
+
+    def _say(self, line: str) -> None:
+        if self._bar:
+            self._bar.console.print(line, highlight=False)
+        else:
+            _log.info(line)

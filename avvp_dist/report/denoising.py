@@ -1,0 +1,109 @@
+"""Which labels were taken away as noise, and how rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from avvp_dist.report.canvas import BLUE, DARK, RED, picture
+from avvp_dist.report.curves import readable
+from avvp_dist.types import MODALITIES
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+class Counts(NamedTuple):
+    """Per class [C]: labels, labels removed, of them noise, noise in all; the last two only where the truth is known."""
+
+    labels: IntArray
+    removed: IntArray
+    right: IntArray | None = None
+    noise: IntArray | None = None
+
+
+def removed_labels(
+    classes: Sequence[str],
+    weak: BoolArray,
+    removed_audio: BoolArray,
+    removed_visual: BoolArray,
+    true_audio: BoolArray | None,
+    true_visual: BoolArray | None,
+    path: Path,
+    synthetic: bool,
+) -> None:
+    """Share of each class's labels that were removed, with the counts; rightly and wrongly where the truth is known.
+
+    Args:
+        classes: names of the C classes.
+        weak: [N,C] weak labels.
+        removed_audio, removed_visual: [N,C] labels taken away.
+        true_audio, true_visual: [N,C] whether the event really is in that modality of the video (a weak label is noise where
+            it is not); None where nobody annotated the videos.
+        path: the PNG to write.
+        synthetic: whether the data is made up, which the picture then says.
+    """
+    with picture(path, 12, 1.9 + 0.34 * len(classes), "Labels removed as noise", synthetic) as figure:
+        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 2, 3, 2) if true_audio is not None else (3, 1, 3, 1))
+        counts = (_count(weak, removed_audio, true_audio), _count(weak, removed_visual, true_visual))
+        shares = [100 * part / np.maximum(of.labels, 1) for of in counts for part in of[1:] if part is not None]
+        limit = min(100.0, max(5.0, 1.05 * float(np.max(shares))))
+        for number, name in enumerate(MODALITIES):
+            _bars(axes[2 * number], name, counts[number])
+            _numbers(axes[2 * number + 1], counts[number])
+            axes[2 * number].set_xlim(0, limit)
+        axes[0].set_yticks(range(len(classes)), [readable(name) for name in classes])
+        axes[0].set_ylim(len(classes) - 0.4, -1.6)
+        axes[2].tick_params(left=False)
+        figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _count(weak: BoolArray, removed: BoolArray, true: BoolArray | None) -> Counts:
+    weak, removed = np.asarray(weak, dtype=bool), np.asarray(removed, dtype=bool)
+    gone = (weak & removed).sum(axis=0)
+    if true is None:
+        return Counts(weak.sum(axis=0), gone)
+    noise = weak & ~np.asarray(true, dtype=bool)
+    return Counts(weak.sum(axis=0), gone, (noise & removed).sum(axis=0), noise.sum(axis=0))
+
+
+def _bars(axis: Axes, name: str, counts: Counts) -> None:
+    rows = np.arange(len(counts.labels))
+    percent = 100 / np.maximum(counts.labels, 1)
+    title = f"{name}: {counts.removed.sum()} of {counts.labels.sum()} removed"
+    if counts.right is None or counts.noise is None:
+        axis.barh(rows, counts.removed * percent, height=0.7, color=BLUE, label="removed (truth unknown)")
+    else:
+        right, wrong = counts.right * percent, (counts.removed - counts.right) * percent
+        axis.barh(rows, right, height=0.7, color=BLUE, label="removed rightly")
+        axis.barh(
+            rows, wrong, left=right, height=0.7, color=RED, edgecolor="white", linewidth=0, hatch="////",
+            label="removed wrongly",
+        )  # fmt: skip
+        axis.scatter(counts.noise * percent, rows, marker="|", s=170, linewidths=2, color=DARK, label="all noise", zorder=3)
+        precision = _share(counts.right.sum(), counts.removed.sum())
+        title += f"\nprecision {precision} %, recall {_share(counts.right.sum(), counts.noise.sum())} %"
+    axis.set_title(title, loc="left")
+    axis.set_xlabel("share of the class's labels, %")
+    axis.grid(axis="x")
+
+
+def _numbers(axis: Axes, counts: Counts) -> None:
+    """The figures behind the bars: removed of labels, and per class precision and recall in percent."""
+    columns = [("removed", [f"{gone}/{labels}" for gone, labels in zip(counts.removed, counts.labels, strict=True)])]
+    if counts.right is not None and counts.noise is not None:
+        columns.append(("prec.", [_share(*pair) for pair in zip(counts.right, counts.removed, strict=True)]))
+        columns.append(("recall", [_share(*pair) for pair in zip(counts.right, counts.noise, strict=True)]))
+    axis.set_axis_off()
+    for (head, cells), x in zip(columns, (0.42, 0.67, 0.93) if len(columns) > 1 else (0.85,), strict=True):
+        for row, text in [(-1, head), *enumerate(cells)]:
+            axis.text(x, row, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=10)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f}" if whole else "-"

@@ -1,0 +1,102 @@
+"""Where a run is written down. Write-only: a tracker that fails never stops or delays training.
+
+Importing this module imports no tracking library; `open_tracker` starts a thread that does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import PositiveFloat
+
+from avvp_dist.config import Section
+
+log = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class TrackingConfig(Section):
+    """Which tracking server keeps the run, and under which names."""
+
+    name: Literal["mlflow", "none"] = "mlflow"
+    """`mlflow`, or `none` to keep nothing beyond the run folder."""
+    uri: str = "sqlite:///mlflow.db"
+    """MLflow tracking URI; a relative SQLite path counts from the folder in which the run was started."""
+    experiment: str = "avvp"
+    """MLflow experiment; made when it is not there."""
+    run_name: str | None = None
+    """Name shown in MLflow; None lets MLflow invent one."""
+    parent_run: str | None = None
+    """MLflow run id under which this run is nested, e.g. its sweep."""
+    flush_timeout: PositiveFloat = 30.0
+    """Seconds the end of a run waits for the server; what is left then waits for `avvp sync`."""
+
+
+class Tracker(Protocol):
+    """What a run tells about itself. No call raises or waits, whatever the server does."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None as long as no server has seen it."""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Settings of the run; nested mappings become dotted keys."""
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Facts that may change, e.g. the git commit or the data fingerprint."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers at one step."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file or folder as it is now, kept below ``folder`` of the run's artefacts."""
+
+    def text(self, name: str, content: str) -> None:
+        """A text artefact; ``name`` may carry folders."""
+
+    def finish(self, status: Status) -> None:
+        """Ends the run; waits at most ``flush_timeout`` seconds for what is not sent yet."""
+
+
+class NullTracker:
+    """Keeps nothing: ranks other than 0, and ``tracking.name=none``."""
+
+    run_id: str | None = None
+
+    def params(self, values: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def tags(self, values: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...  # noqa: D102
+    def artifact(self, path: Path, folder: str = "") -> None: ...  # noqa: D102
+    def text(self, name: str, content: str) -> None: ...  # noqa: D102
+    def finish(self, status: Status) -> None: ...  # noqa: D102
+
+
+def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
+    """The tracker of the run whose tracking files live in ``folder`` (local, one per run).
+
+    A folder that already holds a run continues it: same MLflow run, and what had not been sent is sent now.
+    """
+    if config.name == "none":
+        return NullTracker()
+    from avvp_dist.tracking.spool import SpoolTracker
+
+    try:
+        return SpoolTracker(config, folder)
+    except OSError as error:
+        log.warning("this run is not tracked, its folder cannot be written: %s", error)
+        return NullTracker()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"optim": {"lr": 1e-3}}`` as ``{"optim.lr": 1e-3}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

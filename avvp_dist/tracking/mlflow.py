@@ -1,0 +1,173 @@
+"""The tracking server: plain MLflow client calls with an explicit run id.
+
+Imported by the sending thread only, since importing MLflow takes seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# A request that fails is retried by the spool, with the whole batch; MLflow's own retries would hold it for minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from avvp_dist.tracking.spool import Entry, read_run, write_run
+
+KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
+METRICS, PARAMS, TAGS = 1000, 50, 40  # of one request, which must stay below MLflow's 1 MB
+PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = 6000, 8000, 250  # MLflow's limits
+
+for _name in ("mlflow", "alembic"):  # they tell of tables and retries; what matters is reported by the spool
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class MlflowSink:
+    """One run at an MLflow server or in an MLflow database; finds the run of ``folder`` or makes it.
+
+    Raises:
+        MlflowException, OSError: not reachable, or the run was deleted.
+    """
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        _make_sqlite_store(uri)
+        self._client = MlflowClient(tracking_uri=uri)
+        self._folder = folder
+        run = read_run(folder)
+        if not run.get("run_id"):
+            run["run_id"] = self._find(run, uri)
+            write_run(folder, run)
+        self.run_id: str = run["run_id"]
+        self._check_active()
+
+    def send(self, entries: list[Entry]) -> list[str]:
+        """Sends all entries, or raises; returns a line for each value that MLflow refuses for good."""
+        refused: list[str] = []
+        metrics = [
+            Metric(_key(key), value, entry["time"], entry["step"])
+            for entry in entries
+            if entry["kind"] == "metrics"
+            for key, value in entry["values"].items()
+        ]
+        params = {key: Param(_key(key), value[:PARAM_LENGTH]) for key, value in _values(entries, "params")}
+        tags = {key: RunTag(_key(key), value[:TAG_LENGTH]) for key, value in _values(entries, "tags")}
+        for name, items, size in (
+            ("metrics", metrics, METRICS),
+            ("params", list(params.values()), PARAMS),
+            ("tags", list(tags.values()), TAGS),
+        ):
+            for first in range(0, len(items), size):
+                self._log(name, items[first : first + size], refused)
+        for entry in entries:
+            if entry["kind"] == "artifact":
+                self._log_artifact(entry, refused)
+        self._set_status(entries)
+        return refused
+
+    def _find(self, run: dict[str, Any], uri: str) -> str:
+        experiment = self._client.get_experiment_by_name(run["experiment"])
+        if experiment is None:
+            experiment_id = self._client.create_experiment(run["experiment"], artifact_location=_artifact_location(uri))
+        else:
+            experiment_id = experiment.experiment_id
+        # An answer may have been lost on the way: the run can be there although its id never came back.
+        for found in self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{run['key']}'"):
+            return found.info.run_id
+        tags = {KEY_TAG: run["key"]}
+        if run["parent_run"]:
+            tags["mlflow.parentRunId"] = run["parent_run"]
+        created = self._client.create_run(experiment_id, start_time=run["started"], tags=tags, run_name=run["run_name"])
+        return created.info.run_id
+
+    def _check_active(self) -> None:
+        """A deleted run refuses everything; its entries must stay unsent until it is restored."""
+        if self._client.get_run(self.run_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise MlflowException(f"run {self.run_id} was deleted in MLflow; restore it to send the rest")
+
+    def _log(self, name: str, items: Sequence[Any], refused: list[str]) -> None:
+        """Sends one batch; when MLflow refuses it, finds the items to blame by halving."""
+        batch: dict[str, Any] = {name: items}
+        try:
+            self._client.log_batch(self.run_id, **batch)
+        except MlflowException as error:
+            if not _is_permanent(error):
+                raise
+            if len(items) > 1:
+                middle = len(items) // 2
+                self._log(name, items[:middle], refused)
+                self._log(name, items[middle:], refused)
+                return
+            self._check_active()
+            refused.append(f"{name} {items[0].key}: {str(error).splitlines()[0]}")
+
+    def _log_artifact(self, entry: Entry, refused: list[str]) -> None:
+        path = self._folder / "artifacts" / entry["kept"] / entry["name"]
+        if not path.exists():
+            refused.append(f"artefact {entry['name']}: its copy {path} is gone")
+            return
+        try:
+            self._client.log_artifact(self.run_id, str(path), entry["folder"] or None)
+        except MlflowException as error:
+            if not _is_permanent(error):
+                raise
+            self._check_active()
+            refused.append(f"artefact {entry['folder']}/{entry['name']}: {str(error).splitlines()[0]}")
+
+    def _set_status(self, entries: list[Entry]) -> None:
+        marks = [entry for entry in entries if entry["kind"] in ("start", "finish")]
+        if not marks:
+            return
+        last = marks[-1]
+        if last["kind"] == "start":
+            self._client.update_run(self.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(self.run_id, last["status"], end_time=last["time"])
+
+
+def _values(entries: list[Entry], kind: str) -> list[tuple[str, str]]:
+    return [item for entry in entries if entry["kind"] == kind for item in entry["values"].items()]
+
+
+def _key(name: str) -> str:
+    """``name`` with the characters that MLflow does not take replaced."""
+    return re.sub(r"[^/\w.\- :]", "_", name)[:KEY_LENGTH]
+
+
+def _is_permanent(error: MlflowException) -> bool:
+    return error.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    path = Path(uri.removeprefix("sqlite:///"))
+    return path if uri.startswith("sqlite:///") and path.is_absolute() else None
+
+
+def _make_sqlite_store(uri: str) -> None:
+    """A new store's tables, made aside by one process: several at once, or one that is killed, leave MLflow's unusable."""
+    path = _sqlite_file(uri)
+    if path is None or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            aside = path.with_name(f"{path.name}.new")
+            aside.unlink(missing_ok=True)
+            MlflowClient(f"sqlite:///{aside}").search_experiments()
+            aside.replace(path)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Artefacts of a SQLite store lie beside its file, wherever their writer runs; a server decides for itself."""
+    path = _sqlite_file(uri)
+    return (path.parent / "mlartifacts").as_uri() if path else None

@@ -1,0 +1,88 @@
+"""What a network says about a split, and the scores of it under each protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from avvp_dist.config import Section
+from avvp_dist.data.index import Labels
+from avvp_dist.data.plan import split_sizes
+from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.dist.runtime import Runtime
+from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, score
+
+_METRICS = tuple(
+    f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
+)
+
+
+class EvaluateConfig(Section):
+    """How predictions are made of probabilities, and what the best epoch is."""
+
+    protocol: Literal["joint", "modality", "none"] = "joint"
+    """Video-level filter: the joint video probability (HAN), the modality's own (MA, JoMoLD), or none."""
+    segment_threshold: float = Field(0.5, ge=0, le=1)
+    """A second is predicted when its probability reaches this."""
+    video_threshold: float = Field(0.5, ge=0, le=1)
+    """The video-level filter lets through what reaches this."""
+    select: Literal[_METRICS] = "segment.type"  # type: ignore[valid-type]
+    """Score on val that names the best epoch; of equal ones the later (published)."""
+    batch_size: int = Field(256, ge=1)
+    """Videos a rank evaluates at a time."""
+
+
+def predict(
+    model: nn.Module, split: ResidentSplit, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
+) -> Probabilities:
+    """Probabilities of all videos, each once, in the split's order; the same on every rank."""
+    sizes = split_sizes(len(split), runtime.collective.world_size)
+    rank = runtime.collective.rank
+    mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    rows = []
+    model.eval()
+    with torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
+        for start in range(0, max(len(mine), 1), batch_size):
+            numbers = mine[start : start + batch_size]
+            outputs = model(split.batch(numbers, len(numbers)), cross_modal=cross_modal)
+            pooled = torch.stack([outputs.video, outputs.audio, outputs.visual], dim=1)  # [B,3,C]
+            rows.append(torch.cat([pooled, outputs.segments.flatten(1, 2)], dim=1))  # [B,3+2T,C]
+        table = runtime.collective.all_gather(torch.cat(rows), len(split)).cpu().numpy()
+    segments = table[:, 3:].reshape(len(table), -1, 2, table.shape[-1])
+    return Probabilities(video=table[:, 0], audio=table[:, 1], visual=table[:, 2], segments=segments)
+
+
+def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
+    """The ten figures under the config's own protocol, as ``{"segment.type": ...}``."""
+    predicted = apply_protocol(
+        probabilities.video,
+        probabilities.audio,
+        probabilities.visual,
+        probabilities.segments,
+        config.protocol,
+        config.segment_threshold,
+        config.video_threshold,
+    )
+    scores = score(*predicted, *_truth(labels))
+    return {f"{level}.{name}": value for level in ("segment", "event") for name, value in getattr(scores, level).items()}
+
+
+def all_scores(
+    probabilities: Probabilities, labels: Labels, config: EvaluateConfig, classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Scores under every protocol, per class and without Speech, as result.json holds them."""
+    truth = _truth(labels)
+    return {
+        protocol: evaluate(probabilities, *truth, classes, protocol, config.segment_threshold, config.video_threshold)
+        for protocol in PROTOCOLS
+    }
+
+
+def _truth(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    assert labels.audio is not None  # app.open_data refuses data without it
+    assert labels.visual is not None
+    return labels.audio, labels.visual

@@ -1,0 +1,236 @@
+"""Trains one stage: epochs of steps, validation, best epoch, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from avvp_dist.config import Section
+from avvp_dist.data.plan import EpochPlan
+from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.dist.runtime import Runtime
+from avvp_dist.methods.base import TrainStage
+from avvp_dist.train import checkpoint
+from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
+from avvp_dist.train.meter import EpochMeter
+from avvp_dist.train.optim import OptimConfig
+from avvp_dist.train.step import TrainStep
+from avvp_dist.types import Progress
+
+
+class TrainConfig(Section):
+    """Length and size of training; every training stage of a method has the same."""
+
+    epochs: int = Field(40, ge=1)
+    """Epochs of each training stage."""
+    batch_size: int = Field(16, ge=1)
+    """Videos in a global batch, over all workers."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the networks' matrix products (autocast); weights and losses stay in float32."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto, cpu, cuda or cuda:N."""
+    check_every: int = Field(50, ge=1)
+    """Steps between two looks at whether the loss is still finite, and two progress reports."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between two checkpoints inside an epoch; null for one at each epoch's end only."""
+
+
+class Observer(Protocol):
+    """Who is told how training goes; on rank 0 only."""
+
+    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
+        """A stage begins, or goes on at ``resumed``."""
+        ...
+
+    def stage_reused(self, stage: str, key: str) -> None:
+        """A stage was found finished."""
+        ...
+
+    def step(self, progress: Progress) -> None:
+        """Every ``check_every`` steps."""
+        ...
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch's metrics, after its checkpoint is safe; on resume the last row comes again."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """All that a training stage depends on.
+
+    Attributes:
+        stage: the stage, already started.
+        key: names this stage with these settings on this data; a checkpoint of another key is not ours.
+        build: makes the network with fresh weights.
+    """
+
+    stage: TrainStage
+    key: str
+    seed: int
+    build: Callable[[], nn.Module]
+    train: TrainConfig
+    optim: OptimConfig
+    evaluate: EvaluateConfig
+    train_split: ResidentSplit
+    val_split: ResidentSplit
+
+
+@dataclass
+class Trained:
+    """What a training stage leaves: the best epoch's weights and the story of all epochs."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    removed: np.ndarray | None = None
+
+
+class StageTrainer:
+    """Runs a `StageJob` on a `Runtime`."""
+
+    def __init__(self, job: StageJob, runtime: Runtime, observer: Observer) -> None:
+        self.job = job
+        self.runtime = runtime
+        self.observer = observer
+        self.rank = runtime.collective.rank
+        torch.manual_seed(job.seed)
+        self.model = job.build().to(runtime.device)
+        self.optimizer, self.scheduler = job.optim.build(self.model.parameters())
+        self.train_step = TrainStep(
+            self.model,
+            self.optimizer,
+            job.stage,
+            runtime,
+            seed=job.seed,
+            bfloat16=job.train.precision == "bfloat16",
+            clip_norm=job.optim.clip_norm,
+        )
+        self.trained = Trained()
+        self.epoch = 0
+        self.step = 0
+        self.meter = EpochMeter(job.train_split.labels, runtime.device)
+
+    def run(self) -> Trained:
+        """Trains to the end, from a checkpoint of this stage where there is one."""
+        resumed = self._restore()
+        if self.rank == 0:
+            self.observer.stage_started(self.job.stage.name, self.job.train.epochs, resumed)
+            if resumed and self.trained.history:
+                self.observer.epoch(self.trained.history[-1])
+        while self.epoch < self.job.train.epochs:
+            self._run_epoch()
+        return self.trained
+
+    def _run_epoch(self) -> None:
+        job, collective = self.job, self.runtime.collective
+        plan = EpochPlan(len(job.train_split), job.train.batch_size, job.seed, self.epoch)
+        order = plan.order()
+        started, first = time.perf_counter(), self.step
+        while self.step < plan.steps:
+            progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
+            numbers = order[plan.rank_slice(self.step, self.rank, collective.world_size)]
+            batch = job.train_split.batch(numbers, plan.total(self.step))
+            losses, targets = self.train_step(batch, progress)
+            self.meter.add(batch, losses, targets)
+            self.step += 1
+            self._between_steps(plan, progress)
+        self.meter.check_finite(plan, progress, collective)
+        seen = len(job.train_split) - first * job.train.batch_size
+        self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
+
+    def _between_steps(self, plan: EpochPlan, progress: Progress) -> None:
+        """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""
+        train = self.job.train
+        if self.step == plan.steps:
+            return
+        checkpoint_due = train.checkpoint_every and self.step % train.checkpoint_every == 0
+        if checkpoint_due or self.step % train.check_every == 0:
+            self.meter.check_finite(plan, progress, self.runtime.collective)
+            if self.rank == 0:
+                self.observer.step(progress)
+        if checkpoint_due:
+            self._commit({}, self.meter.gather(self.runtime.collective))
+
+    def _finish_epoch(self, gathered: Mapping[str, Tensor], videos_per_second: float) -> None:
+        job, started = self.job, time.perf_counter()
+        row: dict[str, Any] = {"stage": job.stage.name, "epoch": self.epoch + 1, "lr": self.scheduler.get_last_lr()[0]}
+        row |= self.meter.metrics(gathered) | {"videos_per_second": videos_per_second}
+        probabilities = predict(
+            self.model,
+            job.val_split,
+            self.runtime,
+            cross_modal=job.stage.cross_modal,
+            batch_size=job.evaluate.batch_size,
+            bfloat16=self.train_step.bfloat16,
+        )
+        scores = quick_scores(probabilities, job.val_split.labels, job.evaluate)
+        row |= {f"val/{name}": value for name, value in scores.items()}
+        row["validation_seconds"] = time.perf_counter() - started
+        self._select(scores[job.evaluate.select])
+        self.trained.history.append(row)
+        self.trained.removed = self.meter.removed(gathered)
+        self.scheduler.step()
+        self.epoch, self.step = self.epoch + 1, 0
+        self.meter = EpochMeter(job.train_split.labels, self.runtime.device)
+        self._commit({name: value for name, value in row.items() if isinstance(value, float)}, {})
+        if self.rank == 0:
+            self.observer.epoch(row)
+
+    def _select(self, value: float) -> None:
+        """Keeps this epoch's weights when it is the best so far; of equal epochs the later (published code)."""
+        best = self.trained.best
+        if best is None or value >= best["value"]:
+            self.trained.best = {
+                "stage": self.job.stage.name,
+                "epoch": self.epoch + 1,
+                "metric": f"val {self.job.evaluate.select}",
+                "value": value,
+            }
+            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def _commit(self, metrics: dict[str, float], gathered: Mapping[str, Tensor]) -> None:
+        """Hands a checkpoint over: the one place where ranks report."""
+        blob = None
+        if self.rank == 0:
+            trained = self.trained
+            removed = None if trained.removed is None else torch.from_numpy(trained.removed)
+            blob = checkpoint.pack(
+                {
+                    "key": self.job.key,
+                    "epoch": self.epoch,
+                    "step": self.step,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "stage": self.job.stage.state_dict(),
+                    "meter": dict(gathered),
+                    "trained": {**vars(trained), "removed": removed},
+                }
+            )
+        self.runtime.report(metrics, blob)
+
+    def _restore(self) -> Progress | None:
+        """Goes on from this stage's newest checkpoint; None when there is none."""
+        blob = self.runtime.latest_checkpoint()
+        state = checkpoint.unpack(blob) if blob else None
+        if state is None or state["key"] != self.job.key:
+            return None
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.job.stage.load_state_dict(state["stage"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        removed = state["trained"]["removed"]
+        self.trained = Trained(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
+        if self.step:
+            self.meter.restore(state["meter"], self.rank)
+        steps = EpochPlan(len(self.job.train_split), self.job.train.batch_size, self.job.seed, self.epoch).steps
+        return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, steps)

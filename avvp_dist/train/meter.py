@@ -1,0 +1,111 @@
+"""What an epoch adds up to; kept on the device and read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avvp_dist.data.index import Labels
+from avvp_dist.data.plan import EpochPlan
+from avvp_dist.dist.collective import Collective
+from avvp_dist.errors import TrainingError
+from avvp_dist.metrics.denoising import removal_scores
+from avvp_dist.types import MODALITIES, Batch, Progress, Targets
+
+
+class EpochMeter:
+    """Sums of losses, the loss of every video, and the labels removed in one epoch, of one rank.
+
+    Args:
+        labels: the training split's.
+        device: where the sums live.
+    """
+
+    def __init__(self, labels: Labels, device: torch.device) -> None:
+        self._labels = labels
+        self._device = device
+        videos, classes = labels.weak.shape
+        self._video_losses = torch.zeros(videos, device=device)
+        self._removed = torch.zeros(videos, 2, classes, dtype=torch.bool, device=device)
+        self._sums: dict[str, Tensor] = {}
+        self._denoises = False
+
+    def add(self, batch: Batch, losses: Mapping[str, Tensor], targets: Targets) -> None:
+        """Takes in one step; does not wait for the device."""
+        for name, loss in losses.items():
+            summed = loss.sum(dtype=torch.float64)
+            self._sums[name] = self._sums[name] + summed if name in self._sums else summed
+        self._video_losses[batch.index] = losses["total"]
+        if targets.removed_audio is not None and targets.removed_visual is not None:
+            self._denoises = True
+            self._removed[batch.index] = torch.stack([targets.removed_audio, targets.removed_visual], dim=1)
+
+    def gather(self, collective: Collective) -> dict[str, Tensor]:
+        """The sums of all ranks together, as a checkpoint holds them; every rank calls it."""
+        # each video belongs to one rank, so sums over ranks put the parts together
+        gathered = {f"sum/{name}": collective.all_reduce_sum(value) for name, value in self._sums.items()}
+        gathered["video_losses"] = collective.all_reduce_sum(self._video_losses)
+        if self._denoises:
+            gathered["removed"] = collective.all_reduce_sum(self._removed.to(torch.uint8)).bool()
+        return gathered
+
+    def restore(self, gathered: Mapping[str, Tensor], rank: int) -> None:
+        """Goes on from `gather`'s sums: rank 0 takes them, the others start from nothing."""
+        self._denoises = "removed" in gathered
+        names = [name.removeprefix("sum/") for name in gathered if name.startswith("sum/")]
+        if rank:
+            self._sums = {name: torch.zeros((), dtype=torch.float64, device=self._device) for name in names}
+            return
+        self._sums = {name: gathered[f"sum/{name}"].to(self._device) for name in names}
+        self._video_losses.copy_(gathered["video_losses"])
+        if self._denoises:
+            self._removed.copy_(gathered["removed"])
+
+    def check_finite(self, plan: EpochPlan, progress: Progress, collective: Collective) -> None:
+        """Stops a run whose loss has become NaN or infinite; every rank calls it.
+
+        Raises:
+            TrainingError: names the first such step and the videos whose loss is not finite.
+        """
+        bad = collective.all_reduce_sum((~self._video_losses.isfinite()).int())
+        if not bool(bad.any()):
+            return
+        flagged = bad.cpu().numpy().astype(bool)
+        order = plan.order()
+        for step in range(progress.step + 1):
+            seen = order[step * plan.batch_size : step * plan.batch_size + plan.total(step)]
+            videos = [self._labels.ids[number] for number in seen if flagged[number]]
+            if videos:
+                listed = ", ".join(videos[:10]) + (f" and {len(videos) - 10} more" if len(videos) > 10 else "")
+                raise TrainingError(
+                    f"stage {progress.stage}, epoch {progress.epoch + 1}, step {step + 1}: the loss is not finite for "
+                    f"{len(videos)} of {len(seen)} videos: {listed}. Lower optim.lr, set optim.clip_norm, or check these "
+                    "videos' features; the last checkpoint is from before this step"
+                )
+
+    def metrics(self, gathered: Mapping[str, Tensor]) -> dict[str, float]:
+        """Mean losses per video and, where labels are removed, how many and how rightly."""
+        videos = len(self._labels.ids)
+        row = {
+            f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
+        }
+        if "removed" not in gathered:
+            return row
+        removed = gathered["removed"].cpu().numpy()
+        for number, modality in enumerate(MODALITIES):
+            row[f"removed/{modality}"] = float(removed[:, number].sum())
+            truth = getattr(self._labels, modality)
+            if truth is not None:
+                scores = removal_scores(self._labels.weak, removed[:, number], truth.any(axis=1))
+                known = {key: scores[key] for key in ("precision", "recall") if not math.isnan(scores[key])}
+                row |= {f"removed/{modality}_{key}": value for key, value in known.items()}
+        return row
+
+    @staticmethod
+    def removed(gathered: Mapping[str, Tensor]) -> np.ndarray | None:
+        """Labels removed in the epoch, bool [N,2,C], or None for a stage that removes none."""
+        return gathered["removed"].cpu().numpy() if "removed" in gathered else None

@@ -1,0 +1,177 @@
+"""Runs a method's stages in order; each finished stage is an artefact that later runs reuse.
+
+An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, settings,
+network, seed, and the keys of the stages before it. ``stage.json`` is written last: without it the stage is not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from avvp_dist import storage
+from avvp_dist.config import Section
+from avvp_dist.data.plan import split_sizes
+from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.dist.runtime import Runtime
+from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
+from avvp_dist.train.evaluate import EvaluateConfig
+from avvp_dist.train.loop import Observer, StageJob, StageTrainer, TrainConfig, Trained
+from avvp_dist.train.optim import OptimConfig
+
+_VERSION = 1  # raised when a change of the code makes a stage come out differently
+
+
+@dataclass(frozen=True)
+class StageRunner:
+    """What all stages of a run share.
+
+    Attributes:
+        store: folder or URL of the artefacts.
+        data_fingerprint: of the packed data.
+        build: makes the network with fresh weights.
+        model: the network's settings.
+    """
+
+    store: str
+    data_fingerprint: str
+    build: Callable[[], nn.Module]
+    model: Section
+    seed: int
+    train: TrainConfig
+    optim: OptimConfig
+    evaluate: EvaluateConfig
+    splits: Mapping[str, ResidentSplit]
+    runtime: Runtime
+    observer: Observer
+
+    def run(self, method: Method) -> tuple[dict[str, Trained], dict[str, Any]]:
+        """Runs all stages, or takes them from the store.
+
+        Returns:
+            what each train stage left and what each collect stage found, by stage name.
+        """
+        trained: dict[str, Trained] = {}
+        collected: dict[str, Any] = {}
+        keys: dict[str, str] = {}
+        for stage in method.stages():
+            depends = self._depends(stage, keys)
+            keys[stage.name] = key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+            folder = storage.join(self.store, f"{stage.name}-{key}")
+            done = self._finished(folder)
+            if done and self.runtime.collective.rank == 0:
+                self.observer.stage_reused(stage.name, key)
+            if isinstance(stage, TrainStage):
+                if not done:
+                    self._train(stage, key, depends, folder, collected)
+                trained[stage.name] = _read_trained(folder)
+            else:
+                assert isinstance(stage, CollectStage)
+                if not done:
+                    self._collect(stage, depends, folder, trained[stage.source])
+                collected[stage.name] = json.loads(storage.read_text(storage.join(folder, "stage.json")))["artefact"]
+        return trained, collected
+
+    def _finished(self, folder: str) -> bool:
+        """Whether the artefact is there; rank 0 looks for all, another run may be writing it at this moment."""
+        rank_0 = self.runtime.collective.rank == 0
+        found = rank_0 and storage.exists(storage.join(folder, "stage.json"))
+        return bool(self.runtime.collective.all_reduce_sum(torch.tensor([float(found)], device=self.runtime.device)).item())
+
+    def _depends(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
+        depends: dict[str, Any] = {
+            "version": _VERSION,
+            "stage": stage.name,
+            "settings": dict(stage.settings),
+            "needs": {name: keys[name] for name in stage.needs},
+        }
+        if isinstance(stage, TrainStage):
+            depends |= {
+                "data": self.data_fingerprint,
+                "seed": self.seed,
+                "model": self.model.model_dump(),
+                "optim": self.optim.model_dump(),
+                "train": self.train.model_dump(include={"epochs", "batch_size", "precision"}),
+                "evaluate": self.evaluate.model_dump(exclude={"batch_size"}),
+            }
+        return depends
+
+    def _train(self, stage: TrainStage, key: str, depends: dict, folder: str, collected: Mapping[str, Any]) -> None:
+        stage.start(collected, self.runtime.device)
+        job = StageJob(
+            stage=stage,
+            key=key,
+            seed=self.seed,
+            build=self.build,
+            train=self.train,
+            optim=self.optim,
+            evaluate=self.evaluate,
+            train_split=self.splits["train"],
+            val_split=self.splits["val"],
+        )
+        trained = StageTrainer(job, self.runtime, self.observer).run()
+        if self.runtime.collective.rank == 0:
+            _write_trained(folder, depends, trained)
+        self._everyone_here()
+        self.runtime.clear_checkpoints()
+
+    def _collect(self, stage: CollectStage, depends: dict, folder: str, source: Trained) -> None:
+        collective, split = self.runtime.collective, self.splits["train"]
+        if collective.rank == 0:
+            self.observer.stage_started(stage.name, 1, None)
+        model = self.build().to(self.runtime.device).eval()
+        model.load_state_dict(source.weights)
+        sizes = split_sizes(len(split), collective.world_size)
+        mine = np.arange(sum(sizes[: collective.rank]), sum(sizes[: collective.rank + 1]))
+        bfloat16 = self.train.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16):
+            for start in range(0, max(len(mine), 1), self.evaluate.batch_size):
+                batch = split.batch(mine[start : start + self.evaluate.batch_size], len(mine))
+                stage.collect(model(batch, cross_modal=stage.cross_modal), batch)
+            artefact = stage.finish(collective)
+        if collective.rank == 0:
+            content = {"stage": stage.name, "depends": depends, "artefact": artefact}
+            storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+        self._everyone_here()
+
+    def _everyone_here(self) -> None:
+        """Waits until rank 0 has written what the others are about to read."""
+        self.runtime.collective.all_reduce_sum(torch.zeros(1, device=self.runtime.device))
+
+
+def read_weights(url: str) -> dict[str, Tensor]:
+    """Weights of a safetensors file."""
+    return safetensors.torch.load(storage.read_bytes(url))
+
+
+def write_weights(url: str, weights: Mapping[str, Tensor]) -> None:
+    """Weights as a safetensors file."""
+    storage.write_bytes(url, safetensors.torch.save({name: value.contiguous() for name, value in weights.items()}))
+
+
+def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) -> None:
+    write_weights(storage.join(folder, "model.safetensors"), trained.weights)
+    if trained.removed is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, removed=trained.removed)
+        storage.write_bytes(storage.join(folder, "removed.npz"), buffer.getvalue())
+    content = {"stage": depends["stage"], "depends": depends, "best": trained.best, "history": trained.history}
+    storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+
+
+def _read_trained(folder: str) -> Trained:
+    content = json.loads(storage.read_text(storage.join(folder, "stage.json")))
+    trained = Trained(read_weights(storage.join(folder, "model.safetensors")), content["best"], content["history"])
+    if storage.exists(storage.join(folder, "removed.npz")):
+        buffer = io.BytesIO(storage.read_bytes(storage.join(folder, "removed.npz")))
+        trained.removed = np.load(buffer, allow_pickle=False)["removed"]
+    return trained

@@ -1,0 +1,84 @@
+"""One training step: forward, targets, loss over the global batch, backward, update."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from avvp_dist.dist.runtime import Runtime
+from avvp_dist.methods.base import TrainStage
+from avvp_dist.types import Batch, Progress, Targets
+
+
+class TrainStep:
+    """A stage's step over one network, in one process or as one of several DDP ranks.
+
+    Nothing in here waits for the device.
+
+    Args:
+        model: the network, on the runtime's device.
+        optimizer: over the network's parameters.
+        stage: gives targets and losses.
+        runtime: gives device and collective.
+        seed: root of the randomness inside the network (dropout).
+        bfloat16: forward pass in bfloat16 autocast; losses stay in float32.
+        clip_norm: largest gradient norm, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        stage: TrainStage,
+        runtime: Runtime,
+        *,
+        seed: int,
+        bfloat16: bool = False,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.collective = runtime.collective
+        self.device = runtime.device
+        self.model = model
+        if self.collective.world_size > 1:
+            # without cross-modal exchange its weights take no part, which DDP has to be told
+            unused = not stage.cross_modal
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.model = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
+        self.optimizer = optimizer
+        self.stage = stage
+        self.seed = seed
+        self.bfloat16 = bfloat16
+        self.clip_norm = clip_norm
+
+    def __call__(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], Targets]:
+        """Trains on this rank's part of a global batch.
+
+        Returns:
+            the losses of this rank's videos, [B] each, detached, and the targets they aimed at.
+        """
+        self.model.train()
+        # The randomness of a step is a function of where it is, so resuming needs no generator state.
+        torch.manual_seed(step_seed(self.seed, progress, self.collective.rank))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            outputs = self.model(batch, cross_modal=self.stage.cross_modal, judge=self.stage.judge)
+        with torch.no_grad():
+            targets = self.stage.targets(outputs, batch, progress, self.collective)
+        losses = self.stage.losses(outputs, targets, batch)
+        # DDP averages gradients over ranks; times W, the sum of local sums over the global count remains
+        total = losses["total"].sum() * (self.collective.world_size / batch.total)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        return {name: loss.detach() for name, loss in losses.items()}, targets
+
+
+def step_seed(seed: int, progress: Progress, rank: int) -> int:
+    """Seed of the network's randomness at one step of one rank."""
+    place = [seed, *progress.stage.encode(), progress.epoch, progress.step, rank]
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,143 @@
+"""The words every room shares: videos, batches, network outputs, targets, progress.
+
+Shape letters used across the package:
+    N videos of a split, B videos of a (local) batch, T segments of a video (one second each on LLP),
+    C event classes, D feature width. Modality axis of length 2: 0 = audio, 1 = visual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+MODALITIES = ("audio", "visual")
+
+
+class Event(NamedTuple):
+    """One annotated event: class number and its segments [onset, offset), end exclusive."""
+
+    label: int
+    onset: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """One video as the annotations tell it, without its features.
+
+    Attributes:
+        id: unique key of the video and of its feature files (LLP: the 11-character YouTube id).
+        name: the annotation files' own name for it (LLP: ``<id>_<start>_<end>``).
+        split: ``train``, ``val`` or ``test``.
+        weak: class numbers of the weak label, ascending, each once.
+        audio_events, visual_events: annotated events; None where nobody annotated them (LLP's train split), the empty
+            tuple where annotators found none.
+    """
+
+    id: str
+    name: str
+    split: str
+    weak: tuple[int, ...]
+    audio_events: tuple[Event, ...] | None = None
+    visual_events: tuple[Event, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one rank sees of one global batch.
+
+    Attributes:
+        streams: features by stream name, each [B,T,D of the stream], float32 (or the training precision).
+        weak: weak labels, float32 [B,C], 0 or 1.
+        index: number of each video in its split, int64 [B].
+        total: videos in the global batch, over all ranks.
+    """
+
+    streams: Mapping[str, Tensor]
+    weak: Tensor
+    index: Tensor
+    total: int
+
+    @property
+    def audio(self) -> Tensor:
+        return self.streams["audio"]
+
+    @property
+    def visual(self) -> Tensor:
+        return self.streams["visual"]
+
+    @property
+    def motion(self) -> Tensor:
+        return self.streams["motion"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How a network is run over a batch.
+
+    Attributes:
+        cross_modal: whether the modalities exchange information.
+        dropout: False switches dropout off although the network is in training mode.
+    """
+
+    cross_modal: bool = True
+    dropout: bool = True
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network says about a batch; all probabilities in [0, 1].
+
+    Attributes:
+        video: [B,C] event in the video, either modality.
+        audio, visual: [B,C] event in that modality of the video.
+        segments: [B,T,2,C] event in that second and modality.
+        audio_features, visual_features: [B,T,D] segment features after temporal and cross-modal aggregation.
+        audio_inputs, visual_inputs: [B,T,D] segment features before it.
+        judge: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
+            stage asks for none.
+    """
+
+    video: Tensor
+    audio: Tensor
+    visual: Tensor
+    segments: Tensor
+    audio_features: Tensor
+    visual_features: Tensor
+    audio_inputs: Tensor
+    visual_inputs: Tensor
+    judge: Outputs | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the losses of one step aim at; each [B,C].
+
+    Attributes:
+        video, audio, visual: targets in [0, 1] of the three heads.
+        removed_audio, removed_visual: bool, labels taken away as noise; None where the stage does not denoise.
+    """
+
+    video: Tensor
+    audio: Tensor
+    visual: Tensor
+    removed_audio: Tensor | None = None
+    removed_visual: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. ``epoch`` and ``step`` (within the epoch) count from 0."""
+
+    stage: str
+    epoch: int
+    step: int
+    epochs: int
+    steps_per_epoch: int
+
+    @property
+    def global_step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step

@@ -1,0 +1,84 @@
+"""Counts LLP's annotation files into avvp_dist/data/llp_statistics.json, which the synthetic LLP draws from.
+
+    python benchmarks/llp_statistics.py ANNOTATIONS_FOLDER [--out FILE]
+
+No video ids are kept. Prints the figures that the literature quotes, so that they can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+
+from avvp_dist.data import llp
+from avvp_dist.data.catalog import LLP
+from avvp_dist.data.synthetic_labels import Pattern, pattern_of, read_pattern
+
+ABOUT = (
+    "Counts from the LLP annotation files (HAN, ECCV 2020). labels: videos with each set of weak labels, in the train split "
+    "and in the annotated ones (val and test). seconds: annotated videos that carry a class by the seconds in which it is "
+    "heard and seen, 'audio.visual', two hexadecimal numbers whose bit t stands for second t. "
+    "Made by benchmarks/llp_statistics.py."
+)
+TARGET = Path(__file__).parents[1] / "avvp_dist" / "data" / "llp_statistics.json"
+
+
+def count(folder: str) -> dict:
+    """The content of llp_statistics.json."""
+    labels: dict[str, Counter[tuple[int, ...]]] = {"train": Counter(), "annotated": Counter()}
+    seconds: list[Counter[Pattern]] = [Counter() for _ in LLP.classes]
+    for record in llp.read_annotations(folder).records:
+        part = "train" if record.split == "train" else "annotated"
+        labels[part][record.weak] += 1
+        if part == "annotated":
+            for label in record.weak:
+                seconds[label][pattern_of(record, label)] += 1
+    return {
+        "about": ABOUT,
+        "labels": {
+            part: {",".join(LLP.classes[label] for label in weak): videos for weak, videos in sorted(counts.items())}
+            for part, counts in labels.items()
+        },
+        "seconds": {
+            name: {f"{audio:x}.{visual:x}": videos for (audio, visual), videos in sorted(counts.items())}
+            for name, counts in zip(LLP.classes, seconds, strict=True)
+        },
+    }
+
+
+def describe(patterns: Counter[Pattern]) -> str:
+    """The usual figures of one set of second patterns."""
+    total = sum(patterns.values())
+    heard = sum(n for (a, v), n in patterns.items() if a and not v)
+    seen = sum(n for (a, v), n in patterns.items() if v and not a)
+    both = {pattern: n for pattern, n in patterns.items() if all(pattern)}
+    overlap = sum(n * (a & v).bit_count() / (a | v).bit_count() for (a, v), n in both.items())
+    same = sum(n for (a, v), n in both.items() if a == v)
+    held = sum(both.values())
+    return (
+        f"{total:5d} labels: audio-only {heard / total:.3f}, visual-only {seen / total:.3f}, both {held / total:.3f}, "
+        f"neither {1 - (heard + seen + held) / total:.3f}; both: IoU {overlap / held:.3f}, identical {same / held:.3f}"
+    )
+
+
+def main() -> None:
+    """Counts, writes, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("annotations")
+    parser.add_argument("--out", type=Path, default=TARGET)
+    arguments = parser.parse_args()
+    content = count(arguments.annotations)
+    arguments.out.write_text(json.dumps(content, separators=(",", ":")).replace('":{', '":\n{') + "\n")
+    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes")
+    overall: Counter[Pattern] = Counter()
+    for name, counts in content["seconds"].items():
+        patterns = Counter({read_pattern(key): videos for key, videos in counts.items()})
+        overall.update(patterns)
+        print(f"{name:24s} {describe(patterns)}")
+    print(f"{'all':24s} {describe(overall)}")
+
+
+if __name__ == "__main__":
+    main()

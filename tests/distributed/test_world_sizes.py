@@ -1,0 +1,84 @@
+"""One process, two, four, and two under Ray Train: the same labels are removed and the losses agree to 1e-5."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+OVERRIDES = [
+    "train.epochs=2", "train.batch_size=24", "method.warmup=linear", "method.rounding=carry", "optim.lr=0.001",
+    "model.dropout=0", "model.visual_dropout=0", "tracking=none", "train.device=cpu",
+]  # fmt: skip
+
+
+def train(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ()) -> None:
+    arguments = ["train", "jomold", f"data={data}", f"output={output}", *OVERRIDES, *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    done = subprocess.run(
+        [sys.executable, *(launcher or ("-m",)), "avvp_dist", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def torchrun(world: int) -> tuple[str, ...]:
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", "-m")
+
+
+def stage(output: Path, name: str) -> Path:
+    (folder,) = (output / "stages").glob(f"{name}-*")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(packed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one")
+    train(output, packed)
+    return output
+
+
+def assert_same_training(output: Path, one: Path) -> None:
+    for name in ("estimate", "denoise"):
+        expected, got = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
+        assert [row["epoch"] for row in got] == [row["epoch"] for row in expected]
+        for row, reference in zip(got, expected, strict=True):
+            for key in [key for key in reference if key.startswith("loss/")]:
+                assert row[key] == pytest.approx(reference[key], abs=1e-5), (name, row["epoch"], key)
+    ratios = [json.loads((stage(run, "ratios") / "stage.json").read_text())["artefact"] for run in (one, output)]
+    assert ratios[0] == ratios[1]
+    removed = [np.load(stage(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
+    assert removed[0].any()
+    np.testing.assert_array_equal(*removed)
+    scores = [json.loads((run / "result.json").read_text())["scores"] for run in (one, output)]
+    assert scores[0]["test"]["modality"]["segment"] == pytest.approx(scores[1]["test"]["modality"]["segment"], abs=1e-9)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_torch_distributed(packed, tmp_path, one, world):
+    train(tmp_path, packed, launcher=torchrun(world))
+    assert_same_training(tmp_path, one)
+
+
+def test_ray_train(packed, tmp_path, one):
+    train(tmp_path, packed, "launch=ray", "launch.workers=2")
+    assert_same_training(tmp_path, one)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(packed, tmp_path):
+    arguments = [
+        "train",
+        "jomold",
+        f"data={packed}",
+        f"output={tmp_path}",
+        "train.batch_size=9",
+        "launch=ray",
+        "launch.workers=2",
+    ]
+    done = subprocess.run([sys.executable, "-m", "avvp_dist", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "batch_size 9 is the global batch and does not divide over 2 workers; use 8" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())

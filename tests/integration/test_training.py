@@ -1,0 +1,185 @@
+"""Whole runs through the composition root on a small synthetic data set."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avvp_dist import app
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.errors import ConfigError, DataError, TrainingError
+from avvp_dist.recipe import load
+from avvp_dist.train.checkpoint import unpack
+
+SMALL = [
+    "train.epochs=3",
+    "train.batch_size=16",
+    "model.width=32",
+    "model.feedforward=32",
+    "tracking=none",
+    "train.device=cpu",
+]
+
+
+class Killed(BaseException):
+    """Stands for the process being killed right after a checkpoint was committed."""
+
+
+class DyingRuntime(LocalRuntime):
+    """Dies when the n-th checkpoint has been committed."""
+
+    def __init__(self, output: str, after: int) -> None:
+        super().__init__(output, "cpu")
+        self._left = after
+
+    def report(self, metrics, checkpoint):
+        super().report(metrics, checkpoint)
+        self._left -= 1
+        if not self._left:
+            raise Killed
+
+
+def run(recipe, data, output, *overrides, runtime=None):
+    config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
+    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+
+
+def stage_folder(output, stage) -> Path:
+    (folder,) = Path(output, "stages").glob(f"{stage}-*")
+    return folder
+
+
+def story(output, stage):
+    """An epoch-by-epoch account without what depends on the clock."""
+    rows = json.loads((stage_folder(output, stage) / "stage.json").read_text())["history"]
+    return [{key: row[key] for key in row if "second" not in key} for row in rows]
+
+
+def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
+    result = run("jomold", packed, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+    assert set(result["scores"]) == {"val", "test"}
+    for protocols in result["scores"].values():
+        assert set(protocols) == {"joint", "modality", "none"}
+        for scores in protocols.values():
+            assert set(scores["segment"]) == {"audio", "visual", "audio_visual", "type", "event"}
+            assert all(0 <= value <= 100 for value in scores["event"].values())
+            assert set(scores["without_speech"]) == {"segment", "event"}
+    assert result["data"]["synthetic"] is True
+    pictures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "pictures").iterdir()}
+    assert len(pictures) >= 4
+    assert min(pictures.values()) > 5_000
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
+    assert [row["stage"] for row in json.loads((tmp_path / "run" / "history.json").read_text())] == ["estimate"] * 3 + [
+        "denoise"
+    ] * 3
+
+
+def test_evaluate_reproduces_the_recorded_scores(packed, tmp_path):
+    result = run("han", packed, tmp_path / "run")
+    config = load(str(tmp_path / "run" / "config.yaml"))
+    assert app.evaluate(config, LocalRuntime(config.output, "cpu")) == result["scores"]
+
+
+def test_learning_lowers_the_loss(packed, tmp_path):
+    run("han", packed, tmp_path / "run", "train.epochs=8", "optim.lr=0.003")
+    losses = [row["loss/total"] for row in story(tmp_path / "run", "train")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_finished_stages_are_reused_and_only_the_touched_ones_run_again(packed, tmp_path, caplog):
+    first = run("jomold", packed, tmp_path / "a", f"store={tmp_path / 'store'}")
+    with caplog.at_level("INFO", logger="avvp"):
+        again = run("jomold", packed, tmp_path / "a", f"store={tmp_path / 'store'}")
+    assert caplog.text.count("reused") == 3
+    assert again["scores"] == first["scores"]
+    caplog.clear()
+    with caplog.at_level("INFO", logger="avvp"):
+        run("jomold", packed, tmp_path / "b", f"store={tmp_path / 'store'}", "method.rounding=carry")
+    reused = [record.message.split()[1].rstrip(":") for record in caplog.records if "reused" in record.message]
+    assert reused == ["estimate", "ratios"]
+
+
+def test_best_epoch_is_the_last_of_the_best(packed, tmp_path):
+    result = run("jomold", packed, tmp_path / "run")
+    rows = story(tmp_path / "run", "denoise")
+    best = max(row["val/event.audio"] for row in rows)
+    assert result["best"]["value"] == best
+    assert result["best"]["epoch"] == [row["epoch"] for row in rows if row["val/event.audio"] == best][-1]
+
+
+@pytest.mark.parametrize("commits", [1, 4, 9])
+def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, commits):
+    settings = [
+        "train.checkpoint_every=2",
+        "method.rounding=carry",
+        "method.warmup=linear",
+    ]  # 4 steps an epoch: 2 commits each
+    run("jomold", packed, tmp_path / "whole", *settings)
+    with pytest.raises(Killed):
+        run("jomold", packed, tmp_path / "cut", *settings, runtime=DyingRuntime(str(tmp_path / "cut"), after=commits))
+    run("jomold", packed, tmp_path / "cut", *settings)
+    for stage in ("estimate", "denoise"):
+        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
+        whole, cut = (stage_folder(tmp_path / name, stage) / "model.safetensors" for name in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+    removed = [np.load(stage_folder(tmp_path / name, "denoise") / "removed.npz")["removed"] for name in ("whole", "cut")]
+    np.testing.assert_array_equal(*removed)
+    assert removed[0].any()
+
+
+def test_denoising_is_judged_against_the_planted_truth(packed, tmp_path):
+    run("jomold", packed, tmp_path / "run", "method.warmup=linear")
+    last = story(tmp_path / "run", "denoise")[-1]
+    removed = np.load(stage_folder(tmp_path / "run", "denoise") / "removed.npz")["removed"]
+    assert removed.shape == (62, 2, 25)
+    assert last["removed/visual"] == removed[:, 1].sum() > 0
+    assert 0 <= last["removed/visual_precision"] <= 100
+
+
+@pytest.mark.parametrize(
+    "settings", [["train.precision=bfloat16"], ["optim.clip_norm=1.0"], ["method.ranking_dropout=false"]]
+)
+def test_options_train(packed, tmp_path, settings):
+    run("jomold", packed, tmp_path / "run", *settings)
+    assert all(math.isfinite(row["loss/total"]) for row in story(tmp_path / "run", "denoise"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_videos(packed, tmp_path):
+    output = tmp_path / "run"
+    with pytest.raises(TrainingError) as caught:
+        run("han", packed, output, "optim.lr=1e30", "train.epochs=5")
+    assert "stage train, epoch 1, step 2" in str(caught.value)
+    assert "16 of 16 videos" in str(caught.value)
+    assert not list((output / "checkpoints").glob("*.pt"))  # nothing was committed after the damage
+    assert not (output / "result.json").exists()
+
+
+def test_another_run_is_not_overwritten(packed, tmp_path):
+    run("han", packed, tmp_path / "run")
+    before = (tmp_path / "run" / "result.json").read_text()
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.0003 there, 0.001 here"):
+        run("han", packed, tmp_path / "run", "optim.lr=0.001")
+    assert (tmp_path / "run" / "result.json").read_text() == before
+
+
+def test_data_that_is_not_there(packed, tmp_path):
+    with pytest.raises(DataError, match="index.json"):
+        run("han", tmp_path / "nowhere", tmp_path / "run")
+    with pytest.raises(ConfigError, match="data: missing"):
+        app.run(load("han", [f"output={tmp_path / 'run'}"]), LocalRuntime(str(tmp_path / "run"), "cpu"))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_checkpoints_run_no_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"format": 1, "bomb": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(DataError, match="cannot be read"):
+        unpack((tmp_path / "bomb.pt").read_bytes())
+    assert not (tmp_path / "exploded").exists()

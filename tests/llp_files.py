@@ -1,0 +1,84 @@
+"""A tiny data set in LLP's official layout, for tests of whatever reads it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avvp_dist.data.catalog import LLP, Dataset, Stream
+from avvp_dist.data.llp import OfficialFeatures
+from avvp_dist.types import VideoRecord
+
+TINY = Dataset(
+    name="tiny",
+    classes=LLP.classes,
+    streams=(Stream("audio", 3, "vggish", 10), Stream("visual", 5, "res152", 80), Stream("motion", 2, "r2plus1d_18", 10)),
+    segments=10,
+)
+"""LLP with narrow streams: files of a kilobyte."""
+
+WEAK = "filename\tevent_labels\n"
+EVENTS = "filename\tonset\toffset\tevent_labels\n"
+
+
+def video_id(number: int) -> str:
+    """The made-up id of a video."""
+    return f"video-_{number:04d}"
+
+
+def write_annotations(folder: Path, counts: Sequence[int] = (7, 2, 3)) -> None:
+    """Clean annotation files of ``counts`` videos in train, val and test, numbered through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    audio, visual = EVENTS, EVENTS
+    for (split, file), count in zip(
+        {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}.items(), counts, strict=True
+    ):
+        text = WEAK
+        for _ in range(count):
+            name, label = f"{video_id(number)}_10_20", LLP.classes[1 + number % 24]
+            text += f"{name}\t{label},Speech\n"
+            if split != "train":
+                audio += f"{name}\t0\t{1 + number % 10}\tSpeech\n{name}\t2\t6\t{label}\n"
+                visual += f"{name}\t{number % 10}\t10\t{label}\n"
+            number += 1
+        (folder / file).write_text(text)
+    (folder / "AVVP_eval_audio.csv").write_text(audio)
+    (folder / "AVVP_eval_visual.csv").write_text(visual)
+
+
+def write_features(folder: Path, ids: Sequence[str], dataset: Dataset = TINY) -> None:
+    """Random feature files of ``ids`` below ``folder/feats``."""
+    for stream in dataset.streams:
+        place = folder / "feats" / stream.folder
+        place.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(ids):
+            values = np.random.default_rng([number, stream.dim]).standard_normal((stream.rows, stream.dim))
+            np.save(place / f"{name}.npy", values.astype(np.float32))
+
+
+def contents(folder: Path) -> Mapping[str, bytes]:
+    """Every file below ``folder`` by its relative path, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class SlowFeatures(OfficialFeatures):
+    """Features on a slow disk, so that a test has time to interrupt their packing."""
+
+    def read(self, record: VideoRecord) -> np.ndarray:
+        time.sleep(0.25)
+        return super().read(record)
+
+
+class DeadlyFeatures(OfficialFeatures):
+    """Features whose last video kills the process that reads it, as the system does when memory runs out."""
+
+    def read(self, record: VideoRecord) -> np.ndarray:
+        if record.id == video_id(11):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(record)

@@ -1,0 +1,90 @@
+"""Recipes, overrides, and what a user's mistake looks like."""
+
+import pytest
+
+from avvp_dist.errors import ConfigError
+from avvp_dist.methods import METHODS
+from avvp_dist.recipe import load, recipes
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_shipped_recipe_loads_and_reads_its_own_dump(name, tmp_path):
+    config = load(name)
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(config.to_yaml())
+    assert load(str(path)) == config
+    assert config.method.name in METHODS
+
+
+def test_published_hyper_parameters():
+    han, jomold = load("han"), load("jomold")
+    assert (han.seed, han.train.epochs, han.train.batch_size) == (1, 40, 16)
+    assert (han.optim.lr, han.optim.step_size, han.optim.gamma, han.optim.weight_decay) == (3e-4, 10, 0.1, 0)
+    assert (han.evaluate.protocol, han.evaluate.select) == ("joint", "segment.type")
+    assert (han.model.dropout, han.model.visual_dropout, han.method.visual_smoothing) == (0.1, 0, 0.1)
+    assert (jomold.seed, jomold.train.epochs, jomold.train.batch_size) == (6, 25, 128)
+    assert (jomold.optim.lr, jomold.optim.step_size, jomold.optim.gamma) == (5e-4, 6, 0.25)
+    assert (jomold.evaluate.protocol, jomold.evaluate.select) == ("modality", "event.audio")
+    assert (jomold.model.visual_dropout, jomold.method.audio_weight, jomold.method.temperature) == (0.5, 2, 0.2)
+    assert (jomold.method.audio_threshold, jomold.method.visual_threshold, jomold.method.warmup_epochs) == (0.6, 1.8, 0.9)
+
+
+def test_overrides_reach_nested_keys_and_shorthands():
+    config = load(
+        "jomold", ["launch=ray", "launch.workers=2", "optim.lr=1e-3", "data=s3://bucket/llp", "method.rounding=carry"]
+    )
+    assert (config.launch.name, config.launch.workers) == ("ray", 2)
+    assert config.optim.lr == 1e-3
+    assert config.data.url == "s3://bucket/llp"
+    assert config.method.rounding == "carry"
+
+
+def test_order_of_shorthand_and_detail_does_not_matter():
+    assert load("han", ["launch.workers=2", "launch=ray"]).launch == load("han", ["launch=ray", "launch.workers=2"]).launch
+
+
+def test_another_method_starts_from_its_own_defaults():
+    config = load("jomold", ["method=han"])
+    assert config.method == METHODS["han"][1]()
+
+
+def test_all_problems_are_listed_with_path_and_valid_names():
+    with pytest.raises(ConfigError) as caught:
+        load("jomold", ["method.warmpu=linear", "optim.lr=-1", "train.epochs=soon", "evaluate.protocol=both", "sede=3"])
+    problems = caught.value.problems
+    assert len(problems) == 5
+    text = "\n".join(problems)
+    assert "method.warmpu: unknown key; did you mean 'warmup'?" in text
+    assert "rounding" in text  # the valid names of the section the typo stands in
+    assert "optim.lr:" in text
+    assert "greater than 0" in text
+    assert "train.epochs:" in text
+    assert "'soon'" in text
+    assert "evaluate.protocol:" in text
+    assert "'modality'" in text
+    assert "sede: unknown key; did you mean 'seed'?" in text
+
+
+def test_unknown_method_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown method 'jomoldd'.*'han', 'jomold'"):
+        load("han", ["method=jomoldd"])
+
+
+def test_unknown_recipe_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown recipe 'jomld'; did you mean 'jomold'\? Valid names: han, jomold"):
+        load("jomld")
+
+
+def test_overrides_that_cannot_be_read_are_all_named():
+    with pytest.raises(ConfigError) as caught:
+        load("han", ["optim.lr", "=3", "optim..lr=2"])
+    assert len(caught.value.problems) == 3
+
+
+def test_missing_and_broken_recipe_files(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe file"):
+        load(str(tmp_path / "mine.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("optim: [1, 2\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(str(broken))

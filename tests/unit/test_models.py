@@ -1,0 +1,127 @@
+"""The HAN network against the authors' JoMoLD network, and its own promises."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.methods.losses import contrastive
+from avvp_dist.models.han import Attention, HanConfig
+from avvp_dist.models.published import load
+from avvp_dist.types import Pass
+
+DIMS = {"audio": 128, "visual": 2048, "motion": 512}
+
+
+@pytest.fixture(scope="module")
+def vectors(golden):
+    return np.load(golden / "A_han_forward.npz")
+
+
+@pytest.fixture(scope="module")
+def published(golden, vectors):
+    """Weights under the published names, drawn as the golden folder's README says."""
+    rng = np.random.default_rng(int(vectors["weight_seed"]))
+    shapes = json.loads((golden / "A_han_shapes.json").read_text())
+    drawn = {name: (rng.standard_normal(shapes[name]) * 0.05).astype(np.float32) for name in sorted(shapes)}
+    return {
+        name: torch.from_numpy(values + np.float32("norm" in name and name.endswith("weight")))
+        for name, values in drawn.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def batch(vectors):
+    return SimpleNamespace(
+        audio=torch.from_numpy(vectors["audio"]),
+        visual=torch.from_numpy(vectors["visual"]).float(),
+        motion=torch.from_numpy(vectors["visual_st"]),
+    )
+
+
+@pytest.mark.parametrize(("cross_modal", "prefix"), [(True, "with_ca"), (False, "without_ca")])
+@pytest.mark.parametrize("frames", [80, 10])
+def test_published_forward(published, batch, vectors, cross_modal, prefix, frames):
+    if frames == 10:  # one visual row a second, as the shards hold it
+        batch = SimpleNamespace(**{**vars(batch), "visual": batch.visual.unflatten(1, (10, 8)).mean(2)})
+    with torch.no_grad():
+        outputs = load("jomold", published)(batch, cross_modal=cross_modal)
+    for ours, theirs in (("video", "video"), ("audio", "audio"), ("visual", "visual"), ("segments", "segment")):
+        np.testing.assert_allclose(getattr(outputs, ours).numpy(), vectors[f"{prefix}_{theirs}"], atol=1e-5)
+    nce = contrastive(outputs.audio_features, outputs.visual_features, temperature=0.2).mean()
+    assert float(nce) == pytest.approx(float(vectors[f"{prefix}_nce"]), abs=1e-5)
+
+
+def test_published_checkpoints_list_what_they_do_not_use(published, caplog):
+    dead = {"audio_encoder.weight": torch.zeros(3), **published}
+    with caplog.at_level(logging.INFO):
+        load("han", {f"module.{name}": value for name, value in dead.items()})
+    assert "5 unused parameters" in caplog.text
+    assert "audio_encoder.weight" in caplog.text
+    assert "hat_encoder.norm1.bias" in caplog.text
+
+
+def test_checkpoints_that_do_not_fit_are_refused_with_every_reason(published):
+    lacking = {name: value for name, value in published.items() if name not in ("fc_a.weight", "fc_prob.bias")}
+    with pytest.raises(DataError) as caught:
+        load("han", lacking)
+    assert caught.value.problems == ["fc_a.weight: missing", "fc_prob.bias: missing"]
+    with pytest.raises(DataError, match=r"audio.weight: shape \(512, 64\), expected \(512, 128\)"):
+        load("han", {**published, "fc_a.weight": torch.zeros(512, 64)})
+    with pytest.raises(ConfigError, match="Valid names: han, ma, jomold"):
+        load("hann", published)
+
+
+def test_no_dead_modules():
+    model = HanConfig().build(DIMS, 25)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_569_675  # counted in the published network
+    outputs = model(_random_batch(2))
+    (outputs.video.sum() + outputs.audio.sum() + outputs.visual.sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_attention_is_multihead_attention():
+    torch.manual_seed(0)
+    ours, theirs = Attention(16, 4, 0.0), torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 5, 16)
+    torch.testing.assert_close(ours.attend(*ours.project(x), dropout=False), theirs(x, x, x)[0])
+
+
+def test_judge_pass_is_the_separate_pass_it_stands_for():
+    torch.manual_seed(0)
+    model, batch = HanConfig(visual_dropout=0.5).build(DIMS, 25).train(), _random_batch(4)
+    outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
+    assert outputs.judge is not None
+    assert not outputs.judge.audio.requires_grad
+    assert outputs.audio.requires_grad
+    model.eval()
+    expected = model(batch, cross_modal=False)
+    torch.testing.assert_close(outputs.judge.audio, expected.audio)
+    torch.testing.assert_close(outputs.judge.segments, expected.segments)
+
+
+def test_dropout_is_on_in_training_only_and_before_the_visual_heads():
+    model, batch = HanConfig(dropout=0.0, visual_dropout=0.5).build(DIMS, 25).train(), _random_batch(4)
+    first, second = model(batch), model(batch)
+    assert torch.equal(first.audio, second.audio)
+    assert not torch.equal(first.visual, second.visual)
+    assert torch.equal(first.visual_features, second.visual_features)  # contrastive losses see them without dropout
+    model.eval()
+    assert torch.equal(model(batch).visual, model(batch).visual)
+
+
+def test_an_empty_batch_trains():
+    model = HanConfig(visual_dropout=0.5).build(DIMS, 25).train()
+    outputs = model(_random_batch(0), judge=Pass(cross_modal=False))
+    assert outputs.segments.shape == (0, 10, 2, 25)
+    outputs.video.sum().backward()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def _random_batch(videos):
+    return SimpleNamespace(**{name: torch.randn(videos, 10, dim) for name, dim in DIMS.items()})

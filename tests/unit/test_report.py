@@ -1,0 +1,197 @@
+"""Pictures are judged by their pixels, tables by their text."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from rich.console import Console
+
+from avvp_dist.report import curves, denoising, tables, timeline
+from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
+
+CLASSES = ("Speech", "Car", "Frying_(food)", "Telephone_bell_ringing")
+
+
+def pixels(path, colour):
+    """How many pixels of a picture have exactly this colour."""
+    image = imread(path)[..., :3]
+    return int((np.abs(image - np.array(to_rgb(colour))) < 1 / 255).all(axis=-1).sum())
+
+
+def history(stages=(("estimate", 4), ("denoise", 6)), **extra):
+    return [
+        {"stage": stage, "epoch": epoch, "loss/total": 1.5 - 0.1 * epoch, "loss/audio": 0.5, "lr": 3e-4, **extra}
+        for stage, epochs in stages
+        for epoch in range(epochs)
+    ]
+
+
+def test_curves_show_what_the_history_has(tmp_path):
+    curves.loss_and_scores(history(), tmp_path / "losses.png", synthetic=False)
+    scored = history(**{f"val/{level}.{name}": 50.0 for level in ("segment", "event") for name in ("audio", "audio_visual")})
+    scored[2]["val/segment.audio"] = None
+    curves.loss_and_scores(scored, tmp_path / "scores.png", synthetic=False)
+    assert pixels(tmp_path / "losses.png", GREEN) == 0
+    assert pixels(tmp_path / "scores.png", GREEN) > 100
+    assert imread(tmp_path / "scores.png").shape[0] > 2 * imread(tmp_path / "losses.png").shape[0]
+    assert imread(tmp_path / "scores.png").shape[1] == 1000
+
+
+def test_no_curve_runs_from_one_stage_into_the_next(tmp_path):
+    one = [{"stage": "only", "epoch": epoch, "loss/total": 1.0} for epoch in range(2)]
+    two = [{**row, "stage": f"stage {number}"} for number, row in enumerate(one)]
+    curves.loss_and_scores(one, tmp_path / "one.png", synthetic=False)
+    curves.loss_and_scores(two, tmp_path / "two.png", synthetic=False)
+    assert pixels(tmp_path / "two.png", DARK) < pixels(tmp_path / "one.png", DARK) / 2
+
+
+def scores_of(value):
+    return {level: dict.fromkeys(("audio", "visual", "audio_visual"), value) for level in ("segment", "event")}
+
+
+def test_class_bars_are_as_long_as_the_scores(tmp_path):
+    areas = []
+    for value in (40.0, 80.0):
+        curves.class_bars(dict.fromkeys(CLASSES, scores_of(value)), tmp_path / "bars.png", "F per class", synthetic=False)
+        areas.append(pixels(tmp_path / "bars.png", ORANGE))
+    assert areas[1] / areas[0] == pytest.approx(2.0, abs=0.05)
+
+
+def test_a_class_that_does_not_occur_has_no_bar(tmp_path):
+    absent = {**dict.fromkeys(CLASSES, scores_of(50.0)), "Car": scores_of(None)}
+    curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), tmp_path / "all.png", "F", synthetic=False)
+    curves.class_bars(absent, tmp_path / "absent.png", "F", synthetic=False)
+    assert pixels(tmp_path / "absent.png", ORANGE) / pixels(tmp_path / "all.png", ORANGE) == pytest.approx(0.75, abs=0.03)
+
+
+def parse(path, truth, prediction):
+    videos = [timeline.TimelineVideo(f"video-{number}", CLASSES[:3]) for number in range(len(prediction))]
+    timeline.parsing(videos, CLASSES, truth, truth, prediction, prediction, path, synthetic=False)
+    return path
+
+
+def test_timeline_tells_right_from_wrong_seconds(tmp_path):
+    truth = np.zeros((3, 10, len(CLASSES)), dtype=bool)
+    truth[0, 2:8, 0] = truth[1, :, 1] = True  # nothing in the third video
+    legend = pixels(parse(tmp_path / "none.png", truth, np.zeros_like(truth)), BLUE)
+    right = parse(tmp_path / "right.png", truth, truth)
+    wrong = parse(tmp_path / "wrong.png", truth, np.roll(truth, 1, axis=2))
+    assert pixels(right, BLUE) > legend + 10_000
+    assert pixels(wrong, BLUE) == legend
+    assert pixels(wrong, RED) > 10 * pixels(right, RED)
+
+
+def test_timeline_without_truth_claims_nothing(tmp_path):
+    prediction = np.zeros((2, 10, len(CLASSES)), dtype=bool)
+    prediction[0, 3:5, 2] = True
+    path = parse(tmp_path / "unknown.png", None, prediction)
+    assert pixels(path, BLUE) > 1000
+    assert pixels(path, RED) == 0
+
+
+def labels():
+    """Four videos, all labelled with classes 0 and 1; class 0 is never seen, class 1 always heard and seen."""
+    weak = np.zeros((4, len(CLASSES)), dtype=bool)
+    weak[:, :2] = True
+    true_audio, true_visual = weak.copy(), weak.copy()
+    true_visual[:, 0] = False
+    removed_audio, removed_visual = np.zeros_like(weak), np.zeros_like(weak)
+    removed_visual[:3, 0] = True  # three of the four rightly
+    removed_visual[0, 1] = True  # wrongly
+    removed_visual[0, 3] = True  # no label there: nothing was removed
+    return weak, removed_audio, removed_visual, true_audio, true_visual
+
+
+def test_denoising_shows_right_and_wrong_only_where_the_truth_is_known(tmp_path):
+    weak, removed_audio, removed_visual, true_audio, true_visual = labels()
+    known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
+    denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, true_audio, true_visual, known, True)
+    denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, None, None, unknown, False)
+    assert pixels(known, RED) > 500
+    assert pixels(known, BLUE) > pixels(known, RED)
+    assert pixels(unknown, RED) == 0
+    assert pixels(unknown, BLUE) > 1000
+
+
+def test_synthetic_data_is_marked_in_every_picture(tmp_path):
+    weak, removed_audio, removed_visual, *_ = labels()
+    dense = np.repeat(weak[:, None], 10, axis=1)
+    video = [timeline.TimelineVideo(str(number), ()) for number in range(4)]
+    for synthetic in (False, True):
+        folder = tmp_path / str(synthetic)
+        curves.loss_and_scores(history(), folder / "a.png", synthetic)
+        curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), folder / "b.png", "F", synthetic)
+        timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", synthetic)
+        denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, None, None, folder / "d.png", synthetic)
+    for name in "abcd":
+        title = [
+            (imread(tmp_path / str(synthetic) / f"{name}.png")[25:48, 300:700, :3] < 0.2).sum()
+            for synthetic in (False, True)
+        ]
+        assert title[1] > title[0], f"{name}.png: no second title line"
+
+
+def result(base, synthetic=True, dataset="llp"):
+    def level(value):
+        return {"audio": value, "visual": value + 1, "audio_visual": value + 2, "type": value + 3, "event": None}
+
+    def scored(value):
+        without = {"segment": level(value + 0.5), "event": level(value - 4.5)}
+        return {
+            "segment_threshold": 0.5, "video_threshold": 0.25, "segment": level(value), "event": level(value - 5),
+            "without_speech": without, "per_class": {},
+        }  # fmt: skip
+
+    return {
+        "recipe": "jomold", "method": "jomold", "seed": 1,
+        "data": {"url": "shards", "fingerprint": "0123456789abcdef", "dataset": dataset, "synthetic": synthetic},
+        "scores": {"test": {"modality": scored(base + 10), "joint": scored(base)}},
+    }  # fmt: skip
+
+
+def rendered(table, width=80):
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_table_has_a_row_a_run_and_protocol_and_the_same_without_speech():
+    text = rendered(tables.scores({"han": result(50.0), "jomold": result(60.0)}))
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith(("han", "jomold"))]
+    assert [row[:2] for row in rows] == [[run, rule] for run in ("han", "jomold") for rule in ("joint", "modality")] * 2
+    assert rows[0][2:] == ["50.0", "51.0", "52.0", "53.0", "-", "45.0", "46.0", "47.0", "48.0", "-"]
+    assert rows[4][2:4] == ["50.5", "51.5"]
+    words = " ".join(text.split())
+    assert "llp (SYNTHETIC DATA), fingerprint 0123456789ab" in words
+    assert "joint (segment threshold 0.5, video threshold 0.25)" in words
+
+
+def test_table_of_one_protocol_names_no_other():
+    text = rendered(tables.scores({"han": result(50.0)}, protocol="modality"))
+    assert "60.0" in text
+    assert "joint" not in text
+
+
+def test_table_keeps_all_scores_on_a_narrow_terminal():
+    text = rendered(tables.scores({"a-very-long-name-of-a-run-" * 3: result(50.0)}), width=80)
+    assert all(number in text for number in ("50.0", "51.0", "52.0", "53.0", "45.0", "46.0", "47.0", "48.0"))
+
+
+def test_synthetic_runs_stand_out_among_real_ones():
+    text = tables.scores_markdown({"made-up": result(50.0), "real": result(50.0, synthetic=False)})
+    assert "| made-up (synthetic) | joint | 50.0 |" in text
+    assert "| real | joint | 50.0 |" in text
+
+
+def test_markdown_is_a_table_of_equally_long_rows():
+    text = tables.scores_markdown({"a|b": result(50.0)}, protocol="joint")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4
+    assert {line.replace("\\|", "").count("|") for line in rows} == {13}
+    assert rows[3].startswith("| a\\|b, without Speech | joint | 50.5 |")
+
+
+def test_a_split_without_scores_says_so():
+    assert "no scores of this split" in tables.scores_markdown({"han": result(50.0)}, split="val")

@@ -1,0 +1,360 @@
+"""The made-up LLP: its truth follows the published statistics, its features follow its truth."""
+
+import json
+import shlex
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from avvp_dist.data import llp, shards, synthetic
+from avvp_dist.data.catalog import LLP
+from avvp_dist.data.index import Index, read_labels
+from avvp_dist.data.synthetic_labels import pattern_of, split_counts
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.types import Event, VideoRecord
+
+SPEECH, CAR, DOG, CAT, SINGING = (LLP.classes.index(name) for name in ("Speech", "Car", "Dog", "Cat", "Singing"))
+AUDIO, VISUAL, MOTION = slice(0, 128), slice(128, 2176), slice(2176, 2688)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def video(number=0, audio=(), visual=()):
+    return VideoRecord(f"made-up{number:04d}", f"made-up{number:04d}_0_10", "test", (), tuple(audio), tuple(visual))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return synthetic.records(None, (3000, 400, 800), seed=3)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A small data set in the official layout, its folder and what `write` said of it."""
+    folder = tmp_path_factory.mktemp("official")
+    return folder, synthetic.write(str(folder), videos=None, splits=(5, 3, 2), seed=7, workers=1)
+
+
+# ---- labels
+
+
+def test_drawn_videos_follow_the_published_statistics(drawn):
+    train = [record for record in drawn if record.split == "train"]
+    patterns = [(label, pattern_of(record, label)) for record in train for label in record.weak]
+    presence = Counter((audio > 0, visual > 0) for _, (audio, visual) in patterns)
+    speech = Counter((audio > 0, visual > 0) for label, (audio, visual) in patterns if label == SPEECH)
+    both = [(audio, visual) for _, (audio, visual) in patterns if audio and visual]
+    total = len(patterns)
+
+    assert total / len(train) == pytest.approx(1.606, abs=0.03)
+    assert presence[True, False] / total == pytest.approx(0.344, abs=0.025)
+    assert presence[False, True] / total == pytest.approx(0.042, abs=0.012)
+    assert presence[True, True] / total == pytest.approx(0.603, abs=0.025)
+    assert presence[False, False] / total == pytest.approx(0.0115, abs=0.006)
+    assert speech[True, False] / speech.total() == pytest.approx(0.759, abs=0.03)
+    assert np.mean([(a & v).bit_count() / (a | v).bit_count() for a, v in both]) == pytest.approx(0.83, abs=0.02)
+    assert np.mean([a == v for a, v in both]) == pytest.approx(0.60, abs=0.03)
+
+
+def test_drawn_events_last_and_begin_as_published(drawn):
+    for modality, full, from_start in (("audio", 0.32, 0.53), ("visual", 0.55, 0.72)):
+        events = [event for record in drawn for event in getattr(record, f"{modality}_events")]
+        assert np.mean([event.offset - event.onset == 10 for event in events]) == pytest.approx(full, abs=0.025)
+        assert np.mean([event.onset == 0 for event in events]) == pytest.approx(from_start, abs=0.025)
+
+
+def test_annotated_splits_carry_more_labels_than_train(drawn):
+    test = [record for record in drawn if record.split != "train"]
+    assert np.mean([len(record.weak) for record in test]) == pytest.approx(1.81, abs=0.08)
+
+
+def test_drawn_videos_have_valid_unique_names(drawn):
+    assert len({record.id for record in drawn}) == 4200
+    for record in drawn:
+        assert len(record.id) == 11
+        start, end = map(int, record.name[12:].split("_"))
+        assert record.name == f"{record.id}_{start}_{end}"
+        assert end == start + 10
+        assert {event.label for event in record.audio_events + record.visual_events} <= set(record.weak)
+
+
+def test_a_drawn_video_depends_on_seed_split_and_number_alone(drawn):
+    few = synthetic.records(None, (7, 5, 3), seed=3)
+    assert few == (*drawn[:7], *drawn[3000:3005], *drawn[3400:3403])
+    other = synthetic.records(None, (7, 5, 3), seed=4)
+    assert not {record.id for record in few} & {record.id for record in other}
+
+
+@pytest.mark.parametrize(
+    ("videos", "expected"), [(11_849, (10_000, 649, 1_200)), (3, (1, 1, 1)), (400, (337, 22, 41)), (5, (3, 1, 1))]
+)
+def test_videos_are_shared_out_as_in_llp(videos, expected):
+    assert split_counts(videos, None) == expected
+
+
+# ---- labels from annotation files
+
+
+@pytest.fixture
+def annotations(official, tmp_path):
+    """Annotation files as LLP has them: without events of training videos."""
+    folder = tmp_path / "annotations"
+    shutil.copytree(official[0] / "annotations", folder)
+    for file in llp.TRAIN_EVENT_FILES.values():
+        (folder / file).unlink()
+    return folder
+
+
+def test_training_videos_copy_the_seconds_of_annotated_ones(tmp_path):
+    """Cat is heard at 2 and seen at 5-7 in one video, shown by nothing in another: train holds both, paired so, and no more."""
+    training = "".join(f"newtrain_{n:02d}_0_10\tCat,Dog\n" for n in range(12))
+    files = {
+        "AVVP_train.csv": f"filename\tevent_labels\n{training}",
+        "AVVP_val_pd.csv": "filename\tevent_labels\nannotated_1_0_10\tCat,Dog\n",
+        "AVVP_test_pd.csv": "filename\tevent_labels\nannotated_2_0_10\tCat\nannotated_3_0_10\tCar\n",
+        "AVVP_eval_audio.csv": "filename\tonset\toffset\tevent_labels\nannotated_1_0_10\t2\t3\tCat\n"
+        "annotated_1_0_10\t0\t4\tDog\nannotated_3_0_10\t0\t9\tCat\n",
+        "AVVP_eval_visual.csv": "filename\tonset\toffset\tevent_labels\nannotated_1_0_10\t5\t8\tCat\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    made = [record for record in synthetic.records(str(tmp_path), None, seed=0) if record.split == "train"]
+
+    assert len(made) == 12
+    assert {record.weak for record in made} == {(DOG, CAT)}
+    assert {pattern_of(record, CAT) for record in made} == {(1 << 2, 0b11100000), (0, 0)}
+    assert {pattern_of(record, DOG) for record in made} == {(0b1111, 0)}
+    assert {event.label for record in made for event in record.audio_events + record.visual_events} == {DOG, CAT}
+
+
+def test_annotated_subsets_are_random_and_in_order(annotations):
+    everything = llp.read_annotations(annotations).records
+    subsets = set()
+    for seed in range(8):
+        made = synthetic.records(str(annotations), (2, 3, 1), seed=seed)
+        places = [[record.id for record in everything].index(record.id) for record in made]
+        assert Counter(record.split for record in made) == {"train": 2, "val": 3, "test": 1}
+        assert places == sorted(places)
+        truth = {record.id: record for record in everything if record.split != "train"}
+        assert all(record == truth[record.id] for record in made if record.split != "train")
+        subsets.add(tuple(places))
+    assert len(subsets) > 1
+
+
+def test_asking_for_more_videos_than_annotated_is_said(annotations, tmp_path):
+    summary = synthetic.write(
+        str(tmp_path / "out"), videos=None, splits=(4, 50, 2), seed=0, annotations=str(annotations), workers=1
+    )
+    assert summary["videos"] == {"train": 4, "val": 3, "test": 2}
+    assert summary["notes"] == ["val: all 3 videos of the annotations (asked for 50)"]
+
+
+def test_real_annotations_are_kept_and_train_follows_them(llp_annotations):
+    real = llp.read_annotations(llp_annotations).records
+    made = synthetic.records(str(llp_annotations), None, seed=0)
+    assert [record.name for record in made] == [record.name for record in real]
+    assert [record.weak for record in made] == [record.weak for record in real]
+    assert [record for record in made if record.split != "train"] == [record for record in real if record.split != "train"]
+    speech = [pattern_of(record, SPEECH) for record in made if record.split == "train" and SPEECH in record.weak]
+    assert np.mean([audio > 0 and not visual for audio, visual in speech]) == pytest.approx(0.759, abs=0.02)
+
+
+# ---- features
+
+
+def test_evidence_lies_only_where_the_event_is():
+    silent = synthetic.features(1, video()).astype(np.float32)
+    heard = synthetic.features(1, video(audio=[Event(CAR, 2, 5), Event(CAR, 8, 9)])).astype(np.float32)
+    seen = synthetic.features(1, video(visual=[Event(CAR, 4, 10)])).astype(np.float32)
+
+    assert silent.shape == (10, LLP.width)
+    changed = np.abs(heard - silent)
+    assert [t for t in range(10) if changed[t, AUDIO].max() > 0] == [2, 3, 4, 8]
+    assert changed[:, 128:].max() == 0
+    changed = np.abs(seen - silent)
+    assert changed[:, AUDIO].max() == 0
+    for stream in (VISUAL, MOTION):
+        assert [t for t in range(10) if changed[t, stream].max() > 0] == [4, 5, 6, 7, 8, 9]
+
+
+def mean_evidence(label, stream, videos=40):
+    """Mean over videos of what a class adds."""
+    added = [
+        synthetic.features(1, video(n, visual=[Event(label, 0, 10)])).astype(np.float32)
+        - synthetic.features(1, video(n)).astype(np.float32)
+        for n in range(videos)
+    ]
+    return np.mean(added, axis=(0, 1))[stream]
+
+
+def test_confusable_classes_look_alike_and_others_do_not():
+    speech, singing, car = (mean_evidence(label, VISUAL) for label in (SPEECH, SINGING, CAR))
+
+    def similarity(one, other):
+        return np.corrcoef(one, other)[0, 1]
+
+    assert 0.3 < similarity(speech, singing) < 0.6
+    assert abs(similarity(speech, car)) < 0.15
+
+
+def test_strength_varies_between_videos_and_seconds():
+    direction = mean_evidence(CAR, VISUAL)
+    direction -= direction.mean()
+    strength = np.array(
+        [
+            (
+                synthetic.features(1, video(n, visual=[Event(CAR, 0, 10)])).astype(np.float32)
+                - synthetic.features(1, video(n)).astype(np.float32)
+            )[:, VISUAL]
+            @ direction
+            for n in range(40)
+        ]
+    )
+    assert 0.2 < np.log(strength.mean(axis=1)).std() < 0.6
+    assert 0.15 < np.log(strength).std(axis=1).mean() < 0.5
+
+
+@pytest.mark.parametrize(("stream", "strength"), [(AUDIO, 0.6), (VISUAL, 0.25), (MOTION, 0.38)])
+def test_energy_is_that_of_the_recipe(stream, strength):
+    """relu keeps half of the variance: 1.2^2 + 1 of noise, and s^2 * E[g^2] * (1 + .5^2) of an event."""
+    silent, active = [], []
+    for n in range(200):
+        everywhere = [Event(n % 25, 0, 10)]
+        silent.append(np.square(synthetic.features(1, video(n)).astype(np.float32)[:, stream]).mean())
+        both = synthetic.features(1, video(n, audio=everywhere, visual=everywhere)).astype(np.float32)
+        active.append(np.square(both[:, stream]).mean())
+    gain = np.exp(2 * (0.35**2 + 0.3**2))
+    assert np.mean(silent) == pytest.approx(2.44 / 2, rel=0.05)
+    assert np.mean(active) - np.mean(silent) == pytest.approx(strength**2 * gain * 1.25 / 2, rel=0.2)
+
+
+def test_each_video_has_clutter_of_its_own():
+    one, other = (synthetic.features(1, video(n)).astype(np.float32) for n in (0, 1))
+    assert np.corrcoef(one[0, VISUAL], one[9, VISUAL])[0, 1] > 0.4
+    assert abs(np.corrcoef(one[0, VISUAL], other[0, VISUAL])[0, 1]) < 0.1
+
+
+def test_features_depend_on_seed_and_video_alone():
+    records = [video(n, audio=[Event(n, 0, 3)], visual=[Event(n, 1, 9)]) for n in range(4)]
+    forward = [synthetic.features(5, record) for record in records]
+    backward = [synthetic.features(5, record) for record in reversed(records)][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
+    assert not np.array_equal(forward[0], synthetic.features(6, records[0]))
+
+
+def test_frames_of_a_second_differ_and_average_to_its_features():
+    record = video(3, visual=[Event(CAR, 0, 6)])
+    files = synthetic.frames(2, record)
+    packed = synthetic.features(2, record)
+    assert {name: (file.shape, file.dtype) for name, file in files.items()} == {
+        "audio": ((10, 128), np.float32),
+        "visual": ((80, 2048), np.float32),
+        "motion": ((10, 512), np.float32),
+    }
+    frames = files["visual"].reshape(10, 8, 2048)
+    relative = frames.std(axis=1) / np.maximum(frames.mean(axis=1), 1e-9)
+    assert 0.05 < relative[packed[:, VISUAL] > 0].mean() < 0.15
+    assert files["visual"].min() >= 0
+    assert np.array_equal(frames.mean(axis=1).astype(np.float16), packed[:, VISUAL])
+
+
+# ---- writing
+
+
+def test_official_layout_reads_back_as_it_was_made(official):
+    folder, summary = official
+    read = llp.read_annotations(folder / "annotations")
+    assert read.records == synthetic.records(None, (5, 3, 2), seed=7)
+    assert {flaw.kind for flaw in read.flaws} <= {"unannotated"}
+    source = llp.OfficialFeatures(folder)
+    assert all(source.check(record) == [] for record in read.records)
+    assert summary["videos"] == {"train": 5, "val": 3, "test": 2}
+    assert shlex.split(summary["next"])[:3] == ["avvp", "data", "pack"]
+
+
+def test_official_layout_says_that_it_is_made_up(official):
+    marker = json.loads((official[0] / "annotations" / synthetic.MARKER).read_text())
+    assert marker["synthetic"] is True
+    assert marker["seed"] == 7
+    assert "SYNTHETIC" in marker["about"]
+
+
+def test_both_layouts_hold_the_same_data(official, tmp_path):
+    folder, _ = official
+    straight = str(tmp_path / "straight")
+    synthetic.write(straight, videos=None, splits=(5, 3, 2), seed=7, layout="shards", workers=1, shard_videos=4)
+    imported = str(tmp_path / "imported")
+    records = llp.read_annotations(folder / "annotations").records
+    shards.pack(LLP, records, llp.OfficialFeatures(folder), imported, provenance={}, workers=1, shard_videos=4)
+
+    one, other = Index.load(straight), Index.load(imported)
+    assert one.fingerprint == other.fingerprint  # covers every byte of the tars: features, labels, events
+    assert one.synthetic
+    assert one.provenance["seed"] == 7
+    train = read_labels(straight, one)["train"]
+    assert train.audio.shape == (5, 10, 25)
+    assert np.array_equal(train.audio.any(axis=1) | train.visual.any(axis=1) | train.weak, train.weak)
+
+
+def test_writing_again_and_with_more_processes_gives_the_same_bytes(official, tmp_path):
+    folder, _ = official
+    first = contents(folder)
+    synthetic.write(str(folder), videos=None, splits=(5, 3, 2), seed=7, workers=1)
+    assert contents(folder) == first
+    synthetic.write(str(tmp_path / "two"), videos=None, splits=(5, 3, 2), seed=7, workers=2)
+    assert contents(tmp_path / "two") == first
+
+
+def test_shards_depend_on_the_seed(tmp_path):
+    prints = set()
+    for seed in (0, 1):
+        out = str(tmp_path / str(seed))
+        synthetic.write(out, videos=3, seed=seed, layout="shards", workers=1)
+        prints.add(Index.load(out).fingerprint)
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize("name", ["annotations/AVVP_train.csv", "feats/vggish/abc.npy"])
+def test_files_that_may_be_real_are_never_touched(tmp_path, name):
+    real = tmp_path / name
+    real.parent.mkdir(parents=True)
+    real.write_text("precious")
+    with pytest.raises(ConfigError, match="may be real"):
+        synthetic.write(str(tmp_path), videos=3, seed=0, workers=1)
+    assert contents(tmp_path) == {real.relative_to(tmp_path): b"precious"}
+
+
+def test_other_shards_are_never_touched(tmp_path):
+    synthetic.write(str(tmp_path), videos=3, seed=0, layout="shards", workers=1)
+    before = contents(tmp_path)
+    with pytest.raises(DataError, match="other inputs"):
+        synthetic.write(str(tmp_path), videos=3, seed=1, layout="shards", workers=1)
+    assert contents(tmp_path) == before
+
+
+def test_impossible_arguments_are_all_named_at_once(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        synthetic.write(
+            str(tmp_path), videos=2, splits=(0, 5, -1), seed=-1, layout="tar", workers=0, shard_videos=0, annotations=None
+        )
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert sorted(named) == [
+        "layout", "seed", "shard_videos", "splits", "splits", "videos", "videos and splits", "workers"
+    ]  # fmt: skip
+    assert contents(tmp_path) == {}
+
+
+def test_fingerprint_tells_features_apart():
+    record = video(1, audio=[Event(SPEECH, 0, 4)])
+    prints = {
+        synthetic.SyntheticFeatures(seed).fingerprint([made])
+        for seed in (0, 1)
+        for made in (record, replace(record, audio_events=(Event(SPEECH, 0, 5),)), replace(record, id="made-up0002"))
+    }
+    assert len(prints) == 6

@@ -1,0 +1,52 @@
+"""The layers of the package: who may import whom. (ruff's banned-api holds the outer walls: ray, mlflow, fsspec, ...)"""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "avvp_dist"
+LAYERS = [
+    {"errors", "types", "config", "storage"},
+    {"data", "models", "dist", "metrics"},
+    {"methods"},
+    {"train", "tracking", "report"},
+    {"recipe"},
+    {"app"},
+    {"launch"},
+    {"cli_data", "cli"},
+    {"__main__"},
+]
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def imported_rooms(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "avvp_dist":
+            parts = node.module.split(".")[1:]
+            yield from ([parts[0]] if parts else [alias.name for alias in node.names])
+
+
+def test_imports_point_downwards():
+    upward = []
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        upward += [
+            f"{path.name} imports {other}"
+            for other in imported_rooms(path)
+            if other != room and HEIGHT[other] > HEIGHT[room]
+        ]
+    assert not upward
+
+
+def test_models_know_no_method_and_methods_no_model():
+    assert not [p for p in (PACKAGE / "models").glob("*.py") if "methods" in imported_rooms(p)]
+    assert not [p for p in (PACKAGE / "methods").glob("*.py") if {"models", "train", "tracking"} & set(imported_rooms(p))]
+
+
+def test_app_needs_neither_ray_nor_mlflow():
+    code = "import sys, avvp_dist.app, avvp_dist.cli; print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
