@@ -235,7 +235,7 @@ def _annotated(folder: str, counts: tuple[int, int, int] | None, seed: int) -> t
     everything = llp.read_annotations(folder).records
     donors: dict[int, list[Pattern]] = {}
     for record in everything:
-        if record.audio_events is not None and record.split != "train":
+        if record.audio_events is not None:
             for label in record.weak:
                 donors.setdefault(label, []).append(pattern_of(record, label))
     chosen = []

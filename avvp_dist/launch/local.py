@@ -18,8 +18,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     if config.launch.workers > 1:
         raise ConfigError(
-            f"launch.workers={config.launch.workers}: launch=local is one process; use launch=ray, or without launch.workers "
-            f"`torchrun --nproc-per-node {config.launch.workers} -m avvp_dist train {config.recipe} ...`"
+            f"launch.workers={config.launch.workers}: launch=local is one process; use launch=ray, or, without it, "
+            f"`torchrun --nproc-per-node {config.launch.workers} -m avvp_dist train {config.recipe}`"
         )
     runtime = LocalRuntime(config.output, config.train.device)
     try:

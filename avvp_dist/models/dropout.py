@@ -12,7 +12,7 @@ _LEVELS = 1 << 16
 def dropout(x: Tensor, rate: float) -> Tensor:
     """Zeros each element with probability ``rate`` and scales the rest so that the mean stays.
 
-    torch's own on accelerators. On CPUs it draws 16 random bits an element (the rate is exact to 1/65536); torch's draw took a
+    torch's own on accelerators. On CPUs it draws 16 random bits an element (a rate exact to 1/65536); torch's draw took a
     quarter of a bfloat16 step.
     """
     if not rate or x.device.type != "cpu":

@@ -26,7 +26,7 @@ class TimelineVideo:
     weak: tuple[str, ...]
 
 
-def parsing(  # noqa: D417
+def parsing(
     videos: Sequence[TimelineVideo],
     classes: Sequence[str],
     true_audio: BoolArray | None,

@@ -68,6 +68,19 @@ def test_drawn_events_last_and_begin_as_published(drawn):
         assert np.mean([event.onset == 0 for event in events]) == pytest.approx(from_start, abs=0.025)
 
 
+@pytest.mark.parametrize(
+    ("name", "heard", "seen"),
+    [("Speech", 0.53, 0.48), ("Dog", 0.61, 0.95), ("Basketball_bounce", 0.43, 0.42), ("Violin_fiddle", 0.88, 0.91)],
+)
+def test_each_class_lasts_as_long_as_published(drawn, name, heard, seen):
+    label = LLP.classes.index(name)
+    patterns = [pattern_of(record, label) for record in drawn if label in record.weak]
+    audio = [audio.bit_count() / 10 for audio, _ in patterns if audio]
+    visual = [visual.bit_count() / 10 for _, visual in patterns if visual]
+    assert np.mean(audio) == pytest.approx(heard, abs=0.06)
+    assert np.mean(visual) == pytest.approx(seen, abs=0.06)
+
+
 def test_annotated_splits_carry_more_labels_than_train(drawn):
     test = [record for record in drawn if record.split != "train"]
     assert np.mean([len(record.weak) for record in test]) == pytest.approx(1.81, abs=0.08)
@@ -111,7 +124,7 @@ def annotations(official, tmp_path):
 
 
 def test_training_videos_copy_the_seconds_of_annotated_ones(tmp_path):
-    """Cat is heard at 2 and seen at 5-7 in one video, shown by nothing in another: train holds both, paired so, and no more."""
+    """Cat is heard at 2 and seen at 5-7 in one video, shown by nothing in another: train holds both pairs and no more."""
     training = "".join(f"newtrain_{n:02d}_0_10\tCat,Dog\n" for n in range(12))
     files = {
         "AVVP_train.csv": f"filename\tevent_labels\n{training}",
