@@ -18,8 +18,18 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
 	@touch $@
 
-demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (about 5 minutes on 2 CPU cores)
-	$(BIN)/python benchmarks/demo.py
+# Short runs of the real commands: no server, no cluster, synthetic data. What each line does: README.md.
+DEMO_DATA := data=demo/data tracking.uri=sqlite:///demo/mlflow.db tracking.experiment=demo train.precision=bfloat16
+demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a few minutes on 2 CPU cores)
+	$(BIN)/avvp data synth demo/raw --splits 2000,300,600 --seed 0
+	$(BIN)/avvp data pack llp --annotations demo/raw/annotations --features demo/raw/feats --out demo/data
+	$(BIN)/avvp train han output=demo/han $(DEMO_DATA) train.epochs=6 optim.step_size=4
+	$(BIN)/avvp train jomold output=demo/jomold $(DEMO_DATA) train.epochs=12 train.batch_size=32 optim.step_size=4
+	$(BIN)/avvp evaluate demo/jomold
+	$(BIN)/avvp table demo/han demo/jomold
+	@echo
+	@echo "pictures  demo/han/pictures demo/jomold/pictures"
+	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"
 
 test: env  ## all tests
 	$(BIN)/python -m pytest

@@ -58,9 +58,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
-    splits = {
-        name: resident.load(config.data.url or "", index, labels[name], runtime.device) for name in ("train", *EVALUATED)
-    }
+    splits = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     observer = _Observer(config, index, rank_0)
     try:
         runner = StageRunner(
@@ -109,7 +107,7 @@ def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     final = _method(config, index).stages()[-1]
     scores: dict[str, Any] = {}
     for name in EVALUATED:
-        split = resident.load(config.data.url or "", index, labels[name], runtime.device)
+        split = _load(config, index, labels[name], runtime)
         found = _predict(model, split, config, runtime, final.cross_modal)
         scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
     return scores
@@ -182,6 +180,11 @@ class _Observer:
 
 def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes)
+
+
+def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> resident.ResidentSplit:
+    dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
 
 
 def _build(config: RunConfig, index: Index) -> nn.Module:

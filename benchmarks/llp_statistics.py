@@ -1,6 +1,6 @@
 """Counts LLP's annotation files into avvp_dist/data/llp_statistics.json, which the synthetic LLP draws from.
 
-    python benchmarks/llp_statistics.py ANNOTATIONS_FOLDER [--out FILE]
+    python -m benchmarks.llp_statistics ANNOTATIONS_FOLDER [--out FILE]
 
 No video ids are kept. Prints the figures that the literature quotes, so that they can be compared.
 """

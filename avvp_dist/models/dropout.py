@@ -20,5 +20,5 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     dropped = round(rate * _LEVELS)
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
     bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-    keep = bits >= dropped - _LEVELS // 2
-    return x * (keep * (_LEVELS / (_LEVELS - dropped))).to(x.dtype)
+    scale = torch.tensor(_LEVELS / (_LEVELS - dropped), dtype=x.dtype)
+    return x * torch.where(bits >= dropped - _LEVELS // 2, scale, torch.zeros_like(scale))

@@ -84,12 +84,21 @@ def test_no_dead_modules():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_attention_is_multihead_attention():
+@pytest.mark.parametrize(("heads", "videos", "folded"), [(4, 3, False), (4, 300, False), (1, 3, False), (1, 300, True)])
+def test_attention_is_multihead_attention(heads, videos, folded):
     torch.manual_seed(0)
-    ours, theirs = Attention(16, 4, 0.0), torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    ours, theirs = Attention(16, heads, 0.0), torch.nn.MultiheadAttention(16, heads, batch_first=True)
+    torch.nn.init.normal_(ours.in_proj_bias)
+    torch.nn.init.normal_(ours.out_proj.bias)
     theirs.load_state_dict(ours.state_dict())
-    x = torch.randn(3, 5, 16)
-    torch.testing.assert_close(ours.attend(*ours.project(x), dropout=False), theirs(x, x, x)[0])
+    x = torch.randn(videos, 5, 16)
+    assert ours.project(x).folded is folded
+    got, expected = ours.attend(ours.project(x), dropout=False), theirs(x, x, x)[0]
+    torch.testing.assert_close(got, expected)
+    got.square().mean().backward()
+    expected.square().mean().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs.get_parameter(name).grad, atol=1e-6, rtol=1e-4)
 
 
 def test_judge_pass_is_the_separate_pass_it_stands_for():

@@ -1,0 +1,130 @@
+"""JoMoLD's denoising step: samples per second here and in a transcription of the published loop, in one run.
+
+    python -m benchmarks.train_step [--videos 512] [--rounds 3] [--out benchmarks/results/train_step.json]
+
+Both train the same network on the same synthetic videos at the published batch size of 128: the published loop from .npy files
+(served by the page cache after the first round), ours from shards held in memory. Rounds alternate, so that a machine that
+slows down slows all alike; medians are compared. The published loop is given its best number of DataLoader workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from avvp_dist.data import llp, resident, shards, synthetic
+from avvp_dist.data.catalog import LLP
+from avvp_dist.data.index import read_labels
+from avvp_dist.data.plan import EpochPlan
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.methods.jomold import Jomold
+from avvp_dist.recipe import load
+from avvp_dist.train.step import TrainStep
+from avvp_dist.types import Progress
+from benchmarks import published_loop
+
+# means of the published ratio file; what the ranking removes hardly changes what a step costs
+RATIOS = {"audio": dict.fromkeys(LLP.classes, 0.05), "visual": dict.fromkeys(LLP.classes, 0.13) | {"Speech": 0.99}}
+
+
+def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[int, float]], float]:
+    """A function that trains one epoch and gives (videos, seconds), and the seconds it took to load the split."""
+    config = load("jomold", [f"train.precision={precision}"])
+    runtime = LocalRuntime(str(packed / "none"), device)
+    index = shards.Index.load(str(packed))
+    started = time.perf_counter()
+    labels = read_labels(str(packed), index)["train"]
+    split = resident.load(str(packed), index, labels, runtime.device, getattr(torch, precision))
+    loaded = time.perf_counter() - started
+    model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
+    stage = Jomold(config.method, LLP.classes).stages()[-1]
+    stage.start({"ratios": RATIOS}, runtime.device)
+    optimizer, _ = config.optim.build(model.parameters())
+    step = TrainStep(model, optimizer, stage, runtime, seed=0, bfloat16=precision == "bfloat16")
+    epoch = iter(range(1, 1_000_000))
+
+    def train() -> tuple[int, float]:
+        plan = EpochPlan(len(split), config.train.batch_size, 0, next(epoch))
+        started = time.perf_counter()
+        order = plan.order()
+        for number in range(plan.steps):
+            batch = split.batch(order[plan.rank_slice(number, 0, 1)], plan.total(number))
+            step(batch, Progress("denoise", plan.epoch, number, 25, plan.steps))
+        _wait(runtime.device)
+        return plan.videos, time.perf_counter() - started
+
+    return train, loaded
+
+
+def published(official: Path, device: str, workers: int) -> Callable[[], tuple[int, float]]:
+    """A function that trains one epoch of the published loop and gives (videos, seconds)."""
+    rows = [tuple(line.split("\t")) for line in (official / "annotations" / "AVVP_train.csv").read_text().splitlines()[1:]]
+    loader = published_loop.build(official / "feats", rows, num_workers=workers, pin_memory=device != "cpu")  # type: ignore[arg-type]
+    model = published_loop.Network().to(device)
+    optimizer = published_loop.make_optimizer(model)
+    ratios = [list(RATIOS[modality].values()) for modality in ("audio", "visual")]
+
+    def train() -> tuple[int, float]:
+        found = published_loop.train_epoch(model, loader, optimizer, *ratios, device=device)  # type: ignore[arg-type]
+        _wait(torch.device(device))
+        return found
+
+    return train
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        official, packed = Path(scratch) / "official", Path(scratch) / "packed"
+        synthetic.write(str(official), videos=None, seed=0, splits=(arguments.videos, 1, 1), workers=1)
+        records = llp.read_annotations(official / "annotations").records
+        shards.pack(LLP, records, llp.OfficialFeatures(official / "feats"), str(packed), provenance={}, workers=1)
+        contenders = {f"published, {w} workers": published(official, arguments.device, w) for w in (0, 1, 2)}
+        loaded = {}
+        for precision in ("float32", "bfloat16"):
+            contenders[f"ours, {precision}"], loaded[precision] = ours(packed, arguments.device, precision)
+        speeds: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(arguments.rounds + 1):
+            for name, train in contenders.items():
+                videos, seconds = train()
+                if number:  # the first round warms up
+                    speeds[name].append(videos / seconds)
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    baseline = max(value for name, value in median.items() if name.startswith("published"))
+    report = {
+        "what": "JoMoLD denoising step, synthetic videos, batch 128",
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {arguments.device}",
+        "torch": torch.__version__,
+        "videos": arguments.videos,
+        "rounds": arguments.rounds,
+        "videos_per_second": speeds,
+        "median": median,
+        "ratio_to_best_published": {name: value / baseline for name, value in median.items() if name.startswith("ours")},
+        "seconds_to_load_the_split_once": loaded,
+    }
+    for name, value in median.items():
+        print(f"{name:22} {value:8.1f} videos/s   {value / baseline:5.2f} x")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
