@@ -22,7 +22,7 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 DEMO_DATA := data=demo/data tracking.uri=sqlite:///demo/mlflow.db tracking.experiment=demo train.precision=bfloat16
 demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a few minutes on 2 CPU cores)
 	$(BIN)/avvp data synth demo/raw --splits 2000,300,600 --seed 0
-	$(BIN)/avvp data pack llp --annotations demo/raw/annotations --features demo/raw/feats --out demo/data
+	$(BIN)/avvp data pack llp --annotations demo/raw --features demo/raw/feats --out demo/data
 	$(BIN)/avvp train han output=demo/han $(DEMO_DATA) train.epochs=6 optim.step_size=4
 	$(BIN)/avvp train jomold output=demo/jomold $(DEMO_DATA) train.epochs=12 train.batch_size=32 optim.step_size=4
 	$(BIN)/avvp evaluate demo/jomold

@@ -159,8 +159,8 @@ def synth(
         str | None, typer.Option(metavar="DIR", help="Take videos and labels from these annotation files, not made-up ones.")
     ] = None,
     layout: Annotated[
-        Layout, typer.Option(help="Packed shards, or files in the official layout to be packed.")
-    ] = Layout.shards,
+        Layout, typer.Option(help="Files as LLP's authors lay them out, to be packed; or packed shards at once.")
+    ] = Layout.official,
     splits: Annotated[
         str | None, typer.Option(metavar="TRAIN,VAL,TEST", help="Videos of each split, in place of --videos: 2500,649,1200.")
     ] = None,
@@ -206,7 +206,7 @@ def _made_up(annotations: str, features: str) -> dict[str, Any]:
     """What the generator of synthetic data left beside its files; packed data must go on saying that they are made up."""
     from avvp_dist.data.synthetic import MARKER
 
-    for folder in (annotations, storage.join(features, "annotations"), storage.join(features, "..", "annotations")):
+    for folder in (annotations, features, storage.join(features, "..")):
         try:
             return {"synthetic": True, "generator": json.loads(storage.read_bytes(storage.join(folder, MARKER)))}
         except FileNotFoundError:

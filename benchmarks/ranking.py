@@ -4,7 +4,7 @@
 
 Starts W processes with torch.distributed (gloo, or nccl with a GPU each) on this machine, trains on random features at the
 published global batch of 128 and times, on rank 0, the whole step and within it the making of targets: element-wise losses,
-one all_gather, one sort, masks. Ranks meet before the clock starts, so that waiting for a slow rank does not count as ranking.
+one all_gather, one sort, masks. Ranks meet before the clock starts: waiting for a slow rank does not count as ranking.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.train_step [--videos 512] [--rounds 3] [--out benchmarks/results/train_step.json]
 
-Both train the same network on the same synthetic videos at the published batch size of 128: the published loop from .npy files
-(served by the page cache after the first round), ours from shards held in memory. Rounds alternate, so that a machine that
-slows down slows all alike; medians are compared. The published loop is given its best number of DataLoader workers.
+Both train the same network on the same synthetic videos at the published batch size of 128: the published loop from .npy
+files (served by the page cache after the first round), ours from shards held in memory. Rounds alternate, so that a machine
+that slows down slows all alike; medians are compared. The published loop is given its best number of DataLoader workers.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
 
 def published(official: Path, device: str, workers: int) -> Callable[[], tuple[int, float]]:
     """A function that trains one epoch of the published loop and gives (videos, seconds)."""
-    rows = [tuple(line.split("\t")) for line in (official / "annotations" / "AVVP_train.csv").read_text().splitlines()[1:]]
+    rows = [tuple(line.split("\t")) for line in (official / "AVVP_train.csv").read_text().splitlines()[1:]]
     loader = published_loop.build(official / "feats", rows, num_workers=workers, pin_memory=device != "cpu")  # type: ignore[arg-type]
     model = published_loop.Network().to(device)
     optimizer = published_loop.make_optimizer(model)
@@ -95,7 +95,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         official, packed = Path(scratch) / "official", Path(scratch) / "packed"
         synthetic.write(str(official), videos=None, seed=0, splits=(arguments.videos, 1, 1), workers=1)
-        records = llp.read_annotations(official / "annotations").records
+        records = llp.read_annotations(official).records
         shards.pack(LLP, records, llp.OfficialFeatures(official / "feats"), str(packed), provenance={}, workers=1)
         contenders = {f"published, {w} workers": published(official, arguments.device, w) for w in (0, 1, 2)}
         loaded = {}

@@ -173,7 +173,7 @@ def write(
         videos: how many in all, shared out over the splits as in LLP.
         seed: of everything random.
         annotations: folder of LLP's annotation files, whose videos are then taken; None draws labels from LLP's statistics.
-        layout: ``official`` (annotations/*.csv and feats/*/<id>.npy, as the authors' code reads them) or ``shards``.
+        layout: ``official`` (*.csv and feats/*/<id>.npy in one folder, as the authors' code reads them) or ``shards``.
         splits: videos of train, val and test, in place of ``videos``. Without either: all videos.
         workers: processes; None for what the machine has and the work deserves.
         shard_videos: videos in a shard, for ``layout="shards"``.
@@ -209,7 +209,7 @@ def write(
         following = f"avvp train han data={shlex.quote(out)}"
     else:
         _write_official(out, made, seed, provenance, workers)
-        places = {"annotations": storage.join(out, "annotations"), "features": out, "out": storage.join(out, "shards")}
+        places = {"annotations": out, "features": storage.join(out, "feats"), "out": f"{out.rstrip('/')}-packed"}
         following = " ".join(["avvp data pack llp", *(f"--{name} {shlex.quote(place)}" for name, place in places.items())])
     return {"layout": layout, "where": out, "seed": seed, "videos": present, "notes": notes, "next": following}
 
@@ -243,21 +243,21 @@ def _checked(
 
 
 def _write_official(out: str, made: Sequence[VideoRecord], seed: int, provenance: Mapping[str, Any], workers: int) -> None:
-    folder, feats = storage.join(out, "annotations"), storage.join(out, "feats")
-    held = [place for place in (folder, feats) if storage.names(place)]
-    if held and not storage.exists(storage.join(folder, MARKER)):
-        raise ConfigError(f"{' and '.join(held)}: may be real, as there is no annotations/{MARKER}; choose another folder")
+    feats = storage.join(out, "feats")
+    held = storage.names(out)
+    if held and MARKER not in held:
+        raise ConfigError(f"{out}: what it holds may be real, as there is no {MARKER}; choose another folder")
     files = _annotation_files(made)
     for name in files:  # whoever is interrupted leaves features without annotations, not a mixture that can be read
-        storage.remove(storage.join(folder, name))
-    storage.write_text(storage.join(folder, MARKER), json.dumps(provenance, indent=1) + "\n")
+        storage.remove(storage.join(out, name))
+    storage.write_text(storage.join(out, MARKER), json.dumps(provenance, indent=1) + "\n")
     for stream in LLP.streams:
         storage.sweep(storage.join(feats, stream.folder))
     jobs = [(feats, seed, made[start : start + _CHUNK]) for start in range(0, len(made), _CHUNK)]
     with processes.pool(workers) as executor:
         processes.run(_write_features, jobs, [len(chunk) for *_, chunk in jobs], executor, "synthetic features")
     for name, content in files.items():
-        storage.write_text(storage.join(folder, name), content)
+        storage.write_text(storage.join(out, name), content)
 
 
 def _write_features(job: tuple[str, int, Sequence[VideoRecord]]) -> None:

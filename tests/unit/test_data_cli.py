@@ -124,13 +124,26 @@ def test_unknown_data_set(official, tmp_path):
 
 
 def test_made_up_data_packed_at_once_and_by_way_of_files(tmp_path):
-    made = avvp_data("synth", tmp_path / "shards", "--splits", "4,2,2", "--seed", 3, "--shard-videos", 3, "--workers", 1)
+    made = avvp_data(
+        "synth",
+        tmp_path / "shards",
+        "--layout",
+        "shards",
+        "--splits",
+        "4,2,2",
+        "--seed",
+        3,
+        "--shard-videos",
+        3,
+        "--workers",
+        1,
+    )
     assert made.exit_code == 0, made.output
     direct = Index.load(str(tmp_path / "shards"))
     assert [shard.samples for shard in direct.shards] == [3, 1, 2, 2]
     files = tmp_path / "files"
-    assert avvp_data("synth", files, "--splits", "4,2,2", "--seed", 3, "--layout", "official", "--workers", 1).exit_code == 0
-    arguments = ["--annotations", files / "annotations", "--features", files, "--out", tmp_path / "packed"]
+    assert avvp_data("synth", files, "--splits", "4,2,2", "--seed", 3, "--workers", 1).exit_code == 0
+    arguments = ["--annotations", files, "--features", files / "feats", "--out", tmp_path / "packed"]
     packed = avvp_data("pack", "llp", *arguments, "--shard-videos", 3, "--workers", 1)
     assert packed.exit_code == 0, packed.output
     assert "SYNTHETIC" in packed.output

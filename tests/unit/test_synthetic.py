@@ -117,7 +117,7 @@ def test_videos_are_shared_out_as_in_llp(videos, expected):
 def annotations(official, tmp_path):
     """Annotation files as LLP has them: without events of training videos."""
     folder = tmp_path / "annotations"
-    shutil.copytree(official[0] / "annotations", folder)
+    shutil.copytree(official[0], folder, ignore=shutil.ignore_patterns("feats"))
     for file in llp.TRAIN_EVENT_FILES.values():
         (folder / file).unlink()
     return folder
@@ -282,7 +282,7 @@ def test_frames_of_a_second_differ_and_average_to_its_features():
 
 def test_official_layout_reads_back_as_it_was_made(official):
     folder, summary = official
-    read = llp.read_annotations(folder / "annotations")
+    read = llp.read_annotations(folder)
     assert read.records == synthetic.records(None, (5, 3, 2), seed=7)
     assert {flaw.kind for flaw in read.flaws} <= {"unannotated"}
     source = llp.OfficialFeatures(folder)
@@ -292,7 +292,7 @@ def test_official_layout_reads_back_as_it_was_made(official):
 
 
 def test_official_layout_says_that_it_is_made_up(official):
-    marker = json.loads((official[0] / "annotations" / synthetic.MARKER).read_text())
+    marker = json.loads((official[0] / synthetic.MARKER).read_text())
     assert marker["synthetic"] is True
     assert marker["seed"] == 7
     assert "SYNTHETIC" in marker["about"]
@@ -303,7 +303,7 @@ def test_both_layouts_hold_the_same_data(official, tmp_path):
     straight = str(tmp_path / "straight")
     synthetic.write(straight, videos=None, splits=(5, 3, 2), seed=7, layout="shards", workers=1, shard_videos=4)
     imported = str(tmp_path / "imported")
-    records = llp.read_annotations(folder / "annotations").records
+    records = llp.read_annotations(folder).records
     shards.pack(LLP, records, llp.OfficialFeatures(folder), imported, provenance={}, workers=1, shard_videos=4)
 
     one, other = Index.load(straight), Index.load(imported)
@@ -333,10 +333,10 @@ def test_shards_depend_on_the_seed(tmp_path):
     assert len(prints) == 2
 
 
-@pytest.mark.parametrize("name", ["annotations/AVVP_train.csv", "feats/vggish/abc.npy"])
+@pytest.mark.parametrize("name", ["AVVP_train.csv", "feats/vggish/abc.npy"])
 def test_files_that_may_be_real_are_never_touched(tmp_path, name):
     real = tmp_path / name
-    real.parent.mkdir(parents=True)
+    real.parent.mkdir(parents=True, exist_ok=True)
     real.write_text("precious")
     with pytest.raises(ConfigError, match="may be real"):
         synthetic.write(str(tmp_path), videos=3, seed=0, workers=1)
