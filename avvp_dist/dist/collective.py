@@ -19,6 +19,9 @@ from avvp_dist.data.plan import split_sizes
 
 T = TypeVar("T")
 
+# torch 2.13 renames it and warns about the old name
+_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class Collective(Protocol):
     """Exchange among the ranks of one run. Every rank must make the same calls in the same order."""
@@ -70,7 +73,7 @@ class TorchCollective:
         if rows.shape[0] < longest:  # all_gather wants equal shapes: the tail is cut off again below
             rows = torch.cat([rows, rows.new_zeros(longest - rows.shape[0], *rows.shape[1:])])
         everyone = rows.new_empty(self.world_size * longest, *rows.shape[1:])
-        dist.all_gather_into_tensor(everyone, rows.contiguous())
+        _gather_rows(everyone, rows.contiguous())
         if min(sizes) == longest:
             return everyone
         return torch.cat([everyone[rank * longest : rank * longest + size] for rank, size in enumerate(sizes)])
@@ -84,7 +87,7 @@ class TorchCollective:
     def _sizes(self, rows: Tensor) -> list[int]:
         size = torch.tensor([rows.shape[0]], device=rows.device)
         sizes = size.new_empty(self.world_size)
-        dist.all_gather_into_tensor(sizes, size)
+        _gather_rows(sizes, size)
         return sizes.tolist()
 
 

@@ -1,0 +1,107 @@
+"""The command line as a user meets it: in a process of its own, exit codes and messages included."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SMALL = ["train.epochs=2", "train.batch_size=16", "model.width=32", "model.feedforward=32", "tracking=none", "train.device=cpu"]
+
+
+def avvp(*arguments, cwd=None):
+    command = [sys.executable, "-m", "avvp_dist", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def trained(packed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "jomold"
+    done = avvp("train", "jomold", f"data={packed}", f"output={output}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def test_train_says_what_it_does_and_where_things_are(trained):
+    output, done = trained
+    for stage in ("estimate", "ratios", "denoise"):
+        assert f"stage {stage}: " in done.stderr
+    assert "denoise epoch 2, loss " in done.stderr
+    assert "SYNTHETIC" in done.stdout
+    assert str(output / "result.json") in done.stdout
+    assert (output / "result.json").is_file()
+
+
+def test_a_second_train_reuses_every_stage(trained, packed):
+    output, _ = trained
+    before = (output / "result.json").read_text()
+    again = avvp("train", "jomold", f"data={packed}", f"output={output}", *SMALL)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("reused") == 3
+    assert json.loads(before)["scores"] == json.loads((output / "result.json").read_text())["scores"]
+
+
+def test_evaluate_reproduces_the_result_and_takes_other_data(trained, packed, tmp_path):
+    output, _ = trained
+    done = avvp("evaluate", output, f"data={packed}", "--json", tmp_path / "again.json")
+    assert done.returncode == 0, done.stderr
+    assert "result.json reproduced" in done.stdout
+    recorded, again = (json.loads(path.read_text()) for path in (output / "result.json", tmp_path / "again.json"))
+    assert again["scores"] == recorded["scores"]
+
+
+def test_table_puts_runs_side_by_side(trained):
+    output, _ = trained
+    done = avvp("table", output, output.parent / "jomold")
+    assert done.returncode == 0, done.stderr
+    assert "jomold" in done.stdout
+    missing = avvp("table", output.parent / "nothing")
+    assert missing.returncode == 2
+    assert "result.json: not there" in missing.stderr
+
+
+def test_config_prints_what_would_run():
+    done = avvp("config", "jomold", "method.rounding=carry")
+    assert done.returncode == 0
+    assert "rounding: carry" in done.stdout
+    assert "lr: 0.0005" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "jomold", "method.warmpu=linear", "optim.lr=-1"], ["method.warmpu: unknown key", "optim.lr:"]),
+        (["train", "jomold"], ["data: missing; give data=URL"]),
+        (["train", "jomold", "data=nowhere"], ["nowhere"]),
+        (["train", "jomodl", "data=nowhere"], ["unknown recipe 'jomodl'; did you mean 'jomold'?"]),
+        (["train", "jomold", "data=nowhere", "method.ratios=none.json"], ["nowhere"]),
+        (["evaluate", "nowhere"], ["nowhere: not a finished run", "config.yaml", "result.json"]),
+        (["sync", "nowhere"], ["nowhere"]),
+        (["data", "pack", "lpl", "--annotations", "a", "--features", "b", "--out", "c"], ["unknown data set 'lpl'", "llp"]),
+    ],
+)
+def test_mistakes_are_one_message_and_exit_code_2(arguments, message, tmp_path):
+    done = avvp(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert all(part in done.stderr for part in message), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    done = avvp("train", "han", f"data={packed}", f"output={tmp_path / 'run'}", "train.device=cuda")
+    assert done.returncode == 2
+    assert "no CUDA device here" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "config", "table", "sync", "data pack", "data synth", "data inspect", "data check"])
+def test_every_command_has_help(command):
+    done = avvp(*command.split(), "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 5
