@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from avvp_dist import storage
 from avvp_dist.cli_data import data
 from avvp_dist.errors import AvvpError, DataError
 from avvp_dist.recipe import RunConfig, load, recipes
+from avvp_dist.report.console import set_up_logging
 
 app = typer.Typer(
     name="avvp",
@@ -124,7 +124,7 @@ def sync(
 
 def main() -> None:
     """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback."""
-    logging.basicConfig(level=logging.INFO if _rank() == 0 else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    set_up_logging(quiet=_rank() != 0)
     try:
         app()
     except AvvpError as error:

@@ -21,6 +21,7 @@ from avvp_dist.data import plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, TrainingError, UserError
 from avvp_dist.recipe import RunConfig
+from avvp_dist.report.console import set_up_logging
 
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in (ConfigError, DataError, TrainingError)}
 
@@ -82,14 +83,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 
 def _start_ray() -> None:
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # a Ray of our own listens on loopback only
-    address = os.environ.get("RAY_ADDRESS", "local")
-    ray.init(
-        address=address,
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-        include_dashboard=None if address != "local" else False,
-    )
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
 
 
 def _trainer(config: RunConfig) -> TorchTrainer:
@@ -114,7 +108,7 @@ def _trainer(config: RunConfig) -> TorchTrainer:
 
 def _work(arguments: dict[str, Any]) -> None:
     """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_logging()
     config = RunConfig.model_validate(arguments["config"])
     runtime = RayRuntime()
     try:

@@ -12,7 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from avvp_dist.types import Progress as TrainProgress
 
-_log = logging.getLogger("avvp")
+_log = logging.getLogger(__name__)
+
+
+def set_up_logging(quiet: bool = False) -> None:
+    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)  # Ray has set the root logger up already, at INFO
+    logging.getLogger("avvp_dist").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 class TrainingConsole:

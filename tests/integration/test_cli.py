@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-SMALL = ["train.epochs=2", "train.batch_size=16", "model.width=32", "model.feedforward=32", "tracking=none", "train.device=cpu"]
+SMALL = [
+    "train.epochs=2",
+    "train.batch_size=16",
+    "model.width=32",
+    "model.feedforward=32",
+    "tracking=none",
+    "train.device=cpu",
+]
 
 
 def avvp(*arguments, cwd=None):
@@ -100,7 +107,9 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "config", "table", "sync", "data pack", "data synth", "data inspect", "data check"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "config", "table", "sync", "data pack", "data synth", "data inspect", "data check"]
+)
 def test_every_command_has_help(command):
     done = avvp(*command.split(), "--help")
     assert done.returncode == 0

@@ -92,12 +92,12 @@ def test_learning_lowers_the_loss(packed, tmp_path):
 
 def test_finished_stages_are_reused_and_only_the_touched_ones_run_again(packed, tmp_path, caplog):
     first = run("jomold", packed, tmp_path / "a", f"store={tmp_path / 'store'}")
-    with caplog.at_level("INFO", logger="avvp"):
+    with caplog.at_level("INFO", logger="avvp_dist"):
         again = run("jomold", packed, tmp_path / "a", f"store={tmp_path / 'store'}")
     assert caplog.text.count("reused") == 3
     assert again["scores"] == first["scores"]
     caplog.clear()
-    with caplog.at_level("INFO", logger="avvp"):
+    with caplog.at_level("INFO", logger="avvp_dist"):
         run("jomold", packed, tmp_path / "b", f"store={tmp_path / 'store'}", "method.rounding=carry")
     reused = [record.message.split()[1].rstrip(":") for record in caplog.records if "reused" in record.message]
     assert reused == ["estimate", "ratios"]
