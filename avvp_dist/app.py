@@ -140,7 +140,10 @@ class _Observer:
     """Tells console and tracker how training goes; both only on rank 0."""
 
     def __init__(self, config: RunConfig, index: Index, rank_0: bool) -> None:
-        self.tracker: Tracker = open_tracker(config.tracking, _spool_folder(config)) if rank_0 else NullTracker()
+        named = config.tracking.model_copy(
+            update={"run_name": config.tracking.run_name or f"{config.recipe}-seed{config.seed}"}
+        )
+        self.tracker: Tracker = open_tracker(named, _spool_folder(config)) if rank_0 else NullTracker()
         self._console = TrainingConsole(config.evaluate.select) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, _spool_folder(config)) if tracked else None

@@ -29,7 +29,7 @@ class TrackingConfig(Section):
     experiment: str = "avvp"
     """MLflow experiment; made when it is not there."""
     run_name: str | None = None
-    """Name shown in MLflow; None lets MLflow invent one."""
+    """Name shown in MLflow; null for <recipe>-seed<seed>."""
     parent_run: str | None = None
     """MLflow run id under which this run is nested, e.g. its sweep."""
     flush_timeout: PositiveFloat = 30.0
