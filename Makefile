@@ -26,7 +26,7 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 	$(BIN)/avvp train han output=demo/han $(DEMO_DATA) train.epochs=6 optim.step_size=4
 	$(BIN)/avvp train jomold output=demo/jomold $(DEMO_DATA) train.epochs=12 train.batch_size=32 optim.step_size=4
 	$(BIN)/avvp evaluate demo/jomold
-	$(BIN)/avvp table demo/han demo/jomold
+	$(BIN)/avvp compare demo/han demo/jomold
 	@echo
 	@echo "pictures  demo/han/pictures demo/jomold/pictures"
 	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"

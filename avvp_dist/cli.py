@@ -65,8 +65,7 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
-    local = storage.local_path(config_url)
-    config = _absolute(load(str(local or config_url), [f"output={run}", *(overrides or [])]))
+    config = _absolute(load(config_url, [f"output={run}", *(overrides or [])]))
     scores = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
     recorded = json.loads(storage.read_text(result_url))
     result = recorded | {"scores": scores, "data": recorded["data"] | {"url": config.data.url}}
@@ -91,7 +90,7 @@ def list_recipes() -> None:
 
 
 @app.command()
-def table(
+def compare(
     runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
 ) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field
 
+from avvp_dist import storage
 from avvp_dist.config import Section, merge, parse_overrides, parse_yaml, validate
 from avvp_dist.data.resident import DataConfig
 from avvp_dist.errors import ConfigError
@@ -76,7 +77,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """A recipe with overrides.
 
     Args:
-        recipe: name of a shipped recipe, or the path of a YAML file (a run's config.yaml, say).
+        recipe: name of a shipped recipe, or the path or URL of a YAML file (a run's config.yaml, say).
         overrides: ``key=value``, e.g. ``optim.lr=1e-3``, ``launch=ray``.
 
     Raises:
@@ -86,10 +87,9 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     if recipe in shipped:
         content, name = parse_yaml(shipped[recipe], recipe), recipe
     elif recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe)
-        if not path.is_file():
+        if not storage.exists(recipe):
             raise ConfigError(f"{recipe}: no such recipe file")
-        content, name = parse_yaml(path.read_text(encoding="utf-8"), recipe), path.stem
+        content, name = parse_yaml(storage.read_text(recipe), recipe), PurePosixPath(recipe).stem
     else:
         close = difflib.get_close_matches(recipe, shipped, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

@@ -49,12 +49,13 @@ class LocalRuntime:
     def __init__(self, output: str, device: str = "auto") -> None:
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.collective: Collective = LocalCollective()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=10))
             self.collective = TorchCollective()
-        storage.sweep(self._folder)
 
     def close(self) -> None:
         """Leaves the process group, if there is one."""
@@ -66,6 +67,7 @@ class LocalRuntime:
         if checkpoint is None:
             return
         names = self._names()
+        storage.sweep(self._folder)  # what a killed rank 0 left; nobody else writes here
         number = int(names[-1].removesuffix(".pt")) + 1 if names else 1
         storage.write_bytes(storage.join(self._folder, f"{number:08d}.pt"), checkpoint)
         for name in names[: 1 - _KEEP]:

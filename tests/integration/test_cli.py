@@ -58,12 +58,12 @@ def test_evaluate_reproduces_the_result_and_takes_other_data(trained, packed, tm
     assert again["scores"] == recorded["scores"]
 
 
-def test_table_puts_runs_side_by_side(trained):
+def test_compare_puts_runs_side_by_side(trained):
     output, _ = trained
-    done = avvp("table", output, output.parent / "jomold")
+    done = avvp("compare", output, output.parent / "jomold")
     assert done.returncode == 0, done.stderr
     assert "jomold" in done.stdout
-    missing = avvp("table", output.parent / "nothing")
+    missing = avvp("compare", output.parent / "nothing")
     assert missing.returncode == 2
     assert "result.json: not there" in missing.stderr
 
@@ -108,7 +108,7 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "config", "table", "sync", "data pack", "data synth", "data inspect", "data check"]
+    "command", ["train", "evaluate", "config", "compare", "sync", "data pack", "data synth", "data inspect", "data check"]
 )
 def test_every_command_has_help(command):
     done = avvp(*command.split(), "--help")

@@ -4,6 +4,7 @@ import pytest
 
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import METHODS
+from avvp_dist.methods.han import HanMethodConfig
 from avvp_dist.recipe import load, recipes
 
 
@@ -45,7 +46,7 @@ def test_order_of_shorthand_and_detail_does_not_matter():
 
 def test_another_method_starts_from_its_own_defaults():
     config = load("jomold", ["method=han"])
-    assert config.method == METHODS["han"][1]()
+    assert config.method == HanMethodConfig()
 
 
 def test_all_problems_are_listed_with_path_and_valid_names():
