@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -20,19 +15,19 @@ from torch import nn
 from avvp_dist import storage
 from avvp_dist.data import plan, resident
 from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
-from avvp_dist.metrics.parsing import Probabilities, apply_protocol
+from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.outcome import Outcome, provenance
 from avvp_dist.recipe import RunConfig, differences
 from avvp_dist.report.console import TrainingConsole
-from avvp_dist.report.pictures import draw
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.train.evaluate import all_scores, predict
-from avvp_dist.train.loop import Trained
-from avvp_dist.train.stages import StageRunner, read_weights, write_weights
+from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
 _log = logging.getLogger(__name__)
@@ -59,11 +54,16 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     if rank_0:
         _claim(config)
     splits = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    data_fingerprint = index.fingerprint
+    if config.data.refined:
+        refined = RefinedLabels.load(config.data.refined)
+        splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined)
+        data_fingerprint += refined.fingerprint
     observer = _Observer(config, index, rank_0)
     try:
         runner = StageRunner(
             store=config.store or storage.join(config.output, "stages"),
-            data_fingerprint=index.fingerprint,
+            data_fingerprint=data_fingerprint,
             build=lambda: _build(config, index),
             model=config.model,
             seed=config.seed,
@@ -79,9 +79,10 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        result = _result(config, index, labels, probabilities, trained, collected)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected)
+        result = outcome.result()
         if rank_0:
-            _publish(config, index, labels, probabilities, trained, result, observer.tracker)
+            outcome.publish(result, observer.tracker)
         observer.finish("FINISHED")
     except BaseException as error:
         observer.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -144,7 +145,7 @@ class _Observer:
             update={"run_name": config.tracking.run_name or f"{config.recipe}-seed{config.seed}"}
         )
         self.tracker: Tracker = open_tracker(named, _spool_folder(config)) if rank_0 else NullTracker()
-        self._console = TrainingConsole(config.evaluate.select) if rank_0 else None
+        self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, _spool_folder(config)) if tracked else None
         self._epochs = 0
@@ -152,7 +153,7 @@ class _Observer:
             self._sampler.start()
         self.tracker.params(config.model_dump(exclude={"tracking"}))
         self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags(_provenance(index))
+        self.tracker.tags(provenance(index))
 
     def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
         assert self._console
@@ -232,109 +233,3 @@ def _spool_folder(config: RunConfig) -> Path:
     if here is not None:
         return here / "tracking"
     return Path.home() / ".cache" / "avvp" / "tracking" / hashlib.sha256(config.output.encode()).hexdigest()[:16]
-
-
-def _provenance(index: Index) -> dict[str, str]:
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=False)
-    known = commit.returncode == 0 and dirty.returncode == 0
-    return {
-        "git_commit": commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "") if known else "unknown",
-        "data_fingerprint": index.fingerprint,
-        "data_synthetic": str(index.synthetic).lower(),
-        "avvp_dist": metadata.version("avvp_dist"),
-        "torch": torch.__version__,
-    }
-
-
-def _result(
-    config: RunConfig,
-    index: Index,
-    labels: Mapping[str, Labels],
-    probabilities: Mapping[str, Probabilities],
-    trained: Mapping[str, Trained],
-    collected: Mapping[str, Any],
-) -> dict[str, Any]:
-    last = list(trained.values())[-1]
-    return {
-        "recipe": config.recipe,
-        "method": config.method.name,
-        "seed": config.seed,
-        "data": {
-            "url": config.data.url,
-            "fingerprint": index.fingerprint,
-            "dataset": index.dataset,
-            "synthetic": index.synthetic,
-        },
-        "best": last.best,
-        "scores": {
-            name: all_scores(found, labels[name], config.evaluate, index.classes) for name, found in probabilities.items()
-        },
-        "denoising": {name: value for name, value in last.history[-1].items() if name.startswith("removed/")},
-        "artefacts": dict(collected),
-        "provenance": _provenance(index),
-    }
-
-
-def _publish(
-    config: RunConfig,
-    index: Index,
-    labels: Mapping[str, Labels],
-    probabilities: Mapping[str, Probabilities],
-    trained: Mapping[str, Trained],
-    result: dict[str, Any],
-    tracker: Tracker,
-) -> None:
-    """Writes what a finished run leaves, result.json last."""
-    final = list(trained.values())[-1]
-    write_weights(storage.join(config.output, "model.safetensors"), final.weights)
-    history = [row for stage in trained.values() for row in stage.history]
-    storage.write_text(storage.join(config.output, "history.json"), json.dumps(history, indent=1))
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        pictures = draw(
-            folder,
-            classes=index.classes,
-            history=history,
-            result=result,
-            protocol=config.evaluate.protocol,
-            truth=labels["test"],
-            predicted=_shown(probabilities["test"], config),
-            train=labels["train"],
-            removed=final.removed,
-        )
-        for picture in pictures:
-            storage.write_bytes(storage.join(config.output, "pictures", picture.name), picture.read_bytes())
-            tracker.artifact(picture, "pictures")
-        weights = folder / "model.safetensors"
-        write_weights(str(weights), final.weights)
-        tracker.artifact(weights, "checkpoints")
-    storage.write_text(storage.join(config.output, "result.json"), json.dumps(result, indent=1))
-    tracker.text("result.json", json.dumps(result, indent=1))
-    tracker.metrics(_final_metrics(config, result), step=0)
-
-
-def _shown(found: Probabilities, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    chosen = config.evaluate
-    return apply_protocol(
-        found.video,
-        found.audio,
-        found.visual,
-        found.segments,
-        chosen.protocol,
-        chosen.segment_threshold,
-        chosen.video_threshold,
-    )
-
-
-def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:
-    """The final figures under the run's own protocol, under names that MLflow's table sorts well."""
-    found: dict[str, float] = {}
-    for split, protocols in result["scores"].items():
-        scores = protocols[config.evaluate.protocol]
-        for level in ("segment", "event"):
-            found |= {f"{split}/{level}.{name}": value for name, value in scores[level].items()}
-            without = scores.get("without_speech", {}).get(level, {})
-            found |= {f"{split}_without_speech/{level}.{name}": value for name, value in without.items()}
-    return found

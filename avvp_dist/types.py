@@ -8,7 +8,7 @@ Shape letters used across the package:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -46,6 +46,20 @@ class VideoRecord:
 
 
 @dataclass(frozen=True)
+class Refined:
+    """Labels that a refiner puts in the place of the weak ones, of one batch or one split; float32.
+
+    Attributes:
+        video: [B,C], or None where the refiner leaves the video's label alone.
+        audio, visual: [B,C] labels of a modality of the video, or [B,T,C] of its segments.
+    """
+
+    video: Tensor | None
+    audio: Tensor
+    visual: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one rank sees of one global batch.
 
@@ -54,12 +68,16 @@ class Batch:
         weak: weak labels, float32 [B,C], 0 or 1.
         index: number of each video in its split, int64 [B].
         total: videos in the global batch, over all ranks.
+        refined: labels in place of the weak ones, where the run or the stage has them.
+        partners: for each of K draws a batch of B other videos, where the stage asks for them.
     """
 
     streams: Mapping[str, Tensor]
     weak: Tensor
     index: Tensor
     total: int
+    refined: Refined | None = None
+    partners: tuple[Batch, ...] = ()
 
     @property
     def audio(self) -> Tensor:
@@ -72,6 +90,29 @@ class Batch:
     @property
     def motion(self) -> Tensor:
         return self.streams["motion"]
+
+    @property
+    def video_labels(self) -> Tensor:
+        """[B,C] what is in the video, to the best of what is known."""
+        return self.weak if self.refined is None or self.refined.video is None else self.refined.video
+
+    @property
+    def audio_labels(self) -> Tensor:
+        """[B,C] what is heard in the video."""
+        return self.weak if self.refined is None else _of_video(self.refined.audio)
+
+    @property
+    def visual_labels(self) -> Tensor:
+        """[B,C] what is seen in the video."""
+        return self.weak if self.refined is None else _of_video(self.refined.visual)
+
+    def with_audio_of(self, other: Batch) -> Batch:
+        """This batch's pictures under another's sound."""
+        return replace(self, streams={**self.streams, "audio": other.audio}, partners=())
+
+
+def _of_video(labels: Tensor) -> Tensor:
+    return labels.amax(dim=1) if labels.dim() == 3 else labels
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avvp_dist import storage
 from avvp_dist.config import Section
 from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.errors import DataError
-from avvp_dist.types import Batch
+from avvp_dist.types import Batch, Refined
 
 
 class DataConfig(Section):
@@ -23,6 +25,8 @@ class DataConfig(Section):
 
     url: str | None = None
     """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
+    refined: str | None = None
+    """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class ResidentSplit:
         weak: float32 [N,C].
         streams: name -> (offset, dim) along the last axis of ``features``.
         dtype: dtype of a batch's features.
+        refined: labels in place of the weak ones, of all N videos, or None.
+        partners: int64 [N,K] numbers of each video's partners; K is 0 where nobody asks for them.
     """
 
     labels: Labels
@@ -42,6 +48,8 @@ class ResidentSplit:
     weak: Tensor
     streams: Mapping[str, tuple[int, int]]
     dtype: torch.dtype = torch.float32
+    refined: Refined | None = None
+    partners: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels.ids)
@@ -51,7 +59,33 @@ class ResidentSplit:
         index = torch.from_numpy(numbers).to(self.features.device)
         rows = self.features.index_select(0, index).to(self.dtype)
         streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
-        return Batch(streams, self.weak.index_select(0, index), index, total)
+        refined, partners = self.refined, self.partners
+        if refined is not None:
+            video = None if refined.video is None else refined.video[index]
+            refined = Refined(video, refined.audio[index], refined.visual[index])
+        draws = () if partners is None else tuple(partners[numbers].T.copy())
+        alone = replace(self, partners=None)
+        return Batch(
+            streams,
+            self.weak.index_select(0, index),
+            index,
+            total,
+            refined,
+            tuple(alone.batch(draw, total) for draw in draws),
+        )
+
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
+        """The same videos with refined labels; ``source`` names them in errors.
+
+        Raises:
+            DataError: they do not fit.
+        """
+        found = labels.aligned(self.labels.ids, classes, self.features.shape[1], source)
+        tensors = [
+            None if values is None else torch.from_numpy(values).to(self.weak)
+            for values in (found.video, found.audio, found.visual)
+        ]
+        return replace(self, refined=Refined(*tensors))  # type: ignore[arg-type]
 
 
 def load(

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from avvp_dist.methods.han import Han, HanMethodConfig
 from avvp_dist.methods.jomold import Jomold, JomoldConfig
+from avvp_dist.methods.ma import Ma, MaConfig
 
-METHODS = {"han": Han, "jomold": Jomold}
+METHODS = {"han": Han, "jomold": Jomold, "ma": Ma}
 
-MethodConfig = Annotated[HanMethodConfig | JomoldConfig, Field(discriminator="name")]
+MethodConfig = Annotated[HanMethodConfig | JomoldConfig | MaConfig, Field(discriminator="name")]

@@ -6,12 +6,13 @@ Stages see tensors, a Progress and a Collective; never a model class, torch.dist
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.collective import Collective
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
 
@@ -37,9 +38,11 @@ class TrainStage(Stage):
 
     Attributes:
         judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
+        labels_from: earlier collect stage whose `RefinedLabels` it is trained on (one of ``needs``).
     """
 
     judge: Pass | None = None
+    labels_from: str | None = None
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
         """Takes the artefacts of the stages it needs, once, before the first step."""
@@ -68,17 +71,49 @@ class CollectStage(Stage):
 
     Attributes:
         source: the train stage whose best network is run.
+        partners: videos without a common label to be drawn for each video; found in ``batch.partners``.
+        partner_seed: root of that choice.
     """
 
     source: str
+    partners: int = 0
+    partner_seed: int = 0
+
+    def inputs(self, batch: Batch) -> Sequence[Batch]:
+        """The batches the network is run over, made of one batch of the split and its partners."""
+        return (batch,)
 
     @abstractmethod
-    def collect(self, outputs: Outputs, batch: Batch) -> None:
-        """Takes in one batch of this rank."""
+    def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
+        """Takes in one batch of this rank and what the network says of each of its `inputs`."""
 
     @abstractmethod
-    def finish(self, collective: Collective) -> dict[str, Any]:
-        """The artefact, JSON-able and the same on all ranks; called once, after the last batch."""
+    def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any] | RefinedLabels:
+        """The artefact, JSON-able or refined labels, the same on all ranks; called once, after the last batch.
+
+        Args:
+            collective: to gather what the other ranks collected.
+            ids: the split's videos by number.
+        """
+
+
+class SplitTable:
+    """Rows of a split that ranks collect and gather in the split's order, so that sums over them do not depend on W."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+
+    def add(self, batch: Batch, *columns: Tensor) -> None:
+        """Takes in columns [B,C] of this rank's ``batch``."""
+        self._rows.append(
+            torch.stack([column.double() for column in (batch.index[:, None].expand_as(columns[0]), *columns)], 1)
+        )
+
+    def gather(self, collective: Collective) -> tuple[Tensor, ...]:
+        """Each column of all ranks, float64 [N,C] by number of the video; empties the table."""
+        rows = collective.all_gather(torch.cat(self._rows))  # [N,1+columns,C]
+        self._rows.clear()
+        return rows[rows[:, 0, 0].argsort(), 1:].unbind(dim=1)
 
 
 class Method(ABC):

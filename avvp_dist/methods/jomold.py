@@ -20,8 +20,8 @@ from avvp_dist.config import Section
 from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
-from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, smooth
+from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
+from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
 
@@ -162,7 +162,7 @@ class _Estimate(TrainStage):
         self.settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
-        return Targets(batch.weak, batch.weak, smooth(batch.weak, self.config.visual_smoothing))
+        return Targets(batch.video_labels, *_modality_targets(batch, self.config))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
         return _losses(outputs, targets, self.config, audio_weight=1.0)
@@ -180,17 +180,14 @@ class _Ratios(CollectStage):
         self.config = config
         self.classes = classes
         self.settings = config.model_dump(include={"audio_threshold", "visual_threshold", "visual_target"})
-        self._rows: list[Tensor] = []
+        self._table = SplitTable()
 
-    def collect(self, outputs: Outputs, batch: Batch) -> None:
-        columns = [batch.index[:, None].double(), outputs.audio.double(), outputs.visual.double(), batch.weak.double()]
-        self._rows.append(torch.cat(columns, dim=1))
+    def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
+        (said,) = outputs
+        self._table.add(batch, said.audio, said.visual, batch.weak)
 
-    def finish(self, collective: Collective) -> dict[str, Any]:
-        rows = collective.all_gather(torch.cat(self._rows))
-        self._rows.clear()
-        # in the split's order, so that sums come out the same whichever rank saw which video
-        audio, visual, weak = rows[rows[:, 0].argsort(), 1:].chunk(3, dim=1)
+    def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any]:
+        audio, visual, weak = self._table.gather(collective)
         ratio_audio, ratio_visual = noise_ratios(audio, visual, weak, **self.settings)
         return {
             "audio": dict(zip(self.classes, ratio_audio.tolist(), strict=True)),
@@ -219,7 +216,7 @@ class _Denoise(TrainStage):
         self.carry_visual = torch.zeros_like(self.ratio_visual)
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
-        audio, visual = batch.weak, smooth(batch.weak, self.config.visual_smoothing)
+        audio, visual = _modality_targets(batch, self.config)
         assert outputs.judge is not None
         loss_audio = elementwise_bce(outputs.judge.audio, audio)
         loss_visual = elementwise_bce(outputs.judge.visual, visual)
@@ -230,7 +227,7 @@ class _Denoise(TrainStage):
         mine = slice(start, start + sizes[collective.rank])
         noisy_audio, noisy_visual = noisy_audio[mine], noisy_visual[mine]
         return Targets(
-            video=batch.weak,
+            video=batch.video_labels,
             audio=audio.masked_fill(noisy_audio, 0.0),
             visual=visual.masked_fill(noisy_visual, 0.0),
             removed_audio=noisy_audio,
@@ -261,6 +258,11 @@ class _Denoise(TrainStage):
         if self.config.overlap == "keep_one":
             return resolve_overlap(noisy_audio, noisy_visual, loss_audio, loss_visual)
         return noisy_audio, noisy_visual
+
+
+def _modality_targets(batch: Batch, config: JomoldConfig) -> tuple[Tensor, Tensor]:
+    audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
+    return audio, modality_targets(batch.visual_labels, batch.weak, config.visual_smoothing)
 
 
 def _losses(outputs: Outputs, targets: Targets, config: JomoldConfig, audio_weight: float) -> dict[str, Tensor]:

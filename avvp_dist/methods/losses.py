@@ -28,6 +28,11 @@ def smooth(labels: Tensor, amount: float) -> Tensor:
     return (1 - amount) * labels + amount / 2
 
 
+def modality_targets(labels: Tensor, weak: Tensor, smoothing: float) -> Tensor:
+    """Smoothed labels of one modality; a weak label that a refiner cleared is exactly 0 (MA, JoMoLD; published code)."""
+    return smooth(labels, smoothing).masked_fill((weak > 0) & (labels == 0), 0.0)
+
+
 def contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: float = 0.9) -> Tensor:
     """Noise-contrastive loss of JoMoLD between a video's audio and visual segments (published code).
 
@@ -44,7 +49,21 @@ def contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: flo
     """
     audio, visual = F.normalize(audio.float(), dim=-1), F.normalize(visual.float(), dim=-1)
     matched = (audio @ visual.transpose(1, 2) / temperature).softmax(dim=-1)  # [B,T,T]
-    segments = audio.shape[1]
-    target = torch.full((segments, segments), (1 - diagonal) / max(segments - 1, 1), device=audio.device)
-    target.fill_diagonal_(diagonal)
-    return -(target * matched).sum(dim=-1).log().mean(dim=-1)
+    return -(_diagonal_target(audio, diagonal) * matched).sum(dim=-1).log().mean(dim=-1)
+
+
+def cross_entropy_contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: float = 0.9) -> Tensor:
+    """Intra-video contrastive loss of MA (CVPR 2021; published code): `contrastive` with the logarithm inside the sum.
+
+    Takes audio features after aggregation and visual ones before it, [B,T,D] each; gives [B].
+    """
+    similarity = F.normalize(audio.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)  # [B,T,T]
+    target = _diagonal_target(audio, diagonal)
+    return -(target * (similarity / temperature).log_softmax(dim=-1)).sum(dim=-1).mean(dim=-1)
+
+
+def _diagonal_target(features: Tensor, diagonal: float) -> Tensor:
+    """``diagonal`` on the same second, the rest spread over the others, [T,T]."""
+    segments = features.shape[1]
+    target = torch.full((segments, segments), (1 - diagonal) / max(segments - 1, 1), device=features.device)
+    return target.fill_diagonal_(diagonal)

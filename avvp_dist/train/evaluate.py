@@ -30,10 +30,15 @@ class EvaluateConfig(Section):
     """A second is predicted when its probability reaches this."""
     video_threshold: float = Field(0.5, ge=0, le=1)
     """The video-level filter lets through what reaches this."""
-    select: Literal[_METRICS] = "segment.type"  # type: ignore[valid-type]
-    """Score on val that names the best epoch; of equal ones the later (published)."""
+    select: Literal[(*_METRICS, "last")] = "segment.type"  # type: ignore[valid-type]
+    """Score on val that names the best epoch, of equal ones the later (published); last takes the last epoch."""
     batch_size: int = Field(256, ge=1)
     """Videos a rank evaluates at a time."""
+
+    @property
+    def watched(self) -> str:
+        """The score a person watches while training goes on."""
+        return "segment.type" if self.select == "last" else self.select
 
 
 def predict(
@@ -56,9 +61,9 @@ def predict(
     return Probabilities(video=table[:, 0], audio=table[:, 1], visual=table[:, 2], segments=segments)
 
 
-def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
-    """The ten figures under the config's own protocol, as ``{"segment.type": ...}``."""
-    predicted = apply_protocol(
+def decide(probabilities: Probabilities, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Audio and visual predictions under the config's own protocol, bool [N,T,C] each."""
+    return apply_protocol(
         probabilities.video,
         probabilities.audio,
         probabilities.visual,
@@ -67,7 +72,11 @@ def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateC
         config.segment_threshold,
         config.video_threshold,
     )
-    scores = score(*predicted, *_truth(labels))
+
+
+def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
+    """The ten figures under the config's own protocol, as ``{"segment.type": ...}``."""
+    scores = score(*decide(probabilities, config), *_truth(labels))
     return {f"{level}.{name}": value for level in ("segment", "event") for name, value in getattr(scores, level).items()}
 
 

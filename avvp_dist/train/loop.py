@@ -174,7 +174,7 @@ class StageTrainer:
         scores = quick_scores(probabilities, job.val_split.labels, job.evaluate)
         row |= {f"val/{name}": value for name, value in scores.items()}
         row["validation_seconds"] = time.perf_counter() - started
-        self._select(scores[job.evaluate.select])
+        self._select(scores[job.evaluate.watched])
         self.trained.history.append(row)
         self.trained.removed = self.meter.removed(gathered)
         self.scheduler.step()
@@ -186,12 +186,12 @@ class StageTrainer:
 
     def _select(self, value: float) -> None:
         """Keeps this epoch's weights when it is the best so far; of equal epochs the later (published code)."""
-        best = self.trained.best
-        if best is None or value >= best["value"]:
+        best, evaluate = self.trained.best, self.job.evaluate
+        if best is None or evaluate.select == "last" or value >= best["value"]:
             self.trained.best = {
                 "stage": self.job.stage.name,
                 "epoch": self.epoch + 1,
-                "metric": f"val {self.job.evaluate.select}",
+                "metric": f"val {evaluate.watched}" + (" of the last epoch" if evaluate.select == "last" else ""),
                 "value": value,
             }
             self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}

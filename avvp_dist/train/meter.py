@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,8 +12,8 @@ from avvp_dist.data.index import Labels
 from avvp_dist.data.plan import EpochPlan
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import TrainingError
-from avvp_dist.metrics.denoising import removal_scores
-from avvp_dist.types import MODALITIES, Batch, Progress, Targets
+from avvp_dist.metrics.denoising import removal_row
+from avvp_dist.types import Batch, Progress, Targets
 
 
 class EpochMeter:
@@ -93,16 +92,9 @@ class EpochMeter:
         row = {
             f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
         }
-        if "removed" not in gathered:
-            return row
-        removed = gathered["removed"].cpu().numpy()
-        for number, modality in enumerate(MODALITIES):
-            row[f"removed/{modality}"] = float(removed[:, number].sum())
-            truth = getattr(self._labels, modality)
-            if truth is not None:
-                scores = removal_scores(self._labels.weak, removed[:, number], truth.any(axis=1))
-                known = {key: scores[key] for key in ("precision", "recall") if not math.isnan(scores[key])}
-                row |= {f"removed/{modality}_{key}": value for key, value in known.items()}
+        removed = self.removed(gathered)
+        if removed is not None:
+            row |= removal_row(self._labels.weak, removed, self._labels.audio, self._labels.visual)
         return row
 
     @staticmethod

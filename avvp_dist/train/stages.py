@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from avvp_dist import storage
 from avvp_dist.config import Section
+from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import split_sizes
+from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.resident import ResidentSplit
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
@@ -28,6 +30,7 @@ from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import Observer, StageJob, StageTrainer, TrainConfig, Trained
 from avvp_dist.train.optim import OptimConfig
 
+_REFINED = "refined.npz"
 _VERSION = 1  # raised when a change of the code makes a stage come out differently
 
 
@@ -78,7 +81,7 @@ class StageRunner:
                 assert isinstance(stage, CollectStage)
                 if not done:
                     self._collect(stage, depends, folder, trained[stage.source])
-                collected[stage.name] = json.loads(storage.read_text(storage.join(folder, "stage.json")))["artefact"]
+                collected[stage.name] = _read_collected(folder)
         return trained, collected
 
     def _finished(self, folder: str) -> bool:
@@ -115,7 +118,7 @@ class StageRunner:
             train=self.train,
             optim=self.optim,
             evaluate=self.evaluate,
-            train_split=self.splits["train"],
+            train_split=self._train_split(stage, collected),
             val_split=self.splits["val"],
         )
         trained = StageTrainer(job, self.runtime, self.observer).run()
@@ -124,10 +127,20 @@ class StageRunner:
         self._everyone_here()
         self.runtime.clear_checkpoints()
 
+    def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> ResidentSplit:
+        split = self.splits["train"]
+        if stage.labels_from is None:
+            return split
+        labels: RefinedLabels = collected[stage.labels_from]
+        return split.with_refined(labels, labels.classes, f"stage {stage.labels_from}")
+
     def _collect(self, stage: CollectStage, depends: dict, folder: str, source: Trained) -> None:
         collective, split = self.runtime.collective, self.splits["train"]
         if collective.rank == 0:
             self.observer.stage_started(stage.name, 1, None)
+        if stage.partners:
+            partners = disjoint(split.labels.ids, split.labels.weak, stage.partner_seed, stage.partners)
+            split = replace(split, partners=partners)
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
         sizes = split_sizes(len(split), collective.world_size)
@@ -136,11 +149,10 @@ class StageRunner:
         with torch.inference_mode(), torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16):
             for start in range(0, max(len(mine), 1), self.evaluate.batch_size):
                 batch = split.batch(mine[start : start + self.evaluate.batch_size], len(mine))
-                stage.collect(model(batch, cross_modal=stage.cross_modal), batch)
-            artefact = stage.finish(collective)
+                stage.collect([model(each, cross_modal=stage.cross_modal) for each in stage.inputs(batch)], batch)
+            artefact = stage.finish(collective, split.labels.ids)
         if collective.rank == 0:
-            content = {"stage": stage.name, "depends": depends, "artefact": artefact}
-            storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+            _write_collected(folder, depends, artefact)
         self._everyone_here()
 
     def _everyone_here(self) -> None:
@@ -166,6 +178,20 @@ def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) ->
         storage.write_bytes(storage.join(folder, "removed.npz"), buffer.getvalue())
     content = {"stage": depends["stage"], "depends": depends, "best": trained.best, "history": trained.history}
     storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+
+
+def _write_collected(folder: str, depends: Mapping[str, Any], artefact: dict[str, Any] | RefinedLabels) -> None:
+    content: dict[str, Any] = {"stage": depends["stage"], "depends": depends}
+    if isinstance(artefact, RefinedLabels):
+        storage.write_bytes(storage.join(folder, _REFINED), artefact.to_bytes())
+    else:
+        content["artefact"] = artefact
+    storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+
+
+def _read_collected(folder: str) -> Any:
+    content = json.loads(storage.read_text(storage.join(folder, "stage.json")))
+    return content["artefact"] if "artefact" in content else RefinedLabels.load(storage.join(folder, _REFINED))
 
 
 def _read_trained(folder: str) -> Trained:

@@ -148,6 +148,19 @@ def test_options_train(packed, tmp_path, settings):
     assert all(math.isfinite(row["loss/total"]) for row in story(tmp_path / "run", "denoise"))
 
 
+def test_ma_refines_and_any_method_trains_on_its_labels(packed, tmp_path):
+    result = run("ma", packed, tmp_path / "ma", "method.rule=paper")  # three epochs are too few for the published rule
+    assert result["denoising"]["removed/visual"] > 0
+    assert "last epoch" in result["best"]["metric"]
+    refined = stage_folder(tmp_path / "ma", "exchange") / "refined.npz"
+    on_top = run("jomold", packed, tmp_path / "jomold", f"data.refined={refined}")
+    assert story(tmp_path / "jomold", "denoise")
+    plain = run("jomold", packed, tmp_path / "plain")
+    assert plain["scores"] != on_top["scores"]
+    with pytest.raises(DataError, match="no such file"):
+        run("jomold", packed, tmp_path / "none", "data.refined=nowhere.npz")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_videos(packed, tmp_path):
     output = tmp_path / "run"
     with pytest.raises(TrainingError) as caught:

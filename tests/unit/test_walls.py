@@ -12,6 +12,7 @@ LAYERS = [
     {"methods"},
     {"train", "tracking", "report"},
     {"recipe"},
+    {"outcome"},
     {"app"},
     {"launch"},
     {"cli_data", "cli"},

@@ -1,0 +1,150 @@
+"""MA: the published exchange rule, partners, refined labels."""
+
+import numpy as np
+import pytest
+import torch
+
+from avvp_dist.data.partners import disjoint
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.errors import DataError
+from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
+from avvp_dist.methods.ma import Ma, MaConfig, exchange_rule
+from avvp_dist.types import Batch, Outputs, Refined
+
+CLASSES = ("Speech", "Dog", "Car")
+GIVEN = (
+    "weak", "audio", "visual", "audio_given_swapped_audio", "visual_given_swapped_audio", "audio_given_swapped_visual",
+    "visual_given_swapped_visual",
+)  # fmt: skip
+
+
+def test_published_exchange_rule(golden):
+    vectors = np.load(golden / "A_exchange.npz")
+    audio, visual = exchange_rule(*(torch.from_numpy(vectors[name]) for name in GIVEN))
+    np.testing.assert_array_equal(audio.numpy(), vectors["cleared_audio"])
+    np.testing.assert_array_equal(visual.numpy(), vectors["cleared_visual"])
+
+
+def test_a_class_without_error_is_never_cleared():
+    weak = torch.tensor([[1, 1], [1, 0]])
+    probability = torch.tensor([[0.9, 0.1], [0.9, 0.1]])  # class 0 without error, class 1 with
+    gone = torch.zeros(2, 2)
+    audio, visual = exchange_rule(weak, probability, probability, gone, gone, gone, gone)
+    assert audio.tolist() == visual.tolist() == [[False, True], [False, False]]
+
+
+def test_no_error_at_all_clears_nothing():
+    weak = torch.tensor([[1.0, 0.0]])
+    audio, visual = exchange_rule(weak, weak, weak, *[torch.zeros(1, 2)] * 4)
+    assert not audio.any()
+    assert not visual.any()
+
+
+def test_contrastive_loss_is_a_cross_entropy_with_soft_targets():
+    torch.manual_seed(0)
+    audio, visual = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    similarity = torch.nn.functional.cosine_similarity(audio[:, :, None], visual[:, None], dim=-1) / 0.2
+    target = torch.full((4, 4), 0.1 / 3).fill_diagonal_(0.9)
+    expected = torch.nn.functional.cross_entropy(similarity.reshape(8, 4), target.repeat(2, 1), reduction="none")
+    torch.testing.assert_close(cross_entropy_contrastive(audio, visual, 0.2), expected.reshape(2, 4).mean(1))
+
+
+def labelled(videos=300):
+    rng = np.random.default_rng(0)
+    return [f"video{number:04d}" for number in range(videos)], rng.random((videos, 6)) < 0.2
+
+
+def test_partners_share_no_label_and_depend_on_the_id_alone():
+    ids, weak = labelled()
+    partners = disjoint(ids, weak, seed=2, draws=3)
+    assert not (weak[:, None] & weak[partners]).any()
+    shuffled = np.random.default_rng(1).permutation(len(ids))
+    again = disjoint([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
+    assert again.shape == (300, 3)  # another order of the split is another split: only the law stays
+    assert (disjoint(ids, weak, seed=2, draws=3) == partners).all()
+    assert (disjoint(ids, weak, seed=3, draws=3) != partners).any()
+    assert (disjoint(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
+    assert len(np.unique(partners)) > 200  # spread over the split
+
+
+def test_a_video_that_shares_with_all_is_named():
+    with pytest.raises(DataError, match="b: shares a label with every other video"):
+        disjoint(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
+
+
+def said(**pooled):
+    parts = {
+        name: torch.zeros(0) for name in ("segments", "audio_features", "visual_features", "audio_inputs", "visual_inputs")
+    }
+    return Outputs(video=pooled["audio"], **pooled, **parts)
+
+
+def exchange(collective, rows, settings, answers):
+    """The exchange stage fed with answers [N,C] for (audio, visual) of original, partner's sound, partner's picture."""
+    stage = Ma(MaConfig(**settings), CLASSES).stages()[1]
+    index = torch.arange(20)[rows]
+    batch = Batch({}, answers["weak"][rows], index, 20)
+    outputs = [said(audio=answers[key][0][rows], visual=answers[key][1][rows]) for key in ("original", "sound", "picture")]
+    stage.collect(outputs, batch)
+    return stage.finish(collective, [f"v{number}" for number in range(20)])
+
+
+@pytest.fixture
+def answers():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(3, 2, 20, 3, generator=generator)
+    return {"weak": torch.ones(20, 3), "original": drawn[0], "sound": drawn[1] * 0.6, "picture": drawn[2] * 0.6}
+
+
+@pytest.mark.parametrize("settings", [{}, {"rule": "paper"}, {"refine": "audio"}, {"aliasing": "fixed"}])
+def test_the_exchange_is_the_same_on_any_number_of_ranks(answers, settings):
+    alone = exchange(LocalCollective(), slice(None), settings, answers)
+    parts = [slice(0, 9), slice(9, 20)]
+    both = FakeCollective.run(2, lambda collective: exchange(collective, parts[collective.rank], settings, answers))
+    assert both[0].fingerprint == both[1].fingerprint == alone.fingerprint
+    assert (alone.audio == 0).any() or settings.get("refine") == "visual"
+
+
+def test_rules_and_modalities(answers):
+    weak, (audio_left, visual_left) = answers["weak"] > 0, (answers["picture"][0], answers["sound"][1])
+    paper = exchange(LocalCollective(), slice(None), {"rule": "paper"}, answers)
+    np.testing.assert_array_equal(paper.audio == 0, (weak & (audio_left < 0.5)).numpy())
+    np.testing.assert_array_equal(paper.visual == 0, (weak & (visual_left < 0.5)).numpy())
+    assert (exchange(LocalCollective(), slice(None), {"refine": "audio"}, answers).visual == 1).all()
+    assert (exchange(LocalCollective(), slice(None), {"refine": "visual"}, answers).audio == 1).all()
+
+
+def test_published_aliasing_clears_the_video_label_with_the_audio_label(answers):
+    published = exchange(LocalCollective(), slice(None), {}, answers)
+    fixed = exchange(LocalCollective(), slice(None), {"aliasing": "fixed"}, answers)
+    np.testing.assert_array_equal(published.video, published.audio)
+    assert (fixed.video == 1).all()
+    np.testing.assert_array_equal(fixed.audio, published.audio)
+
+
+def test_cleared_labels_are_zero_and_other_negatives_smoothed():
+    weak = torch.tensor([[1.0, 1.0, 0.0]])
+    batch = Batch({}, weak, torch.zeros(1), 1, Refined(None, torch.tensor([[1.0, 0.0, 0.0]]), weak))
+    assert batch.audio_labels.tolist() == [[1, 0, 0]]
+    assert torch.equal(batch.video_labels, weak)
+    torch.testing.assert_close(modality_targets(batch.audio_labels, weak, 0.1), torch.tensor([[0.95, 0.0, 0.05]]))
+
+
+def test_refined_labels_travel_by_id(tmp_path):
+    rng = np.random.default_rng(0)
+    found = RefinedLabels(("a", "b", "c"), CLASSES, None, *rng.random((2, 3, 10, 3), np.float32), {"refiner": "test"})
+    (tmp_path / "refined.npz").write_bytes(found.to_bytes())
+    read = RefinedLabels.load(str(tmp_path / "refined.npz"))
+    assert read.fingerprint == found.fingerprint
+    assert read.provenance == {"refiner": "test"}
+    aligned = read.aligned(["c", "a"], CLASSES, 10, "here")
+    np.testing.assert_array_equal(aligned.audio, found.audio[[2, 0]])
+    with pytest.raises(DataError) as caught:
+        read.aligned(["a", "z"], ("Dog", "Speech", "Car"), 9, "here")
+    assert len(caught.value.problems) == 4
+    (tmp_path / "bad.npz").write_bytes(b"no zip")
+    with pytest.raises(DataError, match="not a file of refined labels"):
+        RefinedLabels.load(str(tmp_path / "bad.npz"))
+    with pytest.raises(DataError, match="no such file"):
+        RefinedLabels.load(str(tmp_path / "none.npz"))
