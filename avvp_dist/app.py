@@ -183,7 +183,7 @@ class _Observer:
 
 
 def _method(config: RunConfig, index: Index) -> Method:
-    return METHODS[config.method.name](config.method, index.classes)
+    return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> resident.ResidentSplit:

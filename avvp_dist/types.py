@@ -7,10 +7,11 @@ Shape letters used across the package:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 MODALITIES = ("audio", "visual")
@@ -51,12 +52,14 @@ class Refined:
 
     Attributes:
         video: [B,C], or None where the refiner leaves the video's label alone.
-        audio, visual: [B,C] labels of a modality of the video, or [B,T,C] of its segments.
+        audio, visual: [B,C] labels of a modality of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
+        windows: segments [start, stop) of each of the S windows, where labels are of windows.
     """
 
     video: Tensor | None
     audio: Tensor
     visual: Tensor
+    windows: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ class Batch:
         """[B,C] what is seen in the video."""
         return self.weak if self.refined is None else _of_video(self.refined.visual)
 
+    def with_segments_of(self, other: Batch, start: int, stop: int) -> Batch:
+        """Another's videos, but for segments [start, stop), which stay this one's; sound and picture."""
+        streams = {}
+        for name, mine in self.streams.items():
+            streams[name] = torch.cat(
+                [other.streams[name][:, :start], mine[:, start:stop], other.streams[name][:, stop:]], dim=1
+            )
+        return replace(self, streams=streams, partners=())
+
+    def followed_by(self, others: Sequence[Batch]) -> Batch:
+        """One batch of this one's videos and then each of ``others``', for one pass of a network over all."""
+        everyone = (self, *others)
+        streams = {name: torch.cat([batch.streams[name] for batch in everyone]) for name in self.streams}
+        return replace(self, streams=streams, partners=())
+
     def with_audio_of(self, other: Batch) -> Batch:
         """This batch's pictures under another's sound."""
         return replace(self, streams={**self.streams, "audio": other.audio}, partners=())
@@ -138,8 +156,10 @@ class Outputs:
         segments: [B,T,2,C] event in that second and modality.
         audio_features, visual_features: [B,T,D] segment features after temporal and cross-modal aggregation.
         audio_inputs, visual_inputs: [B,T,D] segment features before it.
+        temporal_weights: [B,T,2,C] weights by which segments were pooled into a modality; None where the largest was taken.
         judge: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
             stage asks for none.
+        others: what the network says of the further batches that the stage made of this one, in its order.
     """
 
     video: Tensor
@@ -150,7 +170,24 @@ class Outputs:
     visual_features: Tensor
     audio_inputs: Tensor
     visual_inputs: Tensor
+    temporal_weights: Tensor | None = None
     judge: Outputs | None = None
+    others: tuple[Outputs, ...] = ()
+
+    def pooled_within(self, start: int, stop: int) -> Tensor:
+        """[B,2,C] probabilities of both modalities from segments [start, stop) alone: weights renormalised inside it."""
+        segments = self.segments[:, start:stop]
+        if self.temporal_weights is None:
+            return segments.amax(dim=1)
+        weights = self.temporal_weights[:, start:stop]
+        return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
+
+    def parts(self, count: int) -> tuple[Outputs, ...]:
+        """These outputs cut along B into ``count`` equal parts."""
+        cut: dict[str, Any] = {
+            name: value.tensor_split(count) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return tuple(Outputs(**{name: pieces[number] for name, pieces in cut.items()}) for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def work(steps: int, out: str) -> None:
     config = load("jomold")
     torch.manual_seed(0)
     model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(device)
-    stage = Jomold(config.method, LLP.classes).stages()[-1]
+    stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
     stage.start({"ratios": RATIOS}, device)
     optimizer, _ = config.optim.build(model.parameters())
     train = TrainStep(model, optimizer, stage, runtime, seed=0)

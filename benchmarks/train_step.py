@@ -45,7 +45,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
     split = resident.load(str(packed), index, labels, runtime.device, getattr(torch, precision))
     loaded = time.perf_counter() - started
     model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
-    stage = Jomold(config.method, LLP.classes).stages()[-1]
+    stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
     stage.start({"ratios": RATIOS}, runtime.device)
     optimizer, _ = config.optim.build(model.parameters())
     step = TrainStep(model, optimizer, stage, runtime, seed=0, bfloat16=precision == "bfloat16")

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ class RefinedLabels:
         ids: the N videos, in any order.
         classes: the C classes.
         video: [N,C] labels of the video, or None where the weak ones stay.
-        audio, visual: [N,C] labels of a modality of the video, or [N,T,C] of its segments; float32.
+        audio, visual: [N,C] labels of a modality of the video, [N,T,C] of its segments, or [N,S,C] of its windows; float32.
         provenance: who made them, of what.
+        windows: segments [start, stop) of each of the S windows, where labels are of windows.
     """
 
     ids: tuple[str, ...]
@@ -36,10 +37,16 @@ class RefinedLabels:
     audio: NDArray[np.float32]
     visual: NDArray[np.float32]
     provenance: Mapping[str, Any]
+    windows: tuple[tuple[int, int], ...] | None = None
 
     def to_bytes(self) -> bytes:
         """One .npz, readable without pickle."""
-        about = {"format": _FORMAT, "classes": list(self.classes), "provenance": dict(self.provenance)}
+        about = {
+            "format": _FORMAT,
+            "classes": list(self.classes),
+            "provenance": dict(self.provenance),
+            "windows": self.windows,
+        }
         arrays = {
             "audio": self.audio,
             "visual": self.visual,
@@ -68,12 +75,13 @@ class RefinedLabels:
             raise DataError(f"{url}: no such file") from None
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise DataError(f"{url}: not a file of refined labels ({type(error).__name__}: {error})") from None
-        return cls(ids, tuple(about["classes"]), video, audio, visual, about["provenance"])
+        windows = None if about["windows"] is None else tuple((start, stop) for start, stop in about["windows"])
+        return cls(ids, tuple(about["classes"]), video, audio, visual, about["provenance"], windows)
 
     @property
     def fingerprint(self) -> str:
         """Hash of what a training would see of them."""
-        digest = hashlib.sha256(json.dumps([self.ids, self.classes]).encode())
+        digest = hashlib.sha256(json.dumps([self.ids, self.classes, self.windows]).encode())
         for values in (self.video, self.audio, self.visual):
             digest.update(b"none" if values is None else np.ascontiguousarray(values, np.float32).tobytes())
         return digest.hexdigest()
@@ -92,14 +100,20 @@ class RefinedLabels:
             problems.append(f"no labels for {len(missing)} of {len(ids)} training videos: {listed}")
         if tuple(classes) != self.classes:
             problems.append("its classes are not the data set's, or in another order")
-        shapes = {(len(self.ids), len(self.classes)), (len(self.ids), segments, len(self.classes))}
+        rows = segments if self.windows is None else len(self.windows)
+        shapes = {(len(self.ids), len(self.classes)), (len(self.ids), rows, len(self.classes))}
         problems += [
-            f"{name}: shape {values.shape}, expected [videos, classes] or [videos, {segments}, classes]"
+            f"{name}: shape {values.shape}, expected [videos, classes] or [videos, {rows}, classes]"
             for name, values in (("audio", self.audio), ("visual", self.visual))
             if values.shape not in shapes
         ]
         if problems:
             raise DataError(problems, f"{source}: these refined labels do not fit the data")
-        rows = [number[name] for name in ids]
-        video = None if self.video is None else self.video[rows]
-        return RefinedLabels(tuple(ids), self.classes, video, self.audio[rows], self.visual[rows], self.provenance)
+        order = [number[name] for name in ids]
+        return replace(
+            self,
+            ids=tuple(ids),
+            video=None if self.video is None else self.video[order],
+            audio=self.audio[order],
+            visual=self.visual[order],
+        )

@@ -62,7 +62,7 @@ class ResidentSplit:
         refined, partners = self.refined, self.partners
         if refined is not None:
             video = None if refined.video is None else refined.video[index]
-            refined = Refined(video, refined.audio[index], refined.visual[index])
+            refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
         draws = () if partners is None else tuple(partners[numbers].T.copy())
         alone = replace(self, partners=None)
         return Batch(
@@ -81,11 +81,11 @@ class ResidentSplit:
             DataError: they do not fit.
         """
         found = labels.aligned(self.labels.ids, classes, self.features.shape[1], source)
-        tensors = [
+        video, audio, visual = (
             None if values is None else torch.from_numpy(values).to(self.weak)
             for values in (found.video, found.audio, found.visual)
-        ]
-        return replace(self, refined=Refined(*tensors))  # type: ignore[arg-type]
+        )
+        return replace(self, refined=Refined(video, audio, visual, found.windows))  # type: ignore[arg-type]  # only video can be None
 
 
 def load(

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from avvp_dist.methods.han import Han, HanMethodConfig
 from avvp_dist.methods.jomold import Jomold, JomoldConfig
+from avvp_dist.methods.lr import Lr, LrConfig
 from avvp_dist.methods.ma import Ma, MaConfig
 
-METHODS = {"han": Han, "jomold": Jomold, "ma": Ma}
+METHODS = {"han": Han, "jomold": Jomold, "ma": Ma, "lr": Lr}
 
-MethodConfig = Annotated[HanMethodConfig | JomoldConfig | MaConfig, Field(discriminator="name")]
+MethodConfig = Annotated[HanMethodConfig | JomoldConfig | MaConfig | LrConfig, Field(discriminator="name")]

@@ -39,10 +39,16 @@ class TrainStage(Stage):
     Attributes:
         judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
         labels_from: earlier collect stage whose `RefinedLabels` it is trained on (one of ``needs``).
+        partners: videos without a common label to be drawn anew each epoch for each video; in ``batch.partners``.
     """
 
     judge: Pass | None = None
     labels_from: str | None = None
+    partners: int = 0
+
+    def also(self, batch: Batch) -> Sequence[Batch]:
+        """Further batches, made of ``batch`` and its partners, that the network is trained on; see ``Outputs.others``."""
+        return ()
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
         """Takes the artefacts of the stages it needs, once, before the first step."""
@@ -117,7 +123,7 @@ class SplitTable:
 
 
 class Method(ABC):
-    """A training method: `methods.METHODS` maps its config's ``name`` to it."""
+    """A training method: `methods.METHODS` maps its config's ``name`` to it, made of (config, classes, segments)."""
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

@@ -61,7 +61,7 @@ class JomoldConfig(Section):
 class Jomold(Method):
     """Noise estimator, noise ratios, denoising."""
 
-    def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
+    def __init__(self, config: JomoldConfig, classes: Sequence[str], segments: int) -> None:
         self.config = config
         self.classes = tuple(classes)
 

@@ -46,7 +46,7 @@ class MaConfig(Section):
 class Ma(Method):
     """Base training, exchange, training on refined labels."""
 
-    def __init__(self, config: MaConfig, classes: Sequence[str]) -> None:
+    def __init__(self, config: MaConfig, classes: Sequence[str], segments: int) -> None:
         self.config = config
         self.classes = tuple(classes)
 

@@ -1,21 +1,25 @@
 """Hybrid attention network (HAN, ECCV 2020) as HAN, MA and JoMoLD publish it, without the modules they never use.
 
+The defaults are the published network; ``temporal`` and ``pooling`` put something else in the place of one of its two parts,
+as the paper's ablations do.
+
 Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.pooling import AttentiveMMIL
+from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
+from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, Outputs, Pass
 
 
@@ -31,8 +35,23 @@ class HanConfig(Section):
     """Attention heads; divides width."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout inside the attention layer."""
+    temporal: Literal["han", "none", "gru", "transformer"] = "han"
+    """What aggregates segments over time. han: hybrid attention; none: nothing; gru, transformer: each modality alone, a
+    bidirectional GRU layer or the hybrid layer without its cross-modal half, both reconstructions of the paper's ablation.
+    heads, feedforward and dropout serve han and transformer only."""
+    pooling: Literal["attentive", "max", "mean"] = "attentive"
+    """How segments make a video. attentive: learned weights over time and modalities; max, mean: the largest probability or
+    uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network has 0.5, HAN and MA none."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> HanConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.temporal == "gru" and self.width % 2:
+            raise ValueError(f"width {self.width} is odd; temporal=gru needs an even one, half for each direction")
+        return self
 
     def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
         """The network with fresh weights.
@@ -107,29 +126,38 @@ class Attention(nn.Module):
 
 
 class HanLayer(nn.Module):
-    """One hybrid-attention layer: every segment looks at its own and at the other modality's segments."""
+    """One hybrid-attention layer: every segment looks at its own and at the other modality's segments.
 
-    def __init__(self, config: HanConfig) -> None:
+    Args:
+        config: the network's.
+        exchange: False builds it without the cross-modal half: an ordinary Transformer layer, norms last.
+    """
+
+    def __init__(self, config: HanConfig, *, exchange: bool = True) -> None:
         super().__init__()
         self.self_attention = Attention(config.width, config.heads, config.dropout)
-        self.cross_attention = Attention(config.width, config.heads, config.dropout)
+        self.cross_attention = Attention(config.width, config.heads, config.dropout) if exchange else None
         self.linear1 = nn.Linear(config.width, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, config.width)
         self.norm1 = nn.LayerNorm(config.width)
         self.norm2 = nn.LayerNorm(config.width)
         self.dropout = config.dropout
 
+    def prepare(self, x: Tensor) -> Heads:
+        """What all passes over a batch share: the projections of each modality's own segments."""
+        return self.self_attention.project(x)
+
     def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
         """Aggregates over time and modality.
 
         Args:
             x: [2,B,T,D] inputs of both modalities.
-            own: ``self.self_attention.project(x)``.
+            own: ``self.prepare(x)``.
             cross_modal: False drops the cross-modal term.
             dropout: whether dropout is on.
         """
         mixed = self._drop(self.self_attention.attend(own, dropout), dropout)
-        if cross_modal:
+        if cross_modal and self.cross_attention is not None:
             other = self.cross_attention.attend(self.cross_attention.project(x).across(), dropout)
             mixed = mixed + self._drop(other, dropout)
         x = self.norm1(x + mixed)
@@ -141,7 +169,7 @@ class HanLayer(nn.Module):
 
 
 class HanNetwork(nn.Module):
-    """HAN: stream projections, one shared hybrid-attention layer, attentive MMIL pooling."""
+    """HAN: stream projections, one layer over time shared by both modalities, MMIL pooling."""
 
     def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
@@ -149,8 +177,8 @@ class HanNetwork(nn.Module):
         self.visual = nn.Linear(dims["visual"], config.width)
         self.motion = nn.Linear(dims["motion"], config.width)
         self.fusion = nn.Linear(2 * config.width, config.width)
-        self.layer = HanLayer(config)
-        self.pooling = AttentiveMMIL(config.width, classes)
+        self.layer = _temporal(config)
+        self.pooling = _pooling(config, classes)
         self.visual_dropout = config.visual_dropout
 
     def forward(self, batch: Batch, *, cross_modal: bool = True, judge: Pass | None = None) -> Outputs:
@@ -158,17 +186,17 @@ class HanNetwork(nn.Module):
 
         Args:
             batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
-            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator).
+            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator), where there is one.
             judge: a second pass over the same batch without gradient, found in ``Outputs.judge``; it shares what comes
                 before the first dropout, which is exact.
         """
         inputs = self._project(batch)
-        own = self.layer.self_attention.project(inputs)
-        outputs = self._parse(inputs, own, Pass(cross_modal=cross_modal))
+        prepared = self.layer.prepare(inputs)
+        outputs = self._parse(inputs, prepared, Pass(cross_modal=cross_modal))
         if judge is None:
             return outputs
         with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
-            return _with_judge(outputs, self._parse(inputs, own, judge))
+            return _with_judge(outputs, self._parse(inputs, prepared, judge))
 
     def _project(self, batch: Batch) -> Tensor:
         """Both modalities in the common width, [2,B,T,D]."""
@@ -179,15 +207,31 @@ class HanNetwork(nn.Module):
         visual = self.fusion(torch.cat([self.visual(frames), self.motion(batch.motion)], dim=-1))
         return torch.stack([self.audio(batch.audio), visual])
 
-    def _parse(self, inputs: Tensor, own: Heads, how: Pass) -> Outputs:
+    def _parse(self, inputs: Tensor, prepared: Heads | Tensor, how: Pass) -> Outputs:
         dropout = self.training and how.dropout
-        features = self.layer(inputs, own, cross_modal=how.cross_modal, dropout=dropout)
+        features = self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout)
         heard_and_seen = features
         if dropout and self.visual_dropout:  # the heads see it, contrastive losses do not (published code)
             heard_and_seen = torch.stack([features[0], drop(features[1], self.visual_dropout)])
-        video, audio, visual, segments = self.pooling(heard_and_seen)
-        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1])
+        video, audio, visual, segments, weights = self.pooling(heard_and_seen)
+        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
+
+
+def _temporal(config: HanConfig) -> HanLayer | BidirectionalGru | NoTemporal:
+    if config.temporal == "none":
+        return NoTemporal()
+    if config.temporal == "gru":
+        return BidirectionalGru(config.width)
+    return HanLayer(config, exchange=config.temporal == "han")
+
+
+def _pooling(config: HanConfig, classes: int) -> AttentiveMMIL | FixedMMIL:
+    if config.pooling == "attentive":
+        return AttentiveMMIL(config.width, classes)
+    return FixedMMIL(config.width, classes, config.pooling)
 
 
 def _with_judge(outputs: Outputs, judge: Outputs) -> Outputs:
-    return Outputs(**{**vars(outputs), "judge": judge})
+    # a view taken under no_grad of what both passes share still asks for a gradient
+    apart: dict[str, Any] = {name: value.detach() for name, value in vars(judge).items() if isinstance(value, Tensor)}
+    return Outputs(**{**vars(outputs), "judge": Outputs(**apart)})

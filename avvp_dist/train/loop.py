@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
+from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import EpochPlan
 from avvp_dist.data.resident import ResidentSplit
 from avvp_dist.dist.runtime import Runtime
@@ -133,11 +134,12 @@ class StageTrainer:
         job, collective = self.job, self.runtime.collective
         plan = EpochPlan(len(job.train_split), job.train.batch_size, job.seed, self.epoch)
         order = plan.order()
+        split = self._with_partners()
         started, first = time.perf_counter(), self.step
         while self.step < plan.steps:
             progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
             numbers = order[plan.rank_slice(self.step, self.rank, collective.world_size)]
-            batch = job.train_split.batch(numbers, plan.total(self.step))
+            batch = split.batch(numbers, plan.total(self.step))
             losses, targets = self.train_step(batch, progress)
             self.meter.add(batch, losses, targets)
             self.step += 1
@@ -145,6 +147,14 @@ class StageTrainer:
         self.meter.check_finite(plan, progress, collective)
         seen = len(job.train_split) - first * job.train.batch_size
         self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
+
+    def _with_partners(self) -> ResidentSplit:
+        """The training split, with this epoch's partners where the stage asks for them."""
+        split, draws = self.job.train_split, self.job.stage.partners
+        if not draws:
+            return split
+        partners = disjoint(split.labels.ids, split.labels.weak, self.job.seed, draws, self.epoch)
+        return replace(split, partners=partners)
 
     def _between_steps(self, plan: EpochPlan, progress: Progress) -> None:
         """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""

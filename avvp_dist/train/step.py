@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from torch.optim import Optimizer
 
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
-from avvp_dist.types import Batch, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Progress, Targets
 
 
 class TrainStep:
@@ -64,7 +66,7 @@ class TrainStep:
         # The randomness of a step is a function of where it is, so resuming needs no generator state.
         torch.manual_seed(step_seed(self.seed, progress, self.collective.rank))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
-            outputs = self.model(batch, cross_modal=self.stage.cross_modal, judge=self.stage.judge)
+            outputs = self._forward(batch)
         with torch.no_grad():
             targets = self.stage.targets(outputs, batch, progress, self.collective)
         losses = self.stage.losses(outputs, targets, batch)
@@ -76,6 +78,17 @@ class TrainStep:
             clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}, targets
+
+    def _forward(self, batch: Batch) -> Outputs:
+        """The network over the batch and what the stage makes of it, in one call, as DDP wants it."""
+        others = self.stage.also(batch)
+        whole = batch.followed_by(others) if others else batch
+        outputs = self.model(whole, cross_modal=self.stage.cross_modal, judge=self.stage.judge)
+        if not others:
+            return outputs
+        assert outputs.judge is None, "a stage either judges or adds batches"
+        own, *rest = outputs.parts(1 + len(others))
+        return replace(own, others=tuple(rest))
 
 
 def step_seed(seed: int, progress: Progress, rank: int) -> int:

@@ -161,6 +161,17 @@ def test_ma_refines_and_any_method_trains_on_its_labels(packed, tmp_path):
         run("jomold", packed, tmp_path / "none", "data.refined=nowhere.npz")
 
 
+def test_lr_refines_windows_and_resumes_exactly(packed, tmp_path):
+    settings = ["train.checkpoint_every=2", "method.tau=0.2"]
+    run("lr", packed, tmp_path / "whole", *settings)
+    with pytest.raises(Killed):
+        run("lr", packed, tmp_path / "cut", *settings, runtime=DyingRuntime(str(tmp_path / "cut"), after=3))
+    run("lr", packed, tmp_path / "cut", *settings)
+    for stage in ("base", "refine"):
+        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
+    assert story(tmp_path / "whole", "base")[-1]["loss/mixed"] > 0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_videos(packed, tmp_path):
     output = tmp_path / "run"
     with pytest.raises(TrainingError) as caught:

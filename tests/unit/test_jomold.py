@@ -70,7 +70,7 @@ def part(batch, outputs, rows):
 
 def denoise_stage(**settings):
     ratios = {"audio": dict.fromkeys(CLASSES, 0.4), "visual": dict.fromkeys(CLASSES, 0.7)}
-    stage = Jomold(JomoldConfig(**settings), CLASSES).stages()[-1]
+    stage = Jomold(JomoldConfig(**settings), CLASSES, 10).stages()[-1]
     stage.start({"ratios": ratios}, torch.device("cpu"))
     return stage
 
@@ -122,11 +122,11 @@ def test_a_ratio_file_replaces_the_first_two_stages(tmp_path):
     path = tmp_path / "ratios.json"
     content = {"audio": dict.fromkeys(CLASSES, 0.1), "visual": {"Car": 0.3, "Dog": 0.2, "Speech": 0.9}}
     path.write_text(json.dumps(content))
-    stages = Jomold(JomoldConfig(ratios=str(path)), CLASSES).stages()
+    stages = Jomold(JomoldConfig(ratios=str(path)), CLASSES, 10).stages()
     assert [stage.name for stage in stages] == ["denoise"]
     stages[0].start({}, torch.device("cpu"))
     assert stages[0].ratio_visual.tolist() == [0.9, 0.2, 0.3]  # in the data's class order, not the file's
-    assert [stage.name for stage in Jomold(JomoldConfig(), CLASSES).stages()] == ["estimate", "ratios", "denoise"]
+    assert [stage.name for stage in Jomold(JomoldConfig(), CLASSES, 10).stages()] == ["estimate", "ratios", "denoise"]
 
 
 def test_a_bad_ratio_file_is_refused_with_every_reason(tmp_path):

@@ -82,7 +82,7 @@ def said(**pooled):
 
 def exchange(collective, rows, settings, answers):
     """The exchange stage fed with answers [N,C] for (audio, visual) of original, partner's sound, partner's picture."""
-    stage = Ma(MaConfig(**settings), CLASSES).stages()[1]
+    stage = Ma(MaConfig(**settings), CLASSES, 10).stages()[1]
     index = torch.arange(20)[rows]
     batch = Batch({}, answers["weak"][rows], index, 20)
     outputs = [said(audio=answers[key][0][rows], visual=answers[key][1][rows]) for key in ("original", "sound", "picture")]

@@ -1,0 +1,123 @@
+"""HAN's training: targets and losses of the published code and of the paper's ablations, against written-out formulas."""
+
+import math
+
+import pytest
+import torch
+
+from avvp_dist.dist.collective import LocalCollective
+from avvp_dist.errors import ConfigError
+from avvp_dist.methods.han import Han, HanMethodConfig
+from avvp_dist.recipe import load
+from avvp_dist.types import Batch, Outputs, Progress, Refined
+
+WEAK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+VIDEO = torch.tensor([[0.9, 0.2, 0.4], [0.3, 0.1, 0.8]])
+AUDIO = torch.tensor([[0.7, 0.1, 0.2], [0.2, 0.3, 0.6]])
+VISUAL = torch.tensor([[0.1, 0.4, 0.5], [0.5, 0.2, 0.9]])
+
+
+def trained(refined=None, **settings):
+    """Targets and losses of one step; the outputs take gradients."""
+    (stage,) = Han(HanMethodConfig(**settings), ("Speech", "Dog", "Car"), 10).stages()
+    probabilities = [each.clone().requires_grad_() for each in (VIDEO, AUDIO, VISUAL)]
+    outputs = Outputs(*probabilities, torch.zeros(2, 10, 2, 3), *torch.zeros(4, 2, 10, 8))
+    batch = Batch({}, WEAK, torch.arange(2), 2, refined)
+    targets = stage.targets(outputs, batch, Progress("train", 0, 0, 1, 1), LocalCollective())
+    return outputs, targets, stage.losses(outputs, targets, batch)
+
+
+def by_hand(probability, target):
+    """Binary cross-entropy of each video, mean over classes."""
+    return [
+        -sum(t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in zip(ps, ts, strict=True)) / len(ps)
+        for ps, ts in zip(probability.tolist(), target, strict=True)
+    ]
+
+
+def smoothed(amount):
+    return [[(1 - amount) * y + amount * 0.5 for y in row] for row in WEAK.tolist()]
+
+
+def bootstrapped(probability, beta):
+    pairs = zip(WEAK.tolist(), probability.tolist(), strict=True)
+    return [[beta * y + (1 - beta) * p for y, p in zip(*rows, strict=True)] for rows in pairs]
+
+
+def test_published_loss():
+    _, _, losses = trained()
+    video, audio, visual = by_hand(VIDEO, WEAK.tolist()), by_hand(AUDIO, WEAK.tolist()), by_hand(VISUAL, smoothed(0.1))
+    assert losses["video"].tolist() == pytest.approx(video)
+    assert losses["audio"].tolist() == pytest.approx(audio)
+    assert losses["visual"].tolist() == pytest.approx(visual)
+    assert losses["total"].tolist() == pytest.approx([sum(terms) for terms in zip(video, audio, visual, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("loss", "minimised"), [("weak", {"video"}), ("guided", {"audio", "visual"}), ("both", {"video", "audio", "visual"})]
+)
+def test_terms_that_are_minimised(loss, minimised):
+    outputs, _, losses = trained(loss=loss)
+    _, _, published = trained()
+    assert {name: each.tolist() for name, each in losses.items() if name != "total"} == {
+        name: each.tolist() for name, each in published.items() if name != "total"
+    }  # all are reported
+    assert losses["total"].tolist() == pytest.approx(sum(published[name] for name in minimised).tolist())
+    losses["total"].sum().backward()
+    assert {name for name in ("video", "audio", "visual") if getattr(outputs, name).grad is not None} == minimised
+
+
+def test_smoothing_zero_leaves_the_weak_labels():
+    _, targets, _ = trained(visual_smoothing=0)
+    assert torch.equal(targets.video, WEAK)
+    assert torch.equal(targets.audio, WEAK)
+    assert torch.equal(targets.visual, WEAK)
+
+
+def test_smoothing_of_each_modality():
+    _, targets, _ = trained(audio_smoothing=0.2, visual_smoothing=0.4)
+    torch.testing.assert_close(targets.audio, torch.tensor(smoothed(0.2)))
+    torch.testing.assert_close(targets.visual, torch.tensor(smoothed(0.4)))
+
+
+@pytest.mark.parametrize("beta", [0.95, 0.5, 1.0, 0.0])
+def test_bootstrap_mixes_labels_with_what_the_network_says(beta):
+    outputs, targets, losses = trained(bootstrap=beta)
+    assert torch.equal(targets.video, WEAK)  # guided terms only
+    torch.testing.assert_close(targets.audio, torch.tensor(bootstrapped(AUDIO, beta)))
+    torch.testing.assert_close(targets.visual, torch.tensor(bootstrapped(VISUAL, beta)))  # in the place of smoothing
+    assert not targets.audio.requires_grad
+    assert not targets.visual.requires_grad
+    assert losses["visual"].tolist() == pytest.approx(by_hand(VISUAL, bootstrapped(VISUAL, beta)), rel=1e-5)
+    losses["visual"].sum().backward()
+    # d BCE / d p of a target that does not move with p
+    slope = (VISUAL - targets.visual) / (VISUAL * (1 - VISUAL)) / WEAK.shape[1]
+    torch.testing.assert_close(outputs.visual.grad, slope, atol=1e-6, rtol=1e-5)
+
+
+def test_refined_labels_take_the_place_of_weak_ones():
+    cleared = WEAK.clone()
+    cleared[0, 2] = 0
+    _, targets, _ = trained(Refined(None, WEAK, cleared))
+    assert torch.equal(targets.video, WEAK)
+    assert torch.equal(targets.audio, WEAK)
+    expected = torch.tensor(smoothed(0.1))
+    expected[0, 2] = 0  # exactly, where a refiner cleared the label
+    torch.testing.assert_close(targets.visual, expected)
+    _, targets, _ = trained(Refined(None, WEAK, cleared), bootstrap=0.95)
+    assert targets.visual[0, 2].item() == pytest.approx(0.05 * 0.5)
+
+
+def test_every_setting_is_part_of_the_stage():
+    default, *others = (
+        dict(Han(HanMethodConfig(**settings), (), 10).stages()[0].settings)
+        for settings in ({}, {"loss": "weak"}, {"loss": "guided"}, {"bootstrap": 0.95}, {"visual_smoothing": 0})
+    )
+    assert all(settings != default for settings in others)
+
+
+def test_settings_out_of_range_are_refused_together():
+    with pytest.raises(ConfigError) as caught:
+        load("han", ["method.loss=strong", "method.bootstrap=1.5"])
+    assert "method.loss" in str(caught.value)
+    assert "method.bootstrap" in str(caught.value)
