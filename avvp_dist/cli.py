@@ -94,7 +94,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
 ) -> None:
-    """Print finished runs side by side, each under its own recipe's protocol."""
+    """Print finished runs side by side, under every protocol."""
     results = {}
     for run in runs:
         url = storage.join(run, "result.json")

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avvp_dist.data.refined import RefinedLabels
+
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
-    "train.epochs=2", "train.batch_size=20", "method.warmup=linear", "method.rounding=carry", "optim.lr=0.001",
-    "model.dropout=0", "model.visual_dropout=0", "tracking=none", "train.device=cpu",
+    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.dropout=0", "model.visual_dropout=0",
+    "tracking=none", "train.device=cpu",
 ]  # fmt: skip
+JOMOLD = ["jomold", "method.warmup=linear", "method.rounding=carry"]
 
 
-def train(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ()) -> None:
-    arguments = ["train", "jomold", f"data={data}", f"output={output}", *OVERRIDES, *overrides]
+def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, launcher: tuple[str, ...] = ()) -> None:
+    arguments = ["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     done = subprocess.run(
         [sys.executable, *(launcher or ("-m",)), "avvp_dist", *arguments], env=environment, capture_output=True, text=True
@@ -41,13 +44,17 @@ def one(packed, tmp_path_factory):
     return output
 
 
-def assert_same_training(output: Path, one: Path) -> None:
-    for name in ("estimate", "denoise"):
+def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
+    for name in stages:
         expected, got = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
         assert [row["epoch"] for row in got] == [row["epoch"] for row in expected]
         for row, reference in zip(got, expected, strict=True):
             for key in [key for key in reference if key.startswith("loss/")]:
                 assert row[key] == pytest.approx(reference[key], abs=1e-5), (name, row["epoch"], key)
+
+
+def assert_same_training(output: Path, one: Path) -> None:
+    assert_same_losses(output, one, "estimate", "denoise")
     ratios = [json.loads((stage(run, "ratios") / "stage.json").read_text())["artefact"] for run in (one, output)]
     assert ratios[0] == ratios[1]
     removed = [np.load(stage(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
@@ -61,6 +68,22 @@ def assert_same_training(output: Path, one: Path) -> None:
 def test_torch_distributed(packed, tmp_path, one, world):
     train(tmp_path, packed, launcher=torchrun(world))
     assert_same_training(tmp_path, one)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained", "refined"),
+    [
+        (["ma", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", "method.tau=0.2"], ["base", "refine"], "relabel"),
+    ],
+)
+def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", *trained)
+    labels = [RefinedLabels.load(str(stage(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
+    assert (labels[0].audio == 0).any()
+    assert labels[0].fingerprint == labels[1].fingerprint
 
 
 def test_ray_train(packed, tmp_path, one):
