@@ -13,8 +13,9 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli_data import data
+from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
-from avvp_dist.recipe import RunConfig, load, recipes
+from avvp_dist.recipe import load, recipes
 from avvp_dist.report.console import set_up_logging
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data, name="data")
+app.command()(table)
 
 _RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
 _OVERRIDES = Annotated[
@@ -41,7 +43,7 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
     """
     from avvp_dist.launch import launch  # torch and its friends take seconds to import
 
-    config = _absolute(load(recipe, overrides or []))
+    config = load(recipe, overrides or []).absolute()
     result = launch(config)
     if _rank() == 0:
         _print_scores({config.recipe: result})
@@ -65,7 +67,7 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
-    config = _absolute(load(config_url, [f"output={run}", *(overrides or [])]))
+    config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
     scores = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
     recorded = json.loads(storage.read_text(result_url))
     result = recorded | {"scores": scores, "data": recorded["data"] | {"url": config.data.url}}
@@ -134,21 +136,6 @@ def main() -> None:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _absolute(config: RunConfig) -> RunConfig:
-    """Local paths made absolute: workers run elsewhere, and a run's config.yaml is read from elsewhere."""
-    content: dict[str, Any] = config.model_dump()
-    content["output"] = storage.absolute(config.output)
-    if config.store:
-        content["store"] = storage.absolute(config.store)
-    if config.data.url:
-        content["data"]["url"] = storage.absolute(config.data.url)
-    prefix = "sqlite:///"
-    uri: str = content["tracking"]["uri"]
-    if uri.startswith(prefix):
-        content["tracking"]["uri"] = prefix + storage.absolute(uri.removeprefix(prefix))
-    return RunConfig.model_validate(content)
 
 
 def _print_scores(results: dict[str, dict[str, Any]], split: str = "test") -> None:

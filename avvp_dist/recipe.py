@@ -22,6 +22,7 @@ from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
+_SQLITE = "sqlite:///"
 # what a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
 
@@ -64,6 +65,18 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """The resolved config; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+    def absolute(self) -> RunConfig:
+        """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
+        content = self.model_dump()
+        places = [(content, "output"), (content, "store"), (content["data"], "url"), (content["data"], "refined")]
+        for section, key in [*places, (content["method"], "ratios")]:
+            if section.get(key):
+                section[key] = storage.absolute(section[key])
+        uri: str = content["tracking"]["uri"]
+        if uri.startswith(_SQLITE):
+            content["tracking"]["uri"] = _SQLITE + storage.absolute(uri.removeprefix(_SQLITE))
+        return RunConfig.model_validate(content)
 
 
 def recipes() -> dict[str, str]:

@@ -108,7 +108,20 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "config", "compare", "sync", "data pack", "data synth", "data inspect", "data check"]
+    "command",
+    [
+        "train",
+        "evaluate",
+        "config",
+        "compare",
+        "recipes",
+        "table",
+        "sync",
+        "data pack",
+        "data synth",
+        "data inspect",
+        "data check",
+    ],
 )
 def test_every_command_has_help(command):
     done = avvp(*command.split(), "--help")

@@ -1,0 +1,92 @@
+"""The command ``avvp table``: reproduces a paper's table."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from avvp_dist import storage
+from avvp_dist.errors import ConfigError
+
+
+def table(
+    name: Annotated[str | None, typer.Argument(help="Name of a shipped table (see --list) or path of a .yaml file.")] = None,
+    data: Annotated[
+        str, typer.Option(metavar="URL", help="Packed data set; `synthetic` makes one up below the output.")
+    ] = "synthetic",
+    seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; every row runs with each.")] = "1,2,3",
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of each training stage, for a quick look; the table says so.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all rows; may be repeated.")
+    ] = None,
+    videos: Annotated[
+        str | None,
+        typer.Option(metavar="N|TRAIN,VAL,TEST", help="Synthetic videos in all or by split; default 2500,649,1200."),
+    ] = None,
+    annotations: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Synthetic features for the labels of these annotation files.")
+    ] = None,
+    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the table to this file.")] = None,
+    list_tables: Annotated[bool, typer.Option("--list", help="List the shipped tables.")] = False,
+) -> None:
+    """Reproduce a paper's table: run its rows over seeds, print the scores beside the published ones.
+
+    The same command goes on where it was stopped: finished runs are not run again, finished stages are shared by rows.
+    """
+    from avvp_dist import paper_tables
+
+    if list_tables:
+        for known, listed in paper_tables.shipped().items():
+            typer.echo(f"{known:20} {listed.title} ({len(listed.rows)} rows; {listed.source})")
+        return
+    if name is None:
+        raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.shipped())}, or the path of a .yaml file")
+    short, chosen = paper_tables.read(name)
+    paper_tables.refuse_reserved(settings or [])
+    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]
+    paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
+    numbers, output = _seeds(seeds), output or f"outputs/tables/{short}"
+    counts = _videos(videos)
+    if data != "synthetic" and (videos or annotations):
+        raise ConfigError("--videos and --annotations are for --data synthetic only")
+
+    from avvp_dist.launch import table as tables  # torch and its friends take seconds to import
+    from avvp_dist.report import paper
+
+    url = tables.synthetic_data(storage.absolute(output), counts, annotations) if data == "synthetic" else data
+    content = tables.run(short, chosen, url=url, output=output, seeds=numbers, settings=wanted)
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(paper.table(content), highlight=False)
+    typer.echo(f"table {storage.join(output, 'table.json')}")
+    if markdown:
+        storage.write_text(markdown, paper.markdown(content))
+        typer.echo(f"markdown {markdown}")
+
+
+def _seeds(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
+        raise ConfigError(f"--seeds {text!r}: expected different whole numbers from 0 on, e.g. 1,2,3")
+    return [int(part) for part in parts]
+
+
+def _videos(text: str | None) -> int | tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if len(counts) == 1:
+        return counts[0]
+    if len(counts) == 3:
+        return counts[0], counts[1], counts[2]
+    raise ConfigError(f"--videos {text!r}: expected one whole number or three, e.g. 4000 or 2500,649,1200")

@@ -1,0 +1,166 @@
+"""A paper's table beside our figures, for the terminal and for Markdown.
+
+Both are made from the content of a ``table.json``, see `avvp_dist.launch.table.run`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from avvp_dist.report.tables import LEVELS, METRICS
+
+Content = Mapping[str, Any]
+_DASH = "-"
+
+
+def summary(results: Sequence[Mapping[str, Any]], protocol: str, split: str = "test") -> dict[str, Any]:
+    """Runs of one row over seeds as means and sample standard deviations.
+
+    Args:
+        results: contents of ``result.json``, one a seed.
+        protocol: under which to score.
+        split: whose scores.
+
+    Returns:
+        ``protocol``, its thresholds, ``seeds``, and for ``segment``, ``event`` and ``without_speech`` (the same two):
+        metric -> ``{"mean", "std", "values"}`` in percent; ``std`` is None for one seed.
+    """
+    scored = [result["scores"][split][protocol] for result in results]
+    found: dict[str, Any] = {
+        "protocol": protocol,
+        "segment_threshold": scored[0]["segment_threshold"],
+        "video_threshold": scored[0]["video_threshold"],
+        "seeds": [result["seed"] for result in results],
+        **_levels(scored),
+    }
+    without = [scores["without_speech"] for scores in scored if "without_speech" in scores]
+    if without:
+        found["without_speech"] = _levels(without)
+    return found
+
+
+def table(content: Content) -> Group:
+    """For a terminal: at each level every row's published figures and below them ours, then ours without Speech."""
+    title = Text(_title(content), style="bold red" if content["data"]["synthetic"] else "bold")
+    blocks = [_block(_heading(content, level), _lines(content, level)) for level in LEVELS]
+    without = [_block(f"{level} level, without Speech", _without_speech(content, level)) for level in LEVELS]
+    notes = [Text(line) for line in caption(content)]
+    return Group(title, *(block for block in [*blocks, *without] if block.row_count), *notes)
+
+
+def markdown(content: Content) -> str:
+    """The same as Markdown, segment and event level side by side."""
+    heads = ["row", "figures", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
+    lines = [f"**{_title(content)}**", "", f"| {' | '.join(heads)} |", f"|{'---|' * 3}{'--:|' * (len(heads) - 3)}"]
+    for segment, event in zip(*(_lines(content, level, every_label=True) for level in LEVELS), strict=True):
+        lines.append(_markdown_row(segment, event.cells))
+    for segment, event in zip(*(_without_speech(content, level) for level in LEVELS), strict=True):
+        lines.append(_markdown_row(segment._replace(row=f"{segment.row}, without Speech"), event.cells))
+    return "\n".join([*lines, "", *(f"- {line}" for line in caption(content))]) + "\n"
+
+
+def caption(content: Content) -> list[str]:
+    """What a reader has to know, a line each: data, protocol, seeds, and how far this is from the paper's own setting."""
+    data, ours = content["data"], [row["ours"] for row in content["rows"] if row["ours"]]
+    videos = ", ".join(f"{name} {count}" for name, count in data["videos"].items())
+    rules = dict.fromkeys(
+        f"{row['protocol']} (segment threshold {row['segment_threshold']:g}, video threshold {row['video_threshold']:g})"
+        for row in ours
+    )
+    seeds = f"mean ± sample standard deviation over seeds {', '.join(map(str, content['seeds']))}"
+    if len(content["seeds"]) == 1:
+        seeds = f"one run, seed {content['seeds'][0]}: says nothing about spread"
+    lines = [
+        f"published: F scores in % on the test split of the real LLP, from: {content['source']}",
+        f"{_whose(content)}: {seeds}; test split of {data['dataset']}{' (SYNTHETIC DATA)' if data['synthetic'] else ''}, "
+        f"{data['url']}, fingerprint {data['fingerprint'][:12]}, videos: {videos}",
+        f"protocol of ours: {'; '.join(rules) or 'nothing finished yet'}",
+    ]
+    if data["synthetic"]:
+        lines.append("Made-up features: compare the order of rows and their distances, not the figures themselves.")
+    if content["changes"]:
+        lines.append(f"NOT THE PUBLISHED SETTINGS: {', '.join(content['changes'])} in every row")
+    if any(row["reconstructed"] for row in content["rows"]):
+        lines.append("†: reconstructed; no public text or code pins this row down")
+    return [*lines, *([content["note"]] if content["note"] else [])]
+
+
+class _Line(NamedTuple):
+    row: str
+    figures: str
+    protocol: str
+    cells: list[str]
+
+
+def _levels(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {level: {name: _spread([scores[level][name] for scores in scored]) for name in METRICS} for level in LEVELS}
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
+
+
+def _block(heading: str, lines: Iterable[_Line]) -> Table:
+    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=heading, title_justify="left")
+    block.add_column("row", overflow="fold", min_width=12)
+    block.add_column("figures", no_wrap=True)
+    block.add_column("protocol", no_wrap=True)
+    for name in METRICS.values():
+        block.add_column(name, justify="right", no_wrap=True)
+    for line in lines:
+        block.add_row(Text(line.row), line.figures, line.protocol, *line.cells)
+    return block
+
+
+def _lines(content: Content, level: str, every_label: bool = False) -> Iterator[_Line]:
+    """Published figures of each row and, where there are any yet, ours."""
+    for row in content["rows"]:
+        label = _label(row)
+        published = row["published"].get(level, {})
+        cells = [f"{published[name]:.1f}" if name in published else _DASH for name in METRICS]
+        yield _Line(label, "published", row["protocol"], cells)
+        ours = row["ours"]
+        cells = [_cell(ours[level][name]) if ours else _DASH for name in METRICS]
+        yield _Line(label if every_label else "", _whose(content), ours["protocol"] if ours else _DASH, cells)
+
+
+def _without_speech(content: Content, level: str) -> Iterator[_Line]:
+    for row in content["rows"]:
+        without = (row["ours"] or {}).get("without_speech")
+        if without:
+            cells = [_cell(without[level][name]) for name in METRICS]
+            yield _Line(_label(row), _whose(content), row["ours"]["protocol"], cells)
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"{row['label']} †" if row["reconstructed"] else row["label"]
+
+
+def _heading(content: Content, level: str) -> str:
+    return f"{level} level{'' if level in content['columns'] else ', which the paper does not give here'}"
+
+
+def _whose(content: Content) -> str:
+    return "ours, SYNTHETIC" if content["data"]["synthetic"] else "ours"
+
+
+def _title(content: Content) -> str:
+    loud = "SYNTHETIC DATA, NOT LLP. " if content["data"]["synthetic"] else ""
+    return f"{loud}{content['title']}"
+
+
+def _cell(spread: Mapping[str, Any]) -> str:
+    return f"{spread['mean']:.1f}" + ("" if spread["std"] is None else f"±{spread['std']:.1f}")
+
+
+def _markdown_row(line: _Line, more: Sequence[str]) -> str:
+    cells = [line.row.replace("|", "\\|"), line.figures, line.protocol, *line.cells, *more]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,187 @@
+"""Tables of papers: what ships can run, mistakes are told, and ours never looks like the paper's."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from avvp_dist import paper_tables
+from avvp_dist.errors import ConfigError
+from avvp_dist.report import paper
+
+SHIPPED = paper_tables.shipped()
+METRICS = ("audio", "visual", "audio_visual", "type", "event")
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_row_of_a_shipped_table_can_run(name):
+    table = SHIPPED[name]
+    configs = paper_tables.configs(table)
+    assert [config.evaluate.protocol for config in configs] == [row.protocol for row in table.rows]
+    assert len({config.model_dump_json() for config in configs}) == len(table.rows)  # no two rows are one run
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_figures_fit_together(name):
+    for row in SHIPPED[name].rows:
+        levels = row.published.model_dump(exclude_none=True)
+        assert any(levels.values()), row.label
+        for level, figures in levels.items():
+            if (row.label, level) == ("MA", "segment"):
+                continue  # printed so: 58.9 where its three make 58.5
+            if len(figures) == len(METRICS):  # a slip in copying would show: Type is the mean of the three before it
+                mean = (figures["audio"] + figures["visual"] + figures["audio_visual"]) / 3
+                assert figures["type"] == pytest.approx(mean, abs=0.1), row.label
+
+
+def test_the_shipped_tables_are_there():
+    assert {"main", "han-ablation", "jomold-batch", "jomold-contrastive"} <= set(SHIPPED)
+    assert [config.train.batch_size for config in paper_tables.configs(SHIPPED["jomold-batch"])] == [32, 64, 128, 256]
+    assert len(SHIPPED["han-ablation"].rows) == 10
+
+
+def test_unknown_table_names_the_valid_ones(tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown table 'mian'; did you mean 'main'\? Valid names: .*jomold-batch"):
+        paper_tables.read("mian")
+    with pytest.raises(ConfigError, match="no such table file"):
+        paper_tables.read(str(tmp_path / "mine.yaml"))
+
+
+def test_every_mistake_in_a_table_is_told(tmp_path):
+    path = write(
+        tmp_path,
+        """
+title: T
+source: S
+columns: {segment: [type]}
+rows:
+  - {lable: one, recipe: han, protocol: joint}
+  - {label: two, recipe: han, protocol: jiont, published: {segment: {type: 540}}}
+  - han
+""",
+    )
+    with pytest.raises(ConfigError) as caught:
+        paper_tables.read(path)
+    told = str(caught.value)
+    assert "row 1: lable: unknown key; did you mean 'label'?" in told
+    assert "row 1: label: missing" in told
+    assert "row 2: protocol:" in told
+    assert "row 2: published.segment.type:" in told
+    assert "row 3: expected keys with values" in told
+
+
+def test_a_table_contradicting_itself_is_refused(tmp_path):
+    path = write(
+        tmp_path,
+        """
+title: T
+source: S
+columns: {segment: [type]}
+rows:
+  - {label: one, recipe: han, protocol: joint, published: {event: {type: 54}}}
+  - {label: one, recipe: han, protocol: joint}
+""",
+    )
+    with pytest.raises(ConfigError, match=r"'one' comes twice; row 'one': event.type is published but not in columns"):
+        paper_tables.read(path)
+
+
+def test_rows_that_cannot_run_are_all_named(tmp_path):
+    path = write(
+        tmp_path,
+        """
+title: T
+source: S
+columns: {}
+rows:
+  - {label: one, recipe: hna, protocol: joint}
+  - {label: two, recipe: han, overrides: [optim.lrr=1], protocol: joint}
+""",
+    )
+    _, table = paper_tables.read(path)
+    with pytest.raises(ConfigError, match=r"(?s)row 'one': unknown recipe 'hna'.*row 'two': optim.lrr: unknown key"):
+        paper_tables.configs(table)
+
+
+def test_settings_hold_for_all_rows_but_cannot_undo_one():
+    batches = SHIPPED["jomold-batch"]
+    assert {config.model.width for config in paper_tables.configs(batches, ["model.width=32"])} == {32}
+    with pytest.raises(ConfigError) as caught:
+        paper_tables.configs(batches, ["train.batch_size=64"])
+    assert [problem.split(")")[0] for problem in caught.value.problems] == [
+        f"row 'batch {size}' (there" for size in (32, 128, 256)
+    ]
+    with pytest.raises(ConfigError, match=r"row 'max pooling' \(there\) sets this itself: model.pooling"):
+        paper_tables.configs(SHIPPED["han-ablation"], ["model.pooling=mean"])
+    with pytest.raises(ConfigError, match=r"(?s)seed: use --seeds.*output: use --output"):
+        paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
+
+
+def result(seed, value, synthetic=True):
+    levels = {level: dict.fromkeys(METRICS, value) for level in ("segment", "event")}
+    scores = {**levels, "without_speech": levels, "segment_threshold": 0.5, "video_threshold": 0.5}
+    return {"seed": seed, "scores": {"test": {"joint": scores}}, "data": {"synthetic": synthetic}}
+
+
+def content(synthetic=True, ours=True):
+    spread = paper.summary([result(1, 50.0), result(2, 52.0)], "joint") if ours else None
+    row = {"label": "one | [two]", "protocol": "joint", "reconstructed": True, "ours": spread}
+    data = {"url": "u", "dataset": "llp", "fingerprint": "f" * 64, "synthetic": synthetic, "videos": {"test": 9}}
+    return {
+        "title": "A table",
+        "source": "a paper",
+        "note": "",
+        "columns": {"segment": ["type"]},
+        "data": data,
+        "seeds": [1, 2],
+        "changes": ["train.epochs=1"],
+        "rows": [row | {"published": {"segment": {"type": 54.0}}}],
+    }
+
+
+def text(shown):
+    console = Console(file=io.StringIO(), width=120)
+    console.print(shown)
+    return console.file.getvalue()
+
+
+def test_summary_is_mean_and_sample_deviation():
+    found = paper.summary([result(1, 50.0), result(2, 52.0)], "joint")
+    assert found["seeds"] == [1, 2]
+    assert found["segment"]["type"] == {"mean": 51.0, "std": pytest.approx(2**0.5), "values": [50.0, 52.0]}
+    assert paper.summary([result(1, 50.0)], "joint")["event"]["audio"]["std"] is None
+
+
+@pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
+def test_table_sets_ours_beside_the_published_and_says_what_each_is(show):
+    shown = show(content())
+    lines = shown.splitlines()
+    assert "SYNTHETIC DATA, NOT LLP" in lines[0]
+    published = next(line for line in lines if " published " in line).split("joint")[1]
+    assert published.count("54.0") == 1
+    assert published.count(" - ") >= 4
+    ours = [line for line in lines if "ours, SYNTHETIC " in line]
+    assert "51.0±1.4" in ours[0]
+    assert all("SYNTHETIC" in line for line in lines if "51.0±1.4" in line)
+    for part in ("real LLP", "a paper", "test 9", "seeds 1, 2", "train.epochs=1", "reconstructed", "without Speech", "†"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
+def test_real_data_are_not_called_synthetic_and_unfinished_rows_are_dashes(show):
+    assert "SYNTHETIC" not in show(content(synthetic=False))
+    unfinished = show(content(ours=False))
+    assert "±1.4" not in unfinished
+    assert "54.0" in unfinished
+
+
+def test_markdown_is_one_table_whatever_the_labels_are():
+    rows = [line for line in paper.markdown(content()).splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {14}
+    assert "one \\| [two] †" in rows[2]
