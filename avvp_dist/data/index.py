@@ -214,7 +214,8 @@ def read_labels(url: str, index: Index) -> dict[str, Labels]:
     """
     source = storage.join(url, LABELS_FILE)
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(source)))
+        # not pq.read_table: its threads sometimes abort a process that ends soon after and has torch loaded
+        table = pq.ParquetFile(io.BytesIO(storage.read_bytes(source))).read(use_threads=False)
     except FileNotFoundError:
         raise DataError(f"{source}: missing; run the pack command again") from None
     except (pa.ArrowException, OSError) as error:
