@@ -50,14 +50,14 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
+    refined = _refined(config, method, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
     splits = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     data_fingerprint = index.fingerprint
-    if config.data.refined:
-        refined = RefinedLabels.load(config.data.refined)
-        splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined)
+    if refined is not None:
+        splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
         data_fingerprint += refined.fingerprint
     observer = _Observer(config, index, rank_0)
     try:
@@ -184,6 +184,22 @@ class _Observer:
 
 def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
+
+
+def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> RefinedLabels | None:
+    """The run's refined labels, checked against its data and its method."""
+    url = config.data.refined
+    needed = f"method {config.method.name} trains on labels of segments"
+    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
+    if not url:
+        if method.segment_labels:
+            raise ConfigError(f"data.refined: missing; {needed}; {how}")
+        return None
+    refined = RefinedLabels.load(url)
+    if method.segment_labels and not refined.of_segments:
+        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
+    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
+    return refined
 
 
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> resident.ResidentSplit:

@@ -23,6 +23,7 @@ from avvp_dist.errors import ConfigError, DataError
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.data.index import Index, Labels, LeftOut
     from avvp_dist.data.llp import Annotations
+    from avvp_dist.data.refined import RefinedLabels
 
 data = typer.Typer(
     name="data",
@@ -35,6 +36,11 @@ _DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {',
 _ANNOTATIONS = Annotated[str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).")]
 _WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes at work; default one a core, 1 stays in this process.")]
 _SHARD_VIDEOS = Annotated[int, typer.Option(min=1, help="Videos in one shard.")]
+_PACKED = Annotated[str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.")]
+_REFINED = Annotated[
+    str, typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.")
+]
+_SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
 
 class Layout(StrEnum):
@@ -182,6 +188,47 @@ def synth(
     )
     for name, value in summary.items():
         typer.echo(f"{name}: {value}")
+
+
+@data.command()
+def labels(
+    packed: _PACKED,
+    audio: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, segments by classes: what is heard.")],
+    visual: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, likewise: what is seen.")],
+    out: _REFINED,
+    split: _SPLIT = "train",
+) -> None:
+    """Import another tool's labels of segments, in the layout that VALOR publishes.
+
+    Every file is checked first; nothing is written while one is missing or bad.
+    """
+    from avvp_dist.data.external import import_labels
+
+    _write_labels(out, import_labels(packed, audio, visual, split))
+
+
+@data.command()
+def noisy_labels(
+    packed: _PACKED,
+    out: _REFINED,
+    flip: Annotated[float, typer.Option(help="Probability with which a segment's label is turned over.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed: the same one makes the same labels.")] = 0,
+    split: _SPLIT = "train",
+) -> None:
+    """Make labels of segments from the truth of an annotated split, with noise put in; for synthetic data."""
+    from avvp_dist.data import external
+
+    _write_labels(out, external.noisy_labels(packed, flip, seed, split))
+
+
+def _write_labels(out: str, refined: RefinedLabels) -> None:
+    storage.write_bytes(out, refined.to_bytes())
+    if refined.provenance["synthetic"]:
+        typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
+    if refined.provenance["outside_weak"]:
+        typer.echo(f"{refined.provenance['outside_weak']} labels of segments lie outside their video's weak label; kept")
+    heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
+    typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of segments and classes")
 
 
 def _dataset(name: str) -> Dataset:

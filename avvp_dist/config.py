@@ -78,7 +78,7 @@ def merge(base: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], An
     """``base`` with each override put in its place.
 
     ``shorthand`` names, for a section, the key that a bare value stands for: ``{"launch": "name"}`` lets ``launch=ray`` mean
-    ``launch.name=ray``. A new ``name`` picks another variant of a section, so the old variant's keys go.
+    ``launch.name=ray``. A new ``name`` in such a section picks another variant of it, so the old variant's keys go.
     """
     merged = _copy(base)
     for path, value in overrides:
@@ -99,7 +99,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, shorthand: Map
             child = {key: child} if key and child is not None else {}
             node[name] = child
         node = child
-    if last == "name" and "name" in node and node["name"] != value:
+    if last == "name" and shorthand.get(path[0]) == "name" and "name" in node and node["name"] != value:
         node.clear()
     node[last] = value
 

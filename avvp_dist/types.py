@@ -195,7 +195,7 @@ class Targets:
     """What the losses of one step aim at; each [B,C].
 
     Attributes:
-        video, audio, visual: targets in [0, 1] of the three heads.
+        video, audio, visual: targets in [0, 1] of the three heads; audio and visual are [B,T,C] where segments have labels.
         removed_audio, removed_visual: bool, labels taken away as noise; None where the stage does not denoise.
     """
 

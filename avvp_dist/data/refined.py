@@ -79,6 +79,11 @@ class RefinedLabels:
         return cls(ids, tuple(about["classes"]), video, audio, visual, about["provenance"], windows)
 
     @property
+    def of_segments(self) -> bool:
+        """Whether both modalities' labels are of single segments, [N,T,C]."""
+        return self.windows is None and self.audio.ndim == self.visual.ndim == 3
+
+    @property
     def fingerprint(self) -> str:
         """Hash of what a training would see of them."""
         digest = hashlib.sha256(json.dumps([self.ids, self.classes, self.windows]).encode())

@@ -10,7 +10,8 @@ from avvp_dist.methods.han import Han, HanMethodConfig
 from avvp_dist.methods.jomold import Jomold, JomoldConfig
 from avvp_dist.methods.lr import Lr, LrConfig
 from avvp_dist.methods.ma import Ma, MaConfig
+from avvp_dist.methods.valor import Valor, ValorConfig
 
-METHODS = {"han": Han, "jomold": Jomold, "ma": Ma, "lr": Lr}
+METHODS = {"han": Han, "jomold": Jomold, "ma": Ma, "lr": Lr, "valor": Valor}
 
-MethodConfig = Annotated[HanMethodConfig | JomoldConfig | MaConfig | LrConfig, Field(discriminator="name")]
+MethodConfig = Annotated[HanMethodConfig | JomoldConfig | MaConfig | LrConfig | ValorConfig, Field(discriminator="name")]

@@ -123,7 +123,13 @@ class SplitTable:
 
 
 class Method(ABC):
-    """A training method: `methods.METHODS` maps its config's ``name`` to it, made of (config, classes, segments)."""
+    """A training method: `methods.METHODS` maps its config's ``name`` to it, made of (config, classes, segments).
+
+    Attributes:
+        segment_labels: whether it can only train on labels of segments, [B,T,C] in ``batch.refined``, given by the run.
+    """
+
+    segment_labels: bool = False
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:

@@ -1,13 +1,15 @@
 """Hybrid attention network (HAN, ECCV 2020) as HAN, MA and JoMoLD publish it, without the modules they never use.
 
 The defaults are the published network; ``temporal`` and ``pooling`` put something else in the place of one of its two parts,
-as the paper's ablations do.
+as the paper's ablations do. ``sequential``, eight heads and a wider feed-forward block make it the network of VALOR (NeurIPS
+2023; published code, norms last).
 
 Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +41,12 @@ class HanConfig(Section):
     """What aggregates segments over time. han: hybrid attention; none: nothing; gru, transformer: each modality alone, a
     bidirectional GRU layer or the hybrid layer without its cross-modal half, both reconstructions of the paper's ablation.
     heads, feedforward and dropout serve han and transformer only."""
+    layers: int = Field(1, ge=1)
+    """Layers on top of each other, each with weights of its own, which start as copies (published code); han and transformer
+    only."""
+    sequential: bool = False
+    """Whether visual segments look at a layer's audio segments after their update (VALOR) and not before (HAN, MA, JoMoLD);
+    temporal=han only."""
     pooling: Literal["attentive", "max", "mean"] = "attentive"
     """How segments make a video. attentive: learned weights over time and modalities; max, mean: the largest probability or
     uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
@@ -51,6 +59,10 @@ class HanConfig(Section):
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
         if self.temporal == "gru" and self.width % 2:
             raise ValueError(f"width {self.width} is odd; temporal=gru needs an even one, half for each direction")
+        if self.layers > 1 and self.temporal not in ("han", "transformer"):
+            raise ValueError(f"layers={self.layers} needs temporal=han or transformer, not {self.temporal}")
+        if self.sequential and self.temporal != "han":
+            raise ValueError(f"sequential=true needs temporal=han; {self.temporal} exchanges nothing between modalities")
         return self
 
     def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
@@ -106,6 +118,17 @@ class Attention(nn.Module):
         query, key, value = (part.transpose(-2, -3) for part in projected.unbind(-3))
         return Heads(query, key, value, folded=False)
 
+    def project_pair(self, x: Tensor, memory: Tensor) -> Heads:
+        """Query of ``x`` and key and value of ``memory``, [...,T,D] both."""
+        split = (x.shape[-1], 2 * x.shape[-1])
+        (query_weight, memory_weight), (query_bias, memory_bias) = (
+            parameter.split(split) for parameter in (self.in_proj_weight, self.in_proj_bias)
+        )
+        query = F.linear(x, query_weight, query_bias).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        projected = F.linear(memory, memory_weight, memory_bias).unflatten(-1, (2, self.heads, -1))
+        key, value = (part.transpose(-2, -3) for part in projected.unbind(-3))
+        return Heads(query, key, value, folded=False)
+
     def attend(self, heads: Heads, dropout: bool) -> Tensor:
         """Attention output [...,T,D]."""
         # written out: T is ten, where scaling scores is cheaper than scaling queries and keys as fused attention does
@@ -142,6 +165,7 @@ class HanLayer(nn.Module):
         self.norm1 = nn.LayerNorm(config.width)
         self.norm2 = nn.LayerNorm(config.width)
         self.dropout = config.dropout
+        self.sequential = config.sequential
 
     def prepare(self, x: Tensor) -> Heads:
         """What all passes over a batch share: the projections of each modality's own segments."""
@@ -158,9 +182,23 @@ class HanLayer(nn.Module):
         """
         mixed = self._drop(self.self_attention.attend(own, dropout), dropout)
         if cross_modal and self.cross_attention is not None:
+            if self.sequential:
+                return self._one_by_one(self.cross_attention, x, mixed, dropout)
             other = self.cross_attention.attend(self.cross_attention.project(x).across(), dropout)
             mixed = mixed + self._drop(other, dropout)
-        x = self.norm1(x + mixed)
+        return self._feed_forward(self.norm1(x + mixed), dropout)
+
+    def _one_by_one(self, cross_attention: Attention, x: Tensor, mixed: Tensor, dropout: bool) -> Tensor:
+        """Audio first, then visual segments, which look at the updated audio; ``mixed`` is the self-attention, [2,B,T,D]."""
+        updated: list[Tensor] = []
+        memory = x[1]
+        for mine, own in zip(x, mixed, strict=True):
+            other = cross_attention.attend(cross_attention.project_pair(mine, memory), dropout)
+            memory = self._feed_forward(self.norm1(mine + own + self._drop(other, dropout)), dropout)
+            updated.append(memory)
+        return torch.stack(updated)
+
+    def _feed_forward(self, x: Tensor, dropout: bool) -> Tensor:
         hidden = self._drop(F.relu(self.linear1(x)), dropout)
         return self.norm2(x + self._drop(self.linear2(hidden), dropout))
 
@@ -168,8 +206,29 @@ class HanLayer(nn.Module):
         return drop(x, self.dropout) if dropout else x
 
 
+class HanLayers(nn.Module):
+    """Several layers on top of each other; offers what one layer offers."""
+
+    def __init__(self, first: HanLayer, count: int) -> None:
+        super().__init__()
+        self.stack = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(count - 1))])
+
+    def prepare(self, x: Tensor) -> Heads:
+        """See `HanLayer.prepare`; only what precedes the first dropout can be shared."""
+        return self._layers()[0].prepare(x)
+
+    def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
+        """See `HanLayer.forward`."""
+        for number, layer in enumerate(self._layers()):
+            x = layer(x, layer.prepare(x) if number else own, cross_modal=cross_modal, dropout=dropout)
+        return x
+
+    def _layers(self) -> list[HanLayer]:
+        return list(self.stack)  # type: ignore[arg-type]  # ModuleList does not say of what
+
+
 class HanNetwork(nn.Module):
-    """HAN: stream projections, one layer over time shared by both modalities, MMIL pooling."""
+    """HAN: stream projections, layers over time shared by both modalities, MMIL pooling."""
 
     def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
         super().__init__()
@@ -217,12 +276,13 @@ class HanNetwork(nn.Module):
         return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
 
 
-def _temporal(config: HanConfig) -> HanLayer | BidirectionalGru | NoTemporal:
+def _temporal(config: HanConfig) -> HanLayer | HanLayers | BidirectionalGru | NoTemporal:
     if config.temporal == "none":
         return NoTemporal()
     if config.temporal == "gru":
         return BidirectionalGru(config.width)
-    return HanLayer(config, exchange=config.temporal == "han")
+    layer = HanLayer(config, exchange=config.temporal == "han")
+    return layer if config.layers == 1 else HanLayers(layer, config.layers)
 
 
 def _pooling(config: HanConfig, classes: int) -> AttentiveMMIL | FixedMMIL:

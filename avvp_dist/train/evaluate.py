@@ -31,7 +31,9 @@ class EvaluateConfig(Section):
     video_threshold: float = Field(0.5, ge=0, le=1)
     """The video-level filter lets through what reaches this."""
     select: Literal[(*_METRICS, "last")] = "segment.type"  # type: ignore[valid-type]
-    """Score on val that names the best epoch, of equal ones the later (published); last takes the last epoch."""
+    """Score on val that names the best epoch; last takes the last epoch."""
+    ties: Literal["later", "first"] = "later"
+    """Which of equally good epochs is the best: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
     batch_size: int = Field(256, ge=1)
     """Videos a rank evaluates at a time."""
 
@@ -39,6 +41,10 @@ class EvaluateConfig(Section):
     def watched(self) -> str:
         """The score a person watches while training goes on."""
         return "segment.type" if self.select == "last" else self.select
+
+    def replaces(self, value: float, best: float) -> bool:
+        """Whether an epoch with this score takes the place of the best one before it."""
+        return self.select == "last" or value > best or (self.ties == "later" and value == best)
 
 
 def predict(

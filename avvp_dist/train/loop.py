@@ -104,7 +104,7 @@ class StageTrainer:
         self.rank = runtime.collective.rank
         torch.manual_seed(job.seed)
         self.model = job.build().to(runtime.device)
-        self.optimizer, self.scheduler = job.optim.build(self.model.parameters())
+        self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
         self.train_step = TrainStep(
             self.model,
             self.optimizer,
@@ -195,9 +195,9 @@ class StageTrainer:
             self.observer.epoch(row)
 
     def _select(self, value: float) -> None:
-        """Keeps this epoch's weights when it is the best so far; of equal epochs the later (published code)."""
+        """Keeps this epoch's weights when it is the best so far."""
         best, evaluate = self.trained.best, self.job.evaluate
-        if best is None or evaluate.select == "last" or value >= best["value"]:
+        if best is None or evaluate.replaces(value, best["value"]):
             self.trained.best = {
                 "stage": self.job.stage.name,
                 "epoch": self.epoch + 1,

@@ -2,31 +2,79 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import StepLR
+from torch.optim import Adam, AdamW
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from avvp_dist.config import Section
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Section):
-    """Adam with a learning rate that falls in steps, as HAN, MA and JoMoLD publish it."""
+    """Optimiser and schedule; the defaults are those of HAN, MA and JoMoLD: Adam, a learning rate that falls in steps."""
 
+    name: Literal["adam", "adamw"] = "adam"
+    """adam: weight decay as an L2 penalty; adamw: decoupled from the gradient."""
     lr: float = Field(3e-4, gt=0)
-    """Learning rate at the start of a stage."""
+    """Learning rate at the start of a stage; with cosine the largest one."""
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square."""
     weight_decay: float = Field(0.0, ge=0)
-    """L2 penalty."""
+    """Weight decay."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: falls by gamma every step_size epochs; cosine: rises over warmup_epochs, then falls along a half cosine."""
     step_size: int = Field(10, ge=1)
-    """Epochs between two falls of the learning rate."""
+    """step: epochs between two falls of the learning rate."""
     gamma: float = Field(0.1, gt=0, le=1)
-    """What the learning rate is multiplied by at each fall."""
+    """step: what the learning rate is multiplied by at each fall."""
+    warmup_epochs: int = Field(0, ge=0)
+    """cosine: epochs over which the learning rate rises to lr, in equal steps; a shorter stage ends below lr."""
+    final_fraction: float = Field(0.01, ge=0, le=1)
+    """cosine: share of lr that the last epoch has."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; no clipping when null (published)."""
+    """Largest norm of the gradient; no clipping when null (HAN, MA, JoMoLD)."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> tuple[Adam, StepLR]:
-        """Optimiser and schedule over ``parameters``; the schedule steps once an epoch."""
-        optimizer = Adam(parameters, lr=self.lr, weight_decay=self.weight_decay, foreach=True)
-        return optimizer, StepLR(optimizer, self.step_size, self.gamma)
+    @model_validator(mode="after")
+    def _check_warmup(self) -> OptimConfig:
+        if self.warmup_epochs and self.schedule != "cosine":
+            raise ValueError("warmup_epochs needs schedule=cosine")
+        return self
+
+    def build(self, parameters: Iterable[nn.Parameter], epochs: int = 1) -> tuple[Adam | AdamW, LRScheduler]:
+        """Optimiser and schedule over ``parameters``; the schedule steps once an epoch.
+
+        Args:
+            parameters: what is trained.
+            epochs: length of the stage; cosine ends with it.
+        """
+        kind = {"adam": Adam, "adamw": AdamW}[self.name]
+        optimizer = kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
+        if self.schedule == "step":
+            return optimizer, StepLR(optimizer, self.step_size, self.gamma)
+        return optimizer, LambdaLR(optimizer, _WarmupCosine(self.warmup_epochs, epochs, self.final_fraction))
+
+
+@dataclass
+class _WarmupCosine:
+    """Share of the learning rate at an epoch, as VALOR has it (NeurIPS 2023; published code, which counts from 1).
+
+    An object in place of a function, since the schedule's state then holds its numbers and is loaded without pickle.
+    """
+
+    warmup: int
+    epochs: int
+    final: float
+
+    def __call__(self, epoch: int) -> float:
+        epoch += 1
+        if epoch < self.warmup:
+            return epoch / self.warmup
+        fallen = (epoch - self.warmup) / max(self.epochs - self.warmup, 1)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fallen))

@@ -1,0 +1,94 @@
+"""VALOR from labels of segments to scores, on a small synthetic data set."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from avvp_dist import app
+from avvp_dist.cli_data import data
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.recipe import load
+
+SMALL = ["train.epochs=4", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=2"]
+SMALL += ["optim.warmup_epochs=2", "optim.lr=0.003", "tracking=none", "train.device=cpu"]
+
+
+class Killed(BaseException):
+    """Stands for the process being killed right after a checkpoint was committed."""
+
+
+class DyingRuntime(LocalRuntime):
+    """Dies when its second checkpoint has been committed."""
+
+    commits = 0
+
+    def report(self, metrics, checkpoint):
+        super().report(metrics, checkpoint)
+        self.commits += 1
+        if self.commits == 2:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def labels(packed, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("labels") / "refined.npz")
+    done = CliRunner().invoke(data, ["noisy-labels", "--data", packed, "--out", out, "--flip", "0.1"])
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def run(packed, output, *overrides, runtime=LocalRuntime):
+    config = load("valor", [f"data={packed}", f"output={output}", *SMALL, *overrides])
+    return app.run(config, runtime(config.output, "cpu"))
+
+
+def history(output):
+    (file,) = Path(output, "stages").glob("train-*/stage.json")
+    return [{key: row[key] for key in row if "second" not in key} for row in json.loads(file.read_text())["history"]]
+
+
+def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
+    result = run(packed, tmp_path / "whole", f"data.refined={labels}")
+    rows = history(tmp_path / "whole")
+    assert rows[-1]["loss/audio"] < rows[0]["loss/audio"]
+    assert rows[-1]["loss/visual"] < rows[0]["loss/visual"]
+    assert [row["lr"] for row in rows] == pytest.approx([0.0015, 0.003, 0.003 * 0.505, 0.00003])
+    best = max(row["val/segment.type"] for row in rows)
+    assert result["best"]["epoch"] == next(row["epoch"] for row in rows if row["val/segment.type"] == best)
+    with pytest.raises(Killed):
+        run(packed, tmp_path / "killed", f"data.refined={labels}", runtime=DyingRuntime)
+    again = run(packed, tmp_path / "killed", f"data.refined={labels}")
+    assert history(tmp_path / "killed") == rows
+    assert again["scores"] == result["scores"]
+
+
+def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_path):
+    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on labels of segments; make such"):
+        run(packed, tmp_path / "run")
+    found = RefinedLabels.load(labels)
+    of_videos = RefinedLabels(found.ids, found.classes, None, found.audio.max(1), found.visual.max(1), {})
+    windows = ((0, 5), (5, 10))
+    of_windows = RefinedLabels(found.ids, found.classes, None, found.audio[:, :2], found.visual[:, :2], {}, windows)
+    for name, other in (("videos", of_videos), ("windows", of_windows)):
+        (tmp_path / name).write_bytes(other.to_bytes())
+        with pytest.raises(
+            ConfigError, match="method valor trains on labels of segments, those in .* are of whole videos or"
+        ):
+            run(packed, tmp_path / "run", f"data.refined={tmp_path / name}")
+    few = RefinedLabels(found.ids[:-1], found.classes, None, found.audio[:-1], found.visual[:-1], {})
+    (tmp_path / "few").write_bytes(few.to_bytes())
+    with pytest.raises(DataError, match="no labels for 1 of 62 training videos"):
+        run(packed, tmp_path / "run", f"data.refined={tmp_path / 'few'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, tmp_path):
+    overrides = [f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=1", "model.width=32", "tracking=none"]
+    config = load("han", [*overrides, f"data.refined={labels}"])
+    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])

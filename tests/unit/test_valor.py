@@ -1,0 +1,276 @@
+"""VALOR's parts against their definitions: network, loss, schedule, choice of the best epoch, labels from outside."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typer.testing import CliRunner
+
+from avvp_dist.cli_data import data
+from avvp_dist.data.external import import_labels, noisy_labels
+from avvp_dist.data.index import Index, read_labels
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.dist.collective import LocalCollective
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.methods.valor import Valor, ValorConfig
+from avvp_dist.models.han import HanConfig
+from avvp_dist.recipe import load
+from avvp_dist.train.evaluate import EvaluateConfig
+from avvp_dist.train.optim import OptimConfig
+from avvp_dist.types import Batch, Outputs, Pass, Progress, Refined
+
+DIMS = {"audio": 6, "visual": 9, "motion": 7}
+CLASSES = 5
+
+
+def network(**settings):
+    torch.manual_seed(0)
+    return HanConfig(width=16, feedforward=24, **settings).build(DIMS, CLASSES)
+
+
+def random_batch(videos=8):
+    generator = torch.Generator().manual_seed(0)
+    streams = {name: torch.randn(videos, 10, dim, generator=generator) for name, dim in DIMS.items()}
+    weak = (torch.rand(videos, CLASSES, generator=generator) < 0.4).float()
+    return Batch(streams, weak, torch.arange(videos), videos)
+
+
+def torch_attention(attention):
+    """torch's own module with the same weights."""
+    width = attention.out_proj.in_features
+    twin = nn.MultiheadAttention(width, attention.heads, batch_first=True)
+    twin.load_state_dict(attention.state_dict())
+    return twin
+
+
+def published_layer(layer, query, other):
+    """One call of the published layer, norms last, without dropout."""
+    own, cross = torch_attention(layer.self_attention), torch_attention(layer.cross_attention)
+    x = layer.norm1(query + cross(query, other, other)[0] + own(query, query, query)[0])
+    return layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_network_is_the_published_encoder(heads, layers, sequential):
+    model, batch = network(heads=heads, layers=layers, sequential=sequential).eval(), random_batch()
+    stack = model.layer.stack if layers > 1 else [model.layer]
+    for layer in stack[1:]:
+        nn.init.normal_(layer.linear1.weight)  # layers start as copies; a wrong order of them has to show
+    outputs = model(batch)
+    audio, visual = outputs.audio_inputs, outputs.visual_inputs
+    for layer in stack:
+        updated = published_layer(layer, audio, visual)
+        visual = published_layer(layer, visual, updated if sequential else audio)
+        audio = updated
+    torch.testing.assert_close(outputs.audio_features, audio, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(outputs.visual_features, visual, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"sequential": True}, {"layers": 2}, {"layers": 2, "sequential": True, "heads": 4}])
+def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
+    model, batch = network(**settings).train(), random_batch()
+    outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
+    outputs.segments.square().mean().backward()
+    idle = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert idle == []
+    assert not outputs.judge.segments.requires_grad
+    assert model(random_batch(0)).segments.shape == (0, 10, 2, CLASSES)  # a rank may be without videos
+    model.eval()
+    torch.testing.assert_close(outputs.judge.segments, model(batch, cross_modal=False).segments)
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(batch).segments, exact.segments, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("settings", [{"layers": 2, "temporal": "gru"}, {"sequential": True, "temporal": "transformer"}])
+def test_settings_that_would_do_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match=r"needs temporal=han"):
+        HanConfig(**settings)
+
+
+def test_defaults_keep_the_names_of_saved_weights():
+    assert "layer.self_attention.in_proj_weight" in network().state_dict()
+
+
+def test_loss_is_the_published_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 10, 2, 3, generator=generator)
+    video = torch.rand(4, 3, generator=generator)
+    labels = (torch.rand(3, 4, 10, 3, generator=generator) < 0.3).float()
+    nothing = torch.zeros(0)
+    outputs = Outputs(video, video, video, logits.sigmoid(), nothing, nothing, nothing, nothing)
+    batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
+    (stage,) = Valor(ValorConfig(), ("a", "b", "c"), 10).stages()
+    targets = stage.targets(outputs, batch, Progress("train", 0, 0, 1, 1), LocalCollective())
+    losses = stage.losses(outputs, targets, batch)
+    expected = {
+        "video": F.binary_cross_entropy(video, batch.weak),
+        "audio": F.binary_cross_entropy_with_logits(logits[:, :, 0], labels[1]),
+        "visual": F.binary_cross_entropy_with_logits(logits[:, :, 1], labels[2]),
+    }
+    for name, value in expected.items():
+        assert losses[name].shape == (4,)
+        torch.testing.assert_close(losses[name].mean(), value)
+    torch.testing.assert_close(losses["total"].mean(), sum(expected.values()))
+
+
+def published_rate(epoch, warmup, epochs, lowest, highest):
+    """VALOR's learning rate; epochs count from 1."""
+    if epoch < warmup:
+        return epoch / warmup * highest
+    return lowest + 0.5 * (highest - lowest) * (1 + math.cos((epoch - warmup) / (epochs - warmup) * math.pi))
+
+
+def rates(config, epochs, stop=None):
+    """Learning rate of each epoch; at ``stop`` optimiser and schedule go through a file and on in fresh ones."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer, schedule = config.build([weight], epochs)
+    found = []
+    for epoch in range(epochs):
+        if epoch == stop:
+            buffer = io.BytesIO()
+            torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, buffer)
+            buffer.seek(0)
+            state = torch.load(buffer, weights_only=True)
+            optimizer, schedule = config.build([weight], epochs)
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+        assert schedule.get_last_lr() == [optimizer.param_groups[0]["lr"]]
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_cosine_is_the_published_schedule():
+    config = load("valor").optim
+    expected = [published_rate(epoch, 10, 60, 1e-6, 1e-4) for epoch in range(1, 61)]
+    assert rates(config, 60) == pytest.approx(expected, rel=1e-9)
+    assert rates(OptimConfig(schedule="cosine", warmup_epochs=10, lr=1.0), 3) == pytest.approx([0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("settings", [{"schedule": "cosine", "warmup_epochs": 4, "name": "adamw"}, {"step_size": 3}])
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_schedule_goes_on_from_its_file_bit_for_bit(settings, stop):
+    config = OptimConfig(**settings)
+    assert rates(config, 9, stop) == rates(config, 9)
+
+
+def test_optimiser_settings_arrive():
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer, _ = load("valor").optim.build([weight], 60)
+    assert type(optimizer) is torch.optim.AdamW
+    assert (optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == ((0.5, 0.999), 1e-3)
+    plain, schedule = OptimConfig().build([weight])
+    assert type(plain) is torch.optim.Adam
+    assert (plain.defaults["betas"], type(schedule).__name__) == ((0.9, 0.999), "StepLR")
+
+
+def test_recipe_holds_the_published_values_and_its_optimiser_can_be_changed():
+    config = load("valor")
+    assert (config.seed, config.train.epochs, config.train.batch_size, config.optim.clip_norm) == (1000, 60, 64, 1.0)
+    assert (config.model.width, config.model.heads, config.model.feedforward, config.model.layers) == (512, 8, 1024, 1)
+    assert config.model.sequential
+    assert (config.evaluate.protocol, config.evaluate.select, config.evaluate.ties) == ("joint", "segment.type", "first")
+    changed = load("valor", ["optim.name=adam"]).optim
+    assert changed == config.optim.model_copy(update={"name": "adam"})
+    with pytest.raises(ConfigError, match="warmup_epochs needs schedule=cosine"):
+        load("valor", ["optim.schedule=step"])
+
+
+@pytest.mark.parametrize(("ties", "best"), [("later", 3), ("first", 1)])
+def test_ties(ties, best):
+    config, found = EvaluateConfig(ties=ties), None
+    for epoch, value in enumerate((40.0, 50.0, 45.0, 50.0, 10.0)):
+        if found is None or config.replaces(value, found[1]):
+            found = (epoch, value)
+    assert found == (best, 50.0)
+    assert EvaluateConfig(select="last", ties=ties).replaces(1.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def train(packed):
+    return read_labels(packed, Index.load(packed))["train"]
+
+
+def write_files(folder, ids, values):
+    folder.mkdir(exist_ok=True)
+    for name, each in zip(ids, values, strict=True):
+        np.save(folder / f"{name}.npy", each)
+
+
+def test_import_reads_what_the_files_hold(packed, train, tmp_path):
+    write_files(tmp_path / "a", train.ids, train.audio.astype(np.int64))
+    write_files(tmp_path / "v", train.ids, train.visual * 0.25)
+    out = tmp_path / "refined.npz"
+    arguments = ["labels", "--data", packed, "--audio", tmp_path / "a", "--visual", tmp_path / "v", "--out", out]
+    done = CliRunner().invoke(data, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert "62 videos" in done.output
+    assert "SYNTHETIC" in done.output
+    found = RefinedLabels.load(str(out))
+    assert found.ids == train.ids
+    assert found.of_segments
+    assert found.video is None
+    np.testing.assert_array_equal(found.audio, train.audio)
+    np.testing.assert_array_equal(found.visual, train.visual * np.float32(0.25))
+    assert found.provenance["outside_weak"] == ((train.audio | train.visual) & ~train.weak[:, None]).sum()
+
+
+def test_import_names_every_bad_file(packed, train, tmp_path):
+    for folder, values in (("a", train.audio), ("v", train.visual)):
+        write_files(tmp_path / folder, train.ids, values)
+    first, second, third, fourth, fifth, sixth, *_ = train.ids
+    (tmp_path / "a" / f"{first}.npy").unlink()
+    (tmp_path / "a" / f"{second}.npy").write_bytes(b"no array")
+    np.save(tmp_path / "v" / f"{first}.npy", np.zeros((25, 10)))
+    np.save(tmp_path / "v" / f"{third}.npy", np.full((10, 25), 2))
+    np.save(tmp_path / "v" / f"{fourth}.npy", np.full((10, 25), np.nan))
+    np.save(tmp_path / "v" / f"{fifth}.npy", np.full((10, 25), "1"))
+    np.save(tmp_path / "v" / f"{sixth}.npy", np.full((10, 25), None), allow_pickle=True)
+    with pytest.raises(DataError) as caught:
+        import_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
+    expected = {
+        f"a/{first}.npy": "missing",
+        f"a/{second}.npy": "not a readable .npy array",
+        f"v/{first}.npy": "shape [25, 10], expected [10, 25]",
+        f"v/{third}.npy": "250 values outside 0..1, the first at [0, 0]",
+        f"v/{fourth}.npy": "250 values outside 0..1",
+        f"v/{fifth}.npy": "expected bool, int or float",
+        f"v/{sixth}.npy": "not a readable .npy array",
+    }
+    assert len(caught.value.problems) == len(expected)
+    for file, problem in expected.items():
+        assert any(file in line and problem in line for line in caught.value.problems), (file, caught.value.problems)
+
+
+def test_import_wants_folders_and_a_split(packed, tmp_path):
+    with pytest.raises(DataError, match=r"audio: no folder(.|\n)*visual: no folder"):
+        import_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
+    with pytest.raises(DataError, match="no split 'trian'; it has train, val, test"):
+        import_labels(packed, str(tmp_path), str(tmp_path), "trian")
+
+
+def test_noise_turns_over_the_asked_share_within_the_weak_labels(packed, train):
+    weak = np.broadcast_to(train.weak[:, None], train.audio.shape)
+    clean = noisy_labels(packed, 0.0, 0)
+    np.testing.assert_array_equal(clean.audio, train.audio & weak)
+    np.testing.assert_array_equal(clean.visual, train.visual & weak)
+    noisy = noisy_labels(packed, 0.2, 0)
+    for found, truth in ((noisy.audio, train.audio), (noisy.visual, train.visual)):
+        assert not found[~weak].any()
+        assert (found != truth)[weak].mean() == pytest.approx(0.2, abs=0.05)
+    assert noisy.fingerprint == noisy_labels(packed, 0.2, 0).fingerprint
+    assert noisy.fingerprint != noisy_labels(packed, 0.2, 1).fingerprint
+    assert (noisy.audio != clean.audio)[weak].tolist() != (noisy.visual != clean.visual)[weak].tolist()
+
+
+def test_noise_must_be_a_probability(packed):
+    with pytest.raises(ConfigError, match=r"flip: 1.5 (.|\n)*seed: -1"):
+        noisy_labels(packed, 1.5, -1)
