@@ -20,6 +20,8 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 
 # Short runs of the real commands: no server, no cluster, synthetic data. What each line does: README.md.
 DEMO_DATA := data=demo/data tracking.uri=sqlite:///demo/mlflow.db tracking.experiment=demo train.precision=bfloat16
+# threads that sleep while they wait: on a machine that others use too, spinning ones slow everyone down tenfold
+demo: export OMP_WAIT_POLICY = passive
 demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a few minutes on 2 CPU cores)
 	$(BIN)/avvp data synth demo/raw --splits 2000,300,600 --seed 0
 	$(BIN)/avvp data pack llp --annotations demo/raw --features demo/raw/feats --out demo/data
