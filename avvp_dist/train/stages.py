@@ -2,6 +2,8 @@
 
 An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, settings,
 network, seed, and the keys of the stages before it. ``stage.json`` is written last: without it the stage is not finished.
+A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or ``refined.npz``, which other
+runs take as they are.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class StageRunner:
                 assert isinstance(stage, CollectStage)
                 if not done:
                     self._collect(stage, depends, folder, trained[stage.source])
-                collected[stage.name] = _read_collected(folder)
+                collected[stage.name] = _read_collected(folder, stage.name)
         return trained, collected
 
     def _finished(self, folder: str) -> bool:
@@ -181,17 +183,19 @@ def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) ->
 
 
 def _write_collected(folder: str, depends: Mapping[str, Any], artefact: dict[str, Any] | RefinedLabels) -> None:
-    content: dict[str, Any] = {"stage": depends["stage"], "depends": depends}
+    name = depends["stage"]
     if isinstance(artefact, RefinedLabels):
         storage.write_bytes(storage.join(folder, _REFINED), artefact.to_bytes())
     else:
-        content["artefact"] = artefact
-    storage.write_text(storage.join(folder, "stage.json"), json.dumps(content, indent=1))
+        storage.write_text(storage.join(folder, f"{name}.json"), json.dumps(artefact, indent=1))
+    storage.write_text(storage.join(folder, "stage.json"), json.dumps({"stage": name, "depends": depends}, indent=1))
 
 
-def _read_collected(folder: str) -> Any:
-    content = json.loads(storage.read_text(storage.join(folder, "stage.json")))
-    return content["artefact"] if "artefact" in content else RefinedLabels.load(storage.join(folder, _REFINED))
+def _read_collected(folder: str, name: str) -> Any:
+    plain = storage.join(folder, f"{name}.json")
+    return (
+        json.loads(storage.read_text(plain)) if storage.exists(plain) else RefinedLabels.load(storage.join(folder, _REFINED))
+    )
 
 
 def _read_trained(folder: str) -> Trained:

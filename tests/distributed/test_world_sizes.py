@@ -55,7 +55,7 @@ def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
 
 def assert_same_training(output: Path, one: Path) -> None:
     assert_same_losses(output, one, "estimate", "denoise")
-    ratios = [json.loads((stage(run, "ratios") / "stage.json").read_text())["artefact"] for run in (one, output)]
+    ratios = [json.loads((stage(run, "ratios") / "ratios.json").read_text()) for run in (one, output)]
     assert ratios[0] == ratios[1]
     removed = [np.load(stage(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
     assert removed[0].any()

@@ -131,6 +131,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, commits):
     assert removed[0].any()
 
 
+def test_the_ratios_of_one_run_skip_the_first_stages_of_another(packed, tmp_path):
+    first = run("jomold", packed, tmp_path / "first", "method.warmup=linear")
+    ratios = stage_folder(tmp_path / "first", "ratios") / "ratios.json"
+    second = run("jomold", packed, tmp_path / "second", "method.warmup=linear", f"method.ratios={ratios}")
+    assert [path.name.split("-")[0] for path in (tmp_path / "second" / "stages").iterdir()] == ["denoise"]
+    assert second["scores"] == first["scores"]
+
+
 def test_denoising_is_judged_against_the_planted_truth(packed, tmp_path):
     run("jomold", packed, tmp_path / "run", "method.warmup=linear")
     last = story(tmp_path / "run", "denoise")[-1]
