@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from avvp_dist.train.evaluate import all_scores, predict
 from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
-_log = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
 
 

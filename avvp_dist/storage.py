@@ -10,7 +10,6 @@ import contextlib
 import os
 import uuid
 from pathlib import Path
-from typing import IO
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -76,12 +75,6 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
 def read_text(url: str | os.PathLike[str]) -> str:
     """Whole UTF-8 content of the file at ``url``."""
     return read_bytes(url).decode("utf-8")
-
-
-def open_read(url: str | os.PathLike[str]) -> IO[bytes]:
-    """An open binary file, to be used as a context manager."""
-    handle: IO[bytes] = fsspec.open(os.fspath(url), "rb").open()
-    return handle
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:

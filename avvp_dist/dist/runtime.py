@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -15,7 +14,6 @@ from avvp_dist import storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import ConfigError
 
-_log = logging.getLogger(__name__)
 _KEEP = 2  # checkpoints kept: the newest may be damaged by what made us need it
 
 

@@ -1,4 +1,4 @@
-"""Methods by the ``name`` of their config. A new method: one file, two lines here, a recipe, a golden test."""
+"""Methods by the ``name`` of their config. A new method: one file, its class and config here, a recipe, a golden test."""
 
 from __future__ import annotations
 
