@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from avvp_dist.data import plan, resident
 from avvp_dist.data.index import Index, Labels, read_labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.errors import AvvpError, ConfigError, DataError
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
@@ -24,10 +23,13 @@ from avvp_dist.outcome import Outcome, provenance
 from avvp_dist.recipe import RunConfig, differences
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
+from avvp_dist.tracking.home import TrackingHome, open_home
 from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.train.evaluate import all_scores, predict
 from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
+
+_log = logging.getLogger(__name__)
 
 EVALUATED = ("val", "test")
 
@@ -139,17 +141,15 @@ class _Observer:
     """Tells console and tracker how training goes; both only on rank 0."""
 
     def __init__(self, config: RunConfig, index: Index, rank_0: bool) -> None:
-        named = config.tracking.model_copy(
-            update={"run_name": config.tracking.run_name or f"{config.recipe}-seed{config.seed}"}
-        )
-        self.tracker: Tracker = open_tracker(named, _spool_folder(config)) if rank_0 else NullTracker()
+        self._home = _tracking_home(config) if rank_0 else None
+        self.tracker: Tracker = _tracker(config, self._home)
         self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
-        self._sampler = SystemSampler(self.tracker, _spool_folder(config)) if tracked else None
+        self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
         self._epochs = 0
         if self._sampler:
             self._sampler.start()
-        self.tracker.params(config.model_dump(exclude={"tracking"}))
+        self.tracker.params(config.model_dump(exclude={"tracking", "storage"}))
         self.tracker.text("config.yaml", config.to_yaml())
         self.tracker.tags(provenance(index))
 
@@ -178,6 +178,8 @@ class _Observer:
         if self._console:
             self._console.close()
         self.tracker.finish(status)
+        if self._home:
+            self._home.keep()
 
 
 def _method(config: RunConfig, index: Index) -> Method:
@@ -229,7 +231,7 @@ def _claim(config: RunConfig) -> None:
         ConfigError: names the keys in which that run differs.
     """
     url = storage.join(config.output, "config.yaml")
-    apart = {"tracking", "launch", "store"}  # how a run is run, not what it is
+    apart = {"tracking", "launch", "store", "storage"}  # how a run is run, not what it is
     here = config.model_dump(exclude=apart, mode="json")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
@@ -241,9 +243,19 @@ def _claim(config: RunConfig) -> None:
     storage.write_text(url, config.to_yaml())
 
 
-def _spool_folder(config: RunConfig) -> Path:
-    """Where the tracker spools: in the run's folder, or in the user's cache when that is not on this machine."""
-    here = storage.local_path(config.output)
-    if here is not None:
-        return here / "tracking"
-    return Path.home() / ".cache" / "avvp" / "tracking" / hashlib.sha256(config.output.encode()).hexdigest()[:16]
+def _tracking_home(config: RunConfig) -> TrackingHome | None:
+    """Where this run's tracking files lie; None when it is not tracked, which must not stop it."""
+    if config.tracking.name == "none":
+        return None
+    try:
+        return open_home(config.output)
+    except (AvvpError, OSError) as error:
+        _log.warning("this run is not tracked: %s", error)
+        return None
+
+
+def _tracker(config: RunConfig, home: TrackingHome | None) -> Tracker:
+    if home is None:
+        return NullTracker()
+    name = config.tracking.run_name or f"{config.recipe}-seed{config.seed}"
+    return open_tracker(config.tracking.model_copy(update={"run_name": name}), home.folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +12,10 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli_data import data
+from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
-from avvp_dist.recipe import load, recipes
+from avvp_dist.recipe import RunConfig, load, recipes
 from avvp_dist.report.console import set_up_logging
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
     """
     from avvp_dist.launch import launch  # torch and its friends take seconds to import
 
-    config = load(recipe, overrides or []).absolute()
+    config = _load(recipe, overrides or []).absolute()
     result = launch(config)
     if _rank() == 0:
         _print_scores({config.recipe: result})
@@ -57,17 +57,19 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
 def evaluate(
     run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).")],
     overrides: _OVERRIDES = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
     """Score a finished run's model again, on its own data or on data=URL, under every protocol."""
     from avvp_dist import app as composition
     from avvp_dist.dist.runtime import LocalRuntime
 
+    configure(overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
     config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
+    storage.configure(config.storage)
     scores = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
     recorded = json.loads(storage.read_text(result_url))
     result = recorded | {"scores": scores, "data": recorded["data"] | {"url": config.data.url}}
@@ -81,7 +83,7 @@ def evaluate(
 @app.command()
 def config(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
     """Print the resolved config of a recipe with overrides, as YAML."""
-    typer.echo(load(recipe, overrides or []).to_yaml(), nl=False)
+    typer.echo(_load(recipe, overrides or []).to_yaml(), nl=False)
 
 
 @app.command(name="recipes")
@@ -93,8 +95,9 @@ def list_recipes() -> None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders of finished runs.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders or URLs of finished runs.")],
     split: Annotated[str, typer.Option(help="val or test.")] = "test",
+    storage_settings: STORAGE = None,
 ) -> None:
     """Print finished runs side by side, under every protocol."""
     results = {}
@@ -108,15 +111,19 @@ def compare(
 
 @app.command()
 def sync(
-    run: Annotated[Path, typer.Argument(help="Folder of a run whose tracking could not be sent.")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a run whose tracking could not be sent.")],
     uri: Annotated[
         str | None, typer.Option(help="MLflow address, where it is not the one the run was started with.")
     ] = None,
+    storage_settings: STORAGE = None,
 ) -> None:
     """Send what a run could not send to MLflow while the server was away."""
+    from avvp_dist.tracking.home import find_home
     from avvp_dist.tracking.spool import sync as send
 
-    report = send(run / "tracking" if (run / "tracking").is_dir() else run, uri)
+    home = find_home(run)
+    report = send(home.folder, uri)
+    home.keep()
     typer.echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
     for line in filter(None, [*report.refused, report.error]):
         typer.echo(line, err=True)
@@ -132,6 +139,12 @@ def main() -> None:
         who = f"[rank {_rank()}] " if "RANK" in os.environ else ""
         print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _load(recipe: str, overrides: list[str]) -> RunConfig:
+    """A recipe with overrides, from object storage too."""
+    configure(overrides)
+    return load(recipe, overrides)
 
 
 def _rank() -> int:

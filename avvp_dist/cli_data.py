@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avvp_dist import storage
+from avvp_dist.cli_storage import STORAGE
 from avvp_dist.data.catalog import DATASETS, Dataset
 from avvp_dist.errors import ConfigError, DataError
 
@@ -61,6 +62,7 @@ def pack(
     ] = False,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
+    storage_settings: STORAGE = None,
 ) -> None:
     """Pack annotations and features into WebDataset shards.
 
@@ -110,6 +112,7 @@ def check(
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most so many flaws; the JSON holds all.")] = None,
     workers: _WORKERS = None,
+    storage_settings: STORAGE = None,
 ) -> None:
     """List the known flaws of annotations, and bad feature files. Exit code 2 if a feature file is bad."""
     from avvp_dist.data import llp, shards
@@ -142,6 +145,7 @@ def check(
 def inspect(
     url: Annotated[str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+    storage_settings: STORAGE = None,
 ) -> None:
     """Show what a packed data set holds: splits, streams, labels, what was left out, where it comes from."""
     from avvp_dist.data.index import Index, read_labels
@@ -172,6 +176,7 @@ def synth(
     ] = None,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
+    storage_settings: STORAGE = None,
 ) -> None:
     """Make up a data set that looks like LLP, with planted truth."""
     from avvp_dist.data import synthetic
@@ -197,6 +202,7 @@ def labels(
     visual: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, likewise: what is seen.")],
     out: _REFINED,
     split: _SPLIT = "train",
+    storage_settings: STORAGE = None,
 ) -> None:
     """Import another tool's labels of segments, in the layout that VALOR publishes.
 
@@ -214,6 +220,7 @@ def noisy_labels(
     flip: Annotated[float, typer.Option(help="Probability with which a segment's label is turned over.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed: the same one makes the same labels.")] = 0,
     split: _SPLIT = "train",
+    storage_settings: STORAGE = None,
 ) -> None:
     """Make labels of segments from the truth of an annotated split, with noise put in; for synthetic data."""
     from avvp_dist.data import external

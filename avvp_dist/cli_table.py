@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from avvp_dist import storage
+from avvp_dist.cli_storage import configure
 from avvp_dist.errors import ConfigError
 
 
@@ -49,6 +50,7 @@ def table(
         return
     if name is None:
         raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.shipped())}, or the path of a .yaml file")
+    configure(settings or [])
     short, chosen = paper_tables.read(name)
     paper_tables.refuse_reserved(settings or [])
     wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]

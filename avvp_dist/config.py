@@ -58,7 +58,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         try:
             parsed.append((path, _scalar(value)))
         except yaml.YAMLError:
-            problems.append(f"{override!r}: the value is not valid YAML; quote it")
+            problems.append(f"{key.strip()}: the value is not valid YAML; quote it")  # it may be a secret
     if problems:
         raise ConfigError(problems, "overrides that cannot be read")
     return parsed

@@ -3,13 +3,15 @@
 AvvpError
 ├── UserError          something the user can mend: message only, exit code 2
 │   ├── ConfigError    a recipe, an override, numbers that cannot work together
-│   └── DataError      annotations, features, shards, index
+│   ├── DataError      annotations, features, shards, index
+│   └── StorageError   object storage that refuses or does not answer
 └── TrainingError      the run itself went wrong (loss not finite): exit code 3
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class AvvpError(Exception):
@@ -39,9 +41,7 @@ class UserError(AvvpError):
         lines = [self.title or f"{len(self.problems)} problems"]
         return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
 
-    def __reduce__(
-        self,
-    ) -> tuple[type[UserError], tuple[list[str], str]]:  # pickled across process pools with its problems intact
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled across process pools with its problems intact
         return (type(self), (self.problems, self.title))
 
 
@@ -51,6 +51,21 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Annotations, features, shards or an index that cannot be used."""
+
+
+class StorageError(UserError):
+    """Object storage that refuses, is not there, or gave no whole answer in all attempts.
+
+    Args:
+        transient: whether the same may work later: nobody answered, or not to the end.
+    """
+
+    def __init__(self, problems: str | Sequence[str], title: str = "", transient: bool = False) -> None:
+        super().__init__(problems, title)
+        self.transient = transient
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.problems, self.title, self.transient))
 
 
 class TrainingError(AvvpError):

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import Section, merge, parse_overrides, parse_yaml, validate
@@ -17,6 +17,7 @@ from avvp_dist.data.resident import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
+from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, StorageConfig, holds_credentials
 from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
@@ -24,6 +25,7 @@ from avvp_dist.train.optim import OptimConfig
 
 _SQLITE = "sqlite:///"
 # what a bare value stands for: launch=ray is launch.name=ray
+_URLS = (("output",), ("store",), ("data", "url"), ("data", "refined"), ("method", "ratios"))
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
 
 
@@ -60,7 +62,16 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     tracking: TrackingConfig = TrackingConfig()
+    storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _no_credentials(self) -> RunConfig:
+        content = self.model_dump()
+        found = [".".join(path) for path in _URLS if holds_credentials(_holder(content, path).get(path[-1]) or "")]
+        if found:
+            raise ValueError(f"{', '.join(found)}: the URL holds credentials; {WHERE_CREDENTIALS_GO}")
+        return self
 
     def to_yaml(self) -> str:
         """The resolved config; `load` reads it back."""
@@ -69,14 +80,19 @@ class RunConfig(Section):
     def absolute(self) -> RunConfig:
         """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
         content = self.model_dump()
-        places = [(content, "output"), (content, "store"), (content["data"], "url"), (content["data"], "refined")]
-        for section, key in [*places, (content["method"], "ratios")]:
-            if section.get(key):
-                section[key] = storage.absolute(section[key])
+        for path in _URLS:
+            section = _holder(content, path)
+            if section.get(path[-1]):
+                section[path[-1]] = storage.absolute(section[path[-1]])
         uri: str = content["tracking"]["uri"]
         if uri.startswith(_SQLITE):
             content["tracking"]["uri"] = _SQLITE + storage.absolute(uri.removeprefix(_SQLITE))
         return RunConfig.model_validate(content)
+
+
+def _holder(content: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """The section of a dumped config that holds the last key of ``path``."""
+    return content if len(path) == 1 else content[path[0]]
 
 
 def recipes() -> dict[str, str]:
@@ -84,6 +100,20 @@ def recipes() -> dict[str, str]:
     folder = resources.files("avvp_dist") / "recipes"
     found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+
+
+def storage_settings(overrides: Sequence[str]) -> StorageConfig:
+    """The storage section that ``overrides`` alone make: a recipe, too, may have to be fetched from an object store.
+
+    Raises:
+        ConfigError: everything that is wrong with these keys; others are not looked at.
+    """
+    content = merge({}, [(path, value) for path, value in parse_overrides(overrides) if path[0] == "storage"], {})
+    return validate(_StorageOnly, content, "storage").storage
+
+
+class _StorageOnly(Section):
+    storage: StorageConfig = StorageConfig()
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -1,20 +1,56 @@
 """The only fsspec code: read, write and list local paths and object-store URLs alike.
 
 Writes are never half-visible: a local file is written aside and renamed, an object store shows an object only once its
-upload has finished.
+upload has finished. What goes wrong with object storage is a `StorageError`; where nothing is there, FileNotFoundError.
+
+How object storage is reached is this module's one piece of state. A command sets it with `configure` when it knows its
+config; a process that is started by another is given `settings` and does the same. Until then the environment decides.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import fsspec
 from fsspec.core import url_to_fs
+from fsspec.utils import get_protocol
+
+from avvp_dist.errors import ConfigError
+from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, StorageConfig, holds_credentials, redact
+from avvp_dist.storage_errors import attempt, unreachable
+
+T = TypeVar("T")
 
 _ASIDE = ".aside-"  # prefix of files being written; never taken for data
+_LOCAL = ("file", "local")
+_S3 = ("s3", "s3a")
+_GREETINGS = 3  # attempts to find anyone at an address that has not answered yet: a wrong one should not cost a minute
+
+
+class _State:
+    """All that a process keeps about object storage."""
+
+    config: ClassVar[StorageConfig] = StorageConfig()
+    answered: ClassVar[set[str]] = set()  # addresses that somebody listens at
+
+
+def configure(config: StorageConfig) -> None:
+    """Says how this process reaches object storage from now on."""
+    _State.config = config
+
+
+def settings() -> StorageConfig:
+    """How this process reaches object storage, with what its environment says; `configure` of another process takes it."""
+    return _State.config.resolved()
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
@@ -24,8 +60,7 @@ def join(url: str | os.PathLike[str], *parts: str) -> str:
 
 def local_path(url: str | os.PathLike[str]) -> Path | None:
     """The path on this machine that ``url`` names, or None when it lives elsewhere."""
-    fs, path = url_to_fs(os.fspath(url))
-    return Path(path) if "file" in _protocols(fs) else None
+    return Path(url_to_fs(os.fspath(url))[1]) if _is_local(url) else None
 
 
 def absolute(url: str | os.PathLike[str]) -> str:
@@ -36,8 +71,15 @@ def absolute(url: str | os.PathLike[str]) -> str:
 
 def exists(url: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
-    fs, path = url_to_fs(os.fspath(url))
-    return bool(fs.exists(path))
+
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+        # s3fs' own exists() takes a bucket that is not there, or refuses, for a missing file
+        return bool(fs.info(path)) if get_protocol(os.fspath(url)) in _S3 else bool(fs.exists(path))
+
+    try:
+        return _on(url, "look up", look)
+    except FileNotFoundError:
+        return False
 
 
 def size(url: str | os.PathLike[str]) -> int:
@@ -46,18 +88,20 @@ def size(url: str | os.PathLike[str]) -> int:
     Raises:
         FileNotFoundError: there is none.
     """
-    fs, path = url_to_fs(os.fspath(url))
-    return int(fs.size(path))
+    return _on(url, "look up", lambda fs, path: int(fs.size(path)))
 
 
 def names(url: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the files and folders right below ``url``; empty when it is not there."""
-    fs, path = url_to_fs(os.fspath(url))
+
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        found = (entry.rstrip("/") for entry in fs.ls(path, detail=False, refresh=True))
+        return [entry.rsplit("/", 1)[-1] for entry in found if entry != path.rstrip("/")]  # some list the folder itself
+
     try:
-        entries = fs.ls(path, detail=False, refresh=True)
+        found = _on(url, "list", look)
     except FileNotFoundError:
         return []
-    found = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries}
     return sorted(name for name in found if not name.startswith(_ASIDE))
 
 
@@ -67,9 +111,9 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
     Raises:
         FileNotFoundError: there is none.
     """
-    fs, path = url_to_fs(os.fspath(url))
-    content: bytes = fs.cat_file(path)
-    return content
+    # one request for the whole of an object: s3fs would ask for its size first, and fetch a large one in ranges
+    options = {"max_concurrency": 1} if get_protocol(os.fspath(url)) in _S3 else {}
+    return _on(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
 
 
 def read_text(url: str | os.PathLike[str]) -> str:
@@ -81,8 +125,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     """Puts ``content`` at ``url``, replacing what was there, all at once."""
     target = local_path(url)
     if target is None:
-        fs, path = url_to_fs(os.fspath(url))
-        fs.pipe_file(path, content)
+        _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
@@ -104,9 +147,16 @@ def write_text(url: str | os.PathLike[str], content: str) -> None:
 
 def remove(url: str | os.PathLike[str]) -> None:
     """Deletes a file or a whole folder; nothing happens where there is none."""
-    fs, path = url_to_fs(os.fspath(url))
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        _on(url, "delete", lambda fs, path: fs.rm(path, recursive=True))
+
+
+def arrow_filesystem(url: str) -> tuple[Any, str]:
+    """``url`` as Ray wants it: a pyarrow filesystem with these settings, which may travel to workers, and a path in it."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, path = _open(url)
+    return PyFileSystem(FSSpecHandler(fs)), path
 
 
 def sweep(url: str | os.PathLike[str]) -> int:
@@ -123,5 +173,63 @@ def sweep(url: str | os.PathLike[str]) -> int:
     return len(stale)
 
 
-def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+def _is_local(url: str | os.PathLike[str]) -> bool:
+    return get_protocol(os.fspath(url)) in _LOCAL
+
+
+def _on(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """What ``call`` makes of the filesystem and path of ``url``; of object storage with patience and plain errors."""
+    fs, path = _open(url)
+    if _is_local(url):
+        return call(fs, path)
+
+    def talk() -> T:
+        _greet(fs, os.fspath(url))
+        return call(fs, path)
+
+    return attempt(talk, os.fspath(url), doing, _State.config.retries)
+
+
+def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Filesystem and path of ``url``; fsspec keeps one filesystem for the same settings."""
+    text = os.fspath(url)
+    if _is_local(text):
+        return url_to_fs(text)
+    if holds_credentials(text):
+        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {WHERE_CREDENTIALS_GO}")
+    s3 = get_protocol(text) in _S3
+    try:
+        fs, path = url_to_fs(text, **(_State.config.filesystem_options() if s3 else {}))
+    except ImportError as error:
+        wanted = "pip install 'avvp_dist[s3]'" if s3 else str(error)
+        raise ConfigError(f"{text}: a package for such URLs is missing: {wanted}") from None
+    except ValueError as error:
+        raise ConfigError(f"{text}: not a URL that can be used: {error}") from None
+    if s3:
+        fs.retries = 1  # of s3fs itself; botocore's count
+    return fs, path
+
+
+def _greet(fs: fsspec.AbstractFileSystem, url: str) -> None:
+    """Refuses an S3 address where nobody listens, quickly; one that has answered before gets all the retries."""
+    if get_protocol(url) not in _S3:
+        return
+    endpoint: str = fs.s3.meta.endpoint_url
+    address = urlsplit(endpoint)
+    host = address.hostname or ""
+    behind_proxy = address.scheme in getproxies() and not proxy_bypass(host)
+    if endpoint in _State.answered or behind_proxy:
+        return
+    port = address.port or (443 if address.scheme == "https" else 80)
+    for pause in [0.3 * 2**number for number in range(_GREETINGS)]:
+        try:
+            socket.create_connection((host, port), _State.config.connect_timeout).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if isinstance(error, TimeoutError):
+                break
+            time.sleep(pause)
+        else:
+            _State.answered.add(endpoint)
+            return
+    raise unreachable(url, endpoint, reason)

@@ -1,10 +1,12 @@
 """Fixtures that several test folders share."""
 
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
+from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
@@ -33,3 +35,28 @@ def packed(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("data") / "packed")
     synthetic.write(out, videos=None, seed=0, layout="shards", splits=(62, 14, 14), workers=1, shard_videos=16)
     return out
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Address of an S3 server that all tests share."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> str:
+    """URL of an empty bucket, which this process and its children reach by their environment."""
+    from avvp_dist import storage
+    from avvp_dist.storage_config import StorageConfig
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3_"))]:
+        monkeypatch.delenv(name)
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": s3_server}).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    make_bucket(s3_server, bucket)
+    yield f"s3://{bucket}"
+    storage.configure(StorageConfig())

@@ -17,7 +17,9 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avvp_dist import storage
 from avvp_dist.errors import AvvpError
+from avvp_dist.storage_config import StorageConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ def pool(workers: int | None) -> Iterator[Executor | None]:
     if workers == 1:
         yield None
         return
-    processes = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    context = multiprocessing.get_context("spawn")
+    processes = ProcessPoolExecutor(workers, context, _start_worker, (storage.settings(),))
     try:
         yield processes
     except BrokenProcessPool:
@@ -50,8 +53,9 @@ def pool(workers: int | None) -> Iterator[Executor | None]:
         processes.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """A worker leaves Ctrl-C to its parent, and dies with it rather than writing on unseen."""
+def _start_worker(settings: StorageConfig) -> None:
+    """A worker leaves Ctrl-C to its parent, dies with it rather than writing on unseen, and reaches the same storage."""
+    storage.configure(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from avvp_dist import storage
 from avvp_dist.recipe import RunConfig
 
 
 def launch(config: RunConfig) -> dict[str, Any]:
     """Trains ``config`` the way its launch section says; returns the content of result.json."""
+    storage.configure(config.storage)
     if config.launch.name == "ray":
         if "RAY_ADDRESS" not in os.environ:  # a Ray of our own listens on loopback only; read when ray is imported
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -19,11 +19,13 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from avvp_dist import app, storage
 from avvp_dist.data import plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
-from avvp_dist.errors import AvvpError, ConfigError, DataError, TrainingError, UserError
+from avvp_dist.errors import AvvpError, ConfigError, DataError, StorageError, TrainingError, UserError
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
+from avvp_dist.storage_config import StorageConfig
 
-_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in (ConfigError, DataError, TrainingError)}
+_KINDS = (ConfigError, DataError, StorageError, TrainingError)
+_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
 
 
 class RayRuntime:
@@ -91,7 +93,7 @@ def _trainer(config: RunConfig) -> TorchTrainer:
     resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(mode="json")},
+        train_loop_config={"config": config.model_dump(mode="json"), "storage": storage.settings().model_dump()},
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
@@ -99,21 +101,35 @@ def _trainer(config: RunConfig) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name="train",
-            storage_path=storage.join(config.output, "ray"),
+            **_place(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
 
 
+def _place(url: str) -> dict[str, Any]:
+    """Where Ray keeps checkpoints, through our filesystem and its settings: Ray's own knows neither them nor our retries."""
+    if storage.local_path(url) is not None:
+        return {"storage_path": url}
+    filesystem, path = storage.arrow_filesystem(url)
+    return {"storage_path": path, "storage_filesystem": filesystem}
+
+
 def _work(arguments: dict[str, Any]) -> None:
-    """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
+    """What each worker runs. Our own errors would fail again on every restart, so they end the run instead.
+
+    Not so an object store that was away: the workers are started again, from the last checkpoint.
+    """
     set_up_logging()
+    storage.configure(StorageConfig.model_validate(arguments["storage"]))
     config = RunConfig.model_validate(arguments["config"])
     runtime = RayRuntime()
     try:
         app.run(config, runtime)
     except AvvpError as error:
+        if isinstance(error, StorageError) and error.transient:
+            raise
         kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS), TrainingError.__name__)
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""

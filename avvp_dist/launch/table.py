@@ -61,6 +61,7 @@ def run(
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
     url, output = storage.absolute(url), storage.absolute(output)
     rows = [_with_data(config, url) for config in configs(table, settings)]
+    storage.configure(rows[0].storage)
     index, labels = app.open_data(rows[0])
     for config in rows:
         plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
@@ -112,7 +113,8 @@ def _with_data(config: RunConfig, url: str) -> RunConfig:
 def _run(table: PaperTable, rows: Sequence[RunConfig], row: int, seed: int, output: str, fingerprint: str) -> _Run:
     """A row with a seed, in the folder that belongs to both."""
     label, config = table.rows[row].label, rows[row].model_copy(update={"seed": seed})
-    what = config.model_dump(mode="json", exclude={"output", "store", "tracking", "launch"})  # those are how it is run
+    how = {"output", "store", "tracking", "storage", "launch"}  # of a run, not what it is
+    what = config.model_dump(mode="json", exclude=how)
     del what["train"]["device"]
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
@@ -145,7 +147,7 @@ def _facts(
     settings: Sequence[str],
 ) -> dict[str, Any]:
     """All of table.json that is known before the first run."""
-    apart = ("tracking", "launch", "store", "train.device")
+    apart = ("tracking", "launch", "store", "storage", "train.device")
     return {
         "table": name,
         "title": table.title,

@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from avvp_dist import storage
 from avvp_dist.tracking.spool import Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
@@ -41,6 +42,7 @@ class MlflowSink:
     """
 
     def __init__(self, folder: Path, uri: str) -> None:
+        os.environ.update(storage.settings().mlflow_environment())
         _make_sqlite_store(uri)
         self._client = MlflowClient(tracking_uri=uri)
         self._folder = folder

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import re
 import shutil
 import threading
 import time
@@ -29,6 +28,7 @@ from filelock import FileLock
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
+from avvp_dist.storage_config import redact
 from avvp_dist.tracking.base import Status, TrackingConfig, flatten
 
 log = logging.getLogger(__name__)
@@ -348,12 +348,6 @@ def absolute_uri(uri: str) -> str:
     """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
     path = uri.removeprefix("sqlite:///")
     return f"sqlite:///{Path(path).absolute()}" if path != uri and path and not path.startswith(":") else uri
-
-
-def redact(text: str) -> str:
-    """``text`` without the passwords and tokens of addresses in it."""
-    text = re.sub(r"//[^/@\s]*:[^@\s]*@", "//***@", text)
-    return re.sub(r"(?i)\b(password|token|secret)=[^&\s]+", r"\1=***", text)
 
 
 def explain(error: Exception) -> str:

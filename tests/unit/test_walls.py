@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
-    {"errors", "types", "config", "storage"},
+    {"errors", "types", "config", "storage", "storage_config", "storage_errors"},
     {"data", "models", "dist", "metrics"},
     {"methods"},
     {"train", "tracking", "report"},
@@ -15,7 +15,7 @@ LAYERS = [
     {"outcome"},
     {"app"},
     {"launch", "paper_tables"},
-    {"cli_data", "cli_table", "cli"},
+    {"cli_data", "cli_doctor", "cli_storage", "cli_table", "cli"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,173 @@
+"""What goes wrong with object storage: what is worth another try, and what to tell when it is not.
+
+botocore tries a request again by itself (storage.retries times, waiting longer each time). What it does not see is an answer
+that breaks off after it has begun: a body cut short, a connection reset, a stall. `attempt` repeats those.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from avvp_dist.errors import AvvpError, StorageError
+from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, redact
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidSecurity"}
+_NO_CREDENTIALS = {
+    "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound", "TokenRetrievalError",
+    "SSOError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "MetadataRetrievalError", "InvalidConfigError",
+    "ConfigParseError",
+}  # fmt: skip
+_OTHER_REGION = {
+    "PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "307", "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}  # fmt: skip
+_UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "SSLError", "ProxyConnectionError"}
+_BY_BOTOCORE = _UNREACHABLE | {"ConnectionClosedError", "ReadTimeoutError"}  # raised once its own attempts are used up
+_HOPELESS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+_MAY_PASS = {408, 409, 425, 429}  # and 500 and above
+
+
+def attempt(call: Callable[[], T], url: str, doing: str, retries: int) -> T:
+    """The answer of ``call``, which may be repeated: it reads, lists, or puts a whole object.
+
+    Args:
+        call: talks to the store.
+        url: what it is about, for messages.
+        doing: "read", "write", ..., likewise.
+        retries: times an answer that broke off is asked for again.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        StorageError: the store refuses, or gave no whole answer in all attempts.
+    """
+    started = 0
+
+    def counted() -> T:
+        nonlocal started
+        started += 1
+        return call()
+
+    retrying = Retrying(
+        stop=stop_after_attempt(retries + 1),
+        wait=wait_random_exponential(multiplier=0.2, max=10),
+        retry=retry_if_exception(_broke_off),
+        before_sleep=lambda state: _say(state, url, doing),
+        reraise=True,
+    )
+    try:
+        return retrying(counted)
+    except AvvpError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
+            raise
+        raise _told(error, url, doing, started, retries) from error
+
+
+def unreachable(url: str, endpoint: str, reason: object) -> StorageError:
+    """Nobody answers at the store's address."""
+    return StorageError(
+        f"{redact(url)}: cannot reach {redact(endpoint)} ({reason}); is the server up, and storage.endpoint "
+        "(AWS_ENDPOINT_URL) right?",
+        transient=True,
+    )
+
+
+def _say(state: RetryCallState, url: str, doing: str) -> None:
+    error = state.outcome and state.outcome.exception()
+    assert error
+    _log.warning("%s: %s broke off (%s), attempt %d follows", redact(url), doing, _brief(error), state.attempt_number + 1)
+
+
+def _broke_off(error: BaseException) -> bool:
+    """Whether another try may help that botocore has not made."""
+    if (
+        not isinstance(error, Exception)
+        or isinstance(error, AvvpError)
+        or _response(error) is not None
+        or _is_refusal(error)
+    ):
+        return False
+    names = _names(error)
+    if names & _NO_CREDENTIALS:
+        return False
+    # a stall while a body is read is a ReadTimeoutError as well, of a class of its own
+    return not names & _BY_BOTOCORE or "AioReadTimeoutError" in names
+
+
+def _told(error: Exception, url: str, doing: str, attempts: int, retries: int) -> StorageError:
+    """The one line that says what is wrong and what to do."""
+    code, names, shown = _code(error), _names(error), redact(url)
+    bucket = shown.split("://", 1)[-1].split("/", 1)[0]
+    if code == "NoSuchBucket":
+        return StorageError(f"{shown}: there is no bucket {bucket!r}; make it, or mend the name or storage.endpoint")
+    if code in _UNKNOWN_CREDENTIALS:
+        return StorageError(f"{shown}: the store does not accept these credentials ({code}); {WHERE_CREDENTIALS_GO}")
+    if names & _NO_CREDENTIALS:
+        return StorageError(f"{shown}: no usable credentials ({_brief(error)}); {WHERE_CREDENTIALS_GO}")
+    if code == "RequestTimeTooSkewed":
+        return StorageError(f"{shown}: refused, this machine's clock differs too much from the store's; set the clock")
+    if code in _OTHER_REGION:
+        return StorageError(f"{shown}: bucket {bucket!r} is in another region ({_brief(error)}); set storage.region")
+    if isinstance(error, PermissionError) or code in ("AccessDenied", "403"):
+        return StorageError(
+            f"{shown}: these credentials may not {doing} it (access denied); ask for the right, or use others"
+        )
+    if _is_refusal(error):
+        return StorageError(f"{shown}: cannot {doing} it, the store refuses: {_brief(error)}")
+    if names & _BY_BOTOCORE and "AioReadTimeoutError" not in names:
+        attempts += retries
+    else:
+        attempts += (_response(error) or {}).get("ResponseMetadata", {}).get("RetryAttempts", 0)
+    tries = f"{attempts} attempt{'s' if attempts > 1 else ''}"
+    return StorageError(
+        f"{shown}: gave up trying to {doing} it after {tries}, the last one ended in {_brief(error)}; run the same command "
+        "again once the store is well, it goes on",
+        transient=True,
+    )
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the store, or the way a URL is written, forbids it for good."""
+    response = _response(error)
+    if response is None:
+        return isinstance(error, (ValueError, *_HOPELESS)) or "ParamValidationError" in _names(error)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status < 500 and status not in _MAY_PASS and not _code(error).startswith("RequestTimeout")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    each: BaseException | None = error
+    while each is not None:
+        yield each
+        each = each.__cause__
+
+
+def _names(error: BaseException) -> set[str]:
+    """Names of the classes of an error and its causes: botocore and aiohttp need not be installed, so no isinstance."""
+    return {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+
+
+def _response(error: BaseException) -> dict[str, Any] | None:
+    """An S3 server's answer, where there was one."""
+    found = (getattr(each, "response", None) for each in _chain(error))
+    return next((response for response in found if isinstance(response, dict) and "Error" in response), None)
+
+
+def _code(error: BaseException) -> str:
+    response = _response(error)
+    return str(response["Error"].get("Code", "")) if response else ""
+
+
+def _brief(error: BaseException) -> str:
+    first = list(_chain(error))[-1]  # what came of it says less
+    text = " ".join(redact(str(first)).split())
+    return f"{type(first).__name__}: {text[:200]}" if text else type(first).__name__

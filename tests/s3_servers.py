@@ -1,0 +1,127 @@
+"""A real S3 server in memory (moto) for tests, and one that breaks off its answers as told."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing-secret",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+}
+"""Credentials that moto takes, and nothing of the machine the tests run on."""
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """The address of an S3 server that lives as long as the context."""
+    port = free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    code = "from moto.server import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(endpoint, process)
+        yield endpoint
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def wait_for(endpoint: str, process: subprocess.Popen, seconds: float = 60.0) -> None:
+    """Returns once somebody answers."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=5).close()
+            return
+        except OSError:
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < end, "the server did not start"
+            time.sleep(0.1)
+
+
+def make_bucket(endpoint: str, name: str) -> None:
+    """Makes a bucket; without boto, whose settings are under test. moto asks for a signature but does not check it."""
+    request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
+    request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request")
+    urllib.request.urlopen(request, timeout=10).close()
+
+
+class Flaky(ThreadingHTTPServer):
+    """An S3 server with one object under every name, which treats each GET as the next word of ``script`` says.
+
+    Words: ``whole``; ``short``, half of the body; ``reset``, half and a reset connection; ``stall``, half and silence; or a
+    status, like ``503``. After the last word all is whole.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes, script: list[str]) -> None:
+        super().__init__(("127.0.0.1", 0), _FlakyHandler)
+        self.content, self.script, self.requests = content, list(script), 0
+        self.over = threading.Event()
+        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def __enter__(self) -> Flaky:
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.over.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _FlakyHandler(BaseHTTPRequestHandler):
+    server: Flaky
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.requests += 1
+        word = server.script.pop(0) if server.script else "whole"
+        if word.isdecimal():
+            body = f"<Error><Code>{_CODES.get(word, 'Strange')}</Code><Message>as told</Message></Error>".encode()
+            self._head(int(word), len(body))
+            self.wfile.write(body)
+            return
+        self._head(200, len(server.content))
+        self.wfile.write(server.content if word == "whole" else server.content[: len(server.content) // 2])
+        self.wfile.flush()
+        if word == "stall":
+            server.over.wait(30)
+        if word == "reset":  # without lingering, closing sends RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            self.connection.close()
+        self.close_connection = True
+
+    def _head(self, status: int, length: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+_CODES = {"503": "SlowDown", "500": "InternalError", "403": "SignatureDoesNotMatch", "301": "PermanentRedirect"}

@@ -1,0 +1,212 @@
+"""Object storage: the same calls as on a disk, patience with what may pass, and one clear line for what will not."""
+
+import pickle
+import subprocess
+import sys
+import time
+
+import pytest
+from s3_servers import Flaky, free_port
+
+from avvp_dist import storage
+from avvp_dist.errors import ConfigError, StorageError
+from avvp_dist.recipe import load
+from avvp_dist.storage_config import StorageConfig, redact
+
+
+def test_files_and_folders_as_on_a_disk(s3):
+    url = storage.join(s3, "folder", "a.txt")
+    assert not storage.exists(url)
+    assert storage.names(storage.join(s3, "folder")) == []
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(url)
+    storage.write_text(url, "one")
+    storage.write_text(url, "two")
+    storage.write_bytes(storage.join(s3, "folder", "deeper", "b"), b"\0" * 1000)
+    storage.write_text(storage.join(s3, "folder-next-door"), "stays")
+    assert storage.read_text(url) == "two"
+    assert storage.size(storage.join(s3, "folder", "deeper", "b")) == 1000
+    assert storage.names(storage.join(s3, "folder")) == ["a.txt", "deeper"]
+    assert storage.exists(storage.join(s3, "folder"))
+    assert storage.local_path(url) is None
+    assert storage.absolute(url) == url
+    storage.remove(storage.join(s3, "folder"))
+    storage.remove(storage.join(s3, "folder"))
+    assert storage.names(s3) == ["folder-next-door"]
+
+
+def test_what_another_process_writes_is_seen_at_once(s3):
+    url = storage.join(s3, "folder", "late")
+    storage.write_text(storage.join(s3, "folder", "early"), "")
+    assert storage.names(storage.join(s3, "folder")) == ["early"]
+    code = f"from avvp_dist import storage; storage.write_text({url!r}, 'here')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert storage.exists(url)
+    assert storage.read_text(url) == "here"
+
+
+def test_the_endpoint_may_be_a_setting(s3, s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    storage.configure(StorageConfig(endpoint=s3_server, region="eu-west-1", addressing="path"))
+    storage.write_text(storage.join(s3, "a"), "b")
+    assert storage.settings().endpoint == s3_server
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    assert storage.read_text(storage.join(s3, "a")) == "b"
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://all:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://s3:2")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "default")
+    monkeypatch.setenv("AWS_REGION", "region")
+    assert StorageConfig().resolved() == StorageConfig(endpoint="http://s3:2", region="region")
+    assert StorageConfig(endpoint="http://mine", region="here").resolved() == StorageConfig(
+        endpoint="http://mine", region="here"
+    )
+    monkeypatch.setenv("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "virtual")
+    assert StorageConfig(addressing="path").mlflow_environment() == {"MLFLOW_S3_ENDPOINT_URL": "http://s3:2"}
+    monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    assert StorageConfig().resolved().endpoint is None
+
+
+CONTENT = bytes(range(256)) * 4000
+
+
+@pytest.fixture
+def patient(s3):
+    """Settings for a flaky server: as patient as the default, but with a stall that a test can wait for."""
+
+    def configure(server, retries=4):
+        storage.configure(StorageConfig(endpoint=server.endpoint, retries=retries, read_timeout=0.5))
+
+    return configure
+
+
+def test_reads_that_break_off_are_made_whole(patient, caplog):
+    with Flaky(CONTENT, ["503", "short", "reset", "stall"]) as server:
+        patient(server)
+        assert storage.read_bytes("s3://bucket/shard.tar") == CONTENT
+        assert server.requests == 5
+    assert caplog.text.count("s3://bucket/shard.tar: read broke off") == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"), [("short", "512000 of 1024000 bytes"), ("stall", "ReadTimeoutError"), ("500", "InternalError")]
+)
+def test_giving_up_names_url_attempts_and_cause(patient, word, cause):
+    with Flaky(CONTENT, [word] * 100) as server:
+        patient(server, retries=1)
+        with pytest.raises(StorageError) as caught:
+            storage.read_bytes("s3://bucket/shard.tar")
+        assert server.requests == 2
+    assert "s3://bucket/shard.tar: gave up trying to read it after 2 attempts" in str(caught.value)
+    assert cause in str(caught.value)
+    assert caught.value.transient
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.transient) == (str(caught.value), True)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("403", "does not accept these credentials (SignatureDoesNotMatch); set AWS_ACCESS_KEY_ID"),
+        ("301", "bucket 'bucket' is in another region"),
+        ("405", "cannot read it, the store refuses"),
+    ],
+)
+def test_a_refusal_is_told_at_once(patient, word, message):
+    with Flaky(CONTENT, [word] * 100) as server:
+        patient(server, retries=8)
+        started = time.monotonic()
+        with pytest.raises(StorageError) as caught:
+            storage.read_bytes("s3://bucket/shard.tar")
+        assert time.monotonic() - started < 5
+        assert server.requests <= 2
+    assert message in str(caught.value)
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        storage.read_bytes,
+        storage.exists,
+        storage.names,
+        storage.size,
+        storage.remove,
+        lambda url: storage.write_bytes(url, b""),
+    ],
+)
+def test_a_missing_bucket_is_no_missing_file(s3, call):
+    with pytest.raises(StorageError, match=r"s3://no-such-bucket/a/b: there is no bucket 'no-such-bucket'"):
+        call("s3://no-such-bucket/a/b")
+
+
+def test_no_credentials(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    storage.configure(StorageConfig(region="nowhere-1"))  # other settings, so that no client with credentials is kept
+    with pytest.raises(StorageError, match=r"no usable credentials .*set AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(f"{s3}/a")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    storage.configure(StorageConfig(region="nowhere-2"))
+    with pytest.raises(StorageError, match=r"no usable credentials .*nobody"):
+        storage.read_bytes(f"{s3}/a")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "http://no-such-host.invalid"])
+def test_nobody_at_the_endpoint(s3, endpoint):
+    endpoint = endpoint.format(port=free_port())
+    storage.configure(StorageConfig(endpoint=endpoint))
+    started = time.monotonic()
+    with pytest.raises(StorageError, match="cannot reach") as caught:
+        storage.read_bytes(f"{s3}/a")
+    assert time.monotonic() - started < 10
+    assert endpoint in str(caught.value)
+    assert "storage.endpoint" in str(caught.value)
+
+
+def test_other_urls():
+    storage.write_text("memory://folder/a", "b")
+    assert storage.names("memory://folder") == ["a"]
+    with pytest.raises(ConfigError, match="abc://x/y: not a URL that can be used"):
+        storage.read_bytes("abc://x/y")
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"storage.key={SECRET}",
+        f"storage.secret={SECRET}",
+        f"storage.aws_session_token={SECRET}",
+        f"storage.endpoint=http://me:{SECRET}@server:9000",
+        f"storage.endpoint=me:{SECRET}@server",
+        f"storage.secret=[{SECRET}",
+        f"data=s3://me:{SECRET}@bucket/data",
+        f"output=https://server/run?X-Amz-Signature={SECRET}",
+        f"method.ratios=s3://me:{SECRET}@bucket/ratios.json",
+    ],
+)
+def test_credentials_are_refused_and_not_repeated(override):
+    with pytest.raises(ConfigError) as caught:
+        load("jomold", ["data=x", override])
+    assert SECRET not in str(caught.value)
+    if "[" not in override:
+        assert "AWS_ACCESS_KEY_ID" in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [storage.read_bytes, storage.exists, storage.names])
+def test_urls_with_credentials_are_not_opened(call):
+    with pytest.raises(ConfigError) as caught:
+        call(f"s3://me:{SECRET}@bucket/a")
+    assert SECRET not in str(caught.value)
+    assert "s3://***@bucket/a" in str(caught.value)
+
+
+def test_harmless_urls_are_no_credentials():
+    for url in ("abfs://container@account.dfs.core.windows.net/a", "http://server:9000/data@v2", "s3://bucket/a:b@c"):
+        load("jomold", [f"data={url}"])
+    assert redact("http://server/a?X-Amz-Credential=abc&b=c") == "http://server/a?X-Amz-Credential=***&b=c"
