@@ -12,6 +12,7 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli_data import data
+from avvp_dist.cli_doctor import doctor
 from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.command()(table)
+app.command()(doctor)
 
 _RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
 _OVERRIDES = Annotated[
@@ -63,7 +65,7 @@ def evaluate(
     from avvp_dist import app as composition
     from avvp_dist.dist.runtime import LocalRuntime
 
-    configure(overrides or [])
+    _reach(run, overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
@@ -142,9 +144,14 @@ def main() -> None:
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
-    """A recipe with overrides, from object storage too."""
-    configure(overrides)
+    _reach(recipe, overrides)
     return load(recipe, overrides)
+
+
+def _reach(url: str, overrides: list[str]) -> None:
+    """Takes the storage settings among the overrides where ``url`` is elsewhere, so that it can be read at all."""
+    if storage.local_path(url) is None:
+        configure(overrides)
 
 
 def _rank() -> int:

@@ -12,7 +12,7 @@ from avvp_dist.recipe import storage_settings
 
 
 def configure(overrides: Sequence[str]) -> None:
-    """Takes the ``storage.KEY=VALUE`` among a command's overrides, before anything is fetched."""
+    """Takes the ``storage.KEY=VALUE`` among a command's overrides, when they are needed before the rest can be read."""
     storage.configure(storage_settings(overrides))
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
 from avvp_dist.errors import ConfigError
 
 
@@ -23,6 +24,16 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def _without_credentials(url: str) -> str:
+    if holds_credentials(url):
+        raise ValueError(f"credentials do not belong into a URL; {WHERE_THEY_GO}")
+    return url
+
+
+Url = Annotated[str, AfterValidator(_without_credentials)]
+"""A path or URL; one with credentials in it is refused."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -137,7 +148,7 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         tag = detail["ctx"].get("tag", "none")
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {given!r}")
+    return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {redact(repr(given))}")
 
 
 def _walk(section: type[Section], content: Any, location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:

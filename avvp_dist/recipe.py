@@ -9,15 +9,15 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from avvp_dist import storage
-from avvp_dist.config import Section, merge, parse_overrides, parse_yaml, validate
+from avvp_dist.config import Section, Url, merge, parse_overrides, parse_yaml, validate
 from avvp_dist.data.resident import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
-from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, StorageConfig, holds_credentials
+from avvp_dist.storage_config import StorageConfig
 from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
@@ -25,7 +25,6 @@ from avvp_dist.train.optim import OptimConfig
 
 _SQLITE = "sqlite:///"
 # what a bare value stands for: launch=ray is launch.name=ray
-_URLS = (("output",), ("store",), ("data", "url"), ("data", "refined"), ("method", "ratios"))
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
 
 
@@ -51,9 +50,9 @@ class RunConfig(Section):
     """Name of the recipe this came from."""
     seed: int = Field(0, ge=0)
     """Root of all randomness: fresh weights, order of videos, dropout."""
-    output: str
+    output: Url
     """Folder or URL of the run: result.json, model, stages, checkpoints, pictures."""
-    store: str | None = None
+    store: Url | None = None
     """Folder or URL of finished stages, to share them among runs; null for <output>/stages."""
     data: DataConfig = DataConfig()
     model: ModelConfig
@@ -65,14 +64,6 @@ class RunConfig(Section):
     storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()
 
-    @model_validator(mode="after")
-    def _no_credentials(self) -> RunConfig:
-        content = self.model_dump()
-        found = [".".join(path) for path in _URLS if holds_credentials(_holder(content, path).get(path[-1]) or "")]
-        if found:
-            raise ValueError(f"{', '.join(found)}: the URL holds credentials; {WHERE_CREDENTIALS_GO}")
-        return self
-
     def to_yaml(self) -> str:
         """The resolved config; `load` reads it back."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
@@ -80,19 +71,14 @@ class RunConfig(Section):
     def absolute(self) -> RunConfig:
         """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
         content = self.model_dump()
-        for path in _URLS:
-            section = _holder(content, path)
-            if section.get(path[-1]):
-                section[path[-1]] = storage.absolute(section[path[-1]])
+        places = [(content, "output"), (content, "store"), (content["data"], "url"), (content["data"], "refined")]
+        for section, key in [*places, (content["method"], "ratios")]:
+            if section.get(key):
+                section[key] = storage.absolute(section[key])
         uri: str = content["tracking"]["uri"]
         if uri.startswith(_SQLITE):
             content["tracking"]["uri"] = _SQLITE + storage.absolute(uri.removeprefix(_SQLITE))
         return RunConfig.model_validate(content)
-
-
-def _holder(content: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """The section of a dumped config that holds the last key of ``path``."""
-    return content if len(path) == 1 else content[path[0]]
 
 
 def recipes() -> dict[str, str]:

@@ -24,8 +24,9 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
+from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
 from avvp_dist.errors import ConfigError
-from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, StorageConfig, holds_credentials, redact
+from avvp_dist.storage_config import StorageConfig
 from avvp_dist.storage_errors import attempt, unreachable
 
 T = TypeVar("T")
@@ -196,7 +197,7 @@ def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
     if _is_local(text):
         return url_to_fs(text)
     if holds_credentials(text):
-        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {WHERE_CREDENTIALS_GO}")
+        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {WHERE_THEY_GO}")
     s3 = get_protocol(text) in _S3
     try:
         fs, path = url_to_fs(text, **(_State.config.filesystem_options() if s3 else {}))

@@ -13,26 +13,11 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from avvp_dist.config import Section
+from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials
 
-WHERE_CREDENTIALS_GO = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with ~/.aws/credentials, or give the machine a role"
-)
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
 _SECRET_KEY = re.compile(r"(?i)key|secret|token|password|credential|username")
-_PASSWORD = re.compile(r"//[^/@\s]*:[^@\s]*@")  # a password may hold a slash, so this takes too much rather than too little
-_SIGNED = re.compile(r"(?i)\b(password|token|secret|signature|credential|sig|awsaccesskeyid)=[^&\s]+")
-
-
-def redact(text: str) -> str:
-    """``text`` without the passwords and tokens of addresses in it."""
-    return _SIGNED.sub(r"\1=***", _PASSWORD.sub("//***@", text))
-
-
-def holds_credentials(url: str) -> bool:
-    """Whether a URL carries a password or a signature."""
-    place, _, query = url.partition("?")
-    return re.search(r"//[^/@\s]*:[^/@\s]*@", place) is not None or _SIGNED.search(query) is not None
 
 
 class StorageConfig(Section):
@@ -58,10 +43,10 @@ class StorageConfig(Section):
         given = content if isinstance(content, Mapping) else {}
         secret = [key for key in given if key not in cls.model_fields and _SECRET_KEY.search(str(key))]
         if secret:
-            raise ValueError(f"{', '.join(secret)}: credentials are no part of a config; {WHERE_CREDENTIALS_GO}")
+            raise ValueError(f"{', '.join(secret)}: credentials are no part of a config; {WHERE_THEY_GO}")
         endpoint = given.get("endpoint")
         if isinstance(endpoint, str) and (holds_credentials(endpoint) or "@" in endpoint):
-            raise ValueError(f"endpoint holds credentials, which are no part of a config; {WHERE_CREDENTIALS_GO}")
+            raise ValueError(f"endpoint holds credentials, which are no part of a config; {WHERE_THEY_GO}")
         return content
 
     def resolved(self) -> StorageConfig:

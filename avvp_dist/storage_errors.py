@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from avvp_dist.credentials import WHERE_THEY_GO, redact
 from avvp_dist.errors import AvvpError, StorageError
-from avvp_dist.storage_config import WHERE_CREDENTIALS_GO, redact
 
 T = TypeVar("T")
 
@@ -110,9 +110,9 @@ def _told(error: Exception, url: str, doing: str, attempts: int, retries: int) -
     if code == "NoSuchBucket":
         return StorageError(f"{shown}: there is no bucket {bucket!r}; make it, or mend the name or storage.endpoint")
     if code in _UNKNOWN_CREDENTIALS:
-        return StorageError(f"{shown}: the store does not accept these credentials ({code}); {WHERE_CREDENTIALS_GO}")
+        return StorageError(f"{shown}: the store does not accept these credentials ({code}); {WHERE_THEY_GO}")
     if names & _NO_CREDENTIALS:
-        return StorageError(f"{shown}: no usable credentials ({_brief(error)}); {WHERE_CREDENTIALS_GO}")
+        return StorageError(f"{shown}: no usable credentials ({_brief(error)}); {WHERE_THEY_GO}")
     if code == "RequestTimeTooSkewed":
         return StorageError(f"{shown}: refused, this machine's clock differs too much from the store's; set the clock")
     if code in _OTHER_REGION:

@@ -102,9 +102,11 @@ def _read(folder: str, shape: tuple[int, int], name: str) -> NDArray | str:
     """One video's labels, or what is wrong with their file."""
     url = storage.join(folder, f"{name}.npy")
     try:
-        values = np.lib.format.read_array(io.BytesIO(storage.read_bytes(url)), allow_pickle=False)
+        content = storage.read_bytes(url)
     except FileNotFoundError:
         return f"{url}: missing"
+    try:
+        values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{url}: not a readable .npy array ({detail})"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avvp_dist import storage
-from avvp_dist.config import Section
+from avvp_dist.config import Section, Url
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.errors import DataError
@@ -23,9 +23,9 @@ from avvp_dist.types import Batch, Refined
 class DataConfig(Section):
     """Which data."""
 
-    url: str | None = None
+    url: Url | None = None
     """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
-    refined: str | None = None
+    refined: Url | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
 
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from avvp_dist import storage
-from avvp_dist.config import Section
+from avvp_dist.config import Section, Url
 from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError
@@ -36,7 +36,7 @@ class JomoldConfig(Section):
     """The same for visual labels."""
     visual_target: float = Field(0.95, gt=0, le=1)
     """The estimate multiplies visual probabilities by this, the smoothed target of a positive label."""
-    ratios: str | None = None
+    ratios: Url | None = None
     """Path or URL of a noise-ratio file; given, the first two stages are skipped."""
     warmup: Literal["published", "linear"] = "published"
     """published: no denoising during the first epoch, then all of it (what the authors' code does); linear: a true ramp."""

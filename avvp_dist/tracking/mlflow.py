@@ -5,12 +5,15 @@ Imported by the sending thread only, since importing MLflow takes seconds.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 # A request that fails is retried by the spool, with the whole batch; MLflow's own retries would hold it for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -22,8 +25,10 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.tracking.spool import Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
@@ -78,11 +83,7 @@ class MlflowSink:
         return refused
 
     def _find(self, run: dict[str, Any], uri: str) -> str:
-        experiment = self._client.get_experiment_by_name(run["experiment"])
-        if experiment is None:
-            experiment_id = self._client.create_experiment(run["experiment"], artifact_location=_artifact_location(uri))
-        else:
-            experiment_id = experiment.experiment_id
+        experiment_id = _experiment(self._client, run["experiment"], uri)
         # An answer may have been lost on the way: the run can be there although its id never came back.
         for found in self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{run['key']}'"):
             return found.info.run_id
@@ -135,6 +136,46 @@ class MlflowSink:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, last["status"], end_time=last["time"])
+
+
+def probe(uri: str, experiment: str) -> str:
+    """Makes a run with a value and an artefact, reads both back and deletes it; returns what that showed.
+
+    A SQLite file that is not there is left to the first run: its folder is looked at, no more.
+
+    Raises:
+        MlflowException, OSError: what did not work.
+    """
+    os.environ.update(storage.settings().mlflow_environment())
+    path, started = _sqlite_file(uri), time.monotonic()
+    if path and not path.exists():
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{path} cannot be made: {folder} is not writable")
+        return f"{path} is made by the first run"
+    client = MlflowClient(tracking_uri=uri)
+    run = client.create_run(_experiment(client, experiment, uri), run_name="avvp doctor").info
+    try:
+        client.log_metric(run.run_id, "marker", 1.0)
+        client.log_text(run.run_id, "marker", "marker.txt")
+        if client.get_run(run.run_id).data.metrics != {"marker": 1.0}:
+            raise MlflowException("a value that was sent did not come back")
+        if not any(found.path == "marker.txt" for found in client.list_artifacts(run.run_id)):
+            raise MlflowException(f"an artefact that was sent is not in {redact(run.artifact_uri)}")
+        get_artifact_repository(run.artifact_uri, tracking_uri=uri).delete_artifacts()
+    finally:
+        client.delete_run(run.run_id)
+    place = urlsplit(run.artifact_uri).scheme or "file"
+    if place == "file":
+        with contextlib.suppress(OSError):
+            Path(urlsplit(run.artifact_uri).path).parent.rmdir()
+    return f"{redact(uri)}: run and artefact ({place}) written, read and deleted in {time.monotonic() - started:.1f} s"
+
+
+def _experiment(client: MlflowClient, name: str, uri: str) -> str:
+    """Id of the experiment, made when it is not there."""
+    found = client.get_experiment_by_name(name)
+    return found.experiment_id if found else client.create_experiment(name, artifact_location=_artifact_location(uri))
 
 
 def _values(entries: list[Entry], kind: str) -> list[tuple[str, str]]:

@@ -27,8 +27,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 from filelock import FileLock
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
-from avvp_dist.storage_config import redact
 from avvp_dist.tracking.base import Status, TrackingConfig, flatten
 
 log = logging.getLogger(__name__)

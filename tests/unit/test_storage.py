@@ -9,9 +9,10 @@ import pytest
 from s3_servers import Flaky, free_port
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.errors import ConfigError, StorageError
 from avvp_dist.recipe import load
-from avvp_dist.storage_config import StorageConfig, redact
+from avvp_dist.storage_config import StorageConfig
 
 
 def test_files_and_folders_as_on_a_disk(s3):

@@ -1,0 +1,143 @@
+"""`avvp doctor`: every check for real, in good and in bad circumstances."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from s3_servers import ENVIRONMENT, free_port
+
+from avvp_dist import storage
+from avvp_dist.data.index import Index
+from avvp_dist.launch import checks
+
+SLOW = "timeout=200"  # for a machine that others use too
+
+
+def doctor(*arguments, cwd, **environment):
+    command = [sys.executable, "-m", "avvp_dist", "doctor", *map(str, arguments)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=250, check=False
+    )
+
+
+def findings(done):
+    return {row["check"]: row for row in json.loads(done.stdout)["checks"]}
+
+
+@pytest.fixture
+def packed_s3(packed, s3):
+    for name in storage.names(packed):
+        storage.write_bytes(storage.join(s3, "data", name), storage.read_bytes(storage.join(packed, name)))
+    return storage.join(s3, "data")
+
+
+def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
+    """From a setting, not the environment, all three must learn the endpoint: our storage, Ray's, and MLflow's."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = (
+        f"from mlflow import MlflowClient; MlflowClient({uri!r}).create_experiment('s3', artifact_location='{s3}/artifacts')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    settings = [
+        f"data={packed_s3}",
+        f"output={s3}/runs",
+        f"tracking={uri}",
+        "experiment=s3",
+        f"storage.endpoint={s3_server}",
+    ]
+    done = doctor(*settings, SLOW, "--json", cwd=tmp_path)
+    found = findings(done)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["ok"]
+    assert {row["status"] for row in found.values()} <= {"ok", "warn"}
+    assert re.search(r"gloo with 2: all_reduce of 4 MB in [\d.]+ ms", found["collective"]["figure"])
+    assert re.search(r"Ray [\d.]+ starts in", found["ray"]["figure"])
+    assert "90 videos, 6 shards" in found["data"]["figure"]
+    assert "run and artefact (s3) written, read and deleted" in found["mlflow"]["figure"]
+    for name in ("output", "output by ray"):
+        assert "written, read and deleted" in found[name]["figure"]
+    storage.configure(storage.StorageConfig(endpoint=s3_server))
+    assert storage.names(s3) == ["data"], "something was left behind"
+
+
+def test_all_is_wrong(s3, tmp_path):
+    port = free_port()
+    uri = f"http://someone:hunter2@127.0.0.1:{port}"
+    done = doctor(
+        f"data={s3}/nothing", "output=s3://no-such-bucket/runs", f"tracking={uri}", SLOW,
+        cwd=tmp_path, RAY_ADDRESS=f"127.0.0.1:{port}",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "hunter2" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    lines = {line[6:20].strip(): line for line in done.stdout.splitlines()}
+    assert "no index.json here" in lines["data"]
+    for name in ("output", "output by ray"):
+        assert "there is no bucket 'no-such-bucket'; make it" in lines[name]
+    assert f"RAY_ADDRESS=127.0.0.1:{port} not reached (Connection refused); start the cluster" in lines["ray"]
+    assert "start the server, or mend tracking=URI" in lines["mlflow"]
+    for name in ("data", "output", "output by ray", "ray", "mlflow"):
+        assert lines[name].startswith("fail  ")
+    assert lines["collective"].startswith("ok    ")
+
+
+def test_what_does_not_answer_is_not_waited_for(tmp_path):
+    with socket.socket() as silent:  # accepts, and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        settings = ["output=s3://bucket/runs", f"storage.endpoint=http://{address}", "storage.read_timeout=1000"]
+        done = doctor(*settings, "tracking=none", "timeout=8", cwd=tmp_path, RAY_ADDRESS=address, **ENVIRONMENT)
+    assert done.returncode == 1
+    assert "no answer in 8 s" in next(line for line in done.stdout.splitlines() if " output " in line)
+    assert "mlflow" not in done.stdout
+
+
+def test_a_users_mistake(tmp_path):
+    done = doctor("dta=x", "storage.secret=hunter2", "timeout=-1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "dta: unknown key; did you mean 'data'?" in done.stderr
+    assert "credentials are no part of a config" in done.stderr
+    assert "timeout" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
+def test_a_damaged_shard(packed, tmp_path):
+    for name in storage.names(packed):
+        storage.write_bytes(tmp_path / name, storage.read_bytes(storage.join(packed, name)))
+    assert checks.data(str(tmp_path)).status == "ok"
+    first = tmp_path / Index.load(str(tmp_path)).shards[0].name
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    finding = checks.data(str(tmp_path))
+    assert (finding.status, finding.advice) == ("fail", "delete it and run the pack command again")
+
+
+def test_looking_at_a_local_output_makes_no_folder(tmp_path):
+    assert checks.output(str(tmp_path / "a" / "b")).status == "ok"
+    assert checks.ray_output(str(tmp_path / "a" / "b")).status == "ok"
+    assert not list(tmp_path.iterdir())
+
+
+def test_packages_are_held_against_what_is_asked_for(monkeypatch):
+    assert checks.python().status in ("ok", "warn")
+    asked = ["torch>=99", "numpy>=1", "no-such-package>=1", 'nobody-has-ray>=2; extra == "ray"']
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: asked)
+    finding = checks.python()
+    assert finding.status == "fail"
+    assert "1 packages in the versions asked for" in finding.figure
+    assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
+    monkeypatch.setattr(checks.metadata, "requires", lambda _: [asked[1], asked[3]])
+    assert checks.python().status == "warn"
+
+
+def test_nobody_at_the_mlflow_database_yet(tmp_path):
+    pytest.importorskip("mlflow")
+    path = Path(tmp_path, "new", "mlflow.db")
+    assert checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is made by the first run"
+    assert not path.parent.exists()
