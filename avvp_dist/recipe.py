@@ -13,6 +13,7 @@ from pydantic import Field
 
 from avvp_dist import storage
 from avvp_dist.config import Section, Url, merge, parse_overrides, parse_yaml, validate
+from avvp_dist.credentials import redact
 from avvp_dist.data.resident import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
@@ -65,8 +66,10 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
 
     def to_yaml(self) -> str:
-        """The resolved config; `load` reads it back."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        """The resolved config; `load` reads it back, but for a password in the tracking server's address."""
+        content = self.model_dump()
+        content["tracking"]["uri"] = redact(content["tracking"]["uri"])
+        return yaml.safe_dump(content, sort_keys=False)
 
     def absolute(self) -> RunConfig:
         """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""

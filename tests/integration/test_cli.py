@@ -117,6 +117,7 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
         "recipes",
         "table",
         "sync",
+        "doctor",
         "data pack",
         "data synth",
         "data inspect",

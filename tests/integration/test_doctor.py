@@ -36,6 +36,7 @@ def packed_s3(packed, s3):
     return storage.join(s3, "data")
 
 
+@pytest.mark.slow
 def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     """From a setting, not the environment, all three must learn the endpoint: our storage, Ray's, and MLflow's."""
     monkeypatch.delenv("AWS_ENDPOINT_URL")

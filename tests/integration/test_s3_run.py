@@ -108,6 +108,7 @@ def test_resumed_in_a_bucket_equals_uninterrupted_on_a_disk(packed, bucket, tmp_
             assert there == Path(tmp_path, "stages", folder, "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_ray_trains_from_and_to_a_bucket(bucket, by_setting):
     output = f"{bucket}/run"
     command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "launch=ray"]
@@ -137,6 +138,7 @@ def test_labels_ratios_and_tables(bucket, tmp_path):
     assert "| one | published | joint |" in storage.read_text(f"{bucket}/table.md")
 
 
+@pytest.mark.slow
 def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
     """The first machine finds no server; another sends what it left, and a third goes on with the same MLflow run."""
     mlflow = pytest.importorskip("mlflow")

@@ -17,6 +17,10 @@ def test_every_shipped_recipe_loads_and_reads_its_own_dump(name, tmp_path):
     assert config.method.name in METHODS
 
 
+def test_a_dump_holds_no_password():
+    assert "hunter2" not in load("han", ["tracking.uri=http://me:hunter2@server:5000"]).to_yaml()
+
+
 def test_published_hyper_parameters():
     han, jomold = load("han"), load("jomold")
     assert (han.seed, han.train.epochs, han.train.batch_size) == (1, 40, 16)
