@@ -15,6 +15,7 @@ from avvp_dist import storage
 from avvp_dist.data import plan, resident
 from avvp_dist.data.index import Index, Labels, read_labels
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import METHODS
@@ -52,7 +53,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
-    splits = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     data_fingerprint = index.fingerprint
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
@@ -200,7 +201,7 @@ def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> 
     return refined
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> resident.ResidentSplit:
+def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
 
@@ -209,9 +210,7 @@ def _build(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
-def _predict(
-    model: nn.Module, split: resident.ResidentSplit, config: RunConfig, runtime: Runtime, cross_modal: bool
-) -> Probabilities:
+def _predict(model: nn.Module, split: Source, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:
     return predict(
         model,
         split,

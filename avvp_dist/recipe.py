@@ -13,7 +13,7 @@ from pydantic import Field
 
 from avvp_dist import storage
 from avvp_dist.config import Section, merge, parse_overrides, parse_yaml, validate
-from avvp_dist.data.resident import DataConfig
+from avvp_dist.data.source import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig

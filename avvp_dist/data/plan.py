@@ -7,6 +7,7 @@ epoch; the last batch may be short and is neither padded nor dropped; every rank
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,45 @@ def check(videos: int, batch_size: int, world: int) -> None:
         raise ConfigError(problems, "the training plan does not work out")
 
 
+class Plan(Protocol):
+    """One epoch in global batches: which videos, in which order, and who of the ranks sees which."""
+
+    @property
+    def batch_size(self) -> int:
+        """Videos of every global batch but the last."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Root of the order."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, from 0."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps every rank takes in this epoch."""
+        ...
+
+    def order(self) -> NDArray[np.int64]:
+        """Numbers of all videos in the order of this epoch, int64 [N]: global batch after global batch."""
+        ...
+
+    def total(self, step: int) -> int:
+        """Videos in the global batch of ``step``."""
+        ...
+
+    def rank_slice(self, step: int, rank: int, world: int) -> slice:
+        """The part of `order` that ``rank`` of ``world`` sees at ``step``; may be empty in a short last batch."""
+        ...
+
+
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch over ``videos`` videos in global batches of ``batch_size``."""
+    """One epoch over ``videos`` videos in global batches of ``batch_size``, in any order (all are in memory)."""
 
     videos: int
     batch_size: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avvp_dist import storage
-from avvp_dist.config import Section
 from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.partners import disjoint
+from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.errors import DataError
 from avvp_dist.types import Batch, Refined
 
 
-class DataConfig(Section):
-    """Which data."""
-
-    url: str | None = None
-    """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
-    refined: str | None = None
-    """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
-
-
 @dataclass(frozen=True)
 class ResidentSplit:
-    """Features and labels of one split, with everything that training and evaluation ask of them.
+    """Features and labels of one split in memory: a `Source` whose order is one permutation of all videos.
 
     Attributes:
         labels: ids, weak labels and truth as the index holds them.
@@ -51,8 +44,40 @@ class ResidentSplit:
     refined: Refined | None = None
     partners: NDArray[np.int64] | None = None
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Source`."""
+        return {}
+
     def __len__(self) -> int:
         return len(self.labels.ids)
+
+    def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+        """See `Source`."""
+        return EpochPlan(len(self), batch_size, seed, epoch)
+
+    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`."""
+        order, split = plan.order(), self._with_partners(partners, plan.seed, plan.epoch)
+        for step in range(first_step, plan.steps):
+            yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
+
+    def ordered(
+        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+    ) -> Generator[Batch, None, None]:
+        """See `Source`; a rank's share is contiguous."""
+        sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
+        mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for start in range(0, max(len(mine), 1), batch_size):
+            yield split.batch(mine[start : start + batch_size], len(mine))
+
+    def close(self) -> None:
+        """See `Source`; nothing to let go of."""
+
+    def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
+        if not draws:
+            return self
+        return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
 
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
         """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,9 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
-from avvp_dist.data.partners import disjoint
-from avvp_dist.data.plan import EpochPlan
-from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.data.plan import Plan
+from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.train import checkpoint
@@ -80,8 +80,8 @@ class StageJob:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
-    train_split: ResidentSplit
-    val_split: ResidentSplit
+    train_split: Source
+    val_split: Source
 
 
 @dataclass
@@ -132,31 +132,21 @@ class StageTrainer:
 
     def _run_epoch(self) -> None:
         job, collective = self.job, self.runtime.collective
-        plan = EpochPlan(len(job.train_split), job.train.batch_size, job.seed, self.epoch)
-        order = plan.order()
-        split = self._with_partners()
+        plan = job.train_split.plan(job.train.batch_size, job.seed, self.epoch)
         started, first = time.perf_counter(), self.step
-        while self.step < plan.steps:
-            progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
-            numbers = order[plan.rank_slice(self.step, self.rank, collective.world_size)]
-            batch = split.batch(numbers, plan.total(self.step))
-            losses, targets = self.train_step(batch, progress)
-            self.meter.add(batch, losses, targets)
-            self.step += 1
-            self._between_steps(plan, progress)
+        epoch = job.train_split.epoch(plan, first, self.rank, collective.world_size, job.stage.partners)
+        with closing(epoch) as batches:
+            for batch in batches:
+                progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
+                losses, targets = self.train_step(batch, progress)
+                self.meter.add(batch, losses, targets)
+                self.step += 1
+                self._between_steps(plan, progress)
         self.meter.check_finite(plan, progress, collective)
         seen = len(job.train_split) - first * job.train.batch_size
         self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
 
-    def _with_partners(self) -> ResidentSplit:
-        """The training split, with this epoch's partners where the stage asks for them."""
-        split, draws = self.job.train_split, self.job.stage.partners
-        if not draws:
-            return split
-        partners = disjoint(split.labels.ids, split.labels.weak, self.job.seed, draws, self.epoch)
-        return replace(split, partners=partners)
-
-    def _between_steps(self, plan: EpochPlan, progress: Progress) -> None:
+    def _between_steps(self, plan: Plan, progress: Progress) -> None:
         """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""
         train = self.job.train
         if self.step == plan.steps:
@@ -242,5 +232,5 @@ class StageTrainer:
         self.trained = Trained(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
         if self.step:
             self.meter.restore(state["meter"], self.rank)
-        steps = EpochPlan(len(self.job.train_split), self.job.train.batch_size, self.job.seed, self.epoch).steps
+        steps = self.job.train_split.plan(self.job.train.batch_size, self.job.seed, self.epoch).steps
         return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, steps)

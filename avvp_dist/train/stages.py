@@ -12,7 +12,8 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,8 @@ from torch import Tensor, nn
 
 from avvp_dist import storage
 from avvp_dist.config import Section
-from avvp_dist.data.partners import disjoint
-from avvp_dist.data.plan import split_sizes
 from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
 from avvp_dist.train.evaluate import EvaluateConfig
@@ -55,7 +54,7 @@ class StageRunner:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
-    splits: Mapping[str, ResidentSplit]
+    splits: Mapping[str, Source]
     runtime: Runtime
     observer: Observer
 
@@ -108,6 +107,9 @@ class StageRunner:
                 "train": self.train.model_dump(include={"epochs", "batch_size", "precision"}),
                 "evaluate": self.evaluate.model_dump(exclude={"batch_size"}),
             }
+        order = self.splits["train"].settings
+        if order and (isinstance(stage, TrainStage) or (isinstance(stage, CollectStage) and stage.partners)):
+            depends["order"] = dict(order)
         return depends
 
     def _train(self, stage: TrainStage, key: str, depends: dict, folder: str, collected: Mapping[str, Any]) -> None:
@@ -129,7 +131,7 @@ class StageRunner:
         self._everyone_here()
         self.runtime.clear_checkpoints()
 
-    def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> ResidentSplit:
+    def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> Source:
         split = self.splits["train"]
         if stage.labels_from is None:
             return split
@@ -140,17 +142,15 @@ class StageRunner:
         collective, split = self.runtime.collective, self.splits["train"]
         if collective.rank == 0:
             self.observer.stage_started(stage.name, 1, None)
-        if stage.partners:
-            partners = disjoint(split.labels.ids, split.labels.weak, stage.partner_seed, stage.partners)
-            split = replace(split, partners=partners)
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
-        sizes = split_sizes(len(split), collective.world_size)
-        mine = np.arange(sum(sizes[: collective.rank]), sum(sizes[: collective.rank + 1]))
         bfloat16 = self.train.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16):
-            for start in range(0, max(len(mine), 1), self.evaluate.batch_size):
-                batch = split.batch(mine[start : start + self.evaluate.batch_size], len(mine))
+        batches = split.ordered(
+            self.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
+        )
+        autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
+        with closing(batches), torch.inference_mode(), autocast:
+            for batch in batches:
                 stage.collect([model(each, cross_modal=stage.cross_modal) for each in stage.inputs(batch)], batch)
             artefact = stage.finish(collective, split.labels.ids)
         if collective.rank == 0:
