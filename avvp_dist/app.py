@@ -78,7 +78,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined)
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
