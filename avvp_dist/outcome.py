@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avvp_dist import storage
@@ -70,8 +69,8 @@ class Outcome:
         removed, train = self.final.removed, self.labels["train"]
         if removed is None:
             return None
-        audio, visual = ((train.weak & ~removed[:, number]).astype(np.float32) for number in range(2))
-        return RefinedLabels(train.ids, self.index.classes, None, audio, visual, {"refiner": self.config.method.name})
+        about = {"refiner": self.config.method.name}
+        return RefinedLabels.without(removed, train.weak, train.ids, self.index.classes, about)
 
     def result(self) -> dict[str, Any]:
         """The content of result.json."""
