@@ -38,6 +38,9 @@ class JomoldConfig(Section):
     """The estimate multiplies visual probabilities by this, the smoothed target of a positive label."""
     ratios: str | None = None
     """Path or URL of a noise-ratio file; given, the first two stages are skipped."""
+    skip_exchange: bool = True
+    """Whether labels are judged without exchange between modalities, in the noise estimator and in the pass that ranks them
+    (published). False leaves it on in both, as in the paper's ablation; where exactly it does is not published."""
     warmup: Literal["published", "linear"] = "published"
     """published: no denoising during the first epoch, then all of it (what the authors' code does); linear: a true ramp."""
     warmup_epochs: float = Field(0.9, ge=0)
@@ -152,14 +155,15 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
 
 
 class _Estimate(TrainStage):
-    """Stage A: plain training without cross-modal exchange, so that each modality has to stand on its own evidence."""
+    """Stage A: plain training, by default without exchange: each modality has to stand on its own evidence."""
 
     name = "estimate"
-    cross_modal = False
 
     def __init__(self, config: JomoldConfig) -> None:
         self.config = config
-        self.settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
+        self.cross_modal = not config.skip_exchange
+        settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
+        self.settings = {**settings, **_exchange_setting(config)}
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         return Targets(batch.video_labels, *_modality_targets(batch, self.config))
@@ -173,12 +177,12 @@ class _Ratios(CollectStage):
 
     name = "ratios"
     source = "estimate"
-    needs = ("estimate",)
-    cross_modal = False
+    needs = ("estimate",)  # whose key tells whether the exchange was on
 
     def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
         self.config = config
         self.classes = classes
+        self.cross_modal = not config.skip_exchange
         self.settings = config.model_dump(include={"audio_threshold", "visual_threshold", "visual_target"})
         self._table = SplitTable()
 
@@ -196,16 +200,16 @@ class _Ratios(CollectStage):
 
 
 class _Denoise(TrainStage):
-    """Stage C: rank the global batch by the losses of a pass without exchange, clear what looks like noise, train."""
+    """Stage C: rank the global batch by the losses of the judging pass, clear what looks like noise, train."""
 
     name = "denoise"
 
     def __init__(self, config: JomoldConfig, ratios: Mapping[str, Mapping[str, float]] | None) -> None:
         self.config = config
         self.needs = () if ratios else ("ratios",)
-        self.judge = Pass(cross_modal=False, dropout=config.ranking_dropout)
-        estimate_only = {"audio_threshold", "visual_threshold", "visual_target", "ratios"}
-        self.settings = {**config.model_dump(exclude=estimate_only), "ratios": ratios}
+        self.judge = Pass(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
+        elsewhere = {"audio_threshold", "visual_threshold", "visual_target", "ratios", "skip_exchange"}
+        self.settings = {**config.model_dump(exclude=elsewhere), **_exchange_setting(config), "ratios": ratios}
         self._given = ratios
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
@@ -258,6 +262,11 @@ class _Denoise(TrainStage):
         if self.config.overlap == "keep_one":
             return resolve_overlap(noisy_audio, noisy_visual, loss_audio, loss_visual)
         return noisy_audio, noisy_visual
+
+
+def _exchange_setting(config: JomoldConfig) -> dict[str, bool]:
+    """The setting where it is not the published one: stages finished before it was there keep their keys."""
+    return {} if config.skip_exchange else {"skip_exchange": False}
 
 
 def _modality_targets(batch: Batch, config: JomoldConfig) -> tuple[Tensor, Tensor]:
