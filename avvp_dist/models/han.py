@@ -10,8 +10,8 @@ Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
+from avvp_dist.models.network import Network
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, Outputs, Pass
@@ -227,7 +228,7 @@ class HanLayers(nn.Module):
         return list(self.stack)  # type: ignore[arg-type]  # ModuleList does not say of what
 
 
-class HanNetwork(nn.Module):
+class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
     """HAN: stream projections, layers over time shared by both modalities, MMIL pooling."""
 
     def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
@@ -240,22 +241,22 @@ class HanNetwork(nn.Module):
         self.pooling = _pooling(config, classes)
         self.visual_dropout = config.visual_dropout
 
-    def forward(self, batch: Batch, *, cross_modal: bool = True, judge: Pass | None = None) -> Outputs:
-        """Parses a batch.
-
-        Args:
-            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
-            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator), where there is one.
-            judge: a second pass over the same batch without gradient, found in ``Outputs.judge``; it shares what comes
-                before the first dropout, which is exact.
-        """
+    def prepare(self, batch: Batch) -> tuple[Tensor, Heads | Tensor]:
+        """The projected streams [2,B,T,D] and what the layer makes of them before its first dropout."""
         inputs = self._project(batch)
-        prepared = self.layer.prepare(inputs)
-        outputs = self._parse(inputs, prepared, Pass(cross_modal=cross_modal))
-        if judge is None:
-            return outputs
-        with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
-            return _with_judge(outputs, self._parse(inputs, prepared, judge))
+        return inputs, self.layer.prepare(inputs)
+
+    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: Pass) -> Outputs:
+        """See `Network`."""
+        inputs, prepared = shared
+        dropout = self.training and how.dropout
+        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout), how)
+
+    def exchange_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Network`: cross-modal attention."""
+        for module in self.modules():
+            if isinstance(module, HanLayer) and module.cross_attention is not None:
+                yield from module.cross_attention.parameters()
 
     def _project(self, batch: Batch) -> Tensor:
         """Both modalities in the common width, [2,B,T,D]."""
@@ -265,15 +266,6 @@ class HanNetwork(nn.Module):
             frames = frames.unflatten(1, (batch.audio.shape[1], -1)).mean(dim=2)
         visual = self.fusion(torch.cat([self.visual(frames), self.motion(batch.motion)], dim=-1))
         return torch.stack([self.audio(batch.audio), visual])
-
-    def _parse(self, inputs: Tensor, prepared: Heads | Tensor, how: Pass) -> Outputs:
-        dropout = self.training and how.dropout
-        features = self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout)
-        heard_and_seen = features
-        if dropout and self.visual_dropout:  # the heads see it, contrastive losses do not (published code)
-            heard_and_seen = torch.stack([features[0], drop(features[1], self.visual_dropout)])
-        video, audio, visual, segments, weights = self.pooling(heard_and_seen)
-        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
 
 
 def _temporal(config: HanConfig) -> HanLayer | HanLayers | BidirectionalGru | NoTemporal:
@@ -289,9 +281,3 @@ def _pooling(config: HanConfig, classes: int) -> AttentiveMMIL | FixedMMIL:
     if config.pooling == "attentive":
         return AttentiveMMIL(config.width, classes)
     return FixedMMIL(config.width, classes, config.pooling)
-
-
-def _with_judge(outputs: Outputs, judge: Outputs) -> Outputs:
-    # a view taken under no_grad of what both passes share still asks for a gradient
-    apart: dict[str, Any] = {name: value.detach() for name, value in vars(judge).items() if isinstance(value, Tensor)}
-    return Outputs(**{**vars(outputs), "judge": Outputs(**apart)})
