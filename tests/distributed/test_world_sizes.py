@@ -13,10 +13,11 @@ from avvp_dist.data.refined import RefinedLabels
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
-    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.dropout=0", "model.visual_dropout=0",
+    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
     "tracking=none", "train.device=cpu",
 ]  # fmt: skip
-JOMOLD = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+JOMOLD = [*DENOISE, "model.dropout=0"]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, launcher: tuple[str, ...] = ()) -> None:
@@ -73,8 +74,8 @@ def test_torch_distributed(packed, tmp_path, one, world):
 @pytest.mark.parametrize(
     ("recipe", "trained", "refined"),
     [
-        (["ma", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
-        (["lr", "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["ma", "model.dropout=0", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
 def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
@@ -84,6 +85,13 @@ def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     labels = [RefinedLabels.load(str(stage(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
     assert (labels[0].audio == 0).any()
     assert labels[0].fingerprint == labels[1].fingerprint
+
+
+def test_another_network_on_four_ranks(packed, tmp_path):
+    recipe = [*DENOISE, "model=ave", "model.width=32"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "four", packed, recipe=recipe, launcher=torchrun(4))
+    assert_same_training(tmp_path / "four", tmp_path / "one")
 
 
 def test_ray_train(packed, tmp_path, one):

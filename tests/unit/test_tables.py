@@ -46,6 +46,26 @@ def test_the_shipped_tables_are_there():
     assert len(SHIPPED["han-ablation"].rows) == 10
 
 
+def test_rows_of_the_han_ablation_are_one_override_away():
+    table = SHIPPED["han-ablation"]
+    assert all(len(row.overrides) <= 1 for row in table.rows)
+    configs = {row.label: config for row, config in zip(table.rows, paper_tables.configs(table), strict=True)}
+    told = {"HAN + label smoothing", "HAN + bootstrap"}
+    assert {label for label, config in configs.items() if config.method.visual_smoothing == 0} == configs.keys() - told
+    assert configs["HAN + bootstrap"].method.bootstrap == 0.95
+    assert configs["HAN"].model.temporal == configs["HAN + label smoothing"].model.temporal == "han"
+    assert configs["both losses"].model.temporal == configs["max pooling"].model.temporal == "none"
+
+
+def test_rows_on_other_networks_take_settings_of_networks():
+    table = SHIPPED["jomold-backbones"]
+    found = [(config.model.name, config.method.name) for config in paper_tables.configs(table, ["model.width=32"])]
+    assert found == [("ave", "han"), ("ave", "jomold"), ("avslowfast", "han"), ("avslowfast", "jomold")]
+    assert {config.model.width for config in paper_tables.configs(table, ["model.width=32"])} == {32}
+    rates = [config.model.visual_dropout for config in paper_tables.configs(table)]
+    assert rates == [0, 0.5, 0, 0.5]
+
+
 def test_unknown_table_names_the_valid_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown table 'mian'; did you mean 'main'\? Valid names: .*jomold-batch"):
         paper_tables.read("mian")
