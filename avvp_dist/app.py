@@ -49,7 +49,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
-    refined = _refined(config, method, index, labels["train"])
+    refined = refined_labels(config, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
@@ -118,7 +118,8 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
 
     Raises:
         ConfigError: no data named.
-        DataError: it is not a packed data set, or lacks a split or its truth.
+        DataError: it is not a packed data set, not the one asked for, or lacks a split or its truth, or a stream that the
+            network reads.
     """
     url = config.data.url
     if not url:
@@ -131,9 +132,38 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
         for name in EVALUATED
         if name in labels and (labels[name].audio is None or labels[name].visual is None)
     ]
+    if config.data.dataset not in (None, index.dataset):
+        problems.append(f"data set {index.dataset}: recipe {config.recipe} asks for {config.data.dataset} (data.dataset)")
+    held = [stream.name for stream in index.streams]
+    problems += [
+        f"stream {name}: missing, network {config.model.name} reads it; the data set has {', '.join(held)}"
+        for name in config.model.streams
+        if name not in held
+    ]
     if problems:
         raise DataError(problems, f"{url}: cannot train on it")
     return index, labels
+
+
+def refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLabels | None:
+    """The run's refined labels, checked against its data and its method.
+
+    Raises:
+        ConfigError: the method needs labels of segments and has none.
+        DataError: there is no such file, or it does not fit the data.
+    """
+    url, wanted = config.data.refined, _method(config, index).segment_labels
+    needed = f"method {config.method.name} trains on labels of segments"
+    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
+    if not url:
+        if wanted:
+            raise ConfigError(f"data.refined: missing; {needed}; {how}")
+        return None
+    refined = RefinedLabels.load(url)
+    if wanted and not refined.of_segments:
+        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
+    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
+    return refined
 
 
 class _Observer:
@@ -183,22 +213,6 @@ class _Observer:
 
 def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
-
-
-def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> RefinedLabels | None:
-    """The run's refined labels, checked against its data and its method."""
-    url = config.data.refined
-    needed = f"method {config.method.name} trains on labels of segments"
-    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
-    if not url:
-        if method.segment_labels:
-            raise ConfigError(f"data.refined: missing; {needed}; {how}")
-        return None
-    refined = RefinedLabels.load(url)
-    if method.segment_labels and not refined.of_segments:
-        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
-    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
-    return refined
 
 
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:

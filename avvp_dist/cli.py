@@ -88,7 +88,7 @@ def config(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
 def list_recipes() -> None:
     """List the shipped recipes."""
     for name, text in recipes().items():
-        typer.echo(f"{name:12} {text.splitlines()[0].lstrip('# ')}")
+        typer.echo(f"{name:15} {text.splitlines()[0].lstrip('# ')}")
 
 
 @app.command()

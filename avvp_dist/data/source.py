@@ -17,6 +17,8 @@ class DataConfig(Section):
 
     url: str | None = None
     """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
+    dataset: str | None = None
+    """What the packed data set must be, by the name that ``avvp data inspect`` shows; null for any."""
     refined: str | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
 

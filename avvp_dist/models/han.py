@@ -2,7 +2,7 @@
 
 The defaults are the published network; ``temporal`` and ``pooling`` put something else in the place of one of its two parts,
 as the paper's ablations do. ``sequential``, eight heads and a wider feed-forward block make it the network of VALOR (NeurIPS
-2023; published code, norms last).
+2023; published code), ``norm`` is an option of that code which none of its published runs uses.
 
 Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ from avvp_dist.types import Batch, Outputs, Pass
 
 class HanConfig(Section):
     """Hybrid attention network."""
+
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
 
     name: Literal["han"] = "han"
     width: int = Field(512, ge=1)
@@ -48,6 +51,10 @@ class HanConfig(Section):
     sequential: bool = False
     """Whether visual segments look at a layer's audio segments after their update (VALOR) and not before (HAN, MA, JoMoLD);
     temporal=han only."""
+    norm: Literal["last", "first"] = "last"
+    """Where a layer normalises. last: the sums after its attention and after its feed-forward block (published runs); first:
+    what goes into the two, but not the other modality's segments that attention looks at, and each modality once more after
+    the last layer (an option of VALOR's code); han and transformer only."""
     pooling: Literal["attentive", "max", "mean"] = "attentive"
     """How segments make a video. attentive: learned weights over time and modalities; max, mean: the largest probability or
     uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
@@ -62,6 +69,8 @@ class HanConfig(Section):
             raise ValueError(f"width {self.width} is odd; temporal=gru needs an even one, half for each direction")
         if self.layers > 1 and self.temporal not in ("han", "transformer"):
             raise ValueError(f"layers={self.layers} needs temporal=han or transformer, not {self.temporal}")
+        if self.norm == "first" and self.temporal not in ("han", "transformer"):
+            raise ValueError(f"norm=first needs temporal=han or transformer, not {self.temporal}")
         if self.sequential and self.temporal != "han":
             raise ValueError(f"sequential=true needs temporal=han; {self.temporal} exchanges nothing between modalities")
         return self
@@ -70,7 +79,7 @@ class HanConfig(Section):
         """The network with fresh weights.
 
         Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
+            dims: width of each feature stream, ``streams`` among them.
             classes: number of event classes C.
         """
         return HanNetwork(self, dims, classes)
@@ -154,7 +163,7 @@ class HanLayer(nn.Module):
 
     Args:
         config: the network's.
-        exchange: False builds it without the cross-modal half: an ordinary Transformer layer, norms last.
+        exchange: False builds it without the cross-modal half: an ordinary Transformer layer.
     """
 
     def __init__(self, config: HanConfig, *, exchange: bool = True) -> None:
@@ -167,10 +176,11 @@ class HanLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.dropout = config.dropout
         self.sequential = config.sequential
+        self.norm_first = config.norm == "first"
 
     def prepare(self, x: Tensor) -> Heads:
         """What all passes over a batch share: the projections of each modality's own segments."""
-        return self.self_attention.project(x)
+        return self.self_attention.project(self._before_attention(x))
 
     def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
         """Aggregates over time and modality.
@@ -185,34 +195,52 @@ class HanLayer(nn.Module):
         if cross_modal and self.cross_attention is not None:
             if self.sequential:
                 return self._one_by_one(self.cross_attention, x, mixed, dropout)
-            other = self.cross_attention.attend(self.cross_attention.project(x).across(), dropout)
+            other = self.cross_attention.attend(self._across(self.cross_attention, x), dropout)
             mixed = mixed + self._drop(other, dropout)
-        return self._feed_forward(self.norm1(x + mixed), dropout)
+        return self._feed_forward(x + mixed, dropout)
+
+    def _across(self, cross_attention: Attention, x: Tensor) -> Heads:
+        """Each modality's queries with the other one's keys and values, [2,B,...]."""
+        if self.norm_first:
+            return cross_attention.project_pair(self.norm1(x), x.flip(0))
+        return cross_attention.project(x).across()
 
     def _one_by_one(self, cross_attention: Attention, x: Tensor, mixed: Tensor, dropout: bool) -> Tensor:
         """Audio first, then visual segments, which look at the updated audio; ``mixed`` is the self-attention, [2,B,T,D]."""
         updated: list[Tensor] = []
         memory = x[1]
         for mine, own in zip(x, mixed, strict=True):
-            other = cross_attention.attend(cross_attention.project_pair(mine, memory), dropout)
-            memory = self._feed_forward(self.norm1(mine + own + self._drop(other, dropout)), dropout)
+            other = cross_attention.attend(cross_attention.project_pair(self._before_attention(mine), memory), dropout)
+            memory = self._feed_forward(mine + own + self._drop(other, dropout), dropout)
             updated.append(memory)
         return torch.stack(updated)
 
+    def _before_attention(self, x: Tensor) -> Tensor:
+        return self.norm1(x) if self.norm_first else x
+
     def _feed_forward(self, x: Tensor, dropout: bool) -> Tensor:
-        hidden = self._drop(F.relu(self.linear1(x)), dropout)
-        return self.norm2(x + self._drop(self.linear2(hidden), dropout))
+        """The second half of the layer, upon ``x``: inputs plus attention."""
+        if not self.norm_first:
+            x = self.norm1(x)
+        hidden = self._drop(F.relu(self.linear1(self.norm2(x) if self.norm_first else x)), dropout)
+        x = x + self._drop(self.linear2(hidden), dropout)
+        return x if self.norm_first else self.norm2(x)
 
     def _drop(self, x: Tensor, dropout: bool) -> Tensor:
         return drop(x, self.dropout) if dropout else x
 
 
 class HanLayers(nn.Module):
-    """Several layers on top of each other; offers what one layer offers."""
+    """Several layers on top of each other, and where they normalise first a norm of each modality.
 
-    def __init__(self, first: HanLayer, count: int) -> None:
+    Offers what one layer offers.
+    """
+
+    def __init__(self, first: HanLayer, config: HanConfig) -> None:
         super().__init__()
-        self.stack = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(count - 1))])
+        self.stack = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(config.layers - 1))])
+        norms = [nn.LayerNorm(config.width) for _ in range(2)]  # of audio and of visual segments
+        self.norms = nn.ModuleList(norms) if config.norm == "first" else None
 
     def prepare(self, x: Tensor) -> Heads:
         """See `HanLayer.prepare`; only what precedes the first dropout can be shared."""
@@ -222,7 +250,7 @@ class HanLayers(nn.Module):
         """See `HanLayer.forward`."""
         for number, layer in enumerate(self._layers()):
             x = layer(x, layer.prepare(x) if number else own, cross_modal=cross_modal, dropout=dropout)
-        return x
+        return x if self.norms is None else torch.stack([norm(part) for norm, part in zip(self.norms, x, strict=True)])
 
     def _layers(self) -> list[HanLayer]:
         return list(self.stack)  # type: ignore[arg-type]  # ModuleList does not say of what
@@ -274,7 +302,7 @@ def _temporal(config: HanConfig) -> HanLayer | HanLayers | BidirectionalGru | No
     if config.temporal == "gru":
         return BidirectionalGru(config.width)
     layer = HanLayer(config, exchange=config.temporal == "han")
-    return layer if config.layers == 1 else HanLayers(layer, config.layers)
+    return layer if config.layers == 1 and config.norm == "last" else HanLayers(layer, config)
 
 
 def _pooling(config: HanConfig, classes: int) -> AttentiveMMIL | FixedMMIL:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from avvp_dist.data.external import noisy_labels
 from avvp_dist.data.refined import RefinedLabels
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
@@ -92,6 +93,20 @@ def test_another_network_on_four_ranks(packed, tmp_path):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "four", packed, recipe=recipe, launcher=torchrun(4))
     assert_same_training(tmp_path / "four", tmp_path / "one")
+
+
+def test_valor_on_two_ranks(packed, tmp_path):
+    refined = tmp_path / "labels.npz"
+    refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
+    recipe = ["valor", f"data.refined={refined}", "model.width=64", "model.layers=2", "optim.warmup_epochs=1"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
+    assert results[0]["best"]["epoch"] == results[1]["best"]["epoch"]
+    assert results[0]["scores"]["test"]["joint"]["segment"] == pytest.approx(
+        results[1]["scores"]["test"]["joint"]["segment"], abs=1e-9
+    )
 
 
 def test_ray_train(packed, tmp_path, one):
