@@ -7,6 +7,7 @@ from rich.console import Console
 
 from avvp_dist import paper_tables
 from avvp_dist.errors import ConfigError
+from avvp_dist.methods import METHODS
 from avvp_dist.report import paper
 
 SHIPPED = paper_tables.shipped()
@@ -41,7 +42,8 @@ def test_shipped_figures_fit_together(name):
 
 
 def test_the_shipped_tables_are_there():
-    assert {"main", "han-ablation", "jomold-batch", "jomold-contrastive"} <= set(SHIPPED)
+    assert {"main", "han-ablation", "jomold-batch", "jomold-contrastive", "valor"} <= set(SHIPPED)
+    assert [config.data.dataset for config in paper_tables.configs(SHIPPED["valor"])] == ["llp", "llp-clip-clap"]
     assert [config.train.batch_size for config in paper_tables.configs(SHIPPED["jomold-batch"])] == [32, 64, 128, 256]
     assert len(SHIPPED["han-ablation"].rows) == 10
 
@@ -141,6 +143,21 @@ def test_settings_hold_for_all_rows_but_cannot_undo_one():
         paper_tables.configs(SHIPPED["han-ablation"], ["model.pooling=mean"])
     with pytest.raises(ConfigError, match=r"(?s)seed: use --seeds.*output: use --output"):
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
+
+
+def test_labels_of_segments_go_to_the_rows_that_ask_for_them():
+    main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
+    asked = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
+    assert asked == {"HAN": None, "HAN + LR": None, "MA": None, "JoMoLD": None, "VALOR": "labels.npz"}
+    assert {config.model.width for config in main} == {32}
+    nobody_asks = paper_tables.configs(SHIPPED["jomold-batch"], ["data.refined=labels.npz"])
+    assert {config.data.refined for config in nobody_asks} == {"labels.npz"}
+
+
+def test_every_shipped_row_on_labels_of_segments_says_how_they_are_made():
+    for table in SHIPPED.values():
+        for row, config in zip(table.rows, paper_tables.configs(table), strict=True):
+            assert METHODS[config.method.name].segment_labels == (row.oracle_noise is not None), row.label
 
 
 def result(seed, value, synthetic=True):
