@@ -15,7 +15,7 @@ Shapes: B videos, T segments, k frames a segment, D width; a leading 2 is (audio
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -31,6 +31,8 @@ class AveConfig(Section):
     """AVE's network: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
 
     name: Literal["ave"] = "ave"
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
     width: int = Field(256, ge=2, multiple_of=2)
     """Feature width D, half of it for each direction of an LSTM (AVE: 128 each)."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)

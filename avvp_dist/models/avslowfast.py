@@ -14,7 +14,7 @@ Shapes: B videos, T segments, D width; a leading 2 is (audio, visual).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class AvSlowFastConfig(Section):
     """AVSlowFast: audio, slow and fast pathways with lateral connections (reconstruction)."""
 
     name: Literal["avslowfast"] = "avslowfast"
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
     width: int = Field(256, ge=1)
     """Feature width D of every pathway."""
     stages: int = Field(2, ge=1)
