@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import Outcome, provenance
 from avvp_dist.recipe import RunConfig, differences
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.system import SystemSampler
-from avvp_dist.train.evaluate import all_scores, predict
+from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
@@ -89,8 +91,21 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     return result
 
 
-def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """Scores of the model in ``config.output`` on the data of ``config.data``: the ``scores`` of result.json.
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run's model, scored again.
+
+    Attributes:
+        scores: the ``scores`` of result.json.
+        per_video: what they are means of.
+    """
+
+    scores: dict[str, Any]
+    per_video: PerVideo
+
+
+def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
+    """Scores the model in ``config.output`` on the data of ``config.data``.
 
     Raises:
         DataError: no finished run there, or data it cannot read.
@@ -105,12 +120,12 @@ def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
-    scores: dict[str, Any] = {}
+    found = {}
     for name in EVALUATED:
         split = _load(config, index, labels[name], runtime)
-        found = _predict(model, split, config, runtime, final.cross_modal)
-        scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
-    return scores
+        found[name] = _predict(model, split, config, runtime, final.cross_modal)
+    scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
+    return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
 
 
 def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:

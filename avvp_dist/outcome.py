@@ -1,4 +1,4 @@
-"""What a finished run leaves: result.json, the model, pictures, and the end of its tracked run."""
+"""What a finished run leaves: result.json, scores of videos, the model, pictures, and the end of its tracked run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.metrics.denoising import Levels, judge, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.pictures import draw
 from avvp_dist.tracking.base import Tracker
-from avvp_dist.train.evaluate import all_scores, decide
+from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
 from avvp_dist.train.loop import Trained
 from avvp_dist.train.stages import write_weights
 
@@ -96,10 +98,15 @@ class Outcome:
             "provenance": provenance(index),
         }
 
+    def per_video(self) -> PerVideo:
+        """The scores of every video that those in result.json are means of."""
+        return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
+
     def publish(self, result: Mapping[str, Any], tracker: Tracker) -> None:
         """Writes and tracks everything, result.json last."""
         output = self.config.output
         write_weights(storage.join(output, "model.safetensors"), self.final.weights)
+        storage.write_bytes(storage.join(output, PER_VIDEO), self.per_video().to_bytes())
         history = [row for stage in self.trained.values() for row in stage.history]
         storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
         with tempfile.TemporaryDirectory() as scratch:
