@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,10 +15,10 @@ from avvp_dist.config import Section, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.metrics.parsing import Protocol
 from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.report.published import Figures
 
 Level = Literal["segment", "event"]
 Metric = Literal["audio", "visual", "audio_visual", "type", "event"]
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 # keys that `avvp table` gives each run itself -> how to choose them
 _RESERVED = {
@@ -30,16 +30,6 @@ _RESERVED = {
     "train.epochs": "use --epochs",
     "recipe": "the table's rows name their recipes",
 }
-
-
-class Figures(Section):
-    """Published F scores in percent; what the paper does not give stays null."""
-
-    audio: Percent | None = None
-    visual: Percent | None = None
-    audio_visual: Percent | None = None
-    type: Percent | None = None
-    event: Percent | None = None
 
 
 class Published(Section):

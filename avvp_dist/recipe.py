@@ -113,9 +113,16 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(RunConfig, merged, f"recipe {recipe}")
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Dotted keys in which two dumped configs differ, with both values."""
+def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two dumped configs differ, with both values; None where one lacks the key."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = dict.fromkeys([*one, *other])
-        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if one == other else [f"{path}: {one!r} there, {other!r} here"]
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in dict.fromkeys([*one, *other]):
+            found |= changed(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if one == other else {path: (one, other)}
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Dotted keys in which two dumped configs differ, with both values, a line each."""
+    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed(one, other).items()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
