@@ -29,7 +29,7 @@ from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
-from avvp_dist.train.stages import StageRunner, read_weights
+from avvp_dist.train.stages import Identity, PlannedStage, StageRunner, read_weights
 from avvp_dist.types import Progress
 
 EVALUATED = ("val", "test")
@@ -56,21 +56,14 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     if rank_0:
         _claim(config)
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
-    data_fingerprint = index.fingerprint
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
-        data_fingerprint += refined.fingerprint
     observer = _Observer(config, index, rank_0)
     try:
         runner = StageRunner(
-            store=config.store or storage.join(config.output, "stages"),
-            data_fingerprint=data_fingerprint,
+            store=store(config),
+            identity=_identity(config, index, refined, splits["train"].settings, runtime.lineage),
             build=lambda: _build(config, index),
-            model=config.model,
-            seed=config.seed,
-            train=config.train,
-            optim=config.optim,
-            evaluate=config.evaluate,
             splits=splits,
             runtime=runtime,
             observer=observer,
@@ -86,7 +79,8 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
             outcome.publish(result, observer.tracker)
         observer.finish("FINISHED")
     except BaseException as error:
-        observer.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        # a trial that its sweep ends early leaves by SystemExit
+        observer.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     return result
 
@@ -181,6 +175,22 @@ def refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLab
     return refined
 
 
+def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
+    """The stages that `run` would go through, with their keys in ``store(config)``.
+
+    Raises:
+        ConfigError, DataError: the run could not start.
+    """
+    index, labels = open_data(config)
+    method = _method(config, index)
+    return _identity(config, index, refined_labels(config, index, labels["train"]), {}, lineage).plan(method)
+
+
+def store(config: RunConfig) -> str:
+    """Folder or URL of the run's stage artefacts."""
+    return config.store or storage.join(config.output, "stages")
+
+
 class _Observer:
     """Tells console and tracker how training goes; both only on rank 0."""
 
@@ -188,10 +198,10 @@ class _Observer:
         named = config.tracking.model_copy(
             update={"run_name": config.tracking.run_name or f"{config.recipe}-seed{config.seed}"}
         )
-        self.tracker: Tracker = open_tracker(named, _spool_folder(config)) if rank_0 else NullTracker()
+        self.tracker: Tracker = open_tracker(named, spool_folder(config.output)) if rank_0 else NullTracker()
         self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
-        self._sampler = SystemSampler(self.tracker, _spool_folder(config)) if tracked else None
+        self._sampler = SystemSampler(self.tracker, spool_folder(config.output)) if tracked else None
         self._epochs = 0
         if self._sampler:
             self._sampler.start()
@@ -224,6 +234,21 @@ class _Observer:
         if self._console:
             self._console.close()
         self.tracker.finish(status)
+
+
+def _identity(
+    config: RunConfig, index: Index, refined: RefinedLabels | None, order: Mapping[str, Any], lineage: str
+) -> Identity:
+    return Identity(
+        data_fingerprint=index.fingerprint + (refined.fingerprint if refined else ""),
+        model=config.model,
+        seed=config.seed,
+        train=config.train,
+        optim=config.optim,
+        evaluate=config.evaluate,
+        order=order,
+        lineage=lineage,
+    )
 
 
 def _method(config: RunConfig, index: Index) -> Method:
@@ -269,9 +294,9 @@ def _claim(config: RunConfig) -> None:
     storage.write_text(url, config.to_yaml())
 
 
-def _spool_folder(config: RunConfig) -> Path:
+def spool_folder(output: str) -> Path:
     """Where the tracker spools: in the run's folder, or in the user's cache when that is not on this machine."""
-    here = storage.local_path(config.output)
+    here = storage.local_path(output)
     if here is not None:
         return here / "tracking"
-    return Path.home() / ".cache" / "avvp" / "tracking" / hashlib.sha256(config.output.encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "avvp" / "tracking" / hashlib.sha256(output.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from rich.console import Console
 from avvp_dist import storage
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
+from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.command()(table)
 app.command()(compare)
+app.command()(sweep)
 
 _RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
 _OVERRIDES = Annotated[

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+from filelock import FileLock
 from fsspec.core import url_to_fs
 
 _ASIDE = ".aside-"  # prefix of files being written; never taken for data
@@ -115,6 +117,19 @@ def remove(url: str | os.PathLike[str]) -> None:
     fs, path = url_to_fs(os.fspath(url))
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def lock(url: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Held by one process at a time among those of this machine; nothing where ``url`` is not a local path."""
+    path = local_path(url)
+    return contextlib.nullcontext() if path is None else _file_lock(path)
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
 
 
 def sweep(url: str | os.PathLike[str]) -> int:

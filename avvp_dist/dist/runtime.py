@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,9 +23,15 @@ class Runtime(Protocol):
 
     device: torch.device
     collective: Collective
+    lineage: str
+    """Names the run in the key of its last stage where weights may come from another run; empty elsewhere."""
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """Hands over an epoch's metrics and, on rank 0, a checkpoint. Every rank calls it at the same points."""
+        ...
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """Entered once nobody else works on the stage ``key`` of ``store``; for rank 0."""
         ...
 
     def latest_checkpoint(self) -> bytes | None:
@@ -44,6 +51,8 @@ class LocalRuntime:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
+    lineage = ""
+
     def __init__(self, output: str, device: str = "auto") -> None:
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -60,7 +69,7 @@ class LocalRuntime:
         if isinstance(self.collective, TorchCollective):
             dist.destroy_process_group()
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """See `Runtime`."""
         if checkpoint is None:
             return
@@ -75,6 +84,10 @@ class LocalRuntime:
         """See `Runtime`."""
         names = self._names()
         return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; a file lock, which ends with its process. An object store has none: there, two runs work twice."""
+        return storage.lock(storage.join(store, f"{key}.lock"))
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""

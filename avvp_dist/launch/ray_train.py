@@ -7,19 +7,22 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from avvp_dist import app, storage
 from avvp_dist.data import plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, TrainingError, UserError
+from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 
@@ -29,12 +32,15 @@ _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in (Confi
 class RayRuntime:
     """`dist.runtime.Runtime` inside a Ray Train worker; checkpoints go through Ray."""
 
-    def __init__(self) -> None:
+    lineage = ""
+
+    def __init__(self, claim: Claim | None = None) -> None:
+        self._claim = claim
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
         self.collective: Collective = TorchCollective() if several else LocalCollective()
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """See `Runtime`; a barrier, since Ray waits for all ranks."""
         if checkpoint is None:
             ray.train.report(dict(metrics))
@@ -51,14 +57,23 @@ class RayRuntime:
         with found.as_directory() as folder:
             return (Path(folder) / "checkpoint.pt").read_bytes()
 
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; only the trials of a sweep share a store across machines."""
+        return self._claim(store, key) if self._claim else nullcontext()
+
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: ActorHandle | None = None) -> dict[str, Any]:
     """Runs ``config`` on Ray workers and returns the content of result.json.
 
     Uses the cluster that RAY_ADDRESS names (as it does inside a Ray job), or starts Ray on this machine for the run.
+
+    Args:
+        config: the run.
+        callbacks: told of every report of the workers.
+        desk: gives out the stages that this run shares with others (see `launch.claims`).
 
     Raises:
         ConfigError, DataError: before any worker starts where that can be known.
@@ -69,9 +84,9 @@ def train(config: RunConfig) -> dict[str, Any]:
     storage.remove(_failure(config))
     started_here = not ray.is_initialized()
     if started_here:
-        _start_ray()
+        start_ray()
     try:
-        _trainer(config).fit()
+        _trainer(config, callbacks, desk).fit()
     except ray.train.TrainingFailedError as error:
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
         raise TrainingError(f"Ray gave up after {config.launch.max_failures} restarts: {causes or error}") from error
@@ -82,16 +97,17 @@ def train(config: RunConfig) -> dict[str, Any]:
     return json.loads(storage.read_text(storage.join(config.output, "result.json")))
 
 
-def _start_ray() -> None:
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+def start_ray(log_to_driver: bool = True) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine."""
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING, log_to_driver=log_to_driver)
 
 
-def _trainer(config: RunConfig) -> TorchTrainer:
+def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(mode="json")},
+        train_loop_config={"config": config.model_dump(mode="json"), "desk": desk},
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
@@ -102,6 +118,7 @@ def _trainer(config: RunConfig) -> TorchTrainer:
             storage_path=storage.join(config.output, "ray"),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,  # type: ignore[arg-type]  # Ray's own base class is private
         ),
     )
 
@@ -110,7 +127,7 @@ def _work(arguments: dict[str, Any]) -> None:
     """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
     set_up_logging()
     config = RunConfig.model_validate(arguments["config"])
-    runtime = RayRuntime()
+    runtime = RayRuntime(claims(arguments["desk"]) if arguments["desk"] else None)
     try:
         app.run(config, runtime)
     except AvvpError as error:

@@ -21,7 +21,7 @@ from avvp_dist.methods.base import TrainStage
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
-from avvp_dist.train.optim import OptimConfig
+from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
 from avvp_dist.types import Progress
 
@@ -180,7 +180,7 @@ class StageTrainer:
         self.scheduler.step()
         self.epoch, self.step = self.epoch + 1, 0
         self.meter = EpochMeter(job.train_split.labels, self.runtime.device)
-        self._commit({name: value for name, value in row.items() if isinstance(value, float)}, {})
+        self._commit(row, {})
         if self.rank == 0:
             self.observer.epoch(row)
 
@@ -196,7 +196,7 @@ class StageTrainer:
             }
             self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
-    def _commit(self, metrics: dict[str, float], gathered: Mapping[str, Tensor]) -> None:
+    def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
         """Hands a checkpoint over: the one place where ranks report."""
         blob = None
         if self.rank == 0:
@@ -226,6 +226,7 @@ class StageTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        rebase(self.optimizer, self.scheduler, self.job.optim.lr)
         self.job.stage.load_state_dict(state["stage"])
         self.epoch, self.step = state["epoch"], state["step"]
         removed = state["trained"]["removed"]

@@ -14,8 +14,9 @@ LAYERS = [
     {"recipe"},
     {"outcome"},
     {"app"},
-    {"comparison", "launch", "paper_tables"},
-    {"cli_compare", "cli_data", "cli_table", "cli"},
+    {"comparison", "paper_tables", "sweep"},
+    {"launch"},
+    {"cli_compare", "cli_data", "cli_table", "cli_sweep", "cli"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
