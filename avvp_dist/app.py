@@ -18,7 +18,7 @@ from avvp_dist.data.index import Index, Labels, read_labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
@@ -46,6 +46,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: before anything is written.
         TrainingError: the loss stopped being finite.
+        Preempted: the runtime was asked to stop; a checkpoint is left.
     """
     index, labels = open_data(config)
     plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
@@ -80,7 +81,8 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         observer.finish("FINISHED")
     except BaseException as error:
         # a trial that its sweep ends early leaves by SystemExit
-        observer.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | Preempted)
+        observer.finish("KILLED" if stopped else "FAILED")
         raise
     return result
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -38,6 +40,10 @@ class Runtime(Protocol):
         """The newest checkpoint that was handed over completely, or None; the same on all ranks."""
         ...
 
+    def stop_requested(self) -> bool:
+        """Whether this rank has heard that the run should end soon; asked often, so it must be quick."""
+        ...
+
     def clear_checkpoints(self) -> None:
         """Drops all checkpoints: what they led to is safe elsewhere."""
         ...
@@ -54,6 +60,7 @@ class LocalRuntime:
     lineage = ""
 
     def __init__(self, output: str, device: str = "auto") -> None:
+        self.stop = threading.Event()
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
@@ -85,6 +92,10 @@ class LocalRuntime:
         names = self._names()
         return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
 
+    def stop_requested(self) -> bool:
+        """See `Runtime`; ``stop`` is set by who started the process, see `stop_on_sigterm`."""
+        return self.stop.is_set()
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a file lock, which ends with its process. An object store has none: there, two runs work twice."""
         return storage.lock(storage.join(store, f"{key}.lock"))
@@ -96,6 +107,16 @@ class LocalRuntime:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if name.endswith(".pt")]
+
+
+@contextmanager
+def stop_on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls ``stop`` when this process is asked to end; what else SIGTERM did comes back afterwards. Main thread only."""
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,12 +23,14 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from avvp_dist import app, storage
 from avvp_dist.data import plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
-from avvp_dist.errors import AvvpError, ConfigError, DataError, TrainingError, UserError
+from avvp_dist.dist.runtime import stop_on_sigterm
+from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, TrainingError, UserError
 from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 
-_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in (ConfigError, DataError, TrainingError)}
+_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in (ConfigError, DataError, TrainingError, Preempted)}
+_LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
 
 
 class RayRuntime:
@@ -34,7 +38,9 @@ class RayRuntime:
 
     lineage = ""
 
-    def __init__(self, claim: Claim | None = None) -> None:
+    def __init__(self, output: str, claim: Claim | None = None) -> None:
+        self._mark = _stop_mark(output)
+        self._look = 0.0
         self._claim = claim
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
@@ -57,6 +63,13 @@ class RayRuntime:
         with found.as_directory() as folder:
             return (Path(folder) / "checkpoint.pt").read_bytes()
 
+    def stop_requested(self) -> bool:
+        """See `Runtime`; the driver leaves a mark in the run's folder, and rank 0 looks for it every now and then."""
+        if self.collective.rank or time.monotonic() < self._look:
+            return False
+        self._look = time.monotonic() + _LOOK_EVERY
+        return storage.exists(self._mark)
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; only the trials of a sweep share a store across machines."""
         return self._claim(store, key) if self._claim else nullcontext()
@@ -77,16 +90,19 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
 
     Raises:
         ConfigError, DataError: before any worker starts where that can be known.
+        Preempted: SIGTERM came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
     _, labels = app.open_data(config)
     plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
-    storage.remove(_failure(config))
+    for leftover in (_failure(config), _stop_mark(config.output)):
+        storage.remove(leftover)
     started_here = not ray.is_initialized()
     if started_here:
         start_ray()
     try:
-        _trainer(config, callbacks, desk).fit()
+        with _stopping(config.output):
+            _trainer(config, callbacks, desk).fit()
     except ray.train.TrainingFailedError as error:
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
         raise TrainingError(f"Ray gave up after {config.launch.max_failures} restarts: {causes or error}") from error
@@ -127,7 +143,7 @@ def _work(arguments: dict[str, Any]) -> None:
     """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
     set_up_logging()
     config = RunConfig.model_validate(arguments["config"])
-    runtime = RayRuntime(claims(arguments["desk"]) if arguments["desk"] else None)
+    runtime = RayRuntime(config.output, claims(arguments["desk"]) if arguments["desk"] else None)
     try:
         app.run(config, runtime)
     except AvvpError as error:
@@ -135,6 +151,17 @@ def _work(arguments: dict[str, Any]) -> None:
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
+
+
+def _stop_mark(output: str) -> str:
+    return storage.join(output, "ray", "stop")
+
+
+def _stopping(output: str) -> AbstractContextManager[None]:
+    """SIGTERM of the driver asks the workers to stop; a trial of a sweep is no main thread and leaves signals alone."""
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
+    return stop_on_sigterm(lambda: storage.write_text(_stop_mark(output), ""))
 
 
 def _failure(config: RunConfig) -> str:

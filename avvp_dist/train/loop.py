@@ -17,6 +17,7 @@ from avvp_dist.config import Section
 from avvp_dist.data.plan import Plan
 from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
+from avvp_dist.errors import Preempted
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
@@ -128,6 +129,7 @@ class StageTrainer:
                 self.observer.epoch(self.trained.history[-1])
         while self.epoch < self.job.train.epochs:
             self._run_epoch()
+            self._stop_if_asked(committed=True)
         return self.trained
 
     def _run_epoch(self) -> None:
@@ -151,13 +153,30 @@ class StageTrainer:
         train = self.job.train
         if self.step == plan.steps:
             return
+        if self.runtime.collective.world_size == 1:
+            self._stop_if_asked()
         checkpoint_due = train.checkpoint_every and self.step % train.checkpoint_every == 0
         if checkpoint_due or self.step % train.check_every == 0:
             self.meter.check_finite(plan, progress, self.runtime.collective)
+            if self.runtime.collective.world_size > 1:  # ranks hear of it at different times and have to agree
+                self._stop_if_asked()
             if self.rank == 0:
                 self.observer.step(progress)
         if checkpoint_due:
             self._commit({}, self.meter.gather(self.runtime.collective))
+
+    def _stop_if_asked(self, committed: bool = False) -> None:
+        """Ends the run, with a checkpoint of this very step, when any rank was asked to."""
+        collective, asked = self.runtime.collective, self.runtime.stop_requested()
+        if collective.world_size > 1:
+            heard = torch.tensor([float(asked)], device=self.runtime.device)
+            asked = bool(collective.all_reduce_sum(heard).item())
+        if not asked:
+            return
+        if not committed:
+            self._commit({}, self.meter.gather(collective))
+        where = f"stage {self.job.stage.name}, epoch {self.epoch + 1}, step {self.step}"
+        raise Preempted(f"asked to stop at {where}: a checkpoint is safe, the same command goes on from there")
 
     def _finish_epoch(self, gathered: Mapping[str, Tensor], videos_per_second: float) -> None:
         job, started = self.job, time.perf_counter()
