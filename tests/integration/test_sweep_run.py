@@ -71,9 +71,9 @@ def _check_tracking(database):
 def test_a_killed_driver_is_resumed_to_the_same_scores(packed, tmp_path):
     """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
     sweep = tmp_path / "s.yaml"
-    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3, 0.4]}}
+    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
     sweep.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "space": space, "seeds": [1]}))
-    settings = [f"data={packed}", *TINY, "train.epochs=12", "tracking=none"]
+    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
     command = [sys.executable, "-m", "avvp_dist", "sweep"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run([*command, str(sweep), *settings, "--output", str(whole)], env=ENV, check=True, capture_output=True)
@@ -85,7 +85,7 @@ def test_a_killed_driver_is_resumed_to_the_same_scores(packed, tmp_path):
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = list(killed.glob("runs/*/result.json"))
-    assert len(before) < 4
+    assert len(before) < 3
     done = subprocess.run([*command, "--resume", str(killed)], env=ENV, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one, other = (json.loads((folder / "sweep.json").read_text())["trials"] for folder in (whole, killed))
@@ -141,8 +141,13 @@ def test_a_population_hands_weights_on(on_ray, packed, tmp_path):
 
 def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
     settings = [f"data={packed}", *TINY, "tracking=none", "launch=ray", "launch.workers=2"]
-    content = on_ray("s", spec(recipe="han"), settings, str(tmp_path / "two"))
-    alone = on_ray("s", spec(recipe="han"), [f"data={packed}", *TINY, "tracking=none"], str(tmp_path / "one"))
+    content = on_ray("s", spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}), settings, str(tmp_path / "two"))
+    alone = on_ray(
+        "s",
+        spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}),
+        [f"data={packed}", *TINY, "tracking=none"],
+        str(tmp_path / "one"),
+    )
     assert [row["status"] for row in content["trials"]] == ["finished"]
     assert len(json.loads((tmp_path / "two" / "runs" / content["trials"][0]["name"] / "scores.json").read_text())) == 2
     assert content["trials"][0]["name"] == alone["trials"][0]["name"]  # how a run is run is not what it is
