@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,11 @@ import yaml
 from torch import nn
 
 from avvp_dist import storage
-from avvp_dist.data import plan, resident
-from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.data.index import Index, Labels, LeftOut, read_labels
+from avvp_dist.data.quarantine import inspect, without
 from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.data.source import Source
+from avvp_dist.data.source import Source, check_plan, open_split
+from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import METHODS
@@ -30,7 +34,9 @@ from avvp_dist.train.evaluate import all_scores, predict
 from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
+LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
+_NAMED = 20  # bad videos the log names
 
 
 def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -46,15 +52,16 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         TrainingError: the loss stopped being finite.
     """
     index, labels = open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
+    check_plan(config.data, index, labels, config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
     refined = _refined(config, method, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
+    labels, left_out = _sound(config, index, labels, runtime)
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
-    data_fingerprint = index.fingerprint
+    data_fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
         data_fingerprint += refined.fingerprint
@@ -78,7 +85,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected, left_out)
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
@@ -86,6 +93,9 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     except BaseException as error:
         observer.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    finally:
+        for split in splits.values():
+            split.close()
     return result
 
 
@@ -105,10 +115,11 @@ def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
+    labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     scores: dict[str, Any] = {}
     for name in EVALUATED:
-        split = _load(config, index, labels[name], runtime)
-        found = _predict(model, split, config, runtime, final.cross_modal)
+        with closing(_load(config, index, labels[name], runtime)) as split:
+            found = _predict(model, split, config, runtime, final.cross_modal)
         scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
     return scores
 
@@ -201,9 +212,32 @@ def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> 
     return refined
 
 
+def _sound(
+    config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
+) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
+    """The labels without bad videos, and those; all ranks look for them together, each at its share of the shards."""
+    labels = {name: labels[name] for name in labels if name in ("train", *EVALUATED)}
+    if config.data.on_bad == "fail":
+        return labels, ()
+    collective = runtime.collective
+    mine = inspect(config.data.url or "", index, labels, collective.rank, collective.world_size)
+    lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in mine], runtime.device)
+    left_out = tuple(LeftOut(*json.loads(line)) for line in sorted(lines))
+    videos = sum(len(of_split.ids) for of_split in labels.values())
+    LOGGER.log(
+        logging.WARNING if left_out else logging.INFO,
+        "data.on_bad=skip: %d of %d videos are bad and left out%s",
+        len(left_out),
+        videos,
+        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
+        + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
+    )
+    return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
+
+
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
+    return open_split(config.data, index, labels, runtime.device, dtype)
 
 
 def _build(config: RunConfig, index: Index) -> nn.Module:
@@ -228,16 +262,21 @@ def _claim(config: RunConfig) -> None:
         ConfigError: names the keys in which that run differs.
     """
     url = storage.join(config.output, "config.yaml")
-    apart = {"tracking", "launch", "store"}  # how a run is run, not what it is
-    here = config.model_dump(exclude=apart, mode="json")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
-        there = {key: value for key, value in there.items() if key not in apart}
-        here["train"]["device"] = there.get("train", {}).get("device")
-        changed = differences(there, here)
+        changed = differences(_what_it_is(there), _what_it_is(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
     storage.write_text(url, config.to_yaml())
+
+
+def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config without what only says how the run is run."""
+    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": ("workers", "prefetch")}
+    kept = {key: value for key, value in content.items() if key not in apart[""]}
+    for section in kept.keys() & apart.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}
+    return kept
 
 
 def _spool_folder(config: RunConfig) -> Path:

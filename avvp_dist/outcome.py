@@ -6,7 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from avvp_dist import storage
-from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.index import Index, Labels, LeftOut
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.metrics.denoising import removal_row
 from avvp_dist.metrics.parsing import Probabilities
@@ -34,6 +34,7 @@ class Outcome:
     Attributes:
         probabilities: of the best network, by evaluated split.
         trained, collected: what each stage left, by its name, in order.
+        left_out: bad videos that the run did without.
     """
 
     config: RunConfig
@@ -42,6 +43,7 @@ class Outcome:
     probabilities: Mapping[str, Probabilities]
     trained: Mapping[str, Trained]
     collected: Mapping[str, Any]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def final(self) -> Trained:
@@ -71,6 +73,7 @@ class Outcome:
                 "fingerprint": index.fingerprint,
                 "dataset": index.dataset,
                 "synthetic": index.synthetic,
+                "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
             "scores": {

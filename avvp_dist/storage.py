@@ -61,6 +61,16 @@ def names(url: str | os.PathLike[str]) -> list[str]:
     return sorted(name for name in found if not name.startswith(_ASIDE))
 
 
+def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
+    """Bytes of each file right below ``url``, by its name; empty when it is not there."""
+    fs, path = url_to_fs(os.fspath(url))
+    try:
+        entries = fs.ls(path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """Whole content of the file at ``url``.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avvp_dist import storage
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
+from avvp_dist.data.reading import REMEDY, ShardRef, open_shard
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.data.table import Table
 from avvp_dist.errors import DataError
-from avvp_dist.types import Batch, Refined
+from avvp_dist.types import Batch
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,19 @@ class ResidentSplit:
     """Features and labels of one split in memory: a `Source` whose order is one permutation of all videos.
 
     Attributes:
-        labels: ids, weak labels and truth as the index holds them.
+        table: the labels.
         features: float16 [N,T,width], the streams side by side.
-        weak: float32 [N,C].
-        streams: name -> (offset, dim) along the last axis of ``features``.
-        dtype: dtype of a batch's features.
-        refined: labels in place of the weak ones, of all N videos, or None.
-        partners: int64 [N,K] numbers of each video's partners; K is 0 where nobody asks for them.
+        partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
     """
 
-    labels: Labels
+    table: Table
     features: Tensor
-    weak: Tensor
-    streams: Mapping[str, tuple[int, int]]
-    dtype: torch.dtype = torch.float32
-    refined: Refined | None = None
     partners: NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """See `Source`."""
+        return self.table.labels
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -62,10 +59,8 @@ class ResidentSplit:
         for step in range(first_step, plan.steps):
             yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
 
-    def ordered(
-        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
-    ) -> Generator[Batch, None, None]:
-        """See `Source`; a rank's share is contiguous."""
+    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`; in the split's order."""
         sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
         mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         for start in range(0, max(len(mine), 1), batch_size):
@@ -74,81 +69,57 @@ class ResidentSplit:
     def close(self) -> None:
         """See `Source`; nothing to let go of."""
 
+    def batch(self, numbers: np.ndarray, total: int) -> Batch:
+        """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
+        index = torch.from_numpy(numbers).to(self.features.device)
+        rows = self.features.index_select(0, index).to(self.table.dtype)
+        draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
+        alone = replace(self, partners=None)
+        return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
+
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
+        """See `Source`."""
+        return replace(self, table=self.table.with_refined(labels, classes, source))
+
     def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
         if not draws:
             return self
         return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
 
-    def batch(self, numbers: np.ndarray, total: int) -> Batch:
-        """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
-        index = torch.from_numpy(numbers).to(self.features.device)
-        rows = self.features.index_select(0, index).to(self.dtype)
-        streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
-        refined, partners = self.refined, self.partners
-        if refined is not None:
-            video = None if refined.video is None else refined.video[index]
-            refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
-        draws = () if partners is None else tuple(partners[numbers].T.copy())
-        alone = replace(self, partners=None)
-        return Batch(
-            streams,
-            self.weak.index_select(0, index),
-            index,
-            total,
-            refined,
-            tuple(alone.batch(draw, total) for draw in draws),
-        )
-
-    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
-        """The same videos with refined labels; ``source`` names them in errors.
-
-        Raises:
-            DataError: they do not fit.
-        """
-        found = labels.aligned(self.labels.ids, classes, self.features.shape[1], source)
-        video, audio, visual = (
-            None if values is None else torch.from_numpy(values).to(self.weak)
-            for values in (found.video, found.audio, found.visual)
-        )
-        return replace(self, refined=Refined(video, audio, visual, found.windows))  # type: ignore[arg-type]  # only video can be None
-
 
 def load(
     url: str, index: Index, labels: Labels, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> ResidentSplit:
-    """Reads a split's shards, several at a time, and checks each against its hash.
+    """Reads a split's shards, several at a time, and checks each against its hash and every video in it.
 
     Raises:
-        DataError: every shard that is missing or does not hold what the index says.
+        DataError: every shard that is missing or is not what the index says, and every bad video in the others.
     """
-    features = np.empty((len(labels.ids), index.segments, sum(stream.dim for stream in index.streams)), np.float16)
+    features = np.empty((len(labels.ids), index.segments, index.width), np.float16)
     numbers = np.unique(labels.shard)
 
-    def fill(number: int) -> str | None:
+    def fill(number: int) -> list[str]:
         return _fill(features, url, index, labels, number)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        problems = [problem for problem in pool.map(fill, numbers.tolist()) if problem]
+        problems = [problem for found in pool.map(fill, numbers.tolist()) for problem in found]
     if problems:
-        raise DataError(problems, f"{url}: {labels.split} cannot be read")
-    return ResidentSplit(
-        labels,
-        torch.from_numpy(features).to(device or "cpu"),
-        torch.from_numpy(labels.weak.astype(np.float32)).to(device or "cpu"),
-        {stream.name: (stream.offset, stream.dim) for stream in index.streams},
-        dtype,
-    )
+        raise DataError(problems, f"{url}: {labels.split} cannot be read; {REMEDY}")
+    return ResidentSplit(Table.of(index, labels, device, dtype), torch.from_numpy(features).to(device or "cpu"))
 
 
-def _fill(features: np.ndarray, url: str, index: Index, labels: Labels, number: int) -> str | None:
-    shard = index.shards[number]
+def _fill(features: np.ndarray, url: str, index: Index, labels: Labels, number: int) -> list[str]:
+    """Reads one shard; returns what is wrong with it."""
+    info = index.shards[number]
     try:
-        content = storage.read_bytes(storage.join(url, shard.name))
-    except FileNotFoundError:
-        return f"{shard.name}: missing; pack again, complete shards are kept"
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        return f"{shard.name}: content differs from what the index recorded; delete it and pack again"
+        shard = open_shard(url, ShardRef(info.name, info.bytes, info.sha256), features.shape[1:])
+    except DataError as error:
+        return error.problems
+    problems = []
     for row in np.flatnonzero(labels.shard == number):
-        values = np.frombuffer(content, np.float16, features[row].size, int(labels.offset[row]))
-        features[row] = values.reshape(features.shape[1:])
-    return None
+        try:
+            shard.read(labels.ids[row], int(labels.offset[row]), features[row])
+        except DataError as error:
+            problems += error.problems
+    shard.close()
+    return problems

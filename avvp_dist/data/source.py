@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
 
 from avvp_dist.config import Section
-from avvp_dist.data.index import Labels
+from avvp_dist.data import plan, resident
+from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.plan import Plan
+from avvp_dist.data.quarantine import check_files
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.data.streaming import StreamingSplit, StreamSettings
+from avvp_dist.data.table import Table
 from avvp_dist.types import Batch
+
+LOGGER = logging.getLogger(__name__)
 
 
 class DataConfig(Section):
-    """Which data."""
+    """Which data, and how they are read."""
 
     url: str | None = None
     """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
     refined: str | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
+    mode: Literal["auto", "resident", "streaming"] = "auto"
+    """resident: the training split lies in memory; streaming: it is read from its shards all the time; auto: resident where
+    its features take up to memory_gb. Other splits are resident up to memory_gb, or always where mode is resident."""
+    memory_gb: float = Field(8.0, gt=0)
+    """Gigabytes (of 10^9 bytes) that a split's features may take in the memory of each worker."""
+    streams: int = Field(16, ge=1)
+    """Streams that are read side by side; divides the batch size, and is divided by the workers. Changes the order."""
+    window: int = Field(256, ge=1)
+    """Places within which a stream is shuffled and partners are found; a shard's videos or more. Changes the order."""
+    workers: int = Field(2, ge=0)
+    """Processes of each worker that read shards; 0 for a thread."""
+    prefetch: int = Field(4, ge=1)
+    """Batches read ahead."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """Bad shards and videos end the run, or are left out: everything is read and checked before training then."""
 
 
 class Source(Protocol):
@@ -61,16 +86,55 @@ class Source(Protocol):
         """
         ...
 
-    def ordered(
-        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
-    ) -> Generator[Batch, None, None]:
-        """Every video once, without shuffling: the share of ``rank`` in at least one batch of at most ``batch_size``.
+    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
+        """Every video once, in whatever order: the share of ``rank``, in at least one batch, perhaps an empty one.
 
-        ``batch.index`` says which videos they are; ``batch.total`` means nothing here. ``partners`` as in `epoch`, drawn
-        by (``seed``, id).
+        ``batch.index`` says which videos they are; ``batch.total`` means nothing here.
+
+        Args:
+            batch_size: videos in a batch of this rank, about.
+            rank, world: who asks, of how many.
+            partners: as in `epoch`, drawn by (``seed``, id).
+            seed: root of that choice.
         """
         ...
 
     def close(self) -> None:
         """Lets go of files and processes; a later call of `epoch` opens them again."""
         ...
+
+
+def streams_from_shards(config: DataConfig, index: Index, labels: Labels) -> tuple[bool, str]:
+    """Whether a split is streamed, and why; the same on all ranks, since it depends on config and index alone."""
+    size = len(labels.ids) * index.segments * index.width * 2 / 1e9
+    budget = f"{size:.3g} GB of features, data.memory_gb={config.memory_gb:g}"
+    if config.mode == "resident" or (config.mode == "streaming" and labels.split == "train"):
+        return config.mode == "streaming", f"data.mode={config.mode}; {budget}"
+    return size > config.memory_gb, budget
+
+
+def check_plan(config: DataConfig, index: Index, labels: Mapping[str, Labels], batch_size: int, world: int) -> None:
+    """Refuses numbers that cannot be planned, before anything is read.
+
+    Raises:
+        ConfigError: see `plan.check`.
+    """
+    streamed = any(streams_from_shards(config, index, of_split)[0] for of_split in labels.values())
+    plan.check(len(labels["train"].ids), batch_size, world, config.streams if streamed else None)
+
+
+def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.device, dtype: torch.dtype) -> Source:
+    """A split of the data set at ``config.url``, in memory or streamed.
+
+    Raises:
+        DataError: shards that are missing or not what the index says; where the split is streamed, only their sizes are
+            looked at here, the rest when they are read.
+    """
+    streamed, why = streams_from_shards(config, index, labels)
+    url = config.url or ""
+    LOGGER.info("%s: %s (%s)", labels.split, "streamed from its shards" if streamed else "in memory", why)
+    if not streamed:
+        return resident.load(url, index, labels, device, dtype)
+    check_files(url, index, labels)
+    settings = StreamSettings(config.streams, config.window, config.workers, config.prefetch)
+    return StreamingSplit(url, index, Table.of(index, labels, device, dtype), settings)

@@ -17,7 +17,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from avvp_dist import app, storage
-from avvp_dist.data import plan
+from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, TrainingError, UserError
 from avvp_dist.recipe import RunConfig
@@ -64,8 +64,8 @@ def train(config: RunConfig) -> dict[str, Any]:
         ConfigError, DataError: before any worker starts where that can be known.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
-    _, labels = app.open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
+    index, labels = app.open_data(config)
+    check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
     storage.remove(_failure(config))
     started_here = not ray.is_initialized()
     if started_here:

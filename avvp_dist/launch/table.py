@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from avvp_dist import app, storage
-from avvp_dist.data import plan, synthetic
+from avvp_dist.data import synthetic
 from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.source import check_plan
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch import launch
 from avvp_dist.paper_tables import PaperTable, configs
@@ -63,7 +64,7 @@ def run(
     rows = [_with_data(config, url) for config in configs(table, settings)]
     index, labels = app.open_data(rows[0])
     for config in rows:
-        plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
+        check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
     facts = _facts(name, table, url, index, labels, seeds, settings)
     runs = [_run(table, rows, row, seed, output, index.fingerprint) for seed in seeds for row in range(len(rows))]
     found: dict[int, list[tuple[_Run, Mapping[str, Any]]]] = {row: [] for row in range(len(rows))}
@@ -113,7 +114,7 @@ def _run(table: PaperTable, rows: Sequence[RunConfig], row: int, seed: int, outp
     """A row with a seed, in the folder that belongs to both."""
     label, config = table.rows[row].label, rows[row].model_copy(update={"seed": seed})
     what = config.model_dump(mode="json", exclude={"output", "store", "tracking", "launch"})  # those are how it is run
-    del what["train"]["device"]
+    del what["train"]["device"], what["data"]["workers"], what["data"]["prefetch"]
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     named = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})

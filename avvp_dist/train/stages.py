@@ -145,7 +145,7 @@ class StageRunner:
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
         bfloat16 = self.train.precision == "bfloat16"
-        batches = split.ordered(
+        batches = split.once(
             self.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
         )
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
