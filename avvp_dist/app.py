@@ -272,7 +272,7 @@ def _claim(config: RunConfig) -> None:
 
 def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run."""
-    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": ("workers", "prefetch")}
+    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": ("workers", "prefetch", "on_bad")}
     kept = {key: value for key, value in content.items() if key not in apart[""]}
     for section in kept.keys() & apart.keys():
         kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}

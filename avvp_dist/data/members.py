@@ -30,8 +30,8 @@ def explain(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
     except (tarfile.TarError, EOFError, OSError) as error:
         return f"the tar cannot be read beyond its member {names.total()} ({error}), where {member} is expected"
     if not names[member]:
-        arrays = sum(name.endswith(f".{FEATURES}") for name in names)
-        return f"has no member {member} (it holds {arrays} other videos): labels.parquet is of another pack"
+        others = sum(name.endswith(f".{FEATURES}") for name in names)  # a damaged header reads as the tar's end
+        return f"has no member {member}, and {others} other videos: damaged, or labels.parquet is of another pack"
     if names[member] > 1:
         return f"has member {member} {names[member]} times"
     try:

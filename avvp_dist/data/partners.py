@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from avvp_dist.data.plan import StreamPlan
+from avvp_dist.data.plan import Neighbours, StreamPlan
 from avvp_dist.errors import DataError
 
-_TRIES = 32  # draws before all candidates are looked through
+_TRIES = 32  # draws before the candidates are looked through one by one
 
 
 def disjoint(ids: Sequence[str], weak: NDArray[np.bool_], seed: int, draws: int = 1, epoch: int = 0) -> NDArray[np.int64]:
@@ -51,9 +51,10 @@ def disjoint(ids: Sequence[str], weak: NDArray[np.bool_], seed: int, draws: int 
 def nearby(
     ids: Sequence[str], weak: NDArray[np.bool_], plan: StreamPlan, places: NDArray[np.int64], draws: int
 ) -> NDArray[np.int64]:
-    """Partners that share no weak label, uniform over such videos among ``plan.neighbours()``, with replacement over draws.
+    """Partners that share no weak label, among the videos that a second plan brings near; with replacement over draws.
 
-    A video's choice depends on the plan's (seed, epoch), its id and its neighbours alone.
+    Uniform over such videos within half of ``plan.window``; where there is none, within twice as far, and so on through the
+    stream. A video's choice depends on the plan's (seed, epoch), its id and its neighbours alone.
 
     Args:
         ids: names of the N videos.
@@ -66,36 +67,45 @@ def nearby(
         int64 [R,K], numbers of the partners.
 
     Raises:
-        DataError: videos that share a label with every neighbour.
+        DataError: videos that share a label with every other of their stream.
     """
     near, videos = plan.neighbours(), plan.order()[places]
-    first, width = near.first[places], (near.stop - near.first)[places]
     bits = np.packbits(weak, axis=1)
     root = np.random.SeedSequence([plan.seed, plan.epoch]).generate_state(1, np.uint64)
     own = np.array([_own(ids[number]) for number in videos], np.uint64) ^ root
     partners = np.empty((len(places), draws), np.int64)
-    lonely = []
+    lonely = set()
     for draw in range(draws):
-        left = np.arange(len(places))
+        left, reach = np.arange(len(places)), plan.window // 2
+        first, stop = near.within(reach, places)
         for attempt in range(_TRIES):
-            if not len(left):
-                break
-            picked = near.line[first[left] + _scatter(own[left], draw * _TRIES + attempt) % width[left]]
+            picked = near.line[first[left] + _scatter(own[left], draw * _TRIES + attempt) % (stop - first)[left]]
             fits = ~(bits[videos[left]] & bits[picked]).any(axis=1)
             partners[left[fits], draw] = picked[fits]
             left = left[~fits]
         for row in left:
-            around = near.line[first[row] : first[row] + width[row]]
-            candidates = around[~(bits[videos[row]] & bits[around]).any(axis=1)]
-            if len(candidates):
-                partners[row, draw] = candidates[_scatter(own[row : row + 1], draw * _TRIES)[0] % len(candidates)]
+            found = _search(near, bits, int(videos[row]), int(places[row]), reach)
+            if len(found):
+                partners[row, draw] = found[_scatter(own[row : row + 1], draw * _TRIES)[0] % len(found)]
             else:
-                lonely.append(ids[videos[row]])
+                lonely.add(ids[videos[row]])
     if lonely:
-        names = list(dict.fromkeys(lonely))
-        title = f"no partners can be drawn for {len(names)} videos within data.window={plan.window}; enlarge it"
-        raise DataError([f"{name}: shares a label with every video near it" for name in names[:20]], title)
+        raise DataError(
+            [f"{name}: shares a label with every other video of its stream" for name in sorted(lonely)],
+            "no partners can be drawn; use fewer data.streams, or data.mode=resident",
+        )
     return partners
+
+
+def _search(near: Neighbours, bits: NDArray[np.uint8], video: int, place: int, reach: int) -> NDArray[np.int64]:
+    """All fitting videos within ``reach``, or within as many times twice as far as it takes to find one."""
+    while True:
+        first, stop = (int(end[0]) for end in near.within(reach, np.array([place])))
+        around = near.line[first:stop]
+        found = around[~(bits[video] & bits[around]).any(axis=1)]
+        if len(found) or (first == near.begin[place] and stop == near.end[place]):
+            return found
+        reach = 2 * reach + 1
 
 
 def _own(name: str) -> int:

@@ -193,9 +193,7 @@ class StreamPlan:
     def neighbours(self) -> Neighbours:
         """What a second plan of the same epoch, with an order of shards of its own, brings near each video of `order`."""
         stream = self.stream_of()
-        first = np.maximum(self._bounds[stream], self._places - self.window // 2)
-        stop = np.minimum(self._bounds[stream + 1], self._places + self.window // 2 + 1)
-        return Neighbours(self._laid_out(2), first, stop)
+        return Neighbours(self._laid_out(2), self._places, self._bounds[stream], self._bounds[stream + 1])
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
@@ -233,11 +231,25 @@ class StreamPlan:
 
 
 class Neighbours(NamedTuple):
-    """Candidates for partners: of row i those of ``line`` from ``first[i]`` up to ``stop[i]``."""
+    """Candidates for partners.
+
+    Attributes:
+        line: numbers of all videos in the order of the second plan, stream after stream; [N].
+        at: where in ``line`` each video of the epoch stands, [N].
+        begin, end: the stream of each in ``line``, [N].
+    """
 
     line: NDArray[np.int64]
-    first: NDArray[np.int64]
-    stop: NDArray[np.int64]
+    at: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+    def within(self, reach: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Candidates of ``rows`` up to ``reach`` places away are ``line[first:stop]``: both ends, for each row."""
+        return (
+            np.maximum(self.begin[rows], self.at[rows] - reach),
+            np.minimum(self.end[rows], self.at[rows] + reach + 1),
+        )
 
 
 class Openings(NamedTuple):

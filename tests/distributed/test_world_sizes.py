@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dying import DyingRuntime, Killed
 
+from avvp_dist import app
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.recipe import load
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
@@ -84,6 +87,31 @@ def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     labels = [RefinedLabels.load(str(stage(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
     assert (labels[0].audio == 0).any()
     assert labels[0].fingerprint == labels[1].fingerprint
+
+
+STREAMED = ("data.mode=streaming", "data.streams=4", "data.window=8", "data.workers=1")
+
+
+@pytest.fixture(scope="module")
+def one_streamed(packed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one-streamed")
+    train(output, packed, *STREAMED, "train.checkpoint_every=2")
+    return output
+
+
+def test_streaming_on_two_ranks(packed, tmp_path, one_streamed):
+    train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", launcher=torchrun(2))
+    assert_same_training(tmp_path, one_streamed)
+
+
+def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
+    config = load(
+        JOMOLD[0], [*JOMOLD[1:], f"data={packed}", f"output={tmp_path}", *OVERRIDES, *STREAMED, "train.checkpoint_every=2"]
+    )
+    with pytest.raises(Killed):
+        app.run(config, DyingRuntime(config.output, after=3))  # two of the four steps of the second epoch are done
+    train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", launcher=torchrun(2))
+    assert_same_training(tmp_path, one_streamed)
 
 
 def test_ray_train(packed, tmp_path, one):
