@@ -73,6 +73,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     try:
         _trainer(config).fit()
     except ray.train.TrainingFailedError as error:
+        _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
         raise TrainingError(f"Ray gave up after {config.launch.max_failures} restarts: {causes or error}") from error
     finally:
@@ -107,17 +108,25 @@ def _trainer(config: RunConfig) -> TorchTrainer:
 
 
 def _work(arguments: dict[str, Any]) -> None:
-    """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
+    """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
+
+    They may come to one worker alone (a bad shard), while the others wait for it: then it fails, Ray ends them all, and the
+    workers that Ray starts in their place find the failure written down and return.
+    """
     set_up_logging()
     config = RunConfig.model_validate(arguments["config"])
+    if storage.exists(_failure(config)):
+        return
     runtime = RayRuntime()
     try:
         app.run(config, runtime)
-    except AvvpError as error:
+    except (UserError, TrainingError) as error:
         kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS), TrainingError.__name__)
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
+        if runtime.collective.world_size > 1:
+            raise
 
 
 def _failure(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_pa
 def test_ray_train(packed, tmp_path, one):
     train(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
+
+
+@pytest.mark.slow
+def test_ray_train_names_the_bad_shard_that_one_worker_finds(packed, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(packed, data)
+    with (data / "train-000002.tar").open("r+b") as shard:
+        shard.write(b"x")
+    with pytest.raises(AssertionError, match=r"(?s)error: .*train-000002.tar: content differs") as caught:
+        train(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
+    assert "Traceback" not in str(caught.value).split("error:")[-1]
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(packed, tmp_path):

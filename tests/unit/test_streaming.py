@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from avvp_dist import storage
-from avvp_dist.data import resident, streaming
+from avvp_dist.data import resident, synthetic
 from avvp_dist.data.index import Index, read_labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import DataConfig, open_split, streams_from_shards
@@ -228,24 +229,18 @@ def test_readers_end_with_the_trainer_however_it_ends(packed, then, kill):
             trainer.kill()
 
 
-def test_memory_holds_a_window_and_not_the_split(packed, monkeypatch):
-    """Shards open at a time, of 4 streams with shards of 16 videos: far fewer than a long epoch opens."""
-    open_now, most = set(), 0
-    original = streaming._Part.task
-
-    def counted(self, step, slot):
-        nonlocal most
-        task = original(self, step, slot)
-        open_now.update(key for key, _ in task.opens)
-        most = max(most, len(open_now))
-        open_now.difference_update(task.closes)
-        return task
-
-    monkeypatch.setattr(streaming._Part, "task", counted)
-    with closing(opened(packed, window=4, streams=2)) as split:
-        epoch(split)
-    assert most <= 6
-    assert not open_now
+def test_few_shards_are_open_at_a_time(tmp_path):
+    data = str(tmp_path / "data")
+    synthetic.write(data, videos=None, seed=0, layout="shards", splits=(64, 2, 2), workers=1, shard_videos=4)
+    most = 0
+    with closing(opened(data, streams=2, window=4, prefetch=1)) as split:
+        plan = split.plan(4, 3, 0)
+        for batch in split.epoch(plan, 0, 0, 1):
+            assert len(batch.index)
+            tars = [path for path in Path("/proc/self/fd").iterdir() if os.path.realpath(path).endswith(".tar")]
+            most = max(most, len(tars))
+    assert 4 <= most <= 8  # of 16: in each stream those that the window spans, and the next
+    assert not [path for path in Path("/proc/self/fd").iterdir() if os.path.realpath(path).endswith(".tar")]
 
 
 def test_where_a_split_lies_depends_on_config_and_index_alone(packed):
