@@ -95,7 +95,8 @@ class _Reader:
         try:
             self.connection.send(task)
         except OSError:
-            self.wait()  # it has said why it is gone, if it could
+            while True:  # it has said why it is gone, if it could, after its last answers
+                self.wait()
 
     def wait(self) -> None:
         """Until the reader has done its oldest task."""

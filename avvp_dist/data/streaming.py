@@ -217,7 +217,8 @@ class _Part:
         shards = labels.shard[videos].astype(np.int64)
         self._keys = self._key(streams, shards)
         self._opened = openings(streams.ravel(), shards.ravel(), np.repeat(steps, videos.shape[1]))
-        self._closed = np.argsort(self._opened.closes, kind="stable")
+        self._closing = np.argsort(self._opened.closes, kind="stable")
+        self._closes = self._opened.closes[self._closing]
 
     def task(self, step: int, slot: int) -> Task:
         """See `_Share.tasks`."""
@@ -225,7 +226,7 @@ class _Part:
         first, stop = np.searchsorted(self._steps, [step, step + 1])
         videos, draws = self._videos[first:stop], np.arange(self._videos.shape[1])
         opens = range(*np.searchsorted(opened.opens, [step, step + 1]))
-        closes = self._closed[slice(*np.searchsorted(opened.closes[self._closed], [step, step + 1]))]
+        closes = self._closing[slice(*np.searchsorted(self._closes, [step, step + 1]))]
         return Task(
             slot=slot,
             opens=[(int(self._key(opened.stream[at], opened.shard[at])), self._shard(at)) for at in opens],
