@@ -14,6 +14,7 @@ from torch import nn
 
 from avvp_dist import storage
 from avvp_dist.data import plan, resident
+from avvp_dist.data.cache import ShardCache
 from avvp_dist.data.index import Index, Labels, read_labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import Source
@@ -33,6 +34,7 @@ from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
 EVALUATED = ("val", "test")
+_DATA_APART = {"cache", "cache_gb", "share"}  # where the bytes are read from, not what they are
 
 
 def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -55,7 +57,10 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
-    splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    cache = config.data.shard_cache()
+    splits: dict[str, Source] = {
+        name: _load(config, index, labels[name], runtime, cache) for name in ("train", *EVALUATED)
+    }
     data_fingerprint = index.fingerprint
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
@@ -120,9 +125,9 @@ def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
-    found = {}
+    found, cache = {}, config.data.shard_cache()
     for name in EVALUATED:
-        split = _load(config, index, labels[name], runtime)
+        split = _load(config, index, labels[name], runtime, cache)
         found[name] = _predict(model, split, config, runtime, final.cross_modal)
     scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
     return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
@@ -230,9 +235,9 @@ def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
+def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime, cache: ShardCache) -> Source:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
+    return resident.load(config.data.url or "", index, labels, runtime.device, dtype, cache, config.data.share)
 
 
 def _build(config: RunConfig, index: Index) -> nn.Module:
@@ -258,10 +263,11 @@ def _claim(config: RunConfig) -> None:
     """
     url = storage.join(config.output, "config.yaml")
     apart = {"tracking", "launch", "store"}  # how a run is run, not what it is
-    here = config.model_dump(exclude=apart, mode="json")
+    here = config.model_dump(exclude={**dict.fromkeys(apart, True), "data": _DATA_APART}, mode="json")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
         there = {key: value for key, value in there.items() if key not in apart}
+        there["data"] = {key: value for key, value in there.get("data", {}).items() if key not in _DATA_APART}
         here["train"]["device"] = there.get("train", {}).get("device")
         changed = differences(there, here)
         if changed:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli_compare import compare
+from avvp_dist.cli_cache import cache
 from avvp_dist.cli_data import data
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 app.command()(table)
 app.command()(compare)
 

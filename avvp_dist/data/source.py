@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
+from pydantic import Field, field_validator
+
 from avvp_dist.config import Section
+from avvp_dist.data.cache import DEFAULT_GB, GB, ShardCache
 from avvp_dist.data.index import Labels
 from avvp_dist.data.plan import Plan
 from avvp_dist.data.refined import RefinedLabels
@@ -21,6 +24,23 @@ class DataConfig(Section):
     """What the packed data set must be, by the name that ``avvp data inspect`` shows; null for any."""
     refined: str | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
+    cache: str | None = None
+    """Folder, on each node, for shards of a remote URL; null for $AVVP_CACHE or avvp_dist in the user's cache directory."""
+    cache_gb: float = Field(DEFAULT_GB, gt=0)
+    """Gigabytes (of 10^9 bytes) in that folder; shards used longest ago make room."""
+    share: bool = True
+    """Whether a node's processes read features on CPU from one memory map of the shards; false: each from its own copy."""
+
+    @field_validator("cache")
+    @classmethod
+    def _on_this_machine(cls, folder: str | None) -> str | None:
+        if folder and "://" in folder:
+            raise ValueError("must be a folder on the machine that trains, not a URL")
+        return folder
+
+    def shard_cache(self) -> ShardCache:
+        """The cache these settings describe."""
+        return ShardCache(self.cache, int(self.cache_gb * GB))
 
 
 class Source(Protocol):

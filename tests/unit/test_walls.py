@@ -15,7 +15,7 @@ LAYERS = [
     {"outcome"},
     {"app"},
     {"comparison", "launch", "paper_tables"},
-    {"cli_compare", "cli_data", "cli_table", "cli"},
+    {"cli_cache", "cli_compare", "cli_data", "cli_table", "cli"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
