@@ -58,9 +58,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     if rank_0:
         _claim(config)
     cache = config.data.shard_cache()
-    splits: dict[str, Source] = {
-        name: _load(config, index, labels[name], runtime, cache) for name in ("train", *EVALUATED)
-    }
+    splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime, cache) for name in ("train", *EVALUATED)}
     data_fingerprint = index.fingerprint
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")

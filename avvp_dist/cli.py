@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from avvp_dist import storage
-from avvp_dist.cli_compare import compare
 from avvp_dist.cli_cache import cache
+from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
 from torch import Tensor
 
-from avvp_dist.data.cache import ShardCache
+from avvp_dist.data.cache import GB, ShardCache
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
