@@ -109,6 +109,17 @@ def test_valor_on_two_ranks(packed, tmp_path):
     )
 
 
+@pytest.mark.parametrize("recipe", [["coteaching", "method.plain_epochs=1"], ["jocor", "method.co_lambda=0.5"]])
+def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
+    recipe = [*recipe, "method.forget_epochs=1", "model.width=64", "model.feedforward=64"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    removed = [np.load(stage(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
+    assert removed[0].any(axis=(0, 2)).all()
+    np.testing.assert_array_equal(*removed)
+
+
 def test_ray_train(packed, tmp_path, one):
     train(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
