@@ -12,7 +12,7 @@ from avvp_dist.config import validate
 from avvp_dist.data import resident, synthetic
 from avvp_dist.data.cache import ShardCache
 from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.resident import DataConfig
+from avvp_dist.data.source import DataConfig
 from avvp_dist.errors import ConfigError, DataError
 
 
