@@ -104,7 +104,7 @@ def test_what_is_left_is_one_plain_network(packed, finished):
     config, index = load(str(output / "config.yaml")), Index.load(packed)
     plain = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
     plain.load_state_dict(read_weights(str(output / "model.safetensors")))
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")) == result["scores"]
+    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def test_the_first_network_starts_where_a_lone_one_does(packed, tmp_path):
