@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import Outcome, provenance
 from avvp_dist.recipe import RunConfig, differences
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.system import SystemSampler
-from avvp_dist.train.evaluate import all_scores, predict
+from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import StageRunner, read_weights
 from avvp_dist.types import Progress
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
+_HOW_READ = ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share")  # where from and how, not what
 _NAMED = 20  # bad videos the log names
 
 
@@ -55,7 +58,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     check_plan(config.data, index, labels, config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
-    refined = _refined(config, method, index, labels["train"])
+    refined = refined_labels(config, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
@@ -85,7 +88,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected, left_out)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined, left_out)
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
@@ -99,8 +102,21 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     return result
 
 
-def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """Scores of the model in ``config.output`` on the data of ``config.data``: the ``scores`` of result.json.
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run's model, scored again.
+
+    Attributes:
+        scores: the ``scores`` of result.json.
+        per_video: what they are means of.
+    """
+
+    scores: dict[str, Any]
+    per_video: PerVideo
+
+
+def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
+    """Scores the model in ``config.output`` on the data of ``config.data``.
 
     Raises:
         DataError: no finished run there, or data it cannot read.
@@ -116,12 +132,12 @@ def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
     labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
-    scores: dict[str, Any] = {}
+    found = {}
     for name in EVALUATED:
         with closing(_load(config, index, labels[name], runtime)) as split:
-            found = _predict(model, split, config, runtime, final.cross_modal)
-        scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
-    return scores
+            found[name] = _predict(model, split, config, runtime, final.cross_modal)
+    scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
+    return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
 
 
 def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
@@ -129,7 +145,8 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
 
     Raises:
         ConfigError: no data named.
-        DataError: it is not a packed data set, or lacks a split or its truth.
+        DataError: it is not a packed data set, not the one asked for, or lacks a split or its truth, or a stream that the
+            network reads.
     """
     url = config.data.url
     if not url:
@@ -142,9 +159,38 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
         for name in EVALUATED
         if name in labels and (labels[name].audio is None or labels[name].visual is None)
     ]
+    if config.data.dataset not in (None, index.dataset):
+        problems.append(f"data set {index.dataset}: recipe {config.recipe} asks for {config.data.dataset} (data.dataset)")
+    held = [stream.name for stream in index.streams]
+    problems += [
+        f"stream {name}: missing, network {config.model.name} reads it; the data set has {', '.join(held)}"
+        for name in config.model.streams
+        if name not in held
+    ]
     if problems:
         raise DataError(problems, f"{url}: cannot train on it")
     return index, labels
+
+
+def refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLabels | None:
+    """The run's refined labels, checked against its data and its method.
+
+    Raises:
+        ConfigError: the method needs labels of segments and has none.
+        DataError: there is no such file, or it does not fit the data.
+    """
+    url, wanted = config.data.refined, _method(config, index).segment_labels
+    needed = f"method {config.method.name} trains on labels of segments"
+    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
+    if not url:
+        if wanted:
+            raise ConfigError(f"data.refined: missing; {needed}; {how}")
+        return None
+    refined = RefinedLabels.load(url)
+    if wanted and not refined.of_segments:
+        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
+    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
+    return refined
 
 
 class _Observer:
@@ -196,22 +242,6 @@ def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
-def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> RefinedLabels | None:
-    """The run's refined labels, checked against its data and its method."""
-    url = config.data.refined
-    needed = f"method {config.method.name} trains on labels of segments"
-    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
-    if not url:
-        if method.segment_labels:
-            raise ConfigError(f"data.refined: missing; {needed}; {how}")
-        return None
-    refined = RefinedLabels.load(url)
-    if method.segment_labels and not refined.of_segments:
-        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
-    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
-    return refined
-
-
 def _sound(
     config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
 ) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
@@ -220,7 +250,7 @@ def _sound(
     if config.data.on_bad == "fail":
         return labels, ()
     collective = runtime.collective
-    mine = inspect(config.data.url or "", index, labels, collective.rank, collective.world_size)
+    mine = inspect(config.data.store(), index, labels, collective.rank, collective.world_size)
     lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in mine], runtime.device)
     left_out = tuple(LeftOut(*json.loads(line)) for line in sorted(lines))
     videos = sum(len(of_split.ids) for of_split in labels.values())
@@ -272,7 +302,7 @@ def _claim(config: RunConfig) -> None:
 
 def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run."""
-    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": ("workers", "prefetch", "on_bad")}
+    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": _HOW_READ}
     kept = {key: value for key, value in content.items() if key not in apart[""]}
     for section in kept.keys() & apart.keys():
         kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}

@@ -61,6 +61,14 @@ def names(url: str | os.PathLike[str]) -> list[str]:
     return sorted(name for name in found if not name.startswith(_ASIDE))
 
 
+def find(url: str | os.PathLike[str], name: str) -> list[str]:
+    """All files called ``name`` in the folder ``url`` or anywhere below it, sorted; empty when it is not there."""
+    fs, path = url_to_fs(os.fspath(url))
+    here = "file" in _protocols(fs)
+    found = [each for each in fs.find(path) if each.rsplit("/", 1)[-1] == name]
+    return sorted(each if here else fs.unstrip_protocol(each) for each in found)
+
+
 def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
     """Bytes of each file right below ``url``, by its name; empty when it is not there."""
     fs, path = url_to_fs(os.fspath(url))

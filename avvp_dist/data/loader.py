@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avvp_dist.data.reader_process import Task, serve
+from avvp_dist.data.reading import ShardStore
 from avvp_dist.errors import AvvpError
 
 _MEMORY = "/dev/shm"
@@ -33,17 +34,17 @@ class Loader:
     does, however it ends: they notice that the other end of their connection is gone.
 
     Args:
-        url: the data set.
+        store: where the shards are.
         shape: [slots, 1+K, rows, T, width]: batches read ahead, and the largest batch.
         readers: processes; 0 for one thread of this process.
     """
 
-    def __init__(self, url: str, shape: tuple[int, ...], readers: int) -> None:
+    def __init__(self, store: ShardStore, shape: tuple[int, ...], readers: int) -> None:
         self.shape = shape
         self._readers: list[_Reader] = []
         if not readers:
             self._ring = np.empty(shape, np.float16)
-            self._readers.append(_ThreadReader(url, self._ring))
+            self._readers.append(_ThreadReader(store, self._ring))
             return
         size = 2 * int(np.prod(shape))
         # An unnamed file, in memory where there is enough (a container may have little): gone when the last user is gone
@@ -52,7 +53,7 @@ class Loader:
             file.truncate(size)
             self._ring = np.frombuffer(mmap.mmap(file.fileno(), 0), np.float16).reshape(shape)
             for _ in range(readers):
-                self._readers.append(_ProcessReader(url, shape, file.fileno()))
+                self._readers.append(_ProcessReader(store, shape, file.fileno()))
 
     def run(
         self, tasks: Callable[[int, int], Sequence[Task]], first: int, steps: int
@@ -115,12 +116,12 @@ class _Reader:
 
 
 class _ThreadReader(_Reader):
-    def __init__(self, url: str, ring: NDArray[np.float16]) -> None:
+    def __init__(self, store: ShardStore, ring: NDArray[np.float16]) -> None:
         self.connection, theirs = Pipe()
 
         def work() -> None:
             with contextlib.suppress(EOFError, OSError), theirs:
-                serve(theirs.recv, theirs.send, url, ring)
+                serve(theirs.recv, theirs.send, store, ring)
 
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
@@ -130,7 +131,7 @@ class _ThreadReader(_Reader):
 
 
 class _ProcessReader(_Reader):
-    def __init__(self, url: str, shape: tuple[int, ...], memory: int) -> None:
+    def __init__(self, store: ShardStore, shape: tuple[int, ...], memory: int) -> None:
         self.connection, theirs = Pipe()
         # Not multiprocessing's spawn: that imports the program's main module again, and with it torch. The child finds
         # modules where this process does; a session of its own keeps Ctrl-C, which is ours to handle, away from it.
@@ -142,7 +143,7 @@ class _ProcessReader(_Reader):
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self.connection.send((url, shape))
+        self.connection.send((store, shape))
 
     def death(self) -> str:
         try:

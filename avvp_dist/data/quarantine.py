@@ -15,7 +15,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.data.index import INDEX_FILE, Index, Labels, LeftOut
-from avvp_dist.data.reading import REMEDY, ShardRef, open_shard
+from avvp_dist.data.reading import REMEDY, ShardStore
 from avvp_dist.errors import DataError
 
 
@@ -40,11 +40,11 @@ def check_files(url: str, index: Index, labels: Labels) -> None:
         raise DataError(problems, title)
 
 
-def inspect(url: str, index: Index, labels: Mapping[str, Labels], rank: int, world: int) -> list[LeftOut]:
+def inspect(store: ShardStore, index: Index, labels: Mapping[str, Labels], rank: int, world: int) -> list[LeftOut]:
     """Reads every video of this rank's share of the shards; returns the bad ones, and why they are."""
     jobs = [(of_split, number) for of_split in labels.values() for number in np.unique(of_split.shard).tolist()]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda job: _inspect(url, index, *job), jobs[rank::world])
+        found = pool.map(lambda job: _inspect(store, index, *job), jobs[rank::world])
         return [bad for of_shard in found for bad in of_shard]
 
 
@@ -68,11 +68,11 @@ def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
     return replace(labels, ids=tuple(name for name in labels.ids if name not in ids), **arrays)
 
 
-def _inspect(url: str, index: Index, labels: Labels, number: int) -> list[LeftOut]:
+def _inspect(store: ShardStore, index: Index, labels: Labels, number: int) -> list[LeftOut]:
     info, shape = index.shards[number], (index.segments, index.width)
     rows = np.flatnonzero(labels.shard == number).tolist()
     try:
-        shard = open_shard(url, ShardRef(info.name, info.bytes, info.sha256), shape)
+        shard = store.open(info, shape)
     except DataError as error:
         return [LeftOut(labels.ids[row], labels.split, str(error)) for row in rows]
     bad, scratch = [], np.empty(shape, np.float16)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avvp_dist.data.reading import ShardFile, ShardRef, open_shard
+from avvp_dist.data.reading import ShardFile, ShardRef, ShardStore
 from avvp_dist.errors import AvvpError
 
 _FETCHES = 4  # shards a reader opens at a time
@@ -48,13 +48,15 @@ class Task(NamedTuple):
     closes: list[int]
 
 
-def serve(receive: Callable[[], Task], send: Callable[[AvvpError | None], Any], url: str, ring: NDArray[np.float16]) -> None:
+def serve(
+    receive: Callable[[], Task], send: Callable[[AvvpError | None], Any], store: ShardStore, ring: NDArray[np.float16]
+) -> None:
     """Does tasks until one fails or the other side is gone; answers each with None, or with what went wrong.
 
     Args:
         receive: gives the next task.
         send: takes the answers.
-        url: the data set.
+        store: where the shards are.
         ring: [slots, 1+K, rows, T, width], where videos are put.
     """
     shards: dict[int, Future[ShardFile]] = {}
@@ -63,7 +65,7 @@ def serve(receive: Callable[[], Task], send: Callable[[AvvpError | None], Any], 
     with contextlib.suppress(EOFError, OSError):
         while failure is None:
             task = receive()
-            failure = _outcome(task, pool, shards, url, ring)
+            failure = _outcome(task, pool, shards, store, ring)
             send(failure)
     pool.shutdown(wait=False, cancel_futures=True)
     for opened in shards.values():
@@ -71,12 +73,12 @@ def serve(receive: Callable[[], Task], send: Callable[[AvvpError | None], Any], 
 
 
 def _outcome(
-    task: Task, pool: ThreadPoolExecutor, shards: dict[int, Future[ShardFile]], url: str, ring: NDArray[np.float16]
+    task: Task, pool: ThreadPoolExecutor, shards: dict[int, Future[ShardFile]], store: ShardStore, ring: NDArray[np.float16]
 ) -> AvvpError | None:
     """Does a task; what went wrong, if anything did."""
     try:
         for key, shard in task.opens:
-            shards[key] = pool.submit(open_shard, url, shard, ring.shape[3:])
+            shards[key] = pool.submit(store.open, shard, ring.shape[3:])
         for key, name, offset, draw, row in zip(task.shards, task.ids, task.offsets, task.draws, task.rows, strict=True):
             shards[key].result().read(name, offset, ring[task.slot, draw, row])
         for key in task.closes:
@@ -84,7 +86,7 @@ def _outcome(
     except AvvpError as error:
         return error
     except OSError as error:
-        return AvvpError(f"{url}: shards cannot be read: {type(error).__name__}: {error}")
+        return AvvpError(f"{store.url}: shards cannot be read: {type(error).__name__}: {error}")
     except Exception:
         return AvvpError(f"a reader of shards failed:\n{traceback.format_exc()}")
     return None
@@ -98,7 +100,7 @@ def _close(opened: Future[ShardFile]) -> None:
 def main() -> None:
     """Serves over an inherited connection and shared memory, whose file numbers are the arguments."""
     connection = Connection(int(sys.argv[1]))
-    url, shape = connection.recv()
+    store, shape = connection.recv()
     memory = mmap.mmap(int(sys.argv[2]), 0)
     ring: NDArray[np.float16] = np.frombuffer(memory, np.float16).reshape(shape)
     tasks: SimpleQueue[Task] = SimpleQueue()
@@ -112,5 +114,5 @@ def main() -> None:
             os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    serve(tasks.get, connection.send, url, ring)
+    serve(tasks.get, connection.send, store, ring)
     os._exit(1)  # it has failed, and said so

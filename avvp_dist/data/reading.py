@@ -7,27 +7,30 @@ own iteration, tells what a shard holds when it is not what the index says.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import io
 import os
-import tempfile
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+import threading
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from avvp_dist import storage
+from avvp_dist.data.cache import ShardCache
 from avvp_dist.errors import DataError
+
+if TYPE_CHECKING:
+    from avvp_dist.data.index import ShardInfo
 
 FEATURES = "features.npy"
 _MAGIC = b"\x93NUMPY\x01\x00"
 _TAR_BLOCK = 512
 _LEAD = 768  # bytes looked at before an array: a tar header and the header of an .npy file, which takes 128
 _NOT_FINITE = 0x7C00  # exponent bits of a float16 that is infinite or NaN
-_KEPT = "complete shards are kept"
 REMEDY = "data.on_bad=skip leaves bad videos out, which are looked for when a run starts"
-_known_files: set[tuple[str, int, int]] = set()  # path, size and time of change of local files with the right hash
+
+
+_PARSING = threading.Lock()  # numpy evaluates headers with ast, of which Python 3.11 cannot do two at a time
 
 
 class ShardRef(NamedTuple):
@@ -52,7 +55,7 @@ class ShardFile:
         self._name = name
         self._shape = shape
         self._lead = bytearray(_LEAD)
-        self._headers: set[bytes] = set()  # headers of arrays that were found right
+        self._headers = {_header(shape)}  # headers of arrays that were found right
 
     def read(self, video: str, offset: int, out: NDArray[np.float16]) -> None:
         """Reads a video's features, whose data begin at byte ``offset``, into ``out`` [T,width].
@@ -77,6 +80,12 @@ class ShardFile:
         """Closes the file."""
         self._file.close()
 
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _is_array(self, lead: bytes, member: str) -> bool:
         """Whether ``lead`` ends in a tar header of ``member`` and the header of an array of the right kind."""
         magic = lead.rfind(_MAGIC)
@@ -86,7 +95,8 @@ class ShardFile:
         if header in self._headers:
             return True
         try:
-            kind = np.lib.format.read_array_header_1_0(io.BytesIO(header))
+            with _PARSING:
+                kind = np.lib.format.read_array_header_1_0(io.BytesIO(header))
         except ValueError:
             return False
         if kind != (self._shape, False, np.dtype("<f2")):
@@ -101,61 +111,43 @@ class ShardFile:
         return members.explain(self._file, member, self._shape)
 
 
-def open_shard(url: str, shard: ShardRef, shape: tuple[int, int]) -> ShardFile:
-    """The shard of the data set at ``url``, after a look at its hash.
+@functools.cache
+def _header(shape: tuple[int, int]) -> bytes:
+    """What numpy writes before such an array, after the magic bytes."""
+    written = io.BytesIO()
+    np.lib.format.write_array_header_1_0(written, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    return written.getvalue()[len(_MAGIC) :]
 
-    Args:
+
+class ShardStore(NamedTuple):
+    """Where the shards of a data set are, and the cache through which they come to this node.
+
+    Attributes:
         url: folder or URL of the data set.
-        shard: which.
-        shape: T and width of its videos.
-
-    Raises:
-        DataError: it is missing, or its content is not what the index recorded.
+        cache: of the node.
     """
-    return ShardFile(_verified_file(url, shard), shard.name, shape)
+
+    url: str
+    cache: ShardCache
+
+    def open(self, shard: ShardRef | ShardInfo, shape: tuple[int, int]) -> ShardFile:
+        """One shard, after a look at its hash.
+
+        Args:
+            shard: which.
+            shape: T and width of its videos.
+
+        Raises:
+            DataError: it is missing, or its content is not what the index recorded.
+        """
+        return ShardFile(_with_descriptor(self.cache.open(self.url, shard)), shard.name, shape)
 
 
-def _verified_file(url: str, shard: ShardRef) -> BinaryIO:
-    """The shard's content as an open file: the local one, or what came from elsewhere in an unnamed one."""
-    source = storage.join(url, shard.name)
-    path = storage.local_path(source)
-    if path is None:
-        aside = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the shard
-        aside.write(_shard_bytes(source, shard))
-        aside.flush()
-        return aside
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise _missing(shard) from None
-    found = os.fstat(file.fileno())
-    known = (str(path), found.st_size, found.st_mtime_ns)
-    if known not in _known_files:
-        try:
-            _compare(shard, found.st_size, lambda: hashlib.file_digest(file, "sha256").hexdigest())
-        except DataError:
-            file.close()
-            raise
-        _known_files.add(known)
-    return file
-
-
-def _shard_bytes(source: str, shard: ShardRef) -> bytes:
-    """Content of a shard that lies elsewhere."""
-    try:
-        content = storage.read_bytes(source)
-    except FileNotFoundError:
-        raise _missing(shard) from None
-    _compare(shard, len(content), lambda: hashlib.sha256(content).hexdigest())
-    return content
-
-
-def _compare(shard: ShardRef, size: int, digest: Callable[[], str]) -> None:
-    if size != shard.bytes:
-        raise DataError(f"{shard.name}: {size} bytes, the index says {shard.bytes}; delete it and pack again ({_KEPT})")
-    if digest() != shard.sha256:
-        raise DataError(f"{shard.name}: content differs from what the index recorded; delete it and pack again ({_KEPT})")
-
-
-def _missing(shard: ShardRef) -> DataError:
-    return DataError(f"{shard.name}: missing; pack again ({_KEPT})")
+def _with_descriptor(file: BinaryIO) -> BinaryIO:
+    """A shard that the cache had no room for, as a file in memory: videos are read through descriptors."""
+    if not isinstance(file, io.BytesIO):
+        return file
+    memory = os.fdopen(os.memfd_create("shard"), "w+b")
+    memory.write(file.getbuffer())
+    memory.flush()
+    return memory

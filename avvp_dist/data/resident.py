@@ -1,7 +1,17 @@
-"""A whole split in memory, in the memory of the device that trains where it fits."""
+"""A whole split in memory: the GPU's, where one trains and it fits, else one map that all processes of a node share.
+
+The map is of the shards as they lie: a video's features are raw float16 in its tar, at an offset that the index knows. So
+there is no second copy on any disk, nothing to build before the first step, and the memory is the system's page cache, of
+which a node has one, whoever reads. (As with any map, a file that is cut short under a running process kills it; packing
+never does that, it puts new files in the place of old ones.)
+"""
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import resource
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,14 +22,49 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from avvp_dist.data.cache import GB
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
-from avvp_dist.data.reading import REMEDY, ShardRef, open_shard
+from avvp_dist.data.reading import REMEDY, ShardStore
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.table import Table
 from avvp_dist.errors import DataError
 from avvp_dist.types import Batch
+
+LOGGER = logging.getLogger(__name__)
+
+
+class ShardRows:
+    """Features of a split where they lie, in the bytes of its shards.
+
+    Args:
+        contents: bytes of each shard, by its number.
+        labels: where each of the N videos is.
+        shape: N, T, width.
+    """
+
+    def __init__(self, contents: Mapping[int, NDArray[np.uint8]], labels: Labels, shape: tuple[int, int, int]) -> None:
+        self._contents = contents
+        self._shard = labels.shard
+        self._offset = labels.offset
+        self.shape = shape
+
+    def take(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Features of the videos ``numbers``, a copy, float16 [B,T,width]."""
+        rows = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.float16)
+        to = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
+        for row, shard, offset in zip(to, self._shard[numbers].tolist(), self._offset[numbers].tolist(), strict=True):
+            row[:] = self._contents[shard][offset : offset + len(row)]
+        return rows
+
+    def on(self, device: torch.device) -> Tensor:
+        """All of them in the memory of ``device``, float16 [N,T,width]."""
+        everything = torch.empty(self.shape, dtype=torch.float16, device=device)
+        for some in np.array_split(np.arange(self.shape[0]), 1 + self.shape[0] // 256):
+            if len(some):
+                everything[some[0] : some[-1] + 1] = self.take(some)
+        return everything
 
 
 @dataclass(frozen=True)
@@ -28,12 +73,12 @@ class ResidentSplit:
 
     Attributes:
         table: the labels.
-        features: float16 [N,T,width], the streams side by side.
+        features: float16 [N,T,width], the streams side by side; in the shards, or on the device that trains.
         partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
     """
 
     table: Table
-    features: Tensor
+    features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
 
     @property
@@ -71,8 +116,11 @@ class ResidentSplit:
 
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
         """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
-        index = torch.from_numpy(numbers).to(self.features.device)
-        rows = self.features.index_select(0, index).to(self.table.dtype)
+        index = torch.from_numpy(numbers).to(self.table.weak.device)
+        if isinstance(self.features, ShardRows):
+            rows = self.features.take(numbers).to(index.device).to(self.table.dtype)
+        else:
+            rows = self.features.index_select(0, index).to(self.table.dtype)
         draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
         alone = replace(self, partners=None)
         return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
@@ -88,38 +136,84 @@ class ResidentSplit:
 
 
 def load(
-    url: str, index: Index, labels: Labels, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    store: ShardStore,
+    index: Index,
+    labels: Labels,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    share: bool = True,
 ) -> ResidentSplit:
-    """Reads a split's shards, several at a time, and checks each against its hash and every video in it.
+    """Opens a split's shards, several at a time, and checks each against its hash and every video in it.
+
+    Args:
+        store: where the shards are.
+        device: what trains; a GPU takes the features into its own memory where they leave half of what is free there.
+        dtype: of a batch's features.
+        share: whether features on CPU are a map that a node's processes share, or this process's own.
 
     Raises:
         DataError: every shard that is missing or is not what the index says, and every bad video in the others.
     """
-    features = np.empty((len(labels.ids), index.segments, index.width), np.float16)
-    numbers = np.unique(labels.shard)
+    device = device or torch.device("cpu")
+    # each process begins elsewhere: those of one node then fetch different shards at the same time
+    numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
+    share = share and _may_map(len(numbers), labels.split)
 
-    def fill(number: int) -> list[str]:
-        return _fill(features, url, index, labels, number)
+    def content(number: int) -> NDArray[np.uint8] | DataError:
+        try:
+            return _content(store, index, labels, number, share)
+        except DataError as error:
+            return error
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        problems = [problem for found in pool.map(fill, numbers.tolist()) for problem in found]
+        contents = dict(zip(numbers, pool.map(content, numbers), strict=True))
+    problems = [line for found in contents.values() if isinstance(found, DataError) for line in found.problems]
     if problems:
-        raise DataError(problems, f"{url}: {labels.split} cannot be read; {REMEDY}")
-    return ResidentSplit(Table.of(index, labels, device, dtype), torch.from_numpy(features).to(device or "cpu"))
+        raise DataError(sorted(problems), f"{store.url}: {labels.split} cannot be read; {REMEDY}")
+    found = {number: values for number, values in contents.items() if not isinstance(values, DataError)}
+    rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width))
+    return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
 
 
-def _fill(features: np.ndarray, url: str, index: Index, labels: Labels, number: int) -> list[str]:
-    """Reads one shard; returns what is wrong with it."""
-    info = index.shards[number]
-    try:
-        shard = open_shard(url, ShardRef(info.name, info.bytes, info.sha256), features.shape[1:])
-    except DataError as error:
-        return error.problems
-    problems = []
-    for row in np.flatnonzero(labels.shard == number):
-        try:
-            shard.read(labels.ids[row], int(labels.offset[row]), features[row])
-        except DataError as error:
-            problems += error.problems
-    shard.close()
-    return problems
+def _content(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> NDArray[np.uint8]:
+    """All bytes of one shard whose videos were found sound.
+
+    Raises:
+        DataError: the shard is bad, or all its bad videos.
+    """
+    shard, shape = index.shards[number], (index.segments, index.width)
+    scratch, problems = np.empty(shape, np.float16), []
+    with store.open(shard, shape) as file:
+        for row in np.flatnonzero(labels.shard == number):
+            try:
+                file.read(labels.ids[row], int(labels.offset[row]), scratch)
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return store.cache.content(store.url, shard, share)
+
+
+def _may_map(shards: int, split: str) -> bool:
+    """Whether this process may hold so many maps: each keeps a file open, and others need files too."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or shards <= limit // 4:
+        return True
+    LOGGER.warning(
+        "%s: %d shards are too many to map with %d open files; this process keeps its own copy of them. Raise `ulimit -n`, "
+        "or pack more videos in a shard",
+        split,
+        shards,
+        limit,
+    )
+    return False
+
+
+def _fits(rows: ShardRows, device: torch.device) -> bool:
+    """Whether ``device`` is a GPU with room for all features and as much again for the network."""
+    if device.type != "cuda":
+        return False
+    needed, free = 2 * math.prod(rows.shape), torch.cuda.mem_get_info(device)[0]
+    if 2 * needed > free:
+        LOGGER.info("%.1f GB of features stay in the CPU's memory: %.1f GB are free on the GPU", needed / GB, free / GB)
+    return 2 * needed <= free

@@ -7,13 +7,15 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from avvp_dist.config import Section
 from avvp_dist.data import plan, resident
+from avvp_dist.data.cache import DEFAULT_GB, GB, ShardCache
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.plan import Plan
 from avvp_dist.data.quarantine import check_files
+from avvp_dist.data.reading import ShardStore
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.streaming import StreamingSplit, StreamSettings
 from avvp_dist.data.table import Table
@@ -27,6 +29,8 @@ class DataConfig(Section):
 
     url: str | None = None
     """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
+    dataset: str | None = None
+    """What the packed data set must be, by the name that ``avvp data inspect`` shows; null for any."""
     refined: str | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
     mode: Literal["auto", "resident", "streaming"] = "auto"
@@ -44,6 +48,23 @@ class DataConfig(Section):
     """Batches read ahead."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Bad shards and videos end the run, or are left out: everything is read and checked before training then."""
+    cache: str | None = None
+    """Folder, on each node, for shards of a remote URL; null for $AVVP_CACHE or avvp_dist in the user's cache directory."""
+    cache_gb: float = Field(DEFAULT_GB, gt=0)
+    """Gigabytes (of 10^9 bytes) in that folder; shards used longest ago make room."""
+    share: bool = True
+    """Whether a node's processes read features on CPU from one memory map of the shards; false: each from its own copy."""
+
+    @field_validator("cache")
+    @classmethod
+    def _on_this_machine(cls, folder: str | None) -> str | None:
+        if folder and "://" in folder:
+            raise ValueError("must be a folder on the machine that trains, not a URL")
+        return folder
+
+    def store(self) -> ShardStore:
+        """Where the shards are, and the cache through which they come."""
+        return ShardStore(self.url or "", ShardCache(self.cache, int(self.cache_gb * GB)))
 
 
 class Source(Protocol):
@@ -131,10 +152,9 @@ def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.d
             looked at here, the rest when they are read.
     """
     streamed, why = streams_from_shards(config, index, labels)
-    url = config.url or ""
     LOGGER.info("%s: %s (%s)", labels.split, "streamed from its shards" if streamed else "in memory", why)
     if not streamed:
-        return resident.load(url, index, labels, device, dtype)
-    check_files(url, index, labels)
+        return resident.load(config.store(), index, labels, device, dtype, config.share)
+    check_files(config.url or "", index, labels)
     settings = StreamSettings(config.streams, config.window, config.workers, config.prefetch)
-    return StreamingSplit(url, index, Table.of(index, labels, device, dtype), settings)
+    return StreamingSplit(config.store(), index, Table.of(index, labels, device, dtype), settings)

@@ -17,7 +17,7 @@ from avvp_dist.data.loader import Loader
 from avvp_dist.data.partners import nearby
 from avvp_dist.data.plan import Plan, StreamPlan, openings
 from avvp_dist.data.reader_process import Task
-from avvp_dist.data.reading import REMEDY, ShardRef
+from avvp_dist.data.reading import REMEDY, ShardRef, ShardStore
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.table import Table
 from avvp_dist.errors import DataError
@@ -41,18 +41,18 @@ class StreamingSplit:
     batch in turn: nothing depends on how many readers there are or how fast they are.
 
     Args:
-        url: folder or URL of the data set.
+        store: where the shards are.
         index: of the data set.
         table: the split's labels, on the device that trains.
         settings: streams, window, readers.
     """
 
-    def __init__(self, url: str, index: Index, table: Table, settings: StreamSettings) -> None:
-        self._url = url
+    def __init__(self, store: ShardStore, index: Index, table: Table, settings: StreamSettings) -> None:
+        self._store = store
         self._index = index
         self._table = table
         self._how = settings
-        self._readers = _Readers(url)
+        self._readers = _Readers(store)
 
     @property
     def labels(self) -> Labels:
@@ -95,7 +95,7 @@ class StreamingSplit:
                 for step, slot in enumerate(slots, start=first_step):
                     yield self._batch(slot, share.videos(step), plan.total(step))
         except DataError as error:
-            raise DataError(error.problems, f"{self._url}: {self.labels.split} cannot be read; {REMEDY}") from None
+            raise DataError(error.problems, f"{self._store.url}: {self.labels.split} cannot be read; {REMEDY}") from None
 
     def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
         """See `Source`; in the order of an epoch."""
@@ -118,8 +118,8 @@ class StreamingSplit:
 class _Readers:
     """The loader of a split and of all that differ from it by their labels; started when first needed."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, store: ShardStore) -> None:
+        self._store = store
         self._loader: Loader | None = None
 
     def run(
@@ -128,7 +128,7 @@ class _Readers:
         """See `Loader.run`."""
         if self._loader is None or self._loader.shape != shape:
             self.close()
-            self._loader = Loader(self._url, shape, readers)
+            self._loader = Loader(self._store, shape, readers)
         finished = False
         try:
             yield from self._loader.run(tasks, first, steps)

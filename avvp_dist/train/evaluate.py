@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from avvp_dist.config import Section
 from avvp_dist.data.index import Labels
 from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, score
+from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
+from avvp_dist.metrics.per_video import PerVideo
 
 _METRICS = tuple(
     f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
@@ -95,6 +97,26 @@ def all_scores(
         protocol: evaluate(probabilities, *truth, classes, protocol, config.segment_threshold, config.video_threshold)
         for protocol in PROTOCOLS
     }
+
+
+def scores_of_videos(
+    probabilities: Mapping[str, Probabilities],
+    labels: Mapping[str, Labels],
+    config: EvaluateConfig,
+    classes: tuple[str, ...],
+) -> PerVideo:
+    """What the figures of `all_scores` are means of, for every split there are probabilities of."""
+    values: dict[tuple[str, str, bool], np.ndarray] = {}
+    for split, found in probabilities.items():
+        truth = _truth(labels[split])
+        for protocol in PROTOCOLS:
+            everything, without = per_video(
+                found, *truth, classes, protocol, config.segment_threshold, config.video_threshold
+            )
+            values[split, protocol, False] = everything
+            if without is not None:
+                values[split, protocol, True] = without
+    return PerVideo({split: tuple(labels[split].ids) for split in probabilities}, values)
 
 
 def _truth(labels: Labels) -> tuple[np.ndarray, np.ndarray]:

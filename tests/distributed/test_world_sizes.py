@@ -12,15 +12,17 @@ import pytest
 from dying import DyingRuntime, Killed
 
 from avvp_dist import app
+from avvp_dist.data.external import noisy_labels
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.recipe import load
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
-    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.dropout=0", "model.visual_dropout=0",
+    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
     "tracking=none", "train.device=cpu",
 ]  # fmt: skip
-JOMOLD = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+JOMOLD = [*DENOISE, "model.dropout=0"]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, launcher: tuple[str, ...] = ()) -> None:
@@ -77,8 +79,8 @@ def test_torch_distributed(packed, tmp_path, one, world):
 @pytest.mark.parametrize(
     ("recipe", "trained", "refined"),
     [
-        (["ma", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
-        (["lr", "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["ma", "model.dropout=0", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
 def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
@@ -113,6 +115,38 @@ def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_pa
         app.run(config, DyingRuntime(config.output, after=3))  # two of the four steps of the second epoch are done
     train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", launcher=torchrun(2))
     assert_same_training(tmp_path, one_streamed)
+
+
+def test_another_network_on_four_ranks(packed, tmp_path):
+    recipe = [*DENOISE, "model=ave", "model.width=32"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "four", packed, recipe=recipe, launcher=torchrun(4))
+    assert_same_training(tmp_path / "four", tmp_path / "one")
+
+
+def test_valor_on_two_ranks(packed, tmp_path):
+    refined = tmp_path / "labels.npz"
+    refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
+    recipe = ["valor", f"data.refined={refined}", "model.width=64", "model.layers=2", "optim.warmup_epochs=1"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
+    assert results[0]["best"]["epoch"] == results[1]["best"]["epoch"]
+    assert results[0]["scores"]["test"]["joint"]["segment"] == pytest.approx(
+        results[1]["scores"]["test"]["joint"]["segment"], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("recipe", [["coteaching", "method.plain_epochs=1"], ["jocor", "method.co_lambda=0.5"]])
+def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
+    recipe = [*recipe, "method.forget_epochs=1", "model.width=64", "model.feedforward=64"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    removed = [np.load(stage(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
+    assert removed[0].any(axis=(0, 2)).all()
+    np.testing.assert_array_equal(*removed)
 
 
 def test_ray_train(packed, tmp_path, one):

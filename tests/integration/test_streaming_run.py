@@ -67,7 +67,7 @@ def test_refiners_exchange_with_partners_from_nearby(packed, tmp_path):
 def test_streamed_evaluation_scores_the_same(packed, tmp_path):
     result = run("han", packed, tmp_path / "run", "train.epochs=1")
     config = load(str(tmp_path / "run" / "config.yaml"), ["data.memory_gb=1e-9", "data.streams=4", "data.workers=0"])
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")) == result["scores"]
+    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def spoil(packed, folder):

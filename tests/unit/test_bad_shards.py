@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from avvp_dist.data.cache import ShardCache
 from avvp_dist.data.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, read_labels
 from avvp_dist.data.quarantine import inspect, without
+from avvp_dist.data.reading import ShardStore
 from avvp_dist.data.source import DataConfig, open_split
 from avvp_dist.dist.collective import FakeCollective, gather_lines
 from avvp_dist.errors import DataError
@@ -212,7 +214,7 @@ def found_by(damaged, world):
     labels = read_labels(damaged.url, index)
 
     def work(collective):
-        mine = inspect(damaged.url, index, labels, collective.rank, world)
+        mine = inspect(ShardStore(damaged.url, ShardCache()), index, labels, collective.rank, world)
         told = gather_lines(collective, [json.dumps([bad.split, bad.id, bad.reason]) for bad in mine], torch.device("cpu"))
         return sorted(told)
 
@@ -238,7 +240,7 @@ def test_labels_without_some_videos(damaged):
     put_nan(damaged)
     index = Index.load(damaged.url)
     labels = read_labels(damaged.url, index)
-    bad = inspect(damaged.url, index, labels, 0, 1)
+    bad = inspect(ShardStore(damaged.url, ShardCache()), index, labels, 0, 1)
     kept = without(labels["train"], bad)
     assert kept.ids == labels["train"].ids[:ROW] + labels["train"].ids[ROW + 1 :]
     for name in ("weak", "audio", "visual", "shard", "position", "offset", "nbytes"):

@@ -14,8 +14,8 @@ LAYERS = [
     {"recipe"},
     {"outcome"},
     {"app"},
-    {"launch", "paper_tables"},
-    {"cli_data", "cli_table", "cli"},
+    {"comparison", "launch", "paper_tables"},
+    {"cli_cache", "cli_compare", "cli_data", "cli_table", "cli"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
