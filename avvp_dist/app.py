@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import yaml
 from torch import nn
 
 from avvp_dist import storage
-from avvp_dist.data import plan, resident
-from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.data.index import Index, Labels, LeftOut, read_labels
+from avvp_dist.data.quarantine import inspect, without
 from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.data.source import Source
+from avvp_dist.data.source import Source, check_plan, open_split, order_settings
+from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.methods import METHODS
@@ -32,7 +36,10 @@ from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import Identity, PlannedStage, StageRunner, read_weights
 from avvp_dist.types import Progress
 
+LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
+_HOW_READ = ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share")  # where from and how, not what
+_NAMED = 20  # bad videos the log names
 
 
 def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -49,13 +56,14 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         Preempted: the runtime was asked to stop; a checkpoint is left.
     """
     index, labels = open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
+    check_plan(config.data, index, labels, config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
     refined = refined_labels(config, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
+    labels, left_out = _sound(config, index, labels, runtime)
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
@@ -63,7 +71,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     try:
         runner = StageRunner(
             store=store(config),
-            identity=_identity(config, index, refined, splits["train"].settings, runtime.lineage),
+            identity=_identity(config, index, labels["train"], refined, left_out, runtime.lineage),
             build=lambda: _build(config, index),
             splits=splits,
             runtime=runtime,
@@ -74,7 +82,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined, left_out)
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
@@ -84,6 +92,9 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Preempted)
         observer.finish("KILLED" if stopped else "FAILED")
         raise
+    finally:
+        for split in splits.values():
+            split.close()
     return result
 
 
@@ -116,10 +127,11 @@ def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
+    labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
     for name in EVALUATED:
-        split = _load(config, index, labels[name], runtime)
-        found[name] = _predict(model, split, config, runtime, final.cross_modal)
+        with closing(_load(config, index, labels[name], runtime)) as split:
+            found[name] = _predict(model, split, config, runtime, final.cross_modal)
     scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
     return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
 
@@ -178,14 +190,14 @@ def refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLab
 
 
 def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
-    """The stages that `run` would go through, with their keys in ``store(config)``.
+    """The stages that `run` would go through, with their keys in ``store(config)``, if no video is bad.
 
     Raises:
         ConfigError, DataError: the run could not start.
     """
     index, labels = open_data(config)
-    method = _method(config, index)
-    return _identity(config, index, refined_labels(config, index, labels["train"]), {}, lineage).plan(method)
+    refined = refined_labels(config, index, labels["train"])
+    return _identity(config, index, labels["train"], refined, (), lineage).plan(_method(config, index))
 
 
 def store(config: RunConfig) -> str:
@@ -239,16 +251,22 @@ class _Observer:
 
 
 def _identity(
-    config: RunConfig, index: Index, refined: RefinedLabels | None, order: Mapping[str, Any], lineage: str
+    config: RunConfig,
+    index: Index,
+    train: Labels,
+    refined: RefinedLabels | None,
+    left_out: Sequence[LeftOut],
+    lineage: str,
 ) -> Identity:
+    fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
     return Identity(
-        data_fingerprint=index.fingerprint + (refined.fingerprint if refined else ""),
+        data_fingerprint=fingerprint + (refined.fingerprint if refined else ""),
         model=config.model,
         seed=config.seed,
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
-        order=order,
+        order=order_settings(config.data, index, train),
         lineage=lineage,
     )
 
@@ -257,9 +275,32 @@ def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
+def _sound(
+    config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
+) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
+    """The labels without bad videos, and those; all ranks look for them together, each at its share of the shards."""
+    labels = {name: labels[name] for name in labels if name in ("train", *EVALUATED)}
+    if config.data.on_bad == "fail":
+        return labels, ()
+    collective = runtime.collective
+    mine = inspect(config.data.store(), index, labels, collective.rank, collective.world_size)
+    lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in mine], runtime.device)
+    left_out = tuple(LeftOut(*json.loads(line)) for line in sorted(lines))
+    videos = sum(len(of_split.ids) for of_split in labels.values())
+    LOGGER.log(
+        logging.WARNING if left_out else logging.INFO,
+        "data.on_bad=skip: %d of %d videos are bad and left out%s",
+        len(left_out),
+        videos,
+        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
+        + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
+    )
+    return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
+
+
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
+    return open_split(config.data, index, labels, runtime.device, dtype)
 
 
 def _build(config: RunConfig, index: Index) -> nn.Module:
@@ -284,16 +325,21 @@ def _claim(config: RunConfig) -> None:
         ConfigError: names the keys in which that run differs.
     """
     url = storage.join(config.output, "config.yaml")
-    apart = {"tracking", "launch", "store"}  # how a run is run, not what it is
-    here = config.model_dump(exclude=apart, mode="json")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
-        there = {key: value for key, value in there.items() if key not in apart}
-        here["train"]["device"] = there.get("train", {}).get("device")
-        changed = differences(there, here)
+        changed = differences(_what_it_is(there), _what_it_is(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
     storage.write_text(url, config.to_yaml())
+
+
+def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config without what only says how the run is run."""
+    apart = {"": ("tracking", "launch", "store"), "train": ("device",), "data": _HOW_READ}
+    kept = {key: value for key, value in content.items() if key not in apart[""]}
+    for section in kept.keys() & apart.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}
+    return kept
 
 
 def spool_folder(output: str) -> Path:

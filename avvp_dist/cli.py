@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from avvp_dist import storage
+from avvp_dist.cli_cache import cache
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
 from avvp_dist.cli_sweep import sweep
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 app.command()(table)
 app.command()(compare)
 app.command()(sweep)

@@ -6,7 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from avvp_dist import storage
-from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.index import Index, Labels, LeftOut
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.metrics.denoising import Levels, judge, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
@@ -36,6 +36,7 @@ class Outcome:
         probabilities: of the best network, by evaluated split.
         trained, collected: what each stage left, by its name, in order.
         given: the refined labels of ``data.refined``, where the run has them.
+        left_out: bad videos that the run did without.
     """
 
     config: RunConfig
@@ -45,6 +46,7 @@ class Outcome:
     trained: Mapping[str, Trained]
     collected: Mapping[str, Any]
     given: RefinedLabels | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def final(self) -> Trained:
@@ -87,6 +89,7 @@ class Outcome:
                 "fingerprint": index.fingerprint,
                 "dataset": index.dataset,
                 "synthetic": index.synthetic,
+                "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
             "scores": {

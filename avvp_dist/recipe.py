@@ -69,7 +69,7 @@ class RunConfig(Section):
     def absolute(self) -> RunConfig:
         """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
         content = self.model_dump()
-        places = [(content, "output"), (content, "store"), (content["data"], "url"), (content["data"], "refined")]
+        places = [(content, "output"), (content, "store"), *((content["data"], key) for key in ("url", "refined", "cache"))]
         for section, key in [*places, (content["method"], "ratios")]:
             if section.get(key):
                 section[key] = storage.absolute(section[key])

@@ -71,6 +71,16 @@ def find(url: str | os.PathLike[str], name: str) -> list[str]:
     return sorted(each if here else fs.unstrip_protocol(each) for each in found)
 
 
+def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
+    """Bytes of each file right below ``url``, by its name; empty when it is not there."""
+    fs, path = url_to_fs(os.fspath(url))
+    try:
+        entries = fs.ls(path, detail=True, refresh=True)
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """Whole content of the file at ``url``.
 

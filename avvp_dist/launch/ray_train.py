@@ -21,7 +21,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from avvp_dist import app, storage
-from avvp_dist.data import plan
+from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.dist.runtime import stop_on_sigterm
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, TrainingError, UserError
@@ -93,8 +93,8 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
         Preempted: SIGTERM came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
-    _, labels = app.open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
+    index, labels = app.open_data(config)
+    check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
     for leftover in (_failure(config), _stop_mark(config.output)):
         storage.remove(leftover)
     started_here = not ray.is_initialized()
@@ -104,6 +104,7 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
         with _stopping(config.output):
             _trainer(config, callbacks, desk).fit()
     except ray.train.TrainingFailedError as error:
+        _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
         raise TrainingError(f"Ray gave up after {config.launch.max_failures} restarts: {causes or error}") from error
     finally:
@@ -140,17 +141,25 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
 
 
 def _work(arguments: dict[str, Any]) -> None:
-    """What each worker runs. Our own errors would fail again on every restart, so they end the run instead."""
+    """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
+
+    They may come to one worker alone (a bad shard), while the others wait for it: then it fails, Ray ends them all, and the
+    workers that Ray starts in their place find the failure written down and return.
+    """
     set_up_logging()
     config = RunConfig.model_validate(arguments["config"])
+    if storage.exists(_failure(config)):
+        return
     runtime = RayRuntime(config.output, claims(arguments["desk"]) if arguments["desk"] else None)
     try:
         app.run(config, runtime)
-    except AvvpError as error:
+    except (UserError, TrainingError) as error:
         kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS), TrainingError.__name__)
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
+        if runtime.collective.world_size > 1:
+            raise
 
 
 def _stop_mark(output: str) -> str:

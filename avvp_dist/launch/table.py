@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from avvp_dist import app, storage
-from avvp_dist.data import plan, synthetic
+from avvp_dist.data import synthetic
 from avvp_dist.data.catalog import FEATURE_SETS, LLP
 from avvp_dist.data.external import noisy_labels
 from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.source import check_plan
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch import launch
 from avvp_dist.paper_tables import PaperTable, configs, only_for_oracles
@@ -162,7 +163,7 @@ def _with_data(table: PaperTable, rows: Sequence[RunConfig], urls: Sequence[str]
             continue
         placed = _with(config, url=url)
         index, splits = app.open_data(placed)
-        plan.check(len(splits["train"].ids), config.train.batch_size, config.launch.workers)
+        check_plan(placed.data, index, splits, config.train.batch_size, config.launch.workers)
         found.append(_Row(placed, index, splits))
     if len({index.synthetic for index in held.values()}) > 1:
         problems.append("synthetic and real data do not go into one table")
@@ -219,7 +220,7 @@ def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: s
     label, config = table.rows[row].label, rows[row].config.model_copy(update={"seed": seed})
     fingerprint = rows[row].index.fingerprint + rows[row].refined
     what = config.model_dump(mode="json", exclude={"output", "store", "tracking", "launch"})  # those are how it is run
-    del what["train"]["device"]
+    del what["train"]["device"], what["data"]["workers"], what["data"]["prefetch"]
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     named = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from avvp_dist import storage
 from avvp_dist.config import Section
-from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
+from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
@@ -225,11 +224,7 @@ class _Denoise(TrainStage):
         loss_audio = elementwise_bce(outputs.judge.audio, audio)
         loss_visual = elementwise_bce(outputs.judge.visual, visual)
         everyone = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
-        noisy_audio, noisy_visual = self._rank(everyone, progress)
-        sizes = split_sizes(batch.total, collective.world_size)
-        start = sum(sizes[: collective.rank])
-        mine = slice(start, start + sizes[collective.rank])
-        noisy_audio, noisy_visual = noisy_audio[mine], noisy_visual[mine]
+        noisy_audio, noisy_visual = (local_rows(noisy, collective) for noisy in self._rank(everyone, progress))
         return Targets(
             video=batch.video_labels,
             audio=audio.masked_fill(noisy_audio, 0.0),

@@ -55,7 +55,7 @@ def predict(
     """Probabilities of all videos, each once, in the split's order; the same on every rank."""
     collective = runtime.collective
     rows, numbers = [], []
-    batches = split.ordered(batch_size, collective.rank, collective.world_size)
+    batches = split.once(batch_size, collective.rank, collective.world_size)
     model.eval()
     with closing(batches), torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
         for batch in batches:

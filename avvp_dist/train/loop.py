@@ -19,6 +19,7 @@ from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import Preempted
 from avvp_dist.methods.base import TrainStage
+from avvp_dist.models.peers import Peers
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
@@ -104,7 +105,9 @@ class StageTrainer:
         self.observer = observer
         self.rank = runtime.collective.rank
         torch.manual_seed(job.seed)
-        self.model = job.build().to(runtime.device)
+        networks = [job.build() for _ in range(job.stage.networks)]
+        self.kept = networks[0]
+        self.model = (Peers(networks) if len(networks) > 1 else self.kept).to(runtime.device)
         self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
         self.train_step = TrainStep(
             self.model,
@@ -213,7 +216,7 @@ class StageTrainer:
                 "metric": f"val {evaluate.watched}" + (" of the last epoch" if evaluate.select == "last" else ""),
                 "value": value,
             }
-            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
 
     def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
         """Hands a checkpoint over: the one place where ranks report."""

@@ -60,7 +60,7 @@ class Identity:
     Attributes:
         data_fingerprint: of the packed data.
         model: the network's settings.
-        order: ``settings`` of the training split's source.
+        order: what the order of the training split depends on, see `data.source.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
 
@@ -196,7 +196,7 @@ class StageRunner:
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
         bfloat16 = self.identity.train.precision == "bfloat16"
-        batches = split.ordered(
+        batches = split.once(
             self.identity.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
         )
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)

@@ -88,6 +88,7 @@ class TrainStep:
         if not others:
             return outputs
         assert outputs.judge is None, "a stage either judges or adds batches"
+        assert not outputs.peers, "a stage either has peers or adds batches"
         own, *rest = outputs.parts(1 + len(others))
         return replace(own, others=tuple(rest))
 

@@ -44,7 +44,7 @@ def train(config):
     """All stages of a method without what `app.run` leaves beside them, pictures above all."""
     index, labels = app.open_data(config)
     runtime = LocalRuntime(config.output, "cpu")
-    splits = {name: resident.load(config.data.url, index, labels[name], runtime.device) for name in ("train", "val")}
+    splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
     method = METHODS[config.method.name](config.method, index.classes, index.segments)
     if method.segment_labels:
         given = noisy_labels(config.data.url, flip=0.1, seed=0)

@@ -153,6 +153,8 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
         "data synth",
         "data inspect",
         "data check",
+        "cache info",
+        "cache clear",
     ],
 )
 def test_every_command_has_help(command):

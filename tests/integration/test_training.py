@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dying import DyingRuntime, Killed
 
 from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
@@ -23,24 +24,6 @@ SMALL = [
     "tracking=none",
     "train.device=cpu",
 ]
-
-
-class Killed(BaseException):
-    """Stands for the process being killed right after a checkpoint was committed."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies when the n-th checkpoint has been committed."""
-
-    def __init__(self, output: str, after: int) -> None:
-        super().__init__(output, "cpu")
-        self._left = after
-
-    def report(self, metrics, checkpoint):
-        super().report(metrics, checkpoint)
-        self._left -= 1
-        if not self._left:
-            raise Killed
 
 
 def run(recipe, data, output, *overrides, runtime=None):

@@ -102,9 +102,7 @@ def test_unknown_method_names_the_known_ones():
 
 
 def test_unknown_recipe_names_the_known_ones():
-    with pytest.raises(
-        ConfigError, match=r"unknown recipe 'jomld'; did you mean 'jomold'\? Valid names: han, han-bare, jomold"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown recipe 'jomld'; did you mean 'jomold'\? Valid names: .*han, .*jomold"):
         load("jomld")
 
 
