@@ -7,7 +7,9 @@ upload has finished.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,8 +139,10 @@ def lock(url: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]
 
 @contextlib.contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    # beside nobody's files, and for one user alone
+    folder = Path(tempfile.gettempdir()) / f"avvp-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(folder / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.lock"):
         yield
 
 
