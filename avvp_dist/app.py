@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,27 +14,31 @@ import yaml
 from torch import nn
 
 from avvp_dist import storage
-from avvp_dist.data import plan, resident
-from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.data.index import Index, Labels, LeftOut, read_labels
+from avvp_dist.data.quarantine import inspect, without
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.data.source import Source, check_plan, open_split, order_settings
+from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.errors import AvvpError, ConfigError, DataError
+from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import Outcome, provenance
 from avvp_dist.recipe import RunConfig, differences
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 from avvp_dist.tracking.system import SystemSampler
-from avvp_dist.train.evaluate import all_scores, predict
-from avvp_dist.train.stages import StageRunner, read_weights
+from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
+from avvp_dist.train.stages import Identity, PlannedStage, StageRunner, read_weights
 from avvp_dist.types import Progress
 
-_log = logging.getLogger(__name__)
-
+LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
+_HOW_READ = ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share")  # where from and how, not what
+_NAMED = 20  # bad videos the log names
 
 
 def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -45,31 +52,26 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     Raises:
         ConfigError, DataError: before anything is written.
         TrainingError: the loss stopped being finite.
+        Preempted: the runtime was asked to stop; a checkpoint is left.
     """
     index, labels = open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, runtime.collective.world_size)
+    check_plan(config.data, index, labels, config.train.batch_size, runtime.collective.world_size)
     method = _method(config, index)
     method.stages()  # refuses what it cannot use before any data is read
-    refined = _refined(config, method, index, labels["train"])
+    refined = refined_labels(config, index, labels["train"])
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
-    splits = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
-    data_fingerprint = index.fingerprint
+    labels, left_out = _sound(config, index, labels, runtime)
+    splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
-        data_fingerprint += refined.fingerprint
     observer = _Observer(config, index, rank_0)
     try:
         runner = StageRunner(
-            store=config.store or storage.join(config.output, "stages"),
-            data_fingerprint=data_fingerprint,
+            store=store(config),
+            identity=_identity(config, index, labels["train"], refined, left_out, runtime.lineage),
             build=lambda: _build(config, index),
-            model=config.model,
-            seed=config.seed,
-            train=config.train,
-            optim=config.optim,
-            evaluate=config.evaluate,
             splits=splits,
             runtime=runtime,
             observer=observer,
@@ -79,19 +81,37 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected)
+        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined, left_out)
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
         observer.finish("FINISHED")
     except BaseException as error:
-        observer.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        # a trial that its sweep ends early leaves by SystemExit
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit | Preempted)
+        observer.finish("KILLED" if stopped else "FAILED")
         raise
+    finally:
+        for split in splits.values():
+            split.close()
     return result
 
 
-def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """Scores of the model in ``config.output`` on the data of ``config.data``: the ``scores`` of result.json.
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished run's model, scored again.
+
+    Attributes:
+        scores: the ``scores`` of result.json.
+        per_video: what they are means of.
+    """
+
+    scores: dict[str, Any]
+    per_video: PerVideo
+
+
+def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
+    """Scores the model in ``config.output`` on the data of ``config.data``.
 
     Raises:
         DataError: no finished run there, or data it cannot read.
@@ -106,12 +126,13 @@ def evaluate(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
     final = _method(config, index).stages()[-1]
-    scores: dict[str, Any] = {}
+    labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
+    found = {}
     for name in EVALUATED:
-        split = _load(config, index, labels[name], runtime)
-        found = _predict(model, split, config, runtime, final.cross_modal)
-        scores[name] = all_scores(found, labels[name], config.evaluate, index.classes)
-    return scores
+        with closing(_load(config, index, labels[name], runtime)) as split:
+            found[name] = _predict(model, split, config, runtime, final.cross_modal)
+    scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
+    return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
 
 
 def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
@@ -119,7 +140,8 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
 
     Raises:
         ConfigError: no data named.
-        DataError: it is not a packed data set, or lacks a split or its truth.
+        DataError: it is not a packed data set, not the one asked for, or lacks a split or its truth, or a stream that the
+            network reads.
     """
     url = config.data.url
     if not url:
@@ -132,9 +154,54 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
         for name in EVALUATED
         if name in labels and (labels[name].audio is None or labels[name].visual is None)
     ]
+    if config.data.dataset not in (None, index.dataset):
+        problems.append(f"data set {index.dataset}: recipe {config.recipe} asks for {config.data.dataset} (data.dataset)")
+    held = [stream.name for stream in index.streams]
+    problems += [
+        f"stream {name}: missing, network {config.model.name} reads it; the data set has {', '.join(held)}"
+        for name in config.model.streams
+        if name not in held
+    ]
     if problems:
         raise DataError(problems, f"{url}: cannot train on it")
     return index, labels
+
+
+def refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLabels | None:
+    """The run's refined labels, checked against its data and its method.
+
+    Raises:
+        ConfigError: the method needs labels of segments and has none.
+        DataError: there is no such file, or it does not fit the data.
+    """
+    url, wanted = config.data.refined, _method(config, index).segment_labels
+    needed = f"method {config.method.name} trains on labels of segments"
+    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
+    if not url:
+        if wanted:
+            raise ConfigError(f"data.refined: missing; {needed}; {how}")
+        return None
+    refined = RefinedLabels.load(url)
+    if wanted and not refined.of_segments:
+        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
+    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
+    return refined
+
+
+def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
+    """The stages that `run` would go through, with their keys in ``store(config)``, if no video is bad.
+
+    Raises:
+        ConfigError, DataError: the run could not start.
+    """
+    index, labels = open_data(config)
+    refined = refined_labels(config, index, labels["train"])
+    return _identity(config, index, labels["train"], refined, (), lineage).plan(_method(config, index))
+
+
+def store(config: RunConfig) -> str:
+    """Folder or URL of the run's stage artefacts."""
+    return config.store or storage.join(config.output, "stages")
 
 
 class _Observer:
@@ -182,38 +249,64 @@ class _Observer:
             self._home.keep()
 
 
+def _identity(
+    config: RunConfig,
+    index: Index,
+    train: Labels,
+    refined: RefinedLabels | None,
+    left_out: Sequence[LeftOut],
+    lineage: str,
+) -> Identity:
+    fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
+    return Identity(
+        data_fingerprint=fingerprint + (refined.fingerprint if refined else ""),
+        model=config.model,
+        seed=config.seed,
+        train=config.train,
+        optim=config.optim,
+        evaluate=config.evaluate,
+        order=order_settings(config.data, index, train),
+        lineage=lineage,
+    )
+
+
 def _method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
-def _refined(config: RunConfig, method: Method, index: Index, train: Labels) -> RefinedLabels | None:
-    """The run's refined labels, checked against its data and its method."""
-    url = config.data.refined
-    needed = f"method {config.method.name} trains on labels of segments"
-    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
-    if not url:
-        if method.segment_labels:
-            raise ConfigError(f"data.refined: missing; {needed}; {how}")
-        return None
-    refined = RefinedLabels.load(url)
-    if method.segment_labels and not refined.of_segments:
-        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
-    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
-    return refined
+def _sound(
+    config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
+) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
+    """The labels without bad videos, and those; all ranks look for them together, each at its share of the shards."""
+    labels = {name: labels[name] for name in labels if name in ("train", *EVALUATED)}
+    if config.data.on_bad == "fail":
+        return labels, ()
+    collective = runtime.collective
+    mine = inspect(config.data.store(), index, labels, collective.rank, collective.world_size)
+    lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in mine], runtime.device)
+    left_out = tuple(LeftOut(*json.loads(line)) for line in sorted(lines))
+    videos = sum(len(of_split.ids) for of_split in labels.values())
+    LOGGER.log(
+        logging.WARNING if left_out else logging.INFO,
+        "data.on_bad=skip: %d of %d videos are bad and left out%s",
+        len(left_out),
+        videos,
+        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
+        + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
+    )
+    return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> resident.ResidentSplit:
+def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    return resident.load(config.data.url or "", index, labels, runtime.device, dtype)
+    return open_split(config.data, index, labels, runtime.device, dtype)
 
 
 def _build(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
-def _predict(
-    model: nn.Module, split: resident.ResidentSplit, config: RunConfig, runtime: Runtime, cross_modal: bool
-) -> Probabilities:
+def _predict(model: nn.Module, split: Source, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:
     return predict(
         model,
         split,
@@ -231,16 +324,21 @@ def _claim(config: RunConfig) -> None:
         ConfigError: names the keys in which that run differs.
     """
     url = storage.join(config.output, "config.yaml")
-    apart = {"tracking", "launch", "store", "storage"}  # how a run is run, not what it is
-    here = config.model_dump(exclude=apart, mode="json")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
-        there = {key: value for key, value in there.items() if key not in apart}
-        here["train"]["device"] = there.get("train", {}).get("device")
-        changed = differences(there, here)
+        changed = differences(_what_it_is(there), _what_it_is(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
     storage.write_text(url, config.to_yaml())
+
+
+def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config without what only says how the run is run."""
+    apart = {"": ("tracking", "launch", "store", "storage"), "train": ("device",), "data": _HOW_READ}
+    kept = {key: value for key, value in content.items() if key not in apart[""]}
+    for section in kept.keys() & apart.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}
+    return kept
 
 
 def _tracking_home(config: RunConfig) -> TrackingHome | None:
@@ -250,7 +348,7 @@ def _tracking_home(config: RunConfig) -> TrackingHome | None:
     try:
         return open_home(config.output)
     except (AvvpError, OSError) as error:
-        _log.warning("this run is not tracked: %s", error)
+        LOGGER.warning("this run is not tracked: %s", error)
         return None
 
 

@@ -11,11 +11,15 @@ import typer
 from rich.console import Console
 
 from avvp_dist import storage
+from avvp_dist.cli_cache import cache
+from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
 from avvp_dist.cli_doctor import doctor
 from avvp_dist.cli_storage import STORAGE, configure
+from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.recipe import RunConfig, load, recipes
 from avvp_dist.report.console import set_up_logging
 
@@ -27,8 +31,11 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(cache, name="cache")
 app.command()(table)
 app.command()(doctor)
+app.command()(compare)
+app.command()(sweep)
 
 _RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
 _OVERRIDES = Annotated[
@@ -61,7 +68,10 @@ def evaluate(
     overrides: _OVERRIDES = None,
     json_file: Annotated[str | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
-    """Score a finished run's model again, on its own data or on data=URL, under every protocol."""
+    """Score a finished run's model again, on its own data or on data=URL, under every protocol.
+
+    Writes the scores of the videos into the run's folder where they are missing: `avvp compare` needs them.
+    """
     from avvp_dist import app as composition
     from avvp_dist.dist.runtime import LocalRuntime
 
@@ -72,12 +82,16 @@ def evaluate(
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
     config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
     storage.configure(config.storage)
-    scores = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
+    found = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
     recorded = json.loads(storage.read_text(result_url))
-    result = recorded | {"scores": scores, "data": recorded["data"] | {"url": config.data.url}}
+    result = recorded | {"scores": found.scores, "data": recorded["data"] | {"url": config.data.url}}
     _print_scores({config.recipe: result})
-    worst = _largest_difference(scores, recorded["scores"])
-    Console().print("result.json reproduced" if worst < 1e-6 else f"differs from result.json by up to {worst:.3g} points")
+    worst = _largest_difference(found.scores, recorded["scores"])
+    if worst < 1e-6:
+        Console().print("result.json reproduced")
+        _keep(storage.join(run, PER_VIDEO), found.per_video.to_bytes())
+    else:
+        Console().print(f"differs from result.json by up to {worst:.3g} points")
     if json_file:
         storage.write_text(json_file, json.dumps(result, indent=1))
 
@@ -92,23 +106,7 @@ def config(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
 def list_recipes() -> None:
     """List the shipped recipes."""
     for name, text in recipes().items():
-        typer.echo(f"{name:12} {text.splitlines()[0].lstrip('# ')}")
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(help="Folders or URLs of finished runs.")],
-    split: Annotated[str, typer.Option(help="val or test.")] = "test",
-    storage_settings: STORAGE = None,
-) -> None:
-    """Print finished runs side by side, under every protocol."""
-    results = {}
-    for run in runs:
-        url = storage.join(run, "result.json")
-        if not storage.exists(url):
-            raise DataError(f"{url}: not there; train the run first")
-        results[run.rstrip("/").rsplit("/", 1)[-1]] = json.loads(storage.read_text(url))
-    _print_scores(results, split)
+        typer.echo(f"{name:15} {text.splitlines()[0].lstrip('# ')}")
 
 
 @app.command()
@@ -158,10 +156,21 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _print_scores(results: dict[str, dict[str, Any]], split: str = "test") -> None:
+def _print_scores(results: dict[str, dict[str, Any]]) -> None:
     from avvp_dist.report.tables import scores
 
-    Console().print(scores(results, split=split, protocol=None))
+    Console().print(scores(results))
+
+
+def _keep(url: str, content: bytes) -> None:
+    """Writes a file that is not there or holds something else; a folder that cannot be written is only told."""
+    if storage.exists(url) and storage.read_bytes(url) == content:
+        return
+    try:
+        storage.write_bytes(url, content)
+        Console().print(f"scores of videos {url}", highlight=False, soft_wrap=True)
+    except OSError as error:
+        Console().print(f"{url}: not written: {error}", highlight=False, soft_wrap=True)
 
 
 def _largest_difference(one: Any, other: Any) -> float:

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from avvp_dist import storage
 from avvp_dist.cli_storage import STORAGE
-from avvp_dist.data.catalog import DATASETS, Dataset
+from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
 from avvp_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
@@ -41,6 +41,7 @@ _PACKED = Annotated[str, typer.Option("--data", metavar="URL", help="The packed 
 _REFINED = Annotated[
     str, typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.")
 ]
+_FEATURES = "feats/{vggish,res152,r2plus1d_18}/<id>.npy, and CLAP/ and CLIP/ for those features"
 _SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
 
@@ -51,15 +52,29 @@ class Layout(StrEnum):
     shards = "shards"
 
 
+class Streams(StrEnum):
+    """The keys of `FEATURE_SETS`."""
+
+    vggish_resnet = "vggish-resnet"
+    clip_clap = "clip-clap"
+
+
+_STREAMS = Annotated[
+    Streams,
+    typer.Option(help="Features: VGGish and ResNet-152, or CLAP and CLIP as VALOR's authors publish them; R(2+1)D in both."),
+]
+
+
 @data.command()
 def pack(
     dataset: _DATASET,
     annotations: _ANNOTATIONS,
-    features: Annotated[str, typer.Option(metavar="DIR", help="Folder with feats/{vggish,res152,r2plus1d_18}/<id>.npy.")],
+    features: Annotated[str, typer.Option(metavar="DIR", help=f"Folder with {_FEATURES}.")],
     out: Annotated[str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.")],
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
     ] = False,
+    streams: _STREAMS = Streams.vggish_resnet,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
     storage_settings: STORAGE = None,
@@ -71,7 +86,7 @@ def pack(
     """
     from avvp_dist.data import llp, shards
 
-    chosen = _dataset(dataset)
+    chosen = _dataset(dataset, streams)
     annotated = llp.read_annotations(annotations)
     source = llp.OfficialFeatures(features, chosen)
     provenance = {
@@ -79,6 +94,7 @@ def pack(
         "version": _version(),
         "annotations": storage.absolute(annotations),
         "features": storage.absolute(features),
+        "streams": {stream.name: stream.folder for stream in chosen.streams},
         "flaws": _flaw_counts(annotated),
         **_made_up(annotations, features),
     }
@@ -109,6 +125,7 @@ def check(
     features: Annotated[
         str | None, typer.Option(metavar="DIR", help="Also check every feature file below this folder.")
     ] = None,
+    streams: _STREAMS = Streams.vggish_resnet,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most so many flaws; the JSON holds all.")] = None,
     workers: _WORKERS = None,
@@ -117,7 +134,7 @@ def check(
     """List the known flaws of annotations, and bad feature files. Exit code 2 if a feature file is bad."""
     from avvp_dist.data import llp, shards
 
-    chosen = _dataset(dataset)
+    chosen = _dataset(dataset, streams)
     annotated = llp.read_annotations(annotations)
     bad: tuple[LeftOut, ...] = ()
     if features is not None:
@@ -171,6 +188,7 @@ def synth(
     layout: Annotated[
         Layout, typer.Option(help="Files as LLP's authors lay them out, to be packed; or packed shards at once.")
     ] = Layout.official,
+    streams: _STREAMS = Streams.vggish_resnet,
     splits: Annotated[
         str | None, typer.Option(metavar="TRAIN,VAL,TEST", help="Videos of each split, in place of --videos: 2500,649,1200.")
     ] = None,
@@ -187,6 +205,7 @@ def synth(
         seed=seed,
         annotations=annotations,
         layout=layout.value,
+        streams=streams.value,
         splits=_counts(splits),
         workers=workers,
         shard_videos=shard_videos,
@@ -238,9 +257,9 @@ def _write_labels(out: str, refined: RefinedLabels) -> None:
     typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of segments and classes")
 
 
-def _dataset(name: str) -> Dataset:
+def _dataset(name: str, streams: Streams) -> Dataset:
     if name in DATASETS:
-        return DATASETS[name]
+        return FEATURE_SETS[streams.value] if name == LLP.name else DATASETS[name]
     close = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ConfigError(f"unknown data set {name!r}{hint} Valid names: {', '.join(DATASETS)}")
@@ -353,7 +372,7 @@ def _print_inspection(console: Console, index: Index, content: dict[str, Any]) -
     console.print(_table(f"{content['url']}: {index.dataset}", columns, rows, numbers=columns[1:]))
     columns = ["stream", "dim", "offset"]
     rows = [[*stream.values()] for stream in content["streams"]]
-    console.print(_table("streams", columns, rows, numbers=columns[1:]))
+    console.print(_table(f"streams of {index.dataset}", columns, rows, numbers=columns[1:]))
     columns = ["class", *splits]
     rows = [[label, *counts.values()] for label, counts in content["weak_labels"].items()]
     console.print(_table("weak labels", columns, rows, numbers=columns[1:]))

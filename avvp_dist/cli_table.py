@@ -16,8 +16,13 @@ from avvp_dist.errors import ConfigError
 def table(
     name: Annotated[str | None, typer.Argument(help="Name of a shipped table (see --list) or path of a .yaml file.")] = None,
     data: Annotated[
-        str, typer.Option(metavar="URL", help="Packed data set; `synthetic` makes one up below the output.")
-    ] = "synthetic",
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Packed data set, given again for each further one that rows ask for; `synthetic`, the default, makes them "
+            "up below the output.",
+        ),
+    ] = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; every row runs with each.")] = "1,2,3",
     output: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.")
@@ -26,7 +31,12 @@ def table(
         int | None, typer.Option(min=1, help="Epochs of each training stage, for a quick look; the table says so.")
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for all rows; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting for all rows; may be repeated. data.refined=FILE, labels of segments, is for rows like VALOR's.",
+        ),
     ] = None,
     videos: Annotated[
         str | None,
@@ -54,17 +64,18 @@ def table(
     short, chosen = paper_tables.read(name)
     paper_tables.refuse_reserved(settings or [])
     wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]
-    paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
+    rows = paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
     numbers, output = _seeds(seeds), output or f"outputs/tables/{short}"
     counts = _videos(videos)
-    if data != "synthetic" and (videos or annotations):
+    made_up = data in (None, [], ["synthetic"])
+    if not made_up and (videos or annotations):
         raise ConfigError("--videos and --annotations are for --data synthetic only")
 
     from avvp_dist.launch import table as tables  # torch and its friends take seconds to import
     from avvp_dist.report import paper
 
-    url = tables.synthetic_data(storage.absolute(output), counts, annotations) if data == "synthetic" else data
-    content = tables.run(short, chosen, url=url, output=output, seeds=numbers, settings=wanted)
+    urls = tables.synthetic_data(storage.absolute(output), rows, counts, annotations) if made_up else data or []
+    content = tables.run(short, chosen, urls=urls, output=output, seeds=numbers, settings=wanted)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(paper.table(content), highlight=False)
     typer.echo(f"table {storage.join(output, 'table.json')}")

@@ -89,13 +89,18 @@ def merge(base: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], An
     """``base`` with each override put in its place.
 
     ``shorthand`` names, for a section, the key that a bare value stands for: ``{"launch": "name"}`` lets ``launch=ray`` mean
-    ``launch.name=ray``. A new ``name`` in such a section picks another variant of it, so the old variant's keys go.
+    ``launch.name=ray``. A new ``name`` in such a section picks another variant of it, so the old variant's keys go; variants
+    are picked before anything else is put, so their keys may stand before or after.
     """
     merged = _copy(base)
+    places = []
     for path, value in overrides:
         key = shorthand.get(path[0])
         if len(path) == 1 and key and not isinstance(value, Mapping):
             path = (path[0], key)
+        places.append((path, value))
+    places.sort(key=lambda place: place[0][1:] != ("name",))  # keeps the order of the others
+    for path, value in places:
         _put(merged, path, value, shorthand)
     return merged
 
@@ -143,9 +148,12 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         return f"{name}: unknown key{hint} Valid names: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{name}: missing; give it as {name}=..."
-    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        valid_tags = detail["ctx"].get("expected_tags", "") if detail["type"] == "union_tag_invalid" else "see README"
-        tag = detail["ctx"].get("tag", "none")
+    if detail["type"] == "union_tag_not_found":
+        variants = _sections(section.model_fields[path[-1]].annotation)
+        names = ", ".join(repr(get_args(variant.model_fields["name"].annotation)[0]) for variant in variants)
+        return f"{name}.name: missing; give it as {name}=... Valid names: {names}"
+    if detail["type"] == "union_tag_invalid":
+        valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     message = detail["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {redact(repr(given))}")

@@ -5,7 +5,8 @@ AvvpError
 │   ├── ConfigError    a recipe, an override, numbers that cannot work together
 │   ├── DataError      annotations, features, shards, index
 │   └── StorageError   object storage that refuses or does not answer
-└── TrainingError      the run itself went wrong (loss not finite): exit code 3
+├── TrainingError      the run itself went wrong (loss not finite): exit code 3
+└── Preempted          the run was asked to end and left a checkpoint: exit code 75
 """
 
 from __future__ import annotations
@@ -72,3 +73,9 @@ class TrainingError(AvvpError):
     """Training stopped because going on would be worthless (a loss that is not finite)."""
 
     exit_code = 3
+
+
+class Preempted(AvvpError):
+    """The run was asked to end (SIGTERM) and left a checkpoint; the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -1,4 +1,4 @@
-"""What a finished run leaves: result.json, the model, pictures, and the end of its tracked run."""
+"""What a finished run leaves: result.json, scores of videos, the model, pictures, and the end of its tracked run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avvp_dist import storage
-from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.index import Index, Labels, LeftOut
 from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.metrics.denoising import removal_row
+from avvp_dist.metrics.denoising import Levels, judge, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.pictures import draw
 from avvp_dist.tracking.base import Tracker
-from avvp_dist.train.evaluate import all_scores, decide
+from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
 from avvp_dist.train.loop import Trained
 from avvp_dist.train.stages import write_weights
 
@@ -34,6 +35,8 @@ class Outcome:
     Attributes:
         probabilities: of the best network, by evaluated split.
         trained, collected: what each stage left, by its name, in order.
+        given: the refined labels of ``data.refined``, where the run has them.
+        left_out: bad videos that the run did without.
     """
 
     config: RunConfig
@@ -42,25 +45,40 @@ class Outcome:
     probabilities: Mapping[str, Probabilities]
     trained: Mapping[str, Trained]
     collected: Mapping[str, Any]
+    given: RefinedLabels | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def final(self) -> Trained:
         """The stage whose network is evaluated."""
         return list(self.trained.values())[-1]
 
-    def removed(self) -> np.ndarray | None:
-        """Training labels taken away as noise, bool [N,2,C]: in the last epoch, or by a refining stage; None without."""
-        if self.final.removed is not None:
-            return self.final.removed
-        weak = self.labels["train"].weak
-        for found in self.collected.values():
-            if isinstance(found, RefinedLabels) and found.audio.ndim == 2:
-                return np.stack([weak & (found.audio == 0), weak & (found.visual == 0)], axis=1)
-        return None
+    def removed(self) -> dict[str, Levels]:
+        """Training labels taken away as noise, by result.json's name for what they are worth; empty without any.
+
+        ``denoising``: what the run took away itself, in its last epoch or by a refining stage; ``denoising_given``: what the
+        labels of ``data.refined`` lack.
+        """
+        train = self.labels["train"]
+        found = [labels for labels in (self._last_epoch(), *self.collected.values()) if isinstance(labels, RefinedLabels)]
+        levels: dict[str, Levels] = {}
+        for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
+            if labels is not None:
+                mine = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
+                levels[name] = judge(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows)
+        return levels
+
+    def _last_epoch(self) -> RefinedLabels | None:
+        """The weak labels without those that the final stage removed in its last epoch."""
+        removed, train = self.final.removed, self.labels["train"]
+        if removed is None:
+            return None
+        about = {"refiner": self.config.method.name}
+        return RefinedLabels.without(removed, train.weak, train.ids, self.index.classes, about)
 
     def result(self) -> dict[str, Any]:
         """The content of result.json."""
-        config, index, train = self.config, self.index, self.labels["train"]
+        config, index = self.config, self.index
         removed = self.removed()
         return {
             "recipe": config.recipe,
@@ -71,21 +89,27 @@ class Outcome:
                 "fingerprint": index.fingerprint,
                 "dataset": index.dataset,
                 "synthetic": index.synthetic,
+                "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
             "scores": {
                 name: all_scores(found, self.labels[name], config.evaluate, index.classes)
                 for name, found in self.probabilities.items()
             },
-            "denoising": {} if removed is None else removal_row(train.weak, removed, train.audio, train.visual),
+            **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
             "artefacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
             "provenance": provenance(index),
         }
+
+    def per_video(self) -> PerVideo:
+        """The scores of every video that those in result.json are means of."""
+        return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
 
     def publish(self, result: Mapping[str, Any], tracker: Tracker) -> None:
         """Writes and tracks everything, result.json last."""
         output = self.config.output
         write_weights(storage.join(output, "model.safetensors"), self.final.weights)
+        storage.write_bytes(storage.join(output, PER_VIDEO), self.per_video().to_bytes())
         history = [row for stage in self.trained.values() for row in stage.history]
         storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
         with tempfile.TemporaryDirectory() as scratch:
@@ -108,7 +132,6 @@ class Outcome:
             protocol=self.config.evaluate.protocol,
             truth=self.labels["test"],
             predicted=decide(self.probabilities["test"], self.config.evaluate),
-            train=self.labels["train"],
             removed=self.removed(),
         )
 

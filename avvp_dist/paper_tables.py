@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,10 +15,10 @@ from avvp_dist.config import Section, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.metrics.parsing import Protocol
 from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.report.published import Figures
 
 Level = Literal["segment", "event"]
 Metric = Literal["audio", "visual", "audio_visual", "type", "event"]
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 # keys that `avvp table` gives each run itself -> how to choose them
 _RESERVED = {
@@ -26,19 +26,10 @@ _RESERVED = {
     "seed": "use --seeds",
     "data": "use --data",
     "data.url": "use --data",
+    "data.dataset": "use --data",
     "train.epochs": "use --epochs",
     "recipe": "the table's rows name their recipes",
 }
-
-
-class Figures(Section):
-    """Published F scores in percent; what the paper does not give stays null."""
-
-    audio: Percent | None = None
-    visual: Percent | None = None
-    audio_visual: Percent | None = None
-    type: Percent | None = None
-    event: Percent | None = None
 
 
 class Published(Section):
@@ -61,6 +52,9 @@ class PaperRow(Section):
     """Evaluation protocol of the published figures."""
     published: Published = Published()
     """Test scores on LLP in percent."""
+    oracle_noise: float | None = Field(None, ge=0, le=1)
+    """For a row trained on labels of segments: on made-up data they are the truth with this share of them turned over, in
+    place of the paper's own; on real data they come with ``--set data.refined=FILE``. null for weak labels."""
     reconstructed: bool = False
     """Whether no public text or code pins this row's method down."""
 
@@ -126,14 +120,17 @@ def read(table: str) -> tuple[str, PaperTable]:
 def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
     """The config of every row, with ``settings`` (``key=value``) applied to all of them.
 
+    ``data.refined`` is for the rows with an ``oracle_noise``, where there are any: the others train on weak labels.
+
     Raises:
         ConfigError: rows that cannot be run, or settings that a row fixes itself; every problem of every row.
     """
     found, problems = [], []
     for row in table.rows:
+        mine = [setting for setting in settings if row.oracle_noise is not None or not only_for_oracles(table, setting)]
         try:
-            config = load(row.recipe, [*row.overrides, *settings])
-            again = load(row.recipe, [*settings, *row.overrides])  # where the order matters, one undoes the other
+            config = load(row.recipe, [*row.overrides, *mine])
+            again = load(row.recipe, [*mine, *row.overrides])  # where the order matters, one undoes the other
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
@@ -143,6 +140,11 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), f"{table.title}: cannot be run")
     return found
+
+
+def only_for_oracles(table: PaperTable, setting: str) -> bool:
+    """Whether a ``key=value`` goes to the rows with an ``oracle_noise`` alone."""
+    return setting.partition("=")[0].strip() == "data.refined" and any(row.oracle_noise is not None for row in table.rows)
 
 
 def refuse_reserved(settings: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from avvp_dist import storage
 from avvp_dist.config import Section, Url, merge, parse_overrides, parse_yaml, validate
 from avvp_dist.credentials import redact
-from avvp_dist.data.resident import DataConfig
+from avvp_dist.data.source import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
@@ -74,7 +74,7 @@ class RunConfig(Section):
     def absolute(self) -> RunConfig:
         """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
         content = self.model_dump()
-        places = [(content, "output"), (content, "store"), (content["data"], "url"), (content["data"], "refined")]
+        places = [(content, "output"), (content, "store"), *((content["data"], key) for key in ("url", "refined", "cache"))]
         for section, key in [*places, (content["method"], "ratios")]:
             if section.get(key):
                 section[key] = storage.absolute(section[key])
@@ -132,9 +132,16 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(RunConfig, merged, f"recipe {recipe}")
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Dotted keys in which two dumped configs differ, with both values."""
+def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two dumped configs differ, with both values; None where one lacks the key."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = dict.fromkeys([*one, *other])
-        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if one == other else [f"{path}: {one!r} there, {other!r} here"]
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in dict.fromkeys([*one, *other]):
+            found |= changed(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+        return found
+    return {} if one == other else {path: (one, other)}
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Dotted keys in which two dumped configs differ, with both values, a line each."""
+    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed(one, other).items()]

@@ -10,17 +10,20 @@ config; a process that is started by another is given `settings` and does the sa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import fsspec
+from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
@@ -106,6 +109,26 @@ def names(url: str | os.PathLike[str]) -> list[str]:
     return sorted(name for name in found if not name.startswith(_ASIDE))
 
 
+def find(url: str | os.PathLike[str], name: str) -> list[str]:
+    """All files called ``name`` in the folder ``url`` or anywhere below it, sorted; empty when it is not there."""
+    here = _is_local(url)
+
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        found = (each for each in fs.find(path) if each.rsplit("/", 1)[-1] == name)
+        return sorted(each if here else fs.unstrip_protocol(each) for each in found)
+
+    return _on(url, "list", look)
+
+
+def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
+    """Bytes of each file right below ``url``, by its name; empty when it is not there."""
+    try:
+        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """Whole content of the file at ``url``.
 
@@ -158,6 +181,21 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
 
     fs, path = _open(url)
     return PyFileSystem(FSSpecHandler(fs)), path
+
+
+def lock(url: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+    """Held by one process at a time among those of this machine; nothing where ``url`` is not a local path."""
+    path = local_path(url)
+    return contextlib.nullcontext() if path is None else _file_lock(path)
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    # beside nobody's files, and for one user alone
+    folder = Path(tempfile.gettempdir()) / f"avvp-locks-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with FileLock(folder / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.lock"):
+        yield
 
 
 def sweep(url: str | os.PathLike[str]) -> int:

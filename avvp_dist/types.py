@@ -160,6 +160,7 @@ class Outputs:
         judge: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
             stage asks for none.
         others: what the network says of the further batches that the stage made of this one, in its order.
+        peers: what the stage's other networks say of the same batch, in their order.
     """
 
     video: Tensor
@@ -173,6 +174,7 @@ class Outputs:
     temporal_weights: Tensor | None = None
     judge: Outputs | None = None
     others: tuple[Outputs, ...] = ()
+    peers: tuple[Outputs, ...] = ()
 
     def pooled_within(self, start: int, stop: int) -> Tensor:
         """[B,2,C] probabilities of both modalities from segments [start, stop) alone: weights renormalised inside it."""
@@ -197,6 +199,8 @@ class Targets:
     Attributes:
         video, audio, visual: targets in [0, 1] of the three heads; audio and visual are [B,T,C] where segments have labels.
         removed_audio, removed_visual: bool, labels taken away as noise; None where the stage does not denoise.
+        audio_weights, visual_weights: [B,C] what a label's loss counts for, 0 where it is left out; None for 1 each.
+        peers: what the stage's other networks aim at, where that is something else.
     """
 
     video: Tensor
@@ -204,6 +208,9 @@ class Targets:
     visual: Tensor
     removed_audio: Tensor | None = None
     removed_visual: Tensor | None = None
+    audio_weights: Tensor | None = None
+    visual_weights: Tensor | None = None
+    peers: tuple[Targets, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
-"""Recipes over seeds on a synthetic LLP: means and deviations of the test scores, each under its recipe's protocol.
+"""Every method over seeds on a synthetic LLP: test scores, each under its recipe's protocol, and what its refiner removed.
 
-    python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--seeds 1,2,3] [--json FILE]
+    python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--seeds 1,2,3] [--only han,ma]
+        [--data URL] [--finished] [--json FILE] [--markdown FILE] [--set KEY=VALUE ...]
 
-Published hyper-parameters but for bfloat16. Finished runs in OUT are not run again. Scores on planted data say how methods
-behave there, nothing about LLP.
+Published hyper-parameters but for bfloat16. VALOR gets the truth with 18 % of its segments turned over, in the place of what
+CLIP and CLAP say. A finished run in OUT (<variant>-<seed>) is not run again; one of another config or other data is refused.
+What its refiner removed is judged anew from the labels in its folder, which older commits did not judge. With --finished
+nothing is trained, and what is missing is left out. Scores on planted data say how methods behave there, nothing about LLP.
 """
 
 from __future__ import annotations
@@ -13,59 +16,268 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avvp_dist.data.index import Index, Labels, read_labels
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.errors import AvvpError, ConfigError
+from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, judge, refinement_row
+from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.types import MODALITIES
+
+LEVELS = ("segment", "event")
+METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
+ELEMENTS = {WHOLE: "whole videos", WINDOWS: "windows", SEGMENTS: "segments"}
+NOISE = {"flip": 0.18, "seed": 0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: what it is called, its recipe, and what it changes of it."""
+
+    title: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    labels_of_segments: bool = False
+
 
 VARIANTS = {
-    "han": ["han"],
-    "jomold": ["jomold"],
-    "jomold, best epoch by segment Type": ["jomold", "evaluate.select=segment.type"],
+    "han": Variant("HAN", "han"),
+    "lr": Variant("HAN + LR", "lr"),
+    "ma": Variant("MA", "ma"),
+    "jomold": Variant("JoMoLD", "jomold"),
+    "jomoldtype": Variant("JoMoLD, best epoch by segment Type", "jomold", ("evaluate.select=segment.type",)),
+    "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
 }
 
 
-def train(out: Path, variant: str, seed: int) -> dict:
-    """The result.json of one run, trained unless it is there."""
-    folder = out / f"{variant.replace(', best epoch by segment Type', 'type')}-{seed}"
-    if not (folder / "result.json").is_file():
-        settings = [f"data={out / 'data'}", f"output={folder}", f"seed={seed}", "train.precision=bfloat16", "tracking=none"]
-        subprocess.run([sys.executable, "-m", "avvp_dist", "train", *VARIANTS[variant], *settings], check=True)
-    return json.loads((folder / "result.json").read_text())
+class Bench:
+    """The runs of one folder on one data set."""
+
+    def __init__(self, out: Path, data: str, overrides: Sequence[str]) -> None:
+        self.out = out
+        self.data = data
+        self.overrides = ("train.precision=bfloat16", *overrides)
+        self.index = Index.load(data)
+        self.labels = read_labels(data, self.index)
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where a run is."""
+        return self.out / f"{name}-{seed}"
+
+    def settings(self, name: str, seed: int) -> list[str]:
+        """What a run changes of its recipe, but for data and folder."""
+        return [*VARIANTS[name].overrides, *self.overrides, f"seed={seed}"]
+
+    def train(self, name: str, seed: int) -> None:
+        """Trains a run to its end."""
+        settings = [f"data={self.data}", f"output={self.folder(name, seed)}", "tracking=none", *self.settings(name, seed)]
+        if VARIANTS[name].labels_of_segments:
+            given = self.out / "noisy18.npz"
+            if not given.exists():
+                noise = [word for key, value in NOISE.items() for word in (f"--{key}", str(value))]
+                _avvp("data", "noisy-labels", "--data", self.data, "--out", str(given), *noise)
+            settings.append(f"data.refined={given}")
+        _avvp("train", VARIANTS[name].recipe, *settings)
+
+    def read(self, name: str, seed: int) -> dict[str, Any]:
+        """The result.json of a finished run, what was removed judged anew.
+
+        Raises:
+            ConfigError: it is a run of something else; every difference.
+        """
+        folder = self.folder(name, seed)
+        result = json.loads((folder / "result.json").read_text())
+        config = load(str(folder / "config.yaml"))
+        given = RefinedLabels.load(config.data.refined) if config.data.refined else None
+        problems = differences(_asked(config), _asked(load(VARIANTS[name].recipe, self.settings(name, seed))))
+        if result["data"]["fingerprint"] != self.index.fingerprint:
+            problems.append(f"data: trained on others than {self.data}")
+        problems += self._wrong_labels(VARIANTS[name], given)
+        if problems:
+            raise ConfigError(problems, f"{folder} holds another run than {name} with seed {seed}")
+        own = _own_labels(folder, self.labels["train"], self.index)
+        return {**result, "denoising": self._removed(own), "denoising_given": self._removed(given)}
+
+    def _wrong_labels(self, variant: Variant, given: RefinedLabels | None) -> list[str]:
+        if not variant.labels_of_segments:
+            return [] if given is None else ["data.refined: given, this variant has none"]
+        if given is None:
+            return ["data.refined: missing"]
+        wanted = {"maker": "truth with noise", "fingerprint": self.index.fingerprint, **NOISE}
+        return [
+            f"data.refined: {key} {given.provenance.get(key)!r} there, {value!r} here"
+            for key, value in wanted.items()
+            if given.provenance.get(key) != value
+        ]
+
+    def _removed(self, refined: RefinedLabels | None) -> dict[str, float]:
+        if refined is None:
+            return {}
+        train = self.labels["train"]
+        mine = refined.aligned(train.ids, self.index.classes, self.index.segments, "labels of the run")
+        return refinement_row(judge(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows))
 
 
-def main() -> None:
+def _asked(config: RunConfig) -> dict[str, Any]:
+    """What makes a run's result, without how and where it ran."""
+    content = config.model_dump(include={"seed", "model", "method", "train", "optim", "evaluate"}, mode="json")
+    for section, keys in {"train": ("device", "check_every", "checkpoint_every"), "evaluate": ("batch_size",)}.items():
+        content[section] = {key: value for key, value in content[section].items() if key not in keys}
+    return content
+
+
+def _own_labels(folder: Path, train: Labels, index: Index) -> RefinedLabels | None:
+    """The labels that a run's own refiner left, from its stages; None where it has none."""
+    masks, refined = (sorted((folder / "stages").glob(f"*/{name}.npz")) for name in ("removed", "refined"))
+    if len(masks) > 1 or len(refined) > 1:
+        raise ConfigError(
+            [str(path) for path in (*masks, *refined)], f"{folder}: several stages' removed labels; delete all but one"
+        )
+    if not masks:
+        return RefinedLabels.load(str(refined[0])) if refined else None
+    with np.load(masks[0], allow_pickle=False) as file:
+        return RefinedLabels.without(file["removed"], train.weak, train.ids, index.classes, {})
+
+
+def _avvp(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "avvp_dist", *words], check=True)
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "std": spread, "all": list(values)}
+
+
+def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """One variant's entry of the report, from the results of its seeds."""
+    protocol = load(VARIANTS[name].recipe).evaluate.protocol
+    entry: dict[str, Any] = {
+        "title": VARIANTS[name].title,
+        "protocol": protocol,
+        "seeds": list(results),
+        "commits": [result["provenance"]["git_commit"] for result in results.values()],
+    }
+    scores = [result["scores"]["test"][protocol] for result in results.values()]
+    for prefix, found in (("", scores), ("without_speech.", [score["without_speech"] for score in scores])):
+        for level in LEVELS:
+            for metric in METRICS:
+                entry[f"{prefix}{level}.{metric}"] = _over_seeds([each[level][metric] for each in found])
+    for source in ("denoising", "denoising_given"):
+        rows = [result[source] for result in results.values()]
+        keys = dict.fromkeys(key for each in rows for key in each)
+        entry[source] = {key: _over_seeds([each[key] for each in rows if key in each]) for key in keys}
+    return entry
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown: a table of scores for each level, then one of removed labels."""
+    splits = ", ".join(f"{count} {split}" for split, count in report["videos"].items())
+    lines = [f"Synthetic data ({splits} videos; truth: {report['truth']}). Mean ± standard deviation over seeds, in %.", ""]
+    for level in LEVELS:
+        lines += [f"**F of {level}s, test split**", "", *_scores(report["rows"], level), ""]
+    lines += ["**Labels of the training split that refiners removed**", "", *_removals(report["rows"]), ""]
+    return "\n".join(lines)
+
+
+def _scores(rows: dict[str, Any], level: str) -> Iterator[str]:
+    heads = [*METRICS.values(), *(f"{head}, no Speech" for head in METRICS.values())]
+    yield f"| method | protocol | seeds | {' | '.join(heads)} |"
+    yield f"|{'---|' * 3}{'--:|' * len(heads)}"
+    for entry in rows.values():
+        cells = [_cell(entry[f"{prefix}{level}.{metric}"]) for prefix in ("", "without_speech.") for metric in METRICS]
+        yield f"| {entry['title']} | {entry['protocol']} | {_seeds(entry)} | {' | '.join(cells)} |"
+
+
+def _removals(rows: dict[str, Any]) -> Iterator[str]:
+    """Whole videos first, where all refiners can be compared, then what is finer."""
+    heads = ["removed", "of labels", "precision", "at random", "recall"]
+    yield f"| labels of | modality | method | {' | '.join(heads)} |"
+    yield f"|{'---|' * 3}{'--:|' * len(heads)}"
+    for level, elements in ELEMENTS.items():
+        for modality in MODALITIES:
+            for entry in rows.values():
+                for source, note in (("denoising", ""), ("denoising_given", " (given labels)")):
+                    found, key = entry[source], f"{level}/{modality}"
+                    if key in found:
+                        cells = [f"{found[name]['mean']:.0f}" for name in (key, f"{key}_labels")]
+                        cells += [_cell(found.get(f"{key}_{name}")) for name in ("precision", "baseline", "recall")]
+                        yield f"| {elements} | {modality} | {entry['title']}{note} | {' | '.join(cells)} |"
+
+
+def _seeds(entry: dict[str, Any]) -> str:
+    return ", ".join(map(str, entry["seeds"]))
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.1f}" + (f" ± {value['std']:.1f}" if value["std"] is not None else "")
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--annotations")
-    parser.add_argument("--splits", default="5000,649,1200")
+    parser.add_argument("out", type=Path, help="folder of the runs")
+    parser.add_argument("--data", help="packed data set; default OUT/data, made there if need be")
+    parser.add_argument("--annotations", help="LLP's annotation files, from which data are made")
+    parser.add_argument("--splits", default="5000,649,1200", help="videos of each split, when data are made")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--only", default=",".join(VARIANTS), help=f"some of {', '.join(VARIANTS)}")
+    parser.add_argument("--finished", action="store_true", help="report what is there, train nothing")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    if not (arguments.out / "data" / "index.json").is_file():
-        synth = ["data", "synth", str(arguments.out / "data"), "--layout", "shards", "--splits", arguments.splits]
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args(words)
+    arguments.only = arguments.only.split(",")
+    unknown = [name for name in arguments.only if name not in VARIANTS]
+    if unknown:
+        parser.error(f"--only: no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+    arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    arguments.data = arguments.data or str(arguments.out / "data")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = _arguments(words)
+    try:
+        _work(arguments)
+    except AvvpError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    if not arguments.finished and not (Path(arguments.data) / "index.json").is_file():
         source = ["--annotations", arguments.annotations] if arguments.annotations else []
-        subprocess.run([sys.executable, "-m", "avvp_dist", *synth, *source], check=True)
-    report = {"splits": arguments.splits, "annotated": bool(arguments.annotations), "rows": {}}
-    for variant in VARIANTS:
-        results = [train(arguments.out, variant, int(seed)) for seed in arguments.seeds.split(",")]
-        protocol = "joint" if VARIANTS[variant][0] == "han" else "modality"
-        row: dict = {
-            "protocol": protocol,
-            "seeds": arguments.seeds,
-            "commits": [r["provenance"]["git_commit"] for r in results],
-        }
-        for level in ("segment", "event"):
-            for name in ("audio", "visual", "audio_visual", "type", "event"):
-                values = [result["scores"]["test"][protocol][level][name] for result in results]
-                row[f"{level}.{name}"] = {"mean": statistics.mean(values), "std": statistics.stdev(values), "all": values}
-        for name in ("removed/visual", "removed/visual_precision", "removed/visual_recall"):
-            found = [result["denoising"][name] for result in results if name in result["denoising"]]
-            if found:
-                row[name] = statistics.mean(found)
-        report["rows"][variant] = row
-        names = [f"segment.{name}" for name in ("audio", "visual", "audio_visual", "type", "event")]
-        figures = [f"{row[name]['mean']:.1f}±{row[name]['std']:.1f}" for name in names]
-        print(f"{variant:36} {protocol:9}", *figures)
+        _avvp("data", "synth", arguments.data, "--layout", "shards", "--splits", arguments.splits, *source)
+    bench = Bench(arguments.out, arguments.data, arguments.set)
+    report: dict[str, Any] = {
+        "videos": {split: len(labels.ids) for split, labels in bench.labels.items()},
+        "truth": bench.index.provenance.get("truth", "unknown"),
+        "data_fingerprint": bench.index.fingerprint,
+        "settings": list(bench.overrides),
+        "rows": {},
+    }
+    for name in arguments.only:
+        results = {}
+        for seed in arguments.seeds:
+            result = bench.folder(name, seed) / "result.json"
+            if not result.is_file() and not arguments.finished:
+                bench.train(name, seed)
+            if result.is_file():
+                results[seed] = bench.read(name, seed)
+        if results:
+            report["rows"][name] = row(name, results)
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(report))
+    print(markdown(report))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from pathlib import Path
 import torch
 
 from avvp_dist.data import llp, resident, shards, synthetic
+from avvp_dist.data.cache import ShardCache
 from avvp_dist.data.catalog import LLP
 from avvp_dist.data.index import read_labels
 from avvp_dist.data.plan import EpochPlan
+from avvp_dist.data.reading import ShardStore
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.methods.jomold import Jomold
 from avvp_dist.recipe import load
@@ -42,7 +44,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
     index = shards.Index.load(str(packed))
     started = time.perf_counter()
     labels = read_labels(str(packed), index)["train"]
-    split = resident.load(str(packed), index, labels, runtime.device, getattr(torch, precision))
+    split = resident.load(ShardStore(str(packed), ShardCache()), index, labels, runtime.device, getattr(torch, precision))
     loaded = time.perf_counter() - started
     model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
     stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]

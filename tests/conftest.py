@@ -12,6 +12,14 @@ GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Shards that tests fetch do not go into the user's cache."""
+    os.environ["AVVP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["AVVP_CACHE"]
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of the golden files (outputs of the authors' published code)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -13,14 +14,17 @@ class Stream:
         name: name in a Batch: ``audio``, ``visual``, ``motion``.
         dim: width of one segment's feature vector in a shard.
         folder: folder of its ``<id>.npy`` files in the official layout.
-        rows: rows of an official file; a multiple of the segments, whose mean over each block goes into the shard. Exact
-            for every network that starts with a linear layer followed by that mean, as the published ones do.
+        rows: rows of an official file.
+        reduction: how they become rows of segments in the shard (`avvp_dist.data.reduction`). block-mean: ``rows`` is a
+            multiple of the segments, the mean over each block; clap-map: a feature map of CLAP. Both are exact for every
+            network that starts with a linear layer followed by the same, as the published ones do.
     """
 
     name: str
     dim: int
     folder: str
     rows: int
+    reduction: Literal["block-mean", "clap-map"] = "block-mean"
 
 
 @dataclass(frozen=True)
@@ -54,4 +58,17 @@ LLP = Dataset(
     segments=10,
 )  # fmt: skip
 
+LLP_CLIP_CLAP = replace(
+    LLP,
+    name="llp-clip-clap",
+    streams=(
+        Stream("audio", 768, "CLAP/features", 64, "clap-map"),
+        Stream("visual", 768, "CLIP/features", 10),
+        Stream("motion", 512, "r2plus1d_18", 10),
+    ),
+)
+"""The videos of LLP with the features of CLAP and CLIP that VALOR's authors publish (NeurIPS 2023)."""
+
 DATASETS = {LLP.name: LLP}
+FEATURE_SETS = {"vggish-resnet": LLP, "clip-clap": LLP_CLIP_CLAP}
+"""The features that LLP's videos come with, each a data set of its own once packed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -262,7 +263,7 @@ def _split_labels(
     lists, labels = _flat(part["weak"])
     weak = np.zeros((len(ids), len(index.classes)), bool)
     if len(set(ids)) != len(ids):
-        problems.append(f"{split}: videos listed twice")
+        problems += [f"{split}: video {name} is listed {count} times" for name, count in Counter(ids).items() if count > 1]
     elif ((labels < 0) | (labels >= len(index.classes))).any():
         problems.append(f"{split}: weak labels outside 0..{len(index.classes) - 1}")
     else:

@@ -4,6 +4,7 @@
     AVVP_eval_audio.csv, AVVP_eval_visual.csv           filename, onset, offset, event_labels (one): events of val and test
     AVVP_train_audio.csv, AVVP_train_visual.csv         the same for train; only a made-up data set has them
     feats/{vggish,res152,r2plus1d_18}/<id>.npy          [10,128], [80,2048], [10,512]
+    {CLAP,CLIP}/features/<id>.npy                       [64,768], [10,768], beside feats/; published by VALOR's authors
 
 The annotations have known flaws, which are reported and do no harm; what would change a label unseen is an error.
 """
@@ -23,6 +24,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.data.catalog import LLP, Dataset, Stream
+from avvp_dist.data.reduction import to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
@@ -256,7 +258,7 @@ class OfficialFeatures:
     """Features in the official layout, one file a video and stream, below a local or mounted folder.
 
     Args:
-        folder: the folder that holds ``feats/``, or ``feats`` itself.
+        folder: the folder that holds ``feats/`` (and ``CLAP/`` and ``CLIP/``), or ``feats`` itself.
         dataset: whose streams are read.
 
     Raises:
@@ -267,13 +269,19 @@ class OfficialFeatures:
         root = storage.local_path(folder)
         if root is None:
             raise DataError(f"{os.fspath(folder)}: the official feature files are read from a local or mounted folder")
-        self._root = root / "feats" if (root / "feats").is_dir() else root
         self._dataset = dataset
-        missing = [stream.folder for stream in dataset.streams if not (self._root / stream.folder).is_dir()]
+        above = [root.parent] if root.name == "feats" else []
+        found = {
+            stream.folder: [place for place in (root / "feats", root, *above) if (place / stream.folder).is_dir()]
+            for stream in dataset.streams
+        }
+        missing = [name for name, places in found.items() if not places]
         if missing:
             raise DataError(
-                [f"{name}/: no such folder" for name in missing], f"{self._root}: not the official feature layout"
+                [f"{name}/: no such folder" for name in missing],
+                f"{root}: not the official layout of these features (--streams says which)",
             )
+        self._folders = {name: places[0] / name for name, places in found.items()}
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identifies the files of ``records`` by name, size and time of change; missing files count too."""
@@ -310,10 +318,10 @@ class OfficialFeatures:
     def _path(self, record: VideoRecord, stream: Stream) -> Path:
         if not re.fullmatch(_ID, record.id):
             raise DataError(f"video id {record.id!r} is not 11 letters, digits, '-' or '_'")
-        return self._root / stream.folder / f"{record.id}.npy"
+        return self._folders[stream.folder] / f"{record.id}.npy"
 
     def _read_stream(self, record: VideoRecord, stream: Stream) -> np.ndarray:
-        """One stream of one video, averaged to [T,dim] in float32, as float16."""
+        """One stream of one video, reduced to [T,dim] in float32 or better, as float16."""
         path = self._path(record, stream)
         name = f"{stream.folder}/{path.name}"
         values = _load(path, name)
@@ -327,8 +335,7 @@ class OfficialFeatures:
             row, column = np.argwhere(~finite)[0]
             raise DataError(f"{name}: {finite.size - finite.sum()} values are not finite, the first at [{row}, {column}]")
         with np.errstate(over="ignore"):
-            blocks = values.astype(np.float32).reshape(self._dataset.segments, -1, stream.dim).mean(axis=1)
-            packed = blocks.astype(np.float16)
+            packed = to_segments(values.astype(np.float32), stream, self._dataset.segments).astype(np.float16)
         if not np.isfinite(packed).all():
             raise DataError(f"{name}: values up to {np.abs(values).max():.4g} do not fit float16 (at most {_LARGEST:.0f})")
         return packed

@@ -39,6 +39,19 @@ class RefinedLabels:
     provenance: Mapping[str, Any]
     windows: tuple[tuple[int, int], ...] | None = None
 
+    @classmethod
+    def without(
+        cls,
+        removed: NDArray[np.bool_],
+        weak: NDArray[np.bool_],
+        ids: Sequence[str],
+        classes: Sequence[str],
+        provenance: Mapping[str, Any],
+    ) -> RefinedLabels:
+        """The weak labels [N,C] without those ``removed`` [N,2,C] from the sound and from the picture of whole videos."""
+        audio, visual = ((weak & ~removed[:, number]).astype(np.float32) for number in range(2))
+        return cls(tuple(ids), tuple(classes), None, audio, visual, provenance)
+
     def to_bytes(self) -> bytes:
         """One .npz, readable without pickle."""
         about = {

@@ -1,9 +1,18 @@
-"""A whole split in memory, in the memory of the device that trains where it fits."""
+"""A whole split in memory: the GPU's, where one trains and it fits, else one map that all processes of a node share.
+
+The map is of the shards as they lie: a video's features are raw float16 in its tar, at an offset that the index knows. So
+there is no second copy on any disk, nothing to build before the first step, and the memory is the system's page cache, of
+which a node has one, whoever reads. (As with any map, a file that is cut short under a running process kills it; packing
+never does that, it puts new files in the place of old ones.)
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+import math
+import os
+import resource
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -12,118 +21,193 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avvp_dist import storage
-from avvp_dist.config import Section, Url
+from avvp_dist.data.cache import GB
 from avvp_dist.data.index import Index, Labels
+from avvp_dist.data.partners import disjoint
+from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
+from avvp_dist.data.reading import REMEDY, ShardStore
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.data.table import Table
 from avvp_dist.errors import DataError
-from avvp_dist.types import Batch, Refined
+from avvp_dist.types import Batch
+
+LOGGER = logging.getLogger(__name__)
 
 
-class DataConfig(Section):
-    """Which data."""
+class ShardRows:
+    """Features of a split where they lie, in the bytes of its shards.
 
-    url: Url | None = None
-    """Folder or URL of a packed data set, made by ``avvp data pack`` or ``avvp data synth --layout shards``."""
-    refined: Url | None = None
-    """Path or URL of refined labels (a refining stage's refined.npz) that every training stage takes for the weak ones."""
+    Args:
+        contents: bytes of each shard, by its number.
+        labels: where each of the N videos is.
+        shape: N, T, width.
+    """
+
+    def __init__(self, contents: Mapping[int, NDArray[np.uint8]], labels: Labels, shape: tuple[int, int, int]) -> None:
+        self._contents = contents
+        self._shard = labels.shard
+        self._offset = labels.offset
+        self.shape = shape
+
+    def take(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Features of the videos ``numbers``, a copy, float16 [B,T,width]."""
+        rows = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.float16)
+        to = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
+        for row, shard, offset in zip(to, self._shard[numbers].tolist(), self._offset[numbers].tolist(), strict=True):
+            row[:] = self._contents[shard][offset : offset + len(row)]
+        return rows
+
+    def on(self, device: torch.device) -> Tensor:
+        """All of them in the memory of ``device``, float16 [N,T,width]."""
+        everything = torch.empty(self.shape, dtype=torch.float16, device=device)
+        for some in np.array_split(np.arange(self.shape[0]), 1 + self.shape[0] // 256):
+            if len(some):
+                everything[some[0] : some[-1] + 1] = self.take(some)
+        return everything
 
 
 @dataclass(frozen=True)
 class ResidentSplit:
-    """Features and labels of one split, with everything that training and evaluation ask of them.
+    """Features and labels of one split in memory: a `Source` whose order is one permutation of all videos.
 
     Attributes:
-        labels: ids, weak labels and truth as the index holds them.
-        features: float16 [N,T,width], the streams side by side.
-        weak: float32 [N,C].
-        streams: name -> (offset, dim) along the last axis of ``features``.
-        dtype: dtype of a batch's features.
-        refined: labels in place of the weak ones, of all N videos, or None.
-        partners: int64 [N,K] numbers of each video's partners; K is 0 where nobody asks for them.
+        table: the labels.
+        features: float16 [N,T,width], the streams side by side; in the shards, or on the device that trains.
+        partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
     """
 
-    labels: Labels
-    features: Tensor
-    weak: Tensor
-    streams: Mapping[str, tuple[int, int]]
-    dtype: torch.dtype = torch.float32
-    refined: Refined | None = None
+    table: Table
+    features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """See `Source`."""
+        return self.table.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
 
+    def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+        """See `Source`."""
+        return EpochPlan(len(self), batch_size, seed, epoch)
+
+    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`."""
+        order, split = plan.order(), self._with_partners(partners, plan.seed, plan.epoch)
+        for step in range(first_step, plan.steps):
+            yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
+
+    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`; in the split's order."""
+        sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
+        mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for start in range(0, max(len(mine), 1), batch_size):
+            yield split.batch(mine[start : start + batch_size], len(mine))
+
+    def close(self) -> None:
+        """See `Source`; nothing to let go of."""
+
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
         """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
-        index = torch.from_numpy(numbers).to(self.features.device)
-        rows = self.features.index_select(0, index).to(self.dtype)
-        streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
-        refined, partners = self.refined, self.partners
-        if refined is not None:
-            video = None if refined.video is None else refined.video[index]
-            refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
-        draws = () if partners is None else tuple(partners[numbers].T.copy())
+        index = torch.from_numpy(numbers).to(self.table.weak.device)
+        if isinstance(self.features, ShardRows):
+            rows = self.features.take(numbers).to(index.device).to(self.table.dtype)
+        else:
+            rows = self.features.index_select(0, index).to(self.table.dtype)
+        draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
         alone = replace(self, partners=None)
-        return Batch(
-            streams,
-            self.weak.index_select(0, index),
-            index,
-            total,
-            refined,
-            tuple(alone.batch(draw, total) for draw in draws),
-        )
+        return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
-        """The same videos with refined labels; ``source`` names them in errors.
+        """See `Source`."""
+        return replace(self, table=self.table.with_refined(labels, classes, source))
 
-        Raises:
-            DataError: they do not fit.
-        """
-        found = labels.aligned(self.labels.ids, classes, self.features.shape[1], source)
-        video, audio, visual = (
-            None if values is None else torch.from_numpy(values).to(self.weak)
-            for values in (found.video, found.audio, found.visual)
-        )
-        return replace(self, refined=Refined(video, audio, visual, found.windows))  # type: ignore[arg-type]  # only video can be None
+    def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
+        if not draws:
+            return self
+        return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
 
 
 def load(
-    url: str, index: Index, labels: Labels, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    store: ShardStore,
+    index: Index,
+    labels: Labels,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    share: bool = True,
 ) -> ResidentSplit:
-    """Reads a split's shards, several at a time, and checks each against its hash.
+    """Opens a split's shards, several at a time, and checks each against its hash and every video in it.
+
+    Args:
+        store: where the shards are.
+        device: what trains; a GPU takes the features into its own memory where they leave half of what is free there.
+        dtype: of a batch's features.
+        share: whether features on CPU are a map that a node's processes share, or this process's own.
 
     Raises:
-        DataError: every shard that is missing or does not hold what the index says.
+        DataError: every shard that is missing or is not what the index says, and every bad video in the others.
     """
-    features = np.empty((len(labels.ids), index.segments, sum(stream.dim for stream in index.streams)), np.float16)
-    numbers = np.unique(labels.shard)
+    device = device or torch.device("cpu")
+    # each process begins elsewhere: those of one node then fetch different shards at the same time
+    numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
+    share = share and _may_map(len(numbers), labels.split)
 
-    def fill(number: int) -> str | None:
-        return _fill(features, url, index, labels, number)
+    def content(number: int) -> NDArray[np.uint8] | DataError:
+        try:
+            return _content(store, index, labels, number, share)
+        except DataError as error:
+            return error
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        problems = [problem for problem in pool.map(fill, numbers.tolist()) if problem]
+        contents = dict(zip(numbers, pool.map(content, numbers), strict=True))
+    problems = [line for found in contents.values() if isinstance(found, DataError) for line in found.problems]
     if problems:
-        raise DataError(problems, f"{url}: {labels.split} cannot be read")
-    return ResidentSplit(
-        labels,
-        torch.from_numpy(features).to(device or "cpu"),
-        torch.from_numpy(labels.weak.astype(np.float32)).to(device or "cpu"),
-        {stream.name: (stream.offset, stream.dim) for stream in index.streams},
-        dtype,
+        raise DataError(sorted(problems), f"{store.url}: {labels.split} cannot be read; {REMEDY}")
+    found = {number: values for number, values in contents.items() if not isinstance(values, DataError)}
+    rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width))
+    return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
+
+
+def _content(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> NDArray[np.uint8]:
+    """All bytes of one shard whose videos were found sound.
+
+    Raises:
+        DataError: the shard is bad, or all its bad videos.
+    """
+    shard, shape = index.shards[number], (index.segments, index.width)
+    scratch, problems = np.empty(shape, np.float16), []
+    with store.open(shard, shape) as file:
+        for row in np.flatnonzero(labels.shard == number):
+            try:
+                file.read(labels.ids[row], int(labels.offset[row]), scratch)
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return store.cache.content(store.url, shard, share)
+
+
+def _may_map(shards: int, split: str) -> bool:
+    """Whether this process may hold so many maps: each keeps a file open, and others need files too."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or shards <= limit // 4:
+        return True
+    LOGGER.warning(
+        "%s: %d shards are too many to map with %d open files; this process keeps its own copy of them. Raise `ulimit -n`, "
+        "or pack more videos in a shard",
+        split,
+        shards,
+        limit,
     )
+    return False
 
 
-def _fill(features: np.ndarray, url: str, index: Index, labels: Labels, number: int) -> str | None:
-    shard = index.shards[number]
-    try:
-        content = storage.read_bytes(storage.join(url, shard.name))
-    except FileNotFoundError:
-        return f"{shard.name}: missing; pack again, complete shards are kept"
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
-        return f"{shard.name}: content differs from what the index recorded; delete it and pack again"
-    for row in np.flatnonzero(labels.shard == number):
-        values = np.frombuffer(content, np.float16, features[row].size, int(labels.offset[row]))
-        features[row] = values.reshape(features.shape[1:])
-    return None
+def _fits(rows: ShardRows, device: torch.device) -> bool:
+    """Whether ``device`` is a GPU with room for all features and as much again for the network."""
+    if device.type != "cuda":
+        return False
+    needed, free = 2 * math.prod(rows.shape), torch.cuda.mem_get_info(device)[0]
+    if 2 * needed > free:
+        LOGGER.info("%.1f GB of features stay in the CPU's memory: %.1f GB are free on the GPU", needed / GB, free / GB)
+    return 2 * needed <= free

@@ -113,7 +113,7 @@ def pack(
     parts = storage.join(out, indexes.PARTS_FOLDER)
     storage.sweep(out)
     storage.sweep(parts)
-    inputs = _digest([asdict(dataset), shard_videos, list(map(asdict, records)), source.fingerprint(records)])
+    inputs = _digest([_identity(dataset), shard_videos, list(map(asdict, records)), source.fingerprint(records)])
     earlier = _finished(out, inputs)
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
     with processes.pool(workers) as executor:
@@ -141,6 +141,15 @@ def pack(
     written = sum(shard.written for shard in packed)
     LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
     return index
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """The data set as its packs are recognised by: those made before streams named their reduction have none."""
+    facts = asdict(dataset)
+    for stream in facts["streams"]:
+        if stream["reduction"] == "block-mean":
+            del stream["reduction"]
+    return facts
 
 
 def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:

@@ -9,6 +9,9 @@ own clutter, and how strongly a class shows varies. With v = video, t = second, 
 
 s is a constant of the stream; what is heard drives the audio stream, what is seen the visual and the motion stream. So
 networks and denoisers behave on it much as they are published to behave on LLP, but its scores are not LLP's.
+
+In place of VGGish and ResNet it can have streams like those of CLAP and CLIP, of the same videos: a feature map that smears
+each second into its neighbours, and features of length 1. That they tell more than the others is built in (their s).
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ import numpy as np
 from avvp_dist import storage
 from avvp_dist.data import llp, shards
 from avvp_dist.data import workers as processes
-from avvp_dist.data.catalog import LLP, Stream
+from avvp_dist.data.catalog import FEATURE_SETS, LLP, Dataset, Stream
+from avvp_dist.data.reduction import to_segments
 from avvp_dist.data.synthetic_labels import SPLITS, generator, records, split_counts
 from avvp_dist.errors import ConfigError
 from avvp_dist.types import Event, VideoRecord
@@ -40,7 +44,7 @@ MARKER = "synthetic.json"
 """Lies beside the annotation files of the official layout and says that they are made up, and from what."""
 
 _RECIPE = 1  # goes up whenever the same seed gives other features
-_STRENGTH = {"audio": 0.6, "visual": 0.25, "motion": 0.38}
+_STRENGTH = {"vggish": 0.6, "res152": 0.25, "r2plus1d_18": 0.38, "CLAP/features": 0.4, "CLIP/features": 0.42}
 _CONFUSABLE = (
     ("Speech", "Singing"),
     ("Cello", "Violin_fiddle"),
@@ -61,11 +65,11 @@ _VIDEOS_A_WORKER = 1000  # below this a second process costs more than it saves:
 
 
 @lru_cache(maxsize=4)
-def _class_vectors(seed: int) -> Mapping[str, np.ndarray]:
+def _class_vectors(seed: int, dataset: Dataset) -> Mapping[str, np.ndarray]:
     """sqrt(d) * P of each stream: float32 [C,d], rows of length sqrt(d)."""
     number = {name: index for index, name in enumerate(LLP.classes)}
     vectors = {}
-    for stream in LLP.streams:
+    for stream in dataset.streams:
         rng = generator(seed, "classes", stream.name)
         own = rng.standard_normal((len(LLP.classes), stream.dim))
         confusable = {number[name] for pair in _CONFUSABLE for name in pair}
@@ -80,27 +84,43 @@ def _class_vectors(seed: int) -> Mapping[str, np.ndarray]:
     return vectors
 
 
-def features(seed: int, record: VideoRecord) -> np.ndarray:
-    """The features of one video: float16 [T,width], the streams of LLP side by side.
+def features(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> np.ndarray:
+    """The features of one video: float16 [T,width], the streams of ``dataset`` (a feature set of LLP) side by side.
 
     They depend on the seed, the video's id and its events alone. What was not annotated is taken for absent.
     """
-    return np.concatenate([_stream(seed, record, stream) for stream in LLP.streams], axis=-1)
+    packed = []
+    for stream in dataset.streams:
+        values = _stream(seed, record, stream, dataset)
+        if stream.reduction == "clap-map":
+            values = to_segments(_feature_map(values, stream), stream, dataset.segments).astype(np.float16)
+        packed.append(values)
+    return np.concatenate(packed, axis=-1)
 
 
-def _stream(seed: int, record: VideoRecord, stream: Stream) -> np.ndarray:
+def _feature_map(values: np.ndarray, stream: Stream) -> np.ndarray:
+    """The rows of a CLAP file, float32 [rows,d]: two like bands, each column what its middle lies in."""
+    columns = stream.rows // 2
+    seconds = (np.arange(columns) * 2 + 1) * len(values) // (2 * columns)
+    return np.tile(values[seconds].astype(np.float32), (2, 1))
+
+
+def _stream(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset) -> np.ndarray:
     rng = generator(seed, "features", record.id, stream.name)
     shape = (LLP.segments, stream.dim)
     values = rng.standard_normal(shape, dtype=np.float32)
     values += np.float32(_CLUTTER) * rng.standard_normal(stream.dim, dtype=np.float32)
     events = record.audio_events if stream.name == "audio" else record.visual_events
-    directions = _class_vectors(seed)[stream.name]
+    directions = _class_vectors(seed, dataset)[stream.name]
     for label, active in _activity(events or ()).items():
         looks = directions[label] + np.float32(_LOOKS) * rng.standard_normal(stream.dim, dtype=np.float32)
         strength = np.exp(_VIDEO_SPREAD * rng.standard_normal() + _SECOND_SPREAD * rng.standard_normal(LLP.segments))
-        gain = (_STRENGTH[stream.name] * strength * active).astype(np.float32)
+        gain = (_STRENGTH[stream.folder] * strength * active).astype(np.float32)
         values += gain[:, None] * looks
-    return np.maximum(values, 0, out=values).astype(np.float16)
+    np.maximum(values, 0, out=values)
+    if stream.folder == "CLIP/features":
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+    return values.astype(np.float16)
 
 
 def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
@@ -111,17 +131,18 @@ def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
     return dict(sorted(active.items()))
 
 
-def frames(seed: int, record: VideoRecord) -> dict[str, np.ndarray]:
+def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, np.ndarray]:
     """The files of one video in the official layout, by stream: float32 [rows,d].
 
     Where a second has several rows they differ by a tenth of their mean, which is the value of `features`: float16 numbers,
     so that averaging the rows in float32 and rounding gives back the very same ones.
     """
-    packed = features(seed, record).astype(np.float32)
-    files, offset = {}, 0
-    for stream in LLP.streams:
-        mean = packed[:, offset : offset + stream.dim]
-        offset += stream.dim
+    files = {}
+    for stream in dataset.streams:
+        mean = _stream(seed, record, stream, dataset).astype(np.float32)
+        if stream.reduction == "clap-map":
+            files[stream.name] = _feature_map(mean, stream)
+            continue
         repeats = stream.rows // LLP.segments
         if repeats > 1:
             rng = generator(seed, "frames", record.id, stream.name)
@@ -140,11 +161,13 @@ class SyntheticFeatures:
     """Made-up features as a source of a pack; see `avvp_dist.data.shards.FeatureSource`."""
 
     seed: int
+    dataset: Dataset = LLP
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identifies the features of ``records``."""
         truth = [(record.id, record.audio_events, record.visual_events) for record in records]
-        return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth]).encode()).hexdigest()
+        kind = [] if self.dataset == LLP else [self.dataset.name]
+        return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
 
     def check(self, record: VideoRecord) -> list[str]:
         """Nothing can be wrong with made-up features."""
@@ -152,7 +175,7 @@ class SyntheticFeatures:
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """The streams of one video side by side, float16 [T,width]."""
-        return features(self.seed, record)
+        return features(self.seed, record, self.dataset)
 
 
 def write(
@@ -162,6 +185,7 @@ def write(
     seed: int,
     annotations: str | None = None,
     layout: str = "official",
+    streams: str = "vggish-resnet",
     splits: tuple[int, int, int] | None = None,
     workers: int | None = None,
     shard_videos: int = 256,
@@ -174,6 +198,7 @@ def write(
         seed: of everything random.
         annotations: folder of LLP's annotation files, whose videos are then taken; None draws labels from LLP's statistics.
         layout: ``official`` (*.csv and feats/*/<id>.npy in one folder, as the authors' code reads them) or ``shards``.
+        streams: which features, a key of `avvp_dist.data.catalog.FEATURE_SETS`.
         splits: videos of train, val and test, in place of ``videos``. Without either: all videos.
         workers: processes; None for what the machine has and the work deserves.
         shard_videos: videos in a shard, for ``layout="shards"``.
@@ -185,14 +210,16 @@ def write(
         ConfigError: arguments that cannot be, all at once, or an ``out`` with files in the official layout that may be real.
         DataError: annotation files that cannot be read, or an ``out`` that holds other shards.
     """
-    counts = _checked(videos, splits, seed, layout, workers, shard_videos, annotations is not None)
+    counts = _checked(videos, splits, seed, layout, streams, workers, shard_videos, annotations is not None)
+    dataset = FEATURE_SETS[streams]
     made = records(annotations, counts, seed)
     present = {split: sum(record.split == split for record in made) for split in SPLITS}
-    source = SyntheticFeatures(seed)
+    source = SyntheticFeatures(seed, dataset)
     provenance = {
         "synthetic": True,
         "about": "SYNTHETIC: made-up features for testing; scores on them say nothing about LLP itself.",
         "seed": seed,
+        "streams": streams,
         "recipe": _RECIPE,
         "truth": "drawn from the statistics of LLP" if annotations is None else "annotation files; made up for train",
         "videos": present,
@@ -205,12 +232,13 @@ def write(
     ]
     workers = workers or max(1, min(os.cpu_count() or 1, len(made) // _VIDEOS_A_WORKER))
     if layout == "shards":
-        shards.pack(LLP, made, source, out, provenance=provenance, workers=workers, shard_videos=shard_videos)
+        shards.pack(dataset, made, source, out, provenance=provenance, workers=workers, shard_videos=shard_videos)
         following = f"avvp train han data={shlex.quote(out)}"
     else:
-        _write_official(out, made, seed, provenance, workers)
+        _write_official(out, made, source, provenance, workers)
         places = {"annotations": out, "features": storage.join(out, "feats"), "out": f"{out.rstrip('/')}-packed"}
-        following = " ".join(["avvp data pack llp", *(f"--{name} {shlex.quote(place)}" for name, place in places.items())])
+        options = {**places, **({} if dataset == LLP else {"streams": streams})}
+        following = " ".join(["avvp data pack llp", *(f"--{name} {shlex.quote(value)}" for name, value in options.items())])
     return {"layout": layout, "where": out, "seed": seed, "videos": present, "notes": notes, "next": following}
 
 
@@ -219,6 +247,7 @@ def _checked(
     splits: tuple[int, int, int] | None,
     seed: int,
     layout: str,
+    streams: str,
     workers: int | None,
     shard_videos: int,
     annotated: bool,
@@ -227,6 +256,8 @@ def _checked(
     problems = []
     if layout not in LAYOUTS:
         problems.append(f"layout: {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if streams not in FEATURE_SETS:
+        problems.append(f"streams: {streams!r} is not one of {', '.join(FEATURE_SETS)}")
     if seed < 0:
         problems.append(f"seed: a whole number from 0 on, got {seed}")
     if workers is not None and workers < 1:
@@ -242,8 +273,9 @@ def _checked(
     return None if annotated and videos is None and splits is None else counts
 
 
-def _write_official(out: str, made: Sequence[VideoRecord], seed: int, provenance: Mapping[str, Any], workers: int) -> None:
-    feats = storage.join(out, "feats")
+def _write_official(
+    out: str, made: Sequence[VideoRecord], source: SyntheticFeatures, provenance: Mapping[str, Any], workers: int
+) -> None:
     held = storage.names(out)
     if held and MARKER not in held:
         raise ConfigError(f"{out}: what it holds may be real, as there is no {MARKER}; choose another folder")
@@ -251,23 +283,31 @@ def _write_official(out: str, made: Sequence[VideoRecord], seed: int, provenance
     for name in files:  # whoever is interrupted leaves features without annotations, not a mixture that can be read
         storage.remove(storage.join(out, name))
     storage.write_text(storage.join(out, MARKER), json.dumps(provenance, indent=1) + "\n")
-    for stream in LLP.streams:
-        storage.sweep(storage.join(feats, stream.folder))
-    jobs = [(feats, seed, made[start : start + _CHUNK]) for start in range(0, len(made), _CHUNK)]
+    for stream in {stream for dataset in FEATURE_SETS.values() for stream in dataset.streams}:
+        if stream in source.dataset.streams:
+            storage.sweep(_folder(out, stream))
+        else:  # of other features that were here, perhaps of another seed
+            storage.remove(_folder(out, stream))
+    jobs = [(out, source, made[start : start + _CHUNK]) for start in range(0, len(made), _CHUNK)]
     with processes.pool(workers) as executor:
         processes.run(_write_features, jobs, [len(chunk) for *_, chunk in jobs], executor, "synthetic features")
     for name, content in files.items():
         storage.write_text(storage.join(out, name), content)
 
 
-def _write_features(job: tuple[str, int, Sequence[VideoRecord]]) -> None:
-    feats, seed, chunk = job
+def _folder(out: str, stream: Stream) -> str:
+    beside = stream.folder.startswith(("CLAP/", "CLIP/"))  # where their authors have them
+    return storage.join(out, stream.folder) if beside else storage.join(out, "feats", stream.folder)
+
+
+def _write_features(job: tuple[str, SyntheticFeatures, Sequence[VideoRecord]]) -> None:
+    out, source, chunk = job
     for record in chunk:
-        files = frames(seed, record)
-        for stream in LLP.streams:
+        files = frames(source.seed, record, source.dataset)
+        for stream in source.dataset.streams:
             content = io.BytesIO()
             np.lib.format.write_array(content, files[stream.name], allow_pickle=False)
-            storage.write_bytes(storage.join(feats, stream.folder, f"{record.id}.npy"), content.getvalue())
+            storage.write_bytes(storage.join(_folder(out, stream), f"{record.id}.npy"), content.getvalue())
 
 
 def _annotation_files(made: Sequence[VideoRecord]) -> dict[str, str]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -42,6 +42,13 @@ class Collective(Protocol):
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over ranks; the same shape on all."""
         ...
+
+
+def gather_lines(collective: Collective, lines: Sequence[str], device: torch.device) -> list[str]:
+    """Every rank's lines of text, in rank order; every rank calls it."""
+    mine = "".join(f"{line}\n" for line in ["", *lines])  # never nothing, which not every backend can send
+    everyone = collective.all_gather(torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device))
+    return [line for line in bytes(everyone.tolist()).decode().split("\n") if line]
 
 
 class LocalCollective:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,13 +25,23 @@ class Runtime(Protocol):
 
     device: torch.device
     collective: Collective
+    lineage: str
+    """Names the run in the key of its last stage where weights may come from another run; empty elsewhere."""
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """Hands over an epoch's metrics and, on rank 0, a checkpoint. Every rank calls it at the same points."""
+        ...
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """Entered once nobody else works on the stage ``key`` of ``store``; for rank 0."""
         ...
 
     def latest_checkpoint(self) -> bytes | None:
         """The newest checkpoint that was handed over completely, or None; the same on all ranks."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """Whether this rank has heard that the run should end soon; asked often, so it must be quick."""
         ...
 
     def clear_checkpoints(self) -> None:
@@ -44,7 +57,10 @@ class LocalRuntime:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
+    lineage = ""
+
     def __init__(self, output: str, device: str = "auto") -> None:
+        self.stop = threading.Event()
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
@@ -60,7 +76,7 @@ class LocalRuntime:
         if isinstance(self.collective, TorchCollective):
             dist.destroy_process_group()
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """See `Runtime`."""
         if checkpoint is None:
             return
@@ -76,6 +92,14 @@ class LocalRuntime:
         names = self._names()
         return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
 
+    def stop_requested(self) -> bool:
+        """See `Runtime`; ``stop`` is set by who started the process, see `stop_on_sigterm`."""
+        return self.stop.is_set()
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; a file lock, which ends with its process. An object store has none: there, two runs work twice."""
+        return storage.lock(storage.join(store, f"{key}.lock"))
+
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""
         for name in self._names() if self.collective.rank == 0 else ():
@@ -83,6 +107,16 @@ class LocalRuntime:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if name.endswith(".pt")]
+
+
+@contextmanager
+def stop_on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls ``stop`` when this process is asked to end; what else SIGTERM did comes back afterwards. Main thread only."""
+    before = signal.signal(signal.SIGTERM, lambda *_: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

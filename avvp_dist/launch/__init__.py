@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from avvp_dist import storage
 from avvp_dist.recipe import RunConfig
+from avvp_dist.sweep import SweepConfig
+
+if TYPE_CHECKING:
+    from avvp_dist.launch.sweep_plan import SweepPlan
 
 
 def launch(config: RunConfig) -> dict[str, Any]:
     """Trains ``config`` the way its launch section says; returns the content of result.json."""
     storage.configure(config.storage)
     if config.launch.name == "ray":
-        if "RAY_ADDRESS" not in os.environ:  # a Ray of our own listens on loopback only; read when ray is imported
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        _before_ray()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
 
         return train(config)
     from avvp_dist.launch.local import train as train_here
 
     return train_here(config)
+
+
+def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
+    """Runs a sweep on Ray Tune; see `launch.ray_tune.run`."""
+    _before_ray()
+    from avvp_dist.launch import ray_tune
+
+    return ray_tune.run(name, spec, overrides=overrides, output=output)
+
+
+def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
+    """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
+    _before_ray()
+    from avvp_dist.launch import sweep_plan
+
+    return sweep_plan.plan(spec, overrides, output)
+
+
+def _before_ray() -> None:
+    """A Ray of our own listens on loopback only; read when ray is imported."""
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all

@@ -23,12 +23,13 @@ from packaging.requirements import Requirement
 
 from avvp_dist import storage
 from avvp_dist.credentials import redact
+from avvp_dist.data.cache import default_folder
 from avvp_dist.data.index import Index, read_labels
 from avvp_dist.dist.probe import FLOATS, all_reduce_seconds
 from avvp_dist.tracking.spool import explain
 
 GB = 1e9
-_CACHE = Path.home() / ".cache" / "avvp"
+
 _OF_OUR_OWN = 'address="local", num_cpus=1, include_dashboard=False'
 _START_RAY = f"""
 import ray, time
@@ -104,9 +105,9 @@ def shared_memory() -> Finding:
 
 def disk() -> Finding:
     """Free space where features are cached."""
-    place = _existing(_CACHE)
+    place = _existing(default_folder())
     free = shutil.disk_usage(place).free
-    figure = f"{free / GB:.1f} GB free for {_CACHE}"
+    figure = f"{free / GB:.1f} GB free for {default_folder()}"
     if free < 2 * GB:
         return Finding("warn", figure, "a cache of the features needs as much as their shards; free some space")
     return Finding("ok", figure)
@@ -249,8 +250,8 @@ def data(url: str) -> Finding:
     if hashlib.sha256(content).hexdigest() != first.sha256:
         return Finding("fail", f"{figure}; {first.name} differs from its index", "delete it and run the pack command again")
     figure += f", {first.name} good at {len(content) / 1e6 / seconds:.0f} MB/s"
-    if storage.local_path(url) is None and shutil.disk_usage(_existing(_CACHE)).free < size:
-        return Finding("warn", figure, f"all of it would not fit below {_CACHE}")
+    if storage.local_path(url) is None and shutil.disk_usage(_existing(default_folder())).free < size:
+        return Finding("warn", figure, f"all of it would not fit below {default_folder()}")
     return Finding("ok", figure)
 
 

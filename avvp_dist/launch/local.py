@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from avvp_dist import app
-from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.dist.runtime import LocalRuntime, stop_on_sigterm
 from avvp_dist.errors import ConfigError
 from avvp_dist.recipe import RunConfig
 
@@ -15,6 +15,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: several workers are asked for, which this process is not.
+        Preempted: SIGTERM came; a checkpoint is left.
     """
     if config.launch.workers > 1:
         raise ConfigError(
@@ -23,6 +24,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         )
     runtime = LocalRuntime(config.output, config.train.device)
     try:
-        return app.run(config, runtime)
+        with stop_on_sigterm(runtime.stop.set):
+            return app.run(config, runtime)
     finally:
         runtime.close()

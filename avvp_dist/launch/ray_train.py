@@ -6,37 +6,49 @@ import json
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from avvp_dist import app, storage
-from avvp_dist.data import plan
+from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
-from avvp_dist.errors import AvvpError, ConfigError, DataError, StorageError, TrainingError, UserError
+from avvp_dist.dist.runtime import stop_on_sigterm
+from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
+from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
 
-_KINDS = (ConfigError, DataError, StorageError, TrainingError)
+_KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
+_LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
 
 
 class RayRuntime:
     """`dist.runtime.Runtime` inside a Ray Train worker; checkpoints go through Ray."""
 
-    def __init__(self) -> None:
+    lineage = ""
+
+    def __init__(self, output: str, claim: Claim | None = None) -> None:
+        self._mark = _stop_mark(output)
+        self._look = 0.0
+        self._claim = claim
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
         self.collective: Collective = TorchCollective() if several else LocalCollective()
 
-    def report(self, metrics: Mapping[str, float], checkpoint: bytes | None) -> None:
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """See `Runtime`; a barrier, since Ray waits for all ranks."""
         if checkpoint is None:
             ray.train.report(dict(metrics))
@@ -53,28 +65,48 @@ class RayRuntime:
         with found.as_directory() as folder:
             return (Path(folder) / "checkpoint.pt").read_bytes()
 
+    def stop_requested(self) -> bool:
+        """See `Runtime`; the driver leaves a mark in the run's folder, and rank 0 looks for it every now and then."""
+        if self.collective.rank or time.monotonic() < self._look:
+            return False
+        self._look = time.monotonic() + _LOOK_EVERY
+        return storage.exists(self._mark)
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; only the trials of a sweep share a store across machines."""
+        return self._claim(store, key) if self._claim else nullcontext()
+
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: ActorHandle | None = None) -> dict[str, Any]:
     """Runs ``config`` on Ray workers and returns the content of result.json.
 
     Uses the cluster that RAY_ADDRESS names (as it does inside a Ray job), or starts Ray on this machine for the run.
 
+    Args:
+        config: the run.
+        callbacks: told of every report of the workers.
+        desk: gives out the stages that this run shares with others (see `launch.claims`).
+
     Raises:
         ConfigError, DataError: before any worker starts where that can be known.
+        Preempted: SIGTERM came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
-    _, labels = app.open_data(config)
-    plan.check(len(labels["train"].ids), config.train.batch_size, config.launch.workers)
-    storage.remove(_failure(config))
+    index, labels = app.open_data(config)
+    check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
+    for leftover in (_failure(config), _stop_mark(config.output)):
+        storage.remove(leftover)
     started_here = not ray.is_initialized()
     if started_here:
-        _start_ray()
+        start_ray()
     try:
-        _trainer(config).fit()
+        with _stopping(config.output):
+            _trainer(config, callbacks, desk).fit()
     except ray.train.TrainingFailedError as error:
+        _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
         raise TrainingError(f"Ray gave up after {config.launch.max_failures} restarts: {causes or error}") from error
     finally:
@@ -84,16 +116,21 @@ def train(config: RunConfig) -> dict[str, Any]:
     return json.loads(storage.read_text(storage.join(config.output, "result.json")))
 
 
-def _start_ray() -> None:
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING)
+def start_ray(log_to_driver: bool = True) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine."""
+    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING, log_to_driver=log_to_driver)
 
 
-def _trainer(config: RunConfig) -> TorchTrainer:
+def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(mode="json"), "storage": storage.settings().model_dump()},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "storage": storage.settings().model_dump(),
+            "desk": desk,
+        },
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
@@ -101,14 +138,15 @@ def _trainer(config: RunConfig) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name="train",
-            **_place(storage.join(config.output, "ray")),
+            **place(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=callbacks,  # type: ignore[arg-type]  # Ray's own base class is private
         ),
     )
 
 
-def _place(url: str) -> dict[str, Any]:
+def place(url: str) -> dict[str, Any]:
     """Where Ray keeps checkpoints, through our filesystem and its settings: Ray's own knows neither them nor our retries."""
     if storage.local_path(url) is not None:
         return {"storage_path": url}
@@ -117,23 +155,40 @@ def _place(url: str) -> dict[str, Any]:
 
 
 def _work(arguments: dict[str, Any]) -> None:
-    """What each worker runs. Our own errors would fail again on every restart, so they end the run instead.
+    """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
 
-    Not so an object store that was away: the workers are started again, from the last checkpoint.
+    They may come to one worker alone (a bad shard), while the others wait for it: then it fails, Ray ends them all, and the
+    workers that Ray starts in their place find the failure written down and return. Not so an object store that was away:
+    the workers are started again, from the last checkpoint.
     """
     set_up_logging()
     storage.configure(StorageConfig.model_validate(arguments["storage"]))
     config = RunConfig.model_validate(arguments["config"])
-    runtime = RayRuntime()
+    if storage.exists(_failure(config)):
+        return
+    runtime = RayRuntime(config.output, claims(arguments["desk"]) if arguments["desk"] else None)
     try:
         app.run(config, runtime)
-    except AvvpError as error:
+    except (UserError, TrainingError, Preempted) as error:
         if isinstance(error, StorageError) and error.transient:
             raise
         kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS), TrainingError.__name__)
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
+        if runtime.collective.world_size > 1:
+            raise
+
+
+def _stop_mark(output: str) -> str:
+    return storage.join(output, "ray", "stop")
+
+
+def _stopping(output: str) -> AbstractContextManager[None]:
+    """SIGTERM of the driver asks the workers to stop; a trial of a sweep is no main thread and leaves signals alone."""
+    if threading.current_thread() is not threading.main_thread():
+        return nullcontext()
+    return stop_on_sigterm(lambda: storage.write_text(_stop_mark(output), ""))
 
 
 def _failure(config: RunConfig) -> str:

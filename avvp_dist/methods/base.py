@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avvp_dist.data.plan import split_sizes
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.collective import Collective
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
@@ -40,11 +41,14 @@ class TrainStage(Stage):
         judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
         labels_from: earlier collect stage whose `RefinedLabels` it is trained on (one of ``needs``).
         partners: videos without a common label to be drawn anew each epoch for each video; in ``batch.partners``.
+        networks: networks of one kind, each with fresh weights of its own, that are trained side by side; `targets` and
+            `losses` find what the others say in ``outputs.peers``. The first one is validated and kept.
     """
 
     judge: Pass | None = None
     labels_from: str | None = None
     partners: int = 0
+    networks: int = 1
 
     def also(self, batch: Batch) -> Sequence[Batch]:
         """Further batches, made of ``batch`` and its partners, that the network is trained on; see ``Outputs.others``."""
@@ -101,6 +105,13 @@ class CollectStage(Stage):
             collective: to gather what the other ranks collected.
             ids: the split's videos by number.
         """
+
+
+def local_rows(everyone: Tensor, collective: Collective) -> Tensor:
+    """This rank's rows of what `Collective.all_gather` put together of a global batch, or was decided from that."""
+    sizes = split_sizes(len(everyone), collective.world_size)
+    start = sum(sizes[: collective.rank])
+    return everyone[start : start + sizes[collective.rank]]
 
 
 class SplitTable:

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from avvp_dist import storage
 from avvp_dist.config import Section, Url
-from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
+from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
@@ -38,6 +37,9 @@ class JomoldConfig(Section):
     """The estimate multiplies visual probabilities by this, the smoothed target of a positive label."""
     ratios: Url | None = None
     """Path or URL of a noise-ratio file; given, the first two stages are skipped."""
+    skip_exchange: bool = True
+    """Whether labels are judged without exchange between modalities, in the noise estimator and in the pass that ranks them
+    (published). False leaves it on in both, as in the paper's ablation; where exactly it does is not published."""
     warmup: Literal["published", "linear"] = "published"
     """published: no denoising during the first epoch, then all of it (what the authors' code does); linear: a true ramp."""
     warmup_epochs: float = Field(0.9, ge=0)
@@ -152,14 +154,15 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
 
 
 class _Estimate(TrainStage):
-    """Stage A: plain training without cross-modal exchange, so that each modality has to stand on its own evidence."""
+    """Stage A: plain training, by default without exchange: each modality has to stand on its own evidence."""
 
     name = "estimate"
-    cross_modal = False
 
     def __init__(self, config: JomoldConfig) -> None:
         self.config = config
-        self.settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
+        self.cross_modal = not config.skip_exchange
+        settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
+        self.settings = {**settings, **_exchange_setting(config)}
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         return Targets(batch.video_labels, *_modality_targets(batch, self.config))
@@ -173,12 +176,12 @@ class _Ratios(CollectStage):
 
     name = "ratios"
     source = "estimate"
-    needs = ("estimate",)
-    cross_modal = False
+    needs = ("estimate",)  # whose key tells whether the exchange was on
 
     def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
         self.config = config
         self.classes = classes
+        self.cross_modal = not config.skip_exchange
         self.settings = config.model_dump(include={"audio_threshold", "visual_threshold", "visual_target"})
         self._table = SplitTable()
 
@@ -196,16 +199,16 @@ class _Ratios(CollectStage):
 
 
 class _Denoise(TrainStage):
-    """Stage C: rank the global batch by the losses of a pass without exchange, clear what looks like noise, train."""
+    """Stage C: rank the global batch by the losses of the judging pass, clear what looks like noise, train."""
 
     name = "denoise"
 
     def __init__(self, config: JomoldConfig, ratios: Mapping[str, Mapping[str, float]] | None) -> None:
         self.config = config
         self.needs = () if ratios else ("ratios",)
-        self.judge = Pass(cross_modal=False, dropout=config.ranking_dropout)
-        estimate_only = {"audio_threshold", "visual_threshold", "visual_target", "ratios"}
-        self.settings = {**config.model_dump(exclude=estimate_only), "ratios": ratios}
+        self.judge = Pass(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
+        elsewhere = {"audio_threshold", "visual_threshold", "visual_target", "ratios", "skip_exchange"}
+        self.settings = {**config.model_dump(exclude=elsewhere), **_exchange_setting(config), "ratios": ratios}
         self._given = ratios
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
@@ -221,11 +224,7 @@ class _Denoise(TrainStage):
         loss_audio = elementwise_bce(outputs.judge.audio, audio)
         loss_visual = elementwise_bce(outputs.judge.visual, visual)
         everyone = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
-        noisy_audio, noisy_visual = self._rank(everyone, progress)
-        sizes = split_sizes(batch.total, collective.world_size)
-        start = sum(sizes[: collective.rank])
-        mine = slice(start, start + sizes[collective.rank])
-        noisy_audio, noisy_visual = noisy_audio[mine], noisy_visual[mine]
+        noisy_audio, noisy_visual = (local_rows(noisy, collective) for noisy in self._rank(everyone, progress))
         return Targets(
             video=batch.video_labels,
             audio=audio.masked_fill(noisy_audio, 0.0),
@@ -258,6 +257,11 @@ class _Denoise(TrainStage):
         if self.config.overlap == "keep_one":
             return resolve_overlap(noisy_audio, noisy_visual, loss_audio, loss_visual)
         return noisy_audio, noisy_visual
+
+
+def _exchange_setting(config: JomoldConfig) -> dict[str, bool]:
+    """The setting where it is not the published one: stages finished before it was there keep their keys."""
+    return {} if config.skip_exchange else {"skip_exchange": False}
 
 
 def _modality_targets(batch: Batch, config: JomoldConfig) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,20 @@ def elementwise_bce(probability: Tensor, target: Tensor) -> Tensor:
     return -(target * probability.log() + (1 - target) * (1 - probability).log())
 
 
-def bce(probability: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of each video, mean over classes: [B,C] and [B,C] -> [B]."""
-    return elementwise_bce(probability, target).mean(dim=-1)
+def bce(probability: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of each video, mean over classes: [B,C] each -> [B]."""
+    return per_video(elementwise_bce(probability, target), weights)
+
+
+def per_video(losses: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean over classes, [B,C] -> [B]; with ``weights`` [B,C], what each label's loss counts for."""
+    return (losses if weights is None else weights * losses).mean(dim=-1)
+
+
+def symmetric_kl(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) + KL(other || one) of clamped binary probabilities, same shape as its arguments (JoCoR)."""
+    one, other = (probability.float().clamp(_EPSILON, 1 - _EPSILON) for probability in (one, other))
+    return (one - other) * (one.logit() - other.logit())
 
 
 def smooth(labels: Tensor, amount: float) -> Tensor:

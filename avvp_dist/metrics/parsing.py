@@ -168,11 +168,7 @@ def evaluate(
     Raises:
         ValueError: an unknown protocol, or shapes that do not fit together.
     """
-    p = probabilities
-    predicted = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol, segment_threshold, video_threshold)
-    counts = _count(*predicted, true_audio, true_visual)
-    if len(classes) != counts.shape[-1]:
-        raise ValueError(f"classes: expected {counts.shape[-1]} names, got {len(classes)}")
+    counts = _count_under(probabilities, true_audio, true_visual, classes, protocol, segment_threshold, video_threshold)
     overall = _scores(counts)
     result: dict[str, Any] = {
         "segment_threshold": segment_threshold,
@@ -180,8 +176,8 @@ def evaluate(
         "segment": overall.segment,
         "event": overall.event,
     }
-    others = [number for number, name in enumerate(classes) if name != _SPEECH]
-    if len(others) < len(classes):
+    others = _without_speech(classes)
+    if others is not None:
         without = _scores(counts[..., others])
         result["without_speech"] = {"segment": without.segment, "event": without.event}
     pooled = _per_class(counts)
@@ -190,6 +186,49 @@ def evaluate(
         for c, name in enumerate(classes)
     }
     return result
+
+
+def per_video(
+    probabilities: Probabilities,
+    true_audio: Bools,
+    true_visual: Bools,
+    classes: Sequence[str],
+    protocol: Protocol,
+    segment_threshold: float = 0.5,
+    video_threshold: float = 0.5,
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """What the scores of `evaluate` are means of. Arguments and errors are the same.
+
+    Returns:
+        `Scores.per_video` [N,8] over all classes, and without Speech (None where no class is Speech).
+    """
+    counts = _count_under(probabilities, true_audio, true_visual, classes, protocol, segment_threshold, video_threshold)
+    others = _without_speech(classes)
+    return _scores(counts).per_video, None if others is None else _scores(counts[..., others]).per_video
+
+
+def _count_under(
+    probabilities: Probabilities,
+    true_audio: Bools,
+    true_visual: Bools,
+    classes: Sequence[str],
+    protocol: Protocol,
+    segment_threshold: float,
+    video_threshold: float,
+) -> NDArray[np.int64]:
+    """As `_count`, of what a protocol makes of probabilities."""
+    p = probabilities
+    predicted = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol, segment_threshold, video_threshold)
+    counts = _count(*predicted, true_audio, true_visual)
+    if len(classes) != counts.shape[-1]:
+        raise ValueError(f"classes: expected {counts.shape[-1]} names, got {len(classes)}")
+    return counts
+
+
+def _without_speech(classes: Sequence[str]) -> list[int] | None:
+    """Numbers of the other classes, where one is Speech."""
+    others = [number for number, name in enumerate(classes) if name != _SPEECH]
+    return others if len(others) < len(classes) else None
 
 
 def _count(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> NDArray[np.int64]:

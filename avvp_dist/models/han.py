@@ -2,7 +2,7 @@
 
 The defaults are the published network; ``temporal`` and ``pooling`` put something else in the place of one of its two parts,
 as the paper's ablations do. ``sequential``, eight heads and a wider feed-forward block make it the network of VALOR (NeurIPS
-2023; published code, norms last).
+2023; published code), ``norm`` is an option of that code which none of its published runs uses.
 
 Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
 """
@@ -10,8 +10,8 @@ Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which s
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
+from avvp_dist.models.network import Network
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, Outputs, Pass
@@ -27,6 +28,9 @@ from avvp_dist.types import Batch, Outputs, Pass
 
 class HanConfig(Section):
     """Hybrid attention network."""
+
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
 
     name: Literal["han"] = "han"
     width: int = Field(512, ge=1)
@@ -47,6 +51,10 @@ class HanConfig(Section):
     sequential: bool = False
     """Whether visual segments look at a layer's audio segments after their update (VALOR) and not before (HAN, MA, JoMoLD);
     temporal=han only."""
+    norm: Literal["last", "first"] = "last"
+    """Where a layer normalises. last: the sums after its attention and after its feed-forward block (published runs); first:
+    what goes into the two, but not the other modality's segments that attention looks at, and each modality once more after
+    the last layer (an option of VALOR's code); han and transformer only."""
     pooling: Literal["attentive", "max", "mean"] = "attentive"
     """How segments make a video. attentive: learned weights over time and modalities; max, mean: the largest probability or
     uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
@@ -61,6 +69,8 @@ class HanConfig(Section):
             raise ValueError(f"width {self.width} is odd; temporal=gru needs an even one, half for each direction")
         if self.layers > 1 and self.temporal not in ("han", "transformer"):
             raise ValueError(f"layers={self.layers} needs temporal=han or transformer, not {self.temporal}")
+        if self.norm == "first" and self.temporal not in ("han", "transformer"):
+            raise ValueError(f"norm=first needs temporal=han or transformer, not {self.temporal}")
         if self.sequential and self.temporal != "han":
             raise ValueError(f"sequential=true needs temporal=han; {self.temporal} exchanges nothing between modalities")
         return self
@@ -69,7 +79,7 @@ class HanConfig(Section):
         """The network with fresh weights.
 
         Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
+            dims: width of each feature stream, ``streams`` among them.
             classes: number of event classes C.
         """
         return HanNetwork(self, dims, classes)
@@ -153,7 +163,7 @@ class HanLayer(nn.Module):
 
     Args:
         config: the network's.
-        exchange: False builds it without the cross-modal half: an ordinary Transformer layer, norms last.
+        exchange: False builds it without the cross-modal half: an ordinary Transformer layer.
     """
 
     def __init__(self, config: HanConfig, *, exchange: bool = True) -> None:
@@ -166,10 +176,11 @@ class HanLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.width)
         self.dropout = config.dropout
         self.sequential = config.sequential
+        self.norm_first = config.norm == "first"
 
     def prepare(self, x: Tensor) -> Heads:
         """What all passes over a batch share: the projections of each modality's own segments."""
-        return self.self_attention.project(x)
+        return self.self_attention.project(self._before_attention(x))
 
     def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
         """Aggregates over time and modality.
@@ -184,34 +195,52 @@ class HanLayer(nn.Module):
         if cross_modal and self.cross_attention is not None:
             if self.sequential:
                 return self._one_by_one(self.cross_attention, x, mixed, dropout)
-            other = self.cross_attention.attend(self.cross_attention.project(x).across(), dropout)
+            other = self.cross_attention.attend(self._across(self.cross_attention, x), dropout)
             mixed = mixed + self._drop(other, dropout)
-        return self._feed_forward(self.norm1(x + mixed), dropout)
+        return self._feed_forward(x + mixed, dropout)
+
+    def _across(self, cross_attention: Attention, x: Tensor) -> Heads:
+        """Each modality's queries with the other one's keys and values, [2,B,...]."""
+        if self.norm_first:
+            return cross_attention.project_pair(self.norm1(x), x.flip(0))
+        return cross_attention.project(x).across()
 
     def _one_by_one(self, cross_attention: Attention, x: Tensor, mixed: Tensor, dropout: bool) -> Tensor:
         """Audio first, then visual segments, which look at the updated audio; ``mixed`` is the self-attention, [2,B,T,D]."""
         updated: list[Tensor] = []
         memory = x[1]
         for mine, own in zip(x, mixed, strict=True):
-            other = cross_attention.attend(cross_attention.project_pair(mine, memory), dropout)
-            memory = self._feed_forward(self.norm1(mine + own + self._drop(other, dropout)), dropout)
+            other = cross_attention.attend(cross_attention.project_pair(self._before_attention(mine), memory), dropout)
+            memory = self._feed_forward(mine + own + self._drop(other, dropout), dropout)
             updated.append(memory)
         return torch.stack(updated)
 
+    def _before_attention(self, x: Tensor) -> Tensor:
+        return self.norm1(x) if self.norm_first else x
+
     def _feed_forward(self, x: Tensor, dropout: bool) -> Tensor:
-        hidden = self._drop(F.relu(self.linear1(x)), dropout)
-        return self.norm2(x + self._drop(self.linear2(hidden), dropout))
+        """The second half of the layer, upon ``x``: inputs plus attention."""
+        if not self.norm_first:
+            x = self.norm1(x)
+        hidden = self._drop(F.relu(self.linear1(self.norm2(x) if self.norm_first else x)), dropout)
+        x = x + self._drop(self.linear2(hidden), dropout)
+        return x if self.norm_first else self.norm2(x)
 
     def _drop(self, x: Tensor, dropout: bool) -> Tensor:
         return drop(x, self.dropout) if dropout else x
 
 
 class HanLayers(nn.Module):
-    """Several layers on top of each other; offers what one layer offers."""
+    """Several layers on top of each other, and where they normalise first a norm of each modality.
 
-    def __init__(self, first: HanLayer, count: int) -> None:
+    Offers what one layer offers.
+    """
+
+    def __init__(self, first: HanLayer, config: HanConfig) -> None:
         super().__init__()
-        self.stack = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(count - 1))])
+        self.stack = nn.ModuleList([first, *(copy.deepcopy(first) for _ in range(config.layers - 1))])
+        norms = [nn.LayerNorm(config.width) for _ in range(2)]  # of audio and of visual segments
+        self.norms = nn.ModuleList(norms) if config.norm == "first" else None
 
     def prepare(self, x: Tensor) -> Heads:
         """See `HanLayer.prepare`; only what precedes the first dropout can be shared."""
@@ -221,13 +250,13 @@ class HanLayers(nn.Module):
         """See `HanLayer.forward`."""
         for number, layer in enumerate(self._layers()):
             x = layer(x, layer.prepare(x) if number else own, cross_modal=cross_modal, dropout=dropout)
-        return x
+        return x if self.norms is None else torch.stack([norm(part) for norm, part in zip(self.norms, x, strict=True)])
 
     def _layers(self) -> list[HanLayer]:
         return list(self.stack)  # type: ignore[arg-type]  # ModuleList does not say of what
 
 
-class HanNetwork(nn.Module):
+class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
     """HAN: stream projections, layers over time shared by both modalities, MMIL pooling."""
 
     def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
@@ -240,22 +269,22 @@ class HanNetwork(nn.Module):
         self.pooling = _pooling(config, classes)
         self.visual_dropout = config.visual_dropout
 
-    def forward(self, batch: Batch, *, cross_modal: bool = True, judge: Pass | None = None) -> Outputs:
-        """Parses a batch.
-
-        Args:
-            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
-            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator), where there is one.
-            judge: a second pass over the same batch without gradient, found in ``Outputs.judge``; it shares what comes
-                before the first dropout, which is exact.
-        """
+    def prepare(self, batch: Batch) -> tuple[Tensor, Heads | Tensor]:
+        """The projected streams [2,B,T,D] and what the layer makes of them before its first dropout."""
         inputs = self._project(batch)
-        prepared = self.layer.prepare(inputs)
-        outputs = self._parse(inputs, prepared, Pass(cross_modal=cross_modal))
-        if judge is None:
-            return outputs
-        with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
-            return _with_judge(outputs, self._parse(inputs, prepared, judge))
+        return inputs, self.layer.prepare(inputs)
+
+    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: Pass) -> Outputs:
+        """See `Network`."""
+        inputs, prepared = shared
+        dropout = self.training and how.dropout
+        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout), how)
+
+    def exchange_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Network`: cross-modal attention."""
+        for module in self.modules():
+            if isinstance(module, HanLayer) and module.cross_attention is not None:
+                yield from module.cross_attention.parameters()
 
     def _project(self, batch: Batch) -> Tensor:
         """Both modalities in the common width, [2,B,T,D]."""
@@ -266,15 +295,6 @@ class HanNetwork(nn.Module):
         visual = self.fusion(torch.cat([self.visual(frames), self.motion(batch.motion)], dim=-1))
         return torch.stack([self.audio(batch.audio), visual])
 
-    def _parse(self, inputs: Tensor, prepared: Heads | Tensor, how: Pass) -> Outputs:
-        dropout = self.training and how.dropout
-        features = self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout)
-        heard_and_seen = features
-        if dropout and self.visual_dropout:  # the heads see it, contrastive losses do not (published code)
-            heard_and_seen = torch.stack([features[0], drop(features[1], self.visual_dropout)])
-        video, audio, visual, segments, weights = self.pooling(heard_and_seen)
-        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
-
 
 def _temporal(config: HanConfig) -> HanLayer | HanLayers | BidirectionalGru | NoTemporal:
     if config.temporal == "none":
@@ -282,16 +302,10 @@ def _temporal(config: HanConfig) -> HanLayer | HanLayers | BidirectionalGru | No
     if config.temporal == "gru":
         return BidirectionalGru(config.width)
     layer = HanLayer(config, exchange=config.temporal == "han")
-    return layer if config.layers == 1 else HanLayers(layer, config.layers)
+    return layer if config.layers == 1 and config.norm == "last" else HanLayers(layer, config)
 
 
 def _pooling(config: HanConfig, classes: int) -> AttentiveMMIL | FixedMMIL:
     if config.pooling == "attentive":
         return AttentiveMMIL(config.width, classes)
     return FixedMMIL(config.width, classes, config.pooling)
-
-
-def _with_judge(outputs: Outputs, judge: Outputs) -> Outputs:
-    # a view taken under no_grad of what both passes share still asks for a gradient
-    apart: dict[str, Any] = {name: value.detach() for name, value in vars(judge).items() if isinstance(value, Tensor)}
-    return Outputs(**{**vars(outputs), "judge": Outputs(**apart)})

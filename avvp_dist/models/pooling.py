@@ -24,13 +24,17 @@ class Pooled(NamedTuple):
 class AttentiveMMIL(nn.Module):
     """Attentive MMIL pooling of HAN (ECCV 2020, section 4.2; published code).
 
-    One linear layer holds three heads shared by both modalities: class scores, attention over time, attention over
-    modalities.
+    One linear layer holds three heads: class scores, attention over time, attention over modalities.
+
+    Args:
+        width: feature width D.
+        classes: number of event classes C.
+        shared: whether both modalities have the same heads (HAN); False gives each modality a layer of its own.
     """
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, *, shared: bool = True) -> None:
         super().__init__()
-        self.heads = nn.Linear(width, 3 * classes)
+        self.heads = nn.Linear(width, 3 * classes) if shared else EachModality(width, 3 * classes)
 
     def forward(self, features: Tensor) -> Pooled:
         """Pools segment features.
@@ -49,6 +53,19 @@ class AttentiveMMIL(nn.Module):
         audio, visual = witnessed.sum(dim=2)  # [B,C] each
         video = (witnessed * over_modality.softmax(dim=0)).sum(dim=(0, 2))  # [B,C]
         return Pooled(video, audio, visual, segments.permute(1, 2, 0, 3), weights.permute(1, 2, 0, 3))
+
+
+class EachModality(nn.Module):
+    """A linear layer for each modality: [2,...,D] to [2,...,O]."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.audio = nn.Linear(width, out)
+        self.visual = nn.Linear(width, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Audio through one layer, visual through the other."""
+        return torch.stack([self.audio(x[0]), self.visual(x[1])])
 
 
 class FixedMMIL(nn.Module):

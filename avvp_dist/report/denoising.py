@@ -10,12 +10,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, Levels
 from avvp_dist.report.canvas import BLUE, DARK, RED, picture
 from avvp_dist.report.curves import readable
 from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+
+_TITLES = {
+    WHOLE: "Labels removed as noise",
+    WINDOWS: "Labels of windows removed as noise",
+    SEGMENTS: "Labels of segments removed as noise",
+}
 
 
 class Counts(NamedTuple):
@@ -27,30 +34,20 @@ class Counts(NamedTuple):
     noise: IntArray | None = None
 
 
-def removed_labels(
-    classes: Sequence[str],
-    weak: BoolArray,
-    removed_audio: BoolArray,
-    removed_visual: BoolArray,
-    true_audio: BoolArray | None,
-    true_visual: BoolArray | None,
-    path: Path,
-    synthetic: bool,
-) -> None:
+def removed_labels(classes: Sequence[str], levels: Levels, path: Path, synthetic: bool) -> None:
     """Share of each class's labels that were removed, with the counts; rightly and wrongly where the truth is known.
 
     Args:
         classes: names of the C classes.
-        weak: [N,C] weak labels.
-        removed_audio, removed_visual: [N,C] labels taken away.
-        true_audio, true_visual: [N,C] whether the event really is in that modality of the video (a weak label is noise where
-            it is not); None where nobody annotated the videos.
+        levels: labels taken away, as `metrics.denoising.judge` tells; the finest level of both modalities is drawn.
         path: the PNG to write.
         synthetic: whether the data is made up, which the picture then says.
     """
-    with picture(path, 12, 1.9 + 0.34 * len(classes), "Labels removed as noise", synthetic) as figure:
-        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 2, 3, 2) if true_audio is not None else (3, 1, 3, 1))
-        counts = (_count(weak, removed_audio, true_audio), _count(weak, removed_visual, true_visual))
+    level = [name for name, modalities in levels.items() if len(modalities) == len(MODALITIES)][-1]
+    counts = [_count(*levels[level][modality]) for modality in MODALITIES]
+    known = all(count.noise is not None for count in counts)
+    with picture(path, 12, 1.9 + 0.34 * len(classes), _TITLES[level], synthetic) as figure:
+        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 2, 3, 2) if known else (3, 1, 3, 1))
         shares = [100 * part / np.maximum(of.labels, 1) for of in counts for part in of[1:] if part is not None]
         limit = min(100.0, max(5.0, 1.05 * float(np.max(shares))))
         for number, name in enumerate(MODALITIES):
@@ -64,11 +61,11 @@ def removed_labels(
 
 
 def _count(weak: BoolArray, removed: BoolArray, true: BoolArray | None) -> Counts:
-    weak, removed = np.asarray(weak, dtype=bool), np.asarray(removed, dtype=bool)
+    weak, removed = (np.asarray(labels, dtype=bool).reshape(-1, weak.shape[-1]) for labels in (weak, removed))
     gone = (weak & removed).sum(axis=0)
     if true is None:
         return Counts(weak.sum(axis=0), gone)
-    noise = weak & ~np.asarray(true, dtype=bool)
+    noise = weak & ~np.asarray(true, dtype=bool).reshape(weak.shape)
     return Counts(weak.sum(axis=0), gone, (noise & removed).sum(axis=0), noise.sum(axis=0))
 
 
@@ -86,8 +83,10 @@ def _bars(axis: Axes, name: str, counts: Counts) -> None:
             label="removed wrongly",
         )  # fmt: skip
         axis.scatter(counts.noise * percent, rows, marker="|", s=170, linewidths=2, color=DARK, label="all noise", zorder=3)
-        precision = _share(counts.right.sum(), counts.removed.sum())
-        title += f"\nprecision {precision} %, recall {_share(counts.right.sum(), counts.noise.sum())} %"
+        right_sum, noise_sum = counts.right.sum(), counts.noise.sum()
+        precision = f"precision {_share(right_sum, counts.removed.sum())} %"
+        at_random = f"(at random {_share(noise_sum, counts.labels.sum())} %)"
+        title += f"\n{precision} {at_random}, recall {_share(right_sum, noise_sum)} %"
     axis.set_title(title, loc="left")
     axis.set_xlabel("share of the class's labels, %")
     axis.grid(axis="x")

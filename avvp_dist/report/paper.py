@@ -69,7 +69,6 @@ def markdown(content: Content) -> str:
 def caption(content: Content) -> list[str]:
     """What a reader has to know, a line each: data, protocol, seeds, and how far this is from the paper's own setting."""
     data, ours = content["data"], [row["ours"] for row in content["rows"] if row["ours"]]
-    videos = ", ".join(f"{name} {count}" for name, count in data["videos"].items())
     rules = dict.fromkeys(
         f"{row['protocol']} (segment threshold {row['segment_threshold']:g}, video threshold {row['video_threshold']:g})"
         for row in ours
@@ -79,8 +78,9 @@ def caption(content: Content) -> list[str]:
         seeds = f"one run, seed {content['seeds'][0]}: says nothing about spread"
     lines = [
         f"published: F scores in % on the test split of the real LLP, from: {content['source']}",
-        f"{_whose(content)}: {seeds}; test split of {data['dataset']}{' (SYNTHETIC DATA)' if data['synthetic'] else ''}, "
-        f"{data['url']}, fingerprint {data['fingerprint'][:12]}, videos: {videos}",
+        f"{_whose(content)}: {seeds}; test split of {_describe(data)}",
+        *(f"{row['label']}: {_describe(row['data'])}" for row in content["rows"] if row.get("data")),
+        *_about_labels(content["rows"]),
         f"protocol of ours: {'; '.join(rules) or 'nothing finished yet'}",
     ]
     if data["synthetic"]:
@@ -90,6 +90,30 @@ def caption(content: Content) -> list[str]:
     if any(row["reconstructed"] for row in content["rows"]):
         lines.append("†: reconstructed; no public text or code pins this row down")
     return [*lines, *([content["note"]] if content["note"] else [])]
+
+
+def _describe(data: Mapping[str, Any]) -> str:
+    videos = ", ".join(f"{name} {count}" for name, count in data["videos"].items())
+    return (
+        f"{data['dataset']}{' (SYNTHETIC DATA)' if data['synthetic'] else ''}, {data['url']}, "
+        f"fingerprint {data['fingerprint'][:12]}, videos: {videos}"
+    )
+
+
+def _about_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where the labels of segments come from that some rows are trained on."""
+    labelled = [(row["label"], row["labels"]) for row in rows if row.get("labels")]
+    names = ", ".join(label for label, labels in labelled if labels["oracle_noise"] is not None)
+    if names:
+        yield (
+            f"{names}: trained on ORACLE labels of segments, the planted truth within the weak label with noise flipped in; "
+            "the paper's come from CLIP and CLAP, which know no truth"
+        )
+    yield from (
+        f"{label}: trained on the labels of segments in {labels['url']}"
+        for label, labels in labelled
+        if labels["oracle_noise"] is None
+    )
 
 
 class _Line(NamedTuple):
@@ -129,7 +153,8 @@ def _lines(content: Content, level: str, every_label: bool = False) -> Iterator[
         yield _Line(label, "published", row["protocol"], cells)
         ours = row["ours"]
         cells = [_cell(ours[level][name]) if ours else _DASH for name in METRICS]
-        yield _Line(label if every_label else "", _whose(content), ours["protocol"] if ours else _DASH, cells)
+        name = " ".join([*([label] if every_label else []), *_origin(row)])
+        yield _Line(name, _whose(content), ours["protocol"] if ours else _DASH, cells)
 
 
 def _without_speech(content: Content, level: str) -> Iterator[_Line]:
@@ -137,11 +162,18 @@ def _without_speech(content: Content, level: str) -> Iterator[_Line]:
         without = (row["ours"] or {}).get("without_speech")
         if without:
             cells = [_cell(without[level][name]) for name in METRICS]
-            yield _Line(_label(row), _whose(content), row["ours"]["protocol"], cells)
+            name = " ".join([_label(row), *_origin(row)])
+            yield _Line(name, _whose(content), row["ours"]["protocol"], cells)
 
 
 def _label(row: Mapping[str, Any]) -> str:
     return f"{row['label']} †" if row["reconstructed"] else row["label"]
+
+
+def _origin(row: Mapping[str, Any]) -> list[str]:
+    """What must stand beside our figures of a row: that the labels it was trained on were made of the truth."""
+    noise = (row.get("labels") or {}).get("oracle_noise")
+    return [] if noise is None else [f"(ORACLE labels: truth, {noise:.0%} flipped)"]
 
 
 def _heading(content: Content, level: str) -> str:

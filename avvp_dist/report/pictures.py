@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avvp_dist.data.index import Labels
+from avvp_dist.metrics.denoising import Levels
 from avvp_dist.report import curves, denoising, timeline
 
 _SHOWN = 6  # videos on the timeline
@@ -24,10 +25,9 @@ def draw(
     protocol: str,
     truth: Labels,
     predicted: tuple[NDArray[np.bool_], NDArray[np.bool_]],
-    train: Labels,
-    removed: NDArray[np.bool_] | None,
+    removed: Mapping[str, Levels],
 ) -> list[Path]:
-    """Draws curves, per-class bars, a parsing timeline and, where labels were removed, the denoising.
+    """Draws curves, per-class bars, a parsing timeline and, for each refiner of labels, what it removed.
 
     Args:
         folder: where the PNGs go.
@@ -37,14 +37,13 @@ def draw(
         protocol: whose per-class scores are drawn.
         truth: labels of the test split.
         predicted: audio and visual predictions on it, [N,T,C] each.
-        train: labels of the training split.
-        removed: [N,2,C] labels of the training split removed in the last epoch, or None.
+        removed: name of a picture -> labels of the training split that were removed, as `metrics.denoising.judge` tells.
 
     Returns:
         the files, in the order a reader wants them.
     """
     synthetic = result["data"]["synthetic"]
-    names = ["curves", "classes", "timeline"] + (["denoising"] if removed is not None else [])
+    names = ["curves", "classes", "timeline", *removed]
     paths = {name: folder / f"{name}.png" for name in names}
     curves.loss_and_scores(history, paths["curves"], synthetic)
     per_class = result["scores"]["test"][protocol]["per_class"]
@@ -60,11 +59,8 @@ def draw(
         paths["timeline"],
         synthetic,
     )
-    if removed is not None:
-        true_audio = None if train.audio is None else np.asarray(train.audio.any(axis=1))
-        true_visual = None if train.visual is None else np.asarray(train.visual.any(axis=1))
-        gone = removed[:, 0], removed[:, 1]
-        denoising.removed_labels(classes, train.weak, *gone, true_audio, true_visual, paths["denoising"], synthetic)
+    for name, levels in removed.items():
+        denoising.removed_labels(classes, levels, paths[name], synthetic)
     return list(paths.values())
 
 

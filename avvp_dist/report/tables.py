@@ -1,4 +1,4 @@
-"""Score tables of one or many runs, for the terminal and for Markdown."""
+"""Score tables of one or many runs, for the terminal."""
 
 from __future__ import annotations
 
@@ -47,22 +47,6 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
     for row in without:
         table.add_row(row.run, row.protocol, *row.cells)
     return table
-
-
-def scores_markdown(results: Mapping[str, Result], split: str = "test", protocol: str | None = None) -> str:
-    """The same as Markdown. Arguments as in `scores`."""
-    heads = ["run", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
-    lines = [
-        f"{_title(split)}. {caption(results, split, protocol)}",
-        "",
-        f"| {' | '.join(heads)} |",
-        f"|{'---|' * 2}{'--:|' * (len(heads) - 2)}",
-    ]
-    for block in (False, True):
-        for row in _rows(results, split, protocol, without_speech=block):
-            run = row.run.replace("|", "\\|") + (", without Speech" if block else "")
-            lines.append(f"| {run} | {row.protocol} | {' | '.join(row.cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def caption(results: Mapping[str, Result], split: str, protocol: str | None) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from avvp_dist.config import Section
 
@@ -31,7 +31,9 @@ class TrackingConfig(Section):
     run_name: str | None = None
     """Name shown in MLflow; null for <recipe>-seed<seed>."""
     parent_run: str | None = None
-    """MLflow run id under which this run is nested, e.g. its sweep."""
+    """MLflow run id under which this run is nested, or the `reference` of a run that no server may have seen yet."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of the run."""
     flush_timeout: PositiveFloat = 30.0
     """Seconds the end of a run waits for the server; what is left then waits for `avvp sync`."""
 
@@ -42,6 +44,10 @@ class Tracker(Protocol):
     @property
     def run_id(self) -> str | None:
         """MLflow's id of the run; None as long as no server has seen it."""
+
+    @property
+    def reference(self) -> str | None:
+        """What other runs give as ``parent_run`` to be nested under this one; known at once."""
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Settings of the run; nested mappings become dotted keys."""
@@ -66,6 +72,7 @@ class NullTracker:
     """Keeps nothing: ranks other than 0, and ``tracking.name=none``."""
 
     run_id: str | None = None
+    reference: str | None = None
 
     def params(self, values: Mapping[str, Any]) -> None: ...  # noqa: D102
     def tags(self, values: Mapping[str, Any]) -> None: ...  # noqa: D102

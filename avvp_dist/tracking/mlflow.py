@@ -29,7 +29,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from avvp_dist import storage
 from avvp_dist.credentials import redact
-from avvp_dist.tracking.spool import Entry, read_run, write_run
+from avvp_dist.tracking.spool import REFERENCE, Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
 METRICS, PARAMS, TAGS = 1000, 50, 40  # of one request, which must stay below MLflow's 1 MB
@@ -89,9 +89,17 @@ class MlflowSink:
             return found.info.run_id
         tags = {KEY_TAG: run["key"]}
         if run["parent_run"]:
-            tags["mlflow.parentRunId"] = run["parent_run"]
+            tags["mlflow.parentRunId"] = self._parent(run["parent_run"], experiment_id)
         created = self._client.create_run(experiment_id, start_time=run["started"], tags=tags, run_name=run["run_name"])
         return created.info.run_id
+
+    def _parent(self, parent: str, experiment_id: str) -> str:
+        """The parent's id; one that the server has not seen yet has to be sent first."""
+        if not parent.startswith(REFERENCE):
+            return parent
+        for found in self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{parent.removeprefix(REFERENCE)}'"):
+            return found.info.run_id
+        raise MlflowException("the run under which this one is nested has not reached the server yet; send that one first")
 
     def _check_active(self) -> None:
         """A deleted run refuses everything; its entries must stay unsent until it is restored."""

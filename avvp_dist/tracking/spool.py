@@ -38,6 +38,7 @@ LONGEST_PAUSE = 30.0  # seconds between attempts while the server is down
 ATTEMPTS_AT_END = 3  # failures in a row after which the end of a run waits no longer
 BATCH_BYTES = 1 << 20
 LOCK_TIMEOUT = 60.0
+REFERENCE = "key:"  # begins a parent_run that is a run's own key and no id of MLflow's
 
 P = ParamSpec("P")
 Entry = dict[str, Any]
@@ -215,6 +216,8 @@ class SpoolTracker:
         self._sender = Sender(folder, uri)
         self._last_error = ""
         self._closing = threading.Event()
+        if config.tags:
+            self.tags(config.tags)
         self._thread = threading.Thread(target=self._ship, name="tracking", daemon=True)
         self._thread.start()
 
@@ -222,6 +225,11 @@ class SpoolTracker:
     def run_id(self) -> str | None:
         """MLflow's id of the run; None as long as no server has seen it."""
         return self._sender.run_id
+
+    @property
+    def reference(self) -> str | None:
+        """What other runs give as ``parent_run`` to be nested under this one; known at once."""
+        return REFERENCE + read_run(self._folder)["key"]
 
     @_never_raises
     def params(self, values: Mapping[str, Any]) -> None:

@@ -19,6 +19,11 @@ def pack(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def rekeyed(blob: bytes, key: str) -> bytes:
+    """The same checkpoint as one of the stage ``key``: weights that another run hands over."""
+    return pack({**unpack(blob), "key": key})
+
+
 def unpack(blob: bytes) -> dict[str, Any]:
     """What `pack` was given, tensors on the CPU. Runs no code from the blob.
 

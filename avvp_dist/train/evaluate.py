@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +13,10 @@ from torch import nn
 
 from avvp_dist.config import Section
 from avvp_dist.data.index import Labels
-from avvp_dist.data.plan import split_sizes
-from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, score
+from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
+from avvp_dist.metrics.per_video import PerVideo
 
 _METRICS = tuple(
     f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
@@ -48,21 +50,21 @@ class EvaluateConfig(Section):
 
 
 def predict(
-    model: nn.Module, split: ResidentSplit, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
+    model: nn.Module, split: Source, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
 ) -> Probabilities:
     """Probabilities of all videos, each once, in the split's order; the same on every rank."""
-    sizes = split_sizes(len(split), runtime.collective.world_size)
-    rank = runtime.collective.rank
-    mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    rows = []
+    collective = runtime.collective
+    rows, numbers = [], []
+    batches = split.once(batch_size, collective.rank, collective.world_size)
     model.eval()
-    with torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
-        for start in range(0, max(len(mine), 1), batch_size):
-            numbers = mine[start : start + batch_size]
-            outputs = model(split.batch(numbers, len(numbers)), cross_modal=cross_modal)
+    with closing(batches), torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
+        for batch in batches:
+            outputs = model(batch, cross_modal=cross_modal)
             pooled = torch.stack([outputs.video, outputs.audio, outputs.visual], dim=1)  # [B,3,C]
             rows.append(torch.cat([pooled, outputs.segments.flatten(1, 2)], dim=1))  # [B,3+2T,C]
-        table = runtime.collective.all_gather(torch.cat(rows), len(split)).cpu().numpy()
+            numbers.append(batch.index)
+        place = collective.all_gather(torch.cat(numbers)).argsort()
+        table = collective.all_gather(torch.cat(rows))[place].cpu().numpy()
     segments = table[:, 3:].reshape(len(table), -1, 2, table.shape[-1])
     return Probabilities(video=table[:, 0], audio=table[:, 1], visual=table[:, 2], segments=segments)
 
@@ -95,6 +97,26 @@ def all_scores(
         protocol: evaluate(probabilities, *truth, classes, protocol, config.segment_threshold, config.video_threshold)
         for protocol in PROTOCOLS
     }
+
+
+def scores_of_videos(
+    probabilities: Mapping[str, Probabilities],
+    labels: Mapping[str, Labels],
+    config: EvaluateConfig,
+    classes: tuple[str, ...],
+) -> PerVideo:
+    """What the figures of `all_scores` are means of, for every split there are probabilities of."""
+    values: dict[tuple[str, str, bool], np.ndarray] = {}
+    for split, found in probabilities.items():
+        truth = _truth(labels[split])
+        for protocol in PROTOCOLS:
+            everything, without = per_video(
+                found, *truth, classes, protocol, config.segment_threshold, config.video_threshold
+            )
+            values[split, protocol, False] = everything
+            if without is not None:
+                values[split, protocol, True] = without
+    return PerVideo({split: tuple(labels[split].ids) for split in probabilities}, values)
 
 
 def _truth(labels: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,15 +14,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
-from avvp_dist.data.partners import disjoint
-from avvp_dist.data.plan import EpochPlan
-from avvp_dist.data.resident import ResidentSplit
+from avvp_dist.data.plan import Plan
+from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
+from avvp_dist.errors import Preempted
 from avvp_dist.methods.base import TrainStage
+from avvp_dist.models.peers import Peers
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
-from avvp_dist.train.optim import OptimConfig
+from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
 from avvp_dist.types import Progress
 
@@ -80,8 +82,8 @@ class StageJob:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
-    train_split: ResidentSplit
-    val_split: ResidentSplit
+    train_split: Source
+    val_split: Source
 
 
 @dataclass
@@ -103,7 +105,9 @@ class StageTrainer:
         self.observer = observer
         self.rank = runtime.collective.rank
         torch.manual_seed(job.seed)
-        self.model = job.build().to(runtime.device)
+        networks = [job.build() for _ in range(job.stage.networks)]
+        self.kept = networks[0]
+        self.model = (Peers(networks) if len(networks) > 1 else self.kept).to(runtime.device)
         self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
         self.train_step = TrainStep(
             self.model,
@@ -128,46 +132,54 @@ class StageTrainer:
                 self.observer.epoch(self.trained.history[-1])
         while self.epoch < self.job.train.epochs:
             self._run_epoch()
+            self._stop_if_asked(committed=True)
         return self.trained
 
     def _run_epoch(self) -> None:
         job, collective = self.job, self.runtime.collective
-        plan = EpochPlan(len(job.train_split), job.train.batch_size, job.seed, self.epoch)
-        order = plan.order()
-        split = self._with_partners()
+        plan = job.train_split.plan(job.train.batch_size, job.seed, self.epoch)
         started, first = time.perf_counter(), self.step
-        while self.step < plan.steps:
-            progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
-            numbers = order[plan.rank_slice(self.step, self.rank, collective.world_size)]
-            batch = split.batch(numbers, plan.total(self.step))
-            losses, targets = self.train_step(batch, progress)
-            self.meter.add(batch, losses, targets)
-            self.step += 1
-            self._between_steps(plan, progress)
+        epoch = job.train_split.epoch(plan, first, self.rank, collective.world_size, job.stage.partners)
+        with closing(epoch) as batches:
+            for batch in batches:
+                progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
+                losses, targets = self.train_step(batch, progress)
+                self.meter.add(batch, losses, targets)
+                self.step += 1
+                self._between_steps(plan, progress)
         self.meter.check_finite(plan, progress, collective)
         seen = len(job.train_split) - first * job.train.batch_size
         self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
 
-    def _with_partners(self) -> ResidentSplit:
-        """The training split, with this epoch's partners where the stage asks for them."""
-        split, draws = self.job.train_split, self.job.stage.partners
-        if not draws:
-            return split
-        partners = disjoint(split.labels.ids, split.labels.weak, self.job.seed, draws, self.epoch)
-        return replace(split, partners=partners)
-
-    def _between_steps(self, plan: EpochPlan, progress: Progress) -> None:
+    def _between_steps(self, plan: Plan, progress: Progress) -> None:
         """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""
         train = self.job.train
         if self.step == plan.steps:
             return
+        if self.runtime.collective.world_size == 1:
+            self._stop_if_asked()
         checkpoint_due = train.checkpoint_every and self.step % train.checkpoint_every == 0
         if checkpoint_due or self.step % train.check_every == 0:
             self.meter.check_finite(plan, progress, self.runtime.collective)
+            if self.runtime.collective.world_size > 1:  # ranks hear of it at different times and have to agree
+                self._stop_if_asked()
             if self.rank == 0:
                 self.observer.step(progress)
         if checkpoint_due:
             self._commit({}, self.meter.gather(self.runtime.collective))
+
+    def _stop_if_asked(self, committed: bool = False) -> None:
+        """Ends the run, with a checkpoint of this very step, when any rank was asked to."""
+        collective, asked = self.runtime.collective, self.runtime.stop_requested()
+        if collective.world_size > 1:
+            heard = torch.tensor([float(asked)], device=self.runtime.device)
+            asked = bool(collective.all_reduce_sum(heard).item())
+        if not asked:
+            return
+        if not committed:
+            self._commit({}, self.meter.gather(collective))
+        where = f"stage {self.job.stage.name}, epoch {self.epoch + 1}, step {self.step}"
+        raise Preempted(f"asked to stop at {where}: a checkpoint is safe, the same command goes on from there")
 
     def _finish_epoch(self, gathered: Mapping[str, Tensor], videos_per_second: float) -> None:
         job, started = self.job, time.perf_counter()
@@ -190,7 +202,7 @@ class StageTrainer:
         self.scheduler.step()
         self.epoch, self.step = self.epoch + 1, 0
         self.meter = EpochMeter(job.train_split.labels, self.runtime.device)
-        self._commit({name: value for name, value in row.items() if isinstance(value, float)}, {})
+        self._commit(row, {})
         if self.rank == 0:
             self.observer.epoch(row)
 
@@ -204,9 +216,9 @@ class StageTrainer:
                 "metric": f"val {evaluate.watched}" + (" of the last epoch" if evaluate.select == "last" else ""),
                 "value": value,
             }
-            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
 
-    def _commit(self, metrics: dict[str, float], gathered: Mapping[str, Tensor]) -> None:
+    def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
         """Hands a checkpoint over: the one place where ranks report."""
         blob = None
         if self.rank == 0:
@@ -236,11 +248,12 @@ class StageTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        rebase(self.optimizer, self.scheduler, self.job.optim.lr)
         self.job.stage.load_state_dict(state["stage"])
         self.epoch, self.step = state["epoch"], state["step"]
         removed = state["trained"]["removed"]
         self.trained = Trained(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
         if self.step:
             self.meter.restore(state["meter"], self.rank)
-        steps = EpochPlan(len(self.job.train_split), self.job.train.batch_size, self.job.seed, self.epoch).steps
+        steps = self.job.train_split.plan(self.job.train.batch_size, self.job.seed, self.epoch).steps
         return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avvp_dist.data.index import Labels
-from avvp_dist.data.plan import EpochPlan
+from avvp_dist.data.plan import Plan
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import TrainingError
 from avvp_dist.metrics.denoising import removal_row
@@ -64,7 +64,7 @@ class EpochMeter:
         if self._denoises:
             self._removed.copy_(gathered["removed"])
 
-    def check_finite(self, plan: EpochPlan, progress: Progress, collective: Collective) -> None:
+    def check_finite(self, plan: Plan, progress: Progress, collective: Collective) -> None:
         """Stops a run whose loss has become NaN or infinite; every rank calls it.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim import Adam, AdamW
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from avvp_dist.config import Section
@@ -59,6 +59,14 @@ class OptimConfig(Section):
         if self.schedule == "step":
             return optimizer, StepLR(optimizer, self.step_size, self.gamma)
         return optimizer, LambdaLR(optimizer, _WarmupCosine(self.warmup_epochs, epochs, self.final_fraction))
+
+
+def rebase(optimizer: Optimizer, scheduler: LRScheduler, lr: float) -> None:
+    """Puts a loaded optimiser on the schedule of another learning rate; the same one changes nothing."""
+    for group in optimizer.param_groups:
+        group["lr"] *= lr / group["initial_lr"]
+        group["initial_lr"] = lr
+    scheduler.base_lrs = [lr for _ in scheduler.base_lrs]
 
 
 @dataclass

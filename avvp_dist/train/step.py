@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
+from avvp_dist.models.network import without_exchange
 from avvp_dist.types import Batch, Outputs, Progress, Targets
 
 
@@ -45,11 +46,11 @@ class TrainStep:
         self.collective = runtime.collective
         self.device = runtime.device
         self.model = model
+        if not stage.cross_modal:
+            without_exchange(model)
         if self.collective.world_size > 1:
-            # without cross-modal exchange its weights take no part, which DDP has to be told
-            unused = not stage.cross_modal
             devices = [self.device] if self.device.type == "cuda" else None
-            self.model = DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
+            self.model = DistributedDataParallel(model, device_ids=devices)
         self.optimizer = optimizer
         self.stage = stage
         self.seed = seed
@@ -87,6 +88,7 @@ class TrainStep:
         if not others:
             return outputs
         assert outputs.judge is None, "a stage either judges or adds batches"
+        assert not outputs.peers, "a stage either has peers or adds batches"
         own, *rest = outputs.parts(1 + len(others))
         return replace(own, others=tuple(rest))
 

@@ -2,21 +2,27 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dying import DyingRuntime, Killed
 
+from avvp_dist import app
+from avvp_dist.data.external import noisy_labels
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.recipe import load
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
-    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.dropout=0", "model.visual_dropout=0",
+    "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
     "tracking=none", "train.device=cpu",
 ]  # fmt: skip
-JOMOLD = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
+JOMOLD = [*DENOISE, "model.dropout=0"]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, launcher: tuple[str, ...] = ()) -> None:
@@ -73,8 +79,8 @@ def test_torch_distributed(packed, tmp_path, one, world):
 @pytest.mark.parametrize(
     ("recipe", "trained", "refined"),
     [
-        (["ma", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
-        (["lr", "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["ma", "model.dropout=0", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
 def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
@@ -86,9 +92,77 @@ def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     assert labels[0].fingerprint == labels[1].fingerprint
 
 
+STREAMED = ("data.mode=streaming", "data.streams=4", "data.window=8", "data.workers=1")
+
+
+@pytest.fixture(scope="module")
+def one_streamed(packed, tmp_path_factory):
+    output = tmp_path_factory.mktemp("one-streamed")
+    train(output, packed, *STREAMED, "train.checkpoint_every=2")
+    return output
+
+
+def test_streaming_on_two_ranks(packed, tmp_path, one_streamed):
+    train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", launcher=torchrun(2))
+    assert_same_training(tmp_path, one_streamed)
+
+
+def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
+    config = load(
+        JOMOLD[0], [*JOMOLD[1:], f"data={packed}", f"output={tmp_path}", *OVERRIDES, *STREAMED, "train.checkpoint_every=2"]
+    )
+    with pytest.raises(Killed):
+        app.run(config, DyingRuntime(config.output, after=3))  # two of the four steps of the second epoch are done
+    train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", launcher=torchrun(2))
+    assert_same_training(tmp_path, one_streamed)
+
+
+def test_another_network_on_four_ranks(packed, tmp_path):
+    recipe = [*DENOISE, "model=ave", "model.width=32"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "four", packed, recipe=recipe, launcher=torchrun(4))
+    assert_same_training(tmp_path / "four", tmp_path / "one")
+
+
+def test_valor_on_two_ranks(packed, tmp_path):
+    refined = tmp_path / "labels.npz"
+    refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
+    recipe = ["valor", f"data.refined={refined}", "model.width=64", "model.layers=2", "optim.warmup_epochs=1"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
+    assert results[0]["best"]["epoch"] == results[1]["best"]["epoch"]
+    assert results[0]["scores"]["test"]["joint"]["segment"] == pytest.approx(
+        results[1]["scores"]["test"]["joint"]["segment"], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("recipe", [["coteaching", "method.plain_epochs=1"], ["jocor", "method.co_lambda=0.5"]])
+def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
+    recipe = [*recipe, "method.forget_epochs=1", "model.width=64", "model.feedforward=64"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
+    removed = [np.load(stage(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
+    assert removed[0].any(axis=(0, 2)).all()
+    np.testing.assert_array_equal(*removed)
+
+
 def test_ray_train(packed, tmp_path, one):
     train(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
+
+
+@pytest.mark.slow
+def test_ray_train_names_the_bad_shard_that_one_worker_finds(packed, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(packed, data)
+    with (data / "train-000002.tar").open("r+b") as shard:
+        shard.write(b"x")
+    with pytest.raises(AssertionError, match=r"(?s)error: .*train-000002.tar: content differs") as caught:
+        train(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
+    assert "Traceback" not in str(caught.value).split("error:")[-1]
 
 
 def test_a_batch_that_does_not_divide_is_refused_before_anything_starts(packed, tmp_path):

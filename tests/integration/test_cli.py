@@ -7,6 +7,10 @@ import sys
 
 import pytest
 
+from avvp_dist import app
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.recipe import load
+
 SMALL = [
     "train.epochs=2",
     "train.batch_size=16",
@@ -58,14 +62,42 @@ def test_evaluate_reproduces_the_result_and_takes_other_data(trained, packed, tm
     assert again["scores"] == recorded["scores"]
 
 
-def test_compare_puts_runs_side_by_side(trained):
+def test_evaluate_makes_the_scores_of_videos_that_a_run_lacks(trained):
     output, _ = trained
-    done = avvp("compare", output, output.parent / "jomold")
+    left = (output / "per_video.npz").read_bytes()
+    (output / "per_video.npz").unlink()
+    other = avvp("evaluate", output, "evaluate.segment_threshold=0.7")
+    assert other.returncode == 0, other.stderr
+    assert not (output / "per_video.npz").exists()  # these would be the scores of another setting
+    done = avvp("evaluate", output)
     assert done.returncode == 0, done.stderr
-    assert "jomold" in done.stdout
-    missing = avvp("compare", output.parent / "nothing")
+    assert (output / "per_video.npz").read_bytes() == left
+    assert "per_video.npz" in "".join(done.stdout.split())
+
+
+def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_path):
+    output, _ = trained
+    for name, setting in (("again", "seed=1"), ("carry", "method.rounding=carry")):
+        given = [f"data={packed}", f"output={tmp_path / name}", f"store={output / 'stages'}", setting]
+        app.run(load("jomold", [*given, *SMALL]), LocalRuntime(str(tmp_path / name), "cpu"))
+    files = [f"--{kind}={tmp_path / kind}" for kind in ("csv", "markdown", "latex", "pictures")]
+    done = avvp("compare", output, "--sweep", tmp_path, *files)
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    for part in ("SYNTHETIC DATA", "minus that of method.rounding=floor", "14 test videos", "one seed, so no spread"):
+        assert part in shown
+    recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["segment"]["type"]
+    assert f"{recorded:.6g}" in (tmp_path / "csv").read_text()
+    assert (tmp_path / "pictures" / "settings.png").stat().st_size > 5_000
+
+
+def test_compare_names_every_folder_without_a_run(trained):
+    output, _ = trained
+    missing = avvp("compare", output, output.parent / "nothing", output.parent / "nowhere")
     assert missing.returncode == 2
-    assert "result.json: not there" in missing.stderr
+    for name in ("nothing", "nowhere"):
+        assert f"{name}/result.json: not there" in missing.stderr
+    assert "Traceback" not in missing.stderr
 
 
 def test_config_prints_what_would_run():
@@ -122,6 +154,8 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
         "data synth",
         "data inspect",
         "data check",
+        "cache info",
+        "cache clear",
     ],
 )
 def test_every_command_has_help(command):

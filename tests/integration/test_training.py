@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dying import DyingRuntime, Killed
 
 from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError, TrainingError
+from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.recipe import load
 from avvp_dist.train.checkpoint import unpack
 
@@ -22,24 +24,6 @@ SMALL = [
     "tracking=none",
     "train.device=cpu",
 ]
-
-
-class Killed(BaseException):
-    """Stands for the process being killed right after a checkpoint was committed."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies when the n-th checkpoint has been committed."""
-
-    def __init__(self, output: str, after: int) -> None:
-        super().__init__(output, "cpu")
-        self._left = after
-
-    def report(self, metrics, checkpoint):
-        super().report(metrics, checkpoint)
-        self._left -= 1
-        if not self._left:
-            raise Killed
 
 
 def run(recipe, data, output, *overrides, runtime=None):
@@ -68,6 +52,14 @@ def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
             assert set(scores["segment"]) == {"audio", "visual", "audio_visual", "type", "event"}
             assert all(0 <= value <= 100 for value in scores["event"].values())
             assert set(scores["without_speech"]) == {"segment", "event"}
+    kept = PerVideo.load(str(tmp_path / "run" / "per_video.npz"))
+    for split, protocols in result["scores"].items():
+        assert len(kept.ids[split]) == 14
+        for protocol, scores in protocols.items():
+            for without_speech, official in ((False, scores), (True, scores["without_speech"])):
+                for level in ("segment", "event"):
+                    of_videos = {m: kept.scores(split, protocol, level, m, without_speech).mean() for m in official[level]}
+                    assert of_videos == pytest.approx(official[level], abs=1e-9)
     assert result["data"]["synthetic"] is True
     pictures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "pictures").iterdir()}
     assert len(pictures) >= 4
@@ -81,7 +73,7 @@ def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
 def test_evaluate_reproduces_the_recorded_scores(packed, tmp_path):
     result = run("han", packed, tmp_path / "run")
     config = load(str(tmp_path / "run" / "config.yaml"))
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")) == result["scores"]
+    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def test_learning_lowers_the_loss(packed, tmp_path):

@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from avvp_dist import app
 from avvp_dist.cli_data import data
+from avvp_dist.data import synthetic
+from avvp_dist.data.index import Index
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.recipe import load
+from avvp_dist.recipe import load, recipes
 
 SMALL = ["train.epochs=4", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=2"]
 SMALL += ["optim.warmup_epochs=2", "optim.lr=0.003", "tracking=none", "train.device=cpu"]
@@ -39,6 +41,16 @@ def labels(packed, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("labels") / "refined.npz")
     done = CliRunner().invoke(data, ["noisy-labels", "--data", packed, "--out", out, "--flip", "0.1"])
     assert done.exit_code == 0, done.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def clip_clap(tmp_path_factory):
+    """The videos of ``packed`` with features like CLIP's and CLAP's."""
+    out = str(tmp_path_factory.mktemp("data") / "clip-clap")
+    synthetic.write(
+        out, videos=None, seed=0, layout="shards", streams="clip-clap", splits=(62, 14, 14), workers=1, shard_videos=16
+    )
     return out
 
 
@@ -92,3 +104,31 @@ def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, t
     config = load("han", [*overrides, f"data.refined={labels}"])
     result = app.run(config, LocalRuntime(config.output, "cpu"))
     assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe):
+    overrides = [f"data={clip_clap}", f"output={tmp_path}", "train.epochs=1", "model.width=16", "train.batch_size=31"]
+    overrides += [f"data.refined={labels}"] if recipe.startswith("valor") else []
+    result = app.run(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
+    assert result["data"]["dataset"] == "llp-clip-clap"
+    assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
+
+
+def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(packed, labels, tmp_path):
+    config = load("valor-plus-plus", [f"data={packed}", f"data.refined={labels}", f"output={tmp_path / 'run'}"])
+    with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus asks for llp-clip-clap"):
+        app.run(config, LocalRuntime(config.output, "cpu"))
+    for name in ("index.json", "labels.parquet"):
+        (tmp_path / name).write_bytes(Path(packed, name).read_bytes())
+    index = (tmp_path / "index.json").read_text()
+    (tmp_path / "index.json").write_text(index.replace('"name": "motion"', '"name": "flow"'))
+    assert Index.load(str(tmp_path)).streams[2].name == "flow"
+    for recipe in ("han", "valor"):
+        config = load(recipe, [f"data={tmp_path}", f"output={tmp_path / 'run'}"])
+        with pytest.raises(DataError) as caught:
+            app.run(config, LocalRuntime(config.output, "cpu"))
+        assert caught.value.problems == [
+            "stream motion: missing, network han reads it; the data set has audio, visual, flow"
+        ]
+    assert not (tmp_path / "run").exists()

@@ -208,5 +208,5 @@ def test_a_whole_run_of_an_ablation(packed, tmp_path):
     (row,) = json.loads((tmp_path / "run" / "history.json").read_text())
     assert row["loss/total"] == pytest.approx(row["loss/audio"] + row["loss/visual"], rel=1e-5)
     assert row["loss/video"] > 0
-    again = app.evaluate(config, LocalRuntime(config.output, "cpu"))
+    again = app.evaluate(config, LocalRuntime(config.output, "cpu")).scores
     assert again["test"]["joint"]["segment"] == pytest.approx(result["scores"]["test"]["joint"]["segment"])

@@ -123,33 +123,38 @@ def test_unknown_data_set(official, tmp_path):
     assert str(refused.exception) == "unknown data set 'lpl'; did you mean 'llp'? Valid names: llp"
 
 
-def test_made_up_data_packed_at_once_and_by_way_of_files(tmp_path):
-    made = avvp_data(
-        "synth",
-        tmp_path / "shards",
-        "--layout",
-        "shards",
-        "--splits",
-        "4,2,2",
-        "--seed",
-        3,
-        "--shard-videos",
-        3,
-        "--workers",
-        1,
-    )
+@pytest.mark.parametrize(
+    ("options", "name", "dims"),
+    [([], "llp", [128, 2048, 512]), (["--streams", "clip-clap"], "llp-clip-clap", [768, 768, 512])],
+)
+def test_made_up_data_packed_at_once_and_by_way_of_files(tmp_path, options, name, dims):
+    common = ["--splits", "4,2,2", "--seed", 3, "--workers", 1, *options]
+    made = avvp_data("synth", tmp_path / "shards", "--layout", "shards", "--shard-videos", 3, *common)
     assert made.exit_code == 0, made.output
     direct = Index.load(str(tmp_path / "shards"))
     assert [shard.samples for shard in direct.shards] == [3, 1, 2, 2]
+    assert direct.dataset == name
+    assert [stream.dim for stream in direct.streams] == dims
     files = tmp_path / "files"
-    assert avvp_data("synth", files, "--splits", "4,2,2", "--seed", 3, "--workers", 1).exit_code == 0
-    arguments = ["--annotations", files, "--features", files / "feats", "--out", tmp_path / "packed"]
-    packed = avvp_data("pack", "llp", *arguments, "--shard-videos", 3, "--workers", 1)
+    assert avvp_data("synth", files, *common).exit_code == 0
+    arguments = ["--annotations", files, "--features", files / "feats", *options]
+    checked = avvp_data("check", "llp", *arguments, "--workers", 1)
+    assert "features of 8 videos: all good" in checked.output
+    packed = avvp_data("pack", "llp", *arguments, "--out", tmp_path / "packed", "--shard-videos", 3, "--workers", 1)
     assert packed.exit_code == 0, packed.output
     assert "SYNTHETIC" in packed.output
     index = Index.load(str(tmp_path / "packed"))
     assert (index.synthetic, direct.synthetic) == (True, True)
     assert index.fingerprint == direct.fingerprint
+    shown = avvp_data("inspect", tmp_path / "packed").output.splitlines()
+    assert f"streams of {name}" in [line.strip() for line in shown]
+
+
+def test_features_that_are_not_there_are_told_by_their_folders(official):
+    refused = avvp_data("check", "llp", "--annotations", official, "--features", official, "--streams", "clip-clap")
+    assert isinstance(refused.exception, DataError)
+    assert refused.exception.problems == ["CLAP/features/: no such folder", "CLIP/features/: no such folder"]
+    assert "'vggish-resnet', 'clip-clap'" in avvp_data("check", "llp", "--streams", "clip").output
 
 
 def test_splits_that_are_no_numbers(tmp_path):

@@ -1,10 +1,11 @@
-"""Precision and recall of removed labels."""
+"""Precision and recall of removed labels, of whole videos, windows and segments."""
 
 import math
 
 import numpy as np
+import pytest
 
-from avvp_dist.metrics.denoising import removal_scores
+from avvp_dist.metrics.denoising import judge, refinement_row, removal_row, removal_scores
 
 
 def test_precision_and_recall():
@@ -15,6 +16,7 @@ def test_precision_and_recall():
     assert (scores["removed"], scores["noise"]) == (3, 3)
     assert math.isclose(scores["precision"], 200 / 3)
     assert math.isclose(scores["recall"], 200 / 3)
+    assert (scores["labels"], scores["baseline"]) == (6, 50)
 
 
 def test_nothing_removed_and_nothing_to_remove():
@@ -22,3 +24,108 @@ def test_nothing_removed_and_nothing_to_remove():
     assert math.isnan(removal_scores(weak, none, none)["precision"])
     assert removal_scores(weak, none, none)["recall"] == 0
     assert math.isnan(removal_scores(weak, none, weak)["recall"])
+    assert math.isnan(removal_scores(none, none, none)["baseline"])
+
+
+def seconds(*rows):
+    """Truth of videos of four seconds, a string for Speech and one for Dog: "..x." is the third second."""
+    return np.array([[[letter == "x" for letter in second] for second in zip(*row, strict=True)] for row in rows])
+
+
+WEAK = np.array([[1, 1], [1, 0]], dtype=bool)
+HEARD = seconds(("xx..", "...."), ("xxxx", "...."))
+SEEN = seconds(("....", ".x.x"), ("x...", "...."))
+WINDOWS = ((0, 2), (1, 3), (2, 4))
+
+
+def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
+    heard = np.array([[[1, 1], [1, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]], dtype=np.float32)
+    # Speech of the first video is gone everywhere and nowhere seen; its Dog is seen in all windows but kept in one
+    seen = np.array([[[0, 1], [0, 0], [0, 0]], [[1, 0], [0, 0], [1, 0]]], dtype=np.float32)
+    row = refinement_row(judge(WEAK, heard, seen, HEARD, SEEN, WINDOWS))
+    assert row == pytest.approx(
+        {
+            # 9 labels in windows. Heard is Speech, in windows 0 and 1 of the first video and all of the second
+            "removed_windows/audio": 3,
+            "removed_windows/audio_labels": 9,
+            "removed_windows/audio_noise": 4,
+            "removed_windows/audio_precision": 100,
+            "removed_windows/audio_recall": 75,
+            "removed_windows/audio_baseline": 400 / 9,
+            # noise: Speech in all windows of the first video, in windows 1 and 2 of the second
+            "removed_windows/visual": 6,
+            "removed_windows/visual_labels": 9,
+            "removed_windows/visual_noise": 5,
+            "removed_windows/visual_precision": 400 / 6,
+            "removed_windows/visual_recall": 80,
+            "removed_windows/visual_baseline": 500 / 9,
+            # whole videos: 3 labels; unheard is the first one's Dog, which stays in a window
+            "removed/audio": 0,
+            "removed/audio_labels": 3,
+            "removed/audio_noise": 1,
+            "removed/audio_recall": 0,
+            "removed/audio_baseline": 100 / 3,
+            "removed/visual": 1,
+            "removed/visual_labels": 3,
+            "removed/visual_noise": 1,
+            "removed/visual_precision": 100,
+            "removed/visual_recall": 100,
+            "removed/visual_baseline": 100 / 3,
+        }
+    )
+
+
+def test_labels_of_segments_are_judged_second_by_second():
+    heard = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
+    row = refinement_row(judge(WEAK, heard, np.ones((2, 4, 2)), HEARD, SEEN))
+    audio = {name: value for name, value in row.items() if "/audio" in name}
+    assert audio == pytest.approx(
+        {
+            # 12 labels in seconds, 6 of them true; Dog in the second video is no weak label and not looked at
+            "removed_segments/audio": 1 + 4 + 2,
+            "removed_segments/audio_labels": 12,
+            "removed_segments/audio_noise": 2 + 4,
+            "removed_segments/audio_precision": 500 / 7,
+            "removed_segments/audio_recall": 500 / 6,
+            "removed_segments/audio_baseline": 50,
+            "removed/audio": 1,
+            "removed/audio_labels": 3,
+            "removed/audio_noise": 1,
+            "removed/audio_precision": 100,
+            "removed/audio_recall": 100,
+            "removed/audio_baseline": 100 / 3,
+        }
+    )
+    assert row["removed_segments/visual"] == 0
+    assert "removed_segments/visual_precision" not in row
+
+
+def test_labels_of_videos_have_no_finer_level_and_count_as_an_epoch_does():
+    heard, seen = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [1, 0]])
+    row = refinement_row(judge(WEAK, heard, seen, HEARD, SEEN))
+    epoch = removal_row(WEAK, WEAK[:, None] & (np.stack([heard, seen], axis=1) == 0), HEARD, SEEN)
+    assert {name.split("/")[0] for name in row} == {"removed"}
+    assert {name: row[name] for name in epoch} == epoch
+    assert row["removed/audio_precision"] == 50
+
+
+def test_each_modality_may_be_labelled_at_its_own_level():
+    levels = judge(WEAK, HEARD, SEEN.any(axis=1), HEARD, SEEN)
+    assert {level: list(modalities) for level, modalities in levels.items()} == {
+        "removed": ["audio", "visual"],
+        "removed_segments": ["audio"],
+    }
+
+
+def test_without_truth_only_counts_are_told():
+    row = refinement_row(judge(WEAK, np.zeros((2, 3, 2)), np.ones((2, 3, 2)), None, None, WINDOWS))
+    assert row == {
+        "removed/audio": 3,
+        "removed/audio_labels": 3,
+        "removed/visual": 0,
+        "removed/visual_labels": 3,
+        "removed_windows/audio": 9,
+        "removed_windows/audio_labels": 9,
+        "removed_windows/visual": 0,
+        "removed_windows/visual_labels": 9,
+    }

@@ -108,6 +108,19 @@ def test_ranks_decide_as_one_process_does(world, rounding):
         assert torch.equal(torch.cat([rank[step].removed_visual for rank in ranks]), whole[step].removed_visual)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_labels_are_judged_without_exchange_unless_told(skip):
+    estimate, ratios, denoise = Jomold(JomoldConfig(skip_exchange=skip), CLASSES, 10).stages()
+    assert [estimate.cross_modal, ratios.cross_modal, denoise.judge.cross_modal] == [not skip] * 3
+    assert denoise.cross_modal  # what is trained in the end exchanges in any case
+    assert denoise.judge.dropout
+    # keys of finished stages: those without exchange are as they were before one could choose
+    for stage in (estimate, denoise):
+        assert stage.settings.get("skip_exchange", True) is skip
+        assert ("skip_exchange" in stage.settings) is not skip
+    assert "estimate" in ratios.needs
+
+
 def test_total_loss_is_the_published_sum():
     batch, outputs = batch_and_outputs(8)
     stage = denoise_stage()

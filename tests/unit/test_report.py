@@ -8,6 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
+from avvp_dist.metrics.denoising import judge
 from avvp_dist.report import curves, denoising, tables, timeline
 from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
 
@@ -92,31 +93,41 @@ def test_timeline_without_truth_claims_nothing(tmp_path):
 
 
 def labels():
-    """Four videos, all labelled with classes 0 and 1; class 0 is never seen, class 1 always heard and seen."""
+    """Weak and remaining labels, and truth, of four videos: class 0 is never seen, class 1 always heard and seen."""
     weak = np.zeros((4, len(CLASSES)), dtype=bool)
     weak[:, :2] = True
-    true_audio, true_visual = weak.copy(), weak.copy()
-    true_visual[:, 0] = False
-    removed_audio, removed_visual = np.zeros_like(weak), np.zeros_like(weak)
-    removed_visual[:3, 0] = True  # three of the four rightly
-    removed_visual[0, 1] = True  # wrongly
-    removed_visual[0, 3] = True  # no label there: nothing was removed
-    return weak, removed_audio, removed_visual, true_audio, true_visual
+    true_audio, true_visual = np.repeat(weak[None, :, None], 2, axis=0).repeat(10, axis=2)
+    true_visual[:, :, 0] = False
+    audio, visual = weak.copy(), weak.copy()
+    visual[:3, 0] = False  # three of the four rightly
+    visual[0, 1] = False  # wrongly
+    return weak, audio, visual, true_audio, true_visual
 
 
 def test_denoising_shows_right_and_wrong_only_where_the_truth_is_known(tmp_path):
-    weak, removed_audio, removed_visual, true_audio, true_visual = labels()
+    weak, audio, visual, true_audio, true_visual = labels()
     known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
-    denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, true_audio, true_visual, known, True)
-    denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, None, None, unknown, False)
+    denoising.removed_labels(CLASSES, judge(weak, audio, visual, true_audio, true_visual), known, True)
+    denoising.removed_labels(CLASSES, judge(weak, audio, visual, None, None), unknown, False)
     assert pixels(known, RED) > 500
     assert pixels(known, BLUE) > pixels(known, RED)
     assert pixels(unknown, RED) == 0
     assert pixels(unknown, BLUE) > 1000
 
 
+def test_denoising_draws_the_finest_level_there_is(tmp_path):
+    weak, *_, true_audio, true_visual = labels()
+    kept = np.repeat(weak[:, None], 10, axis=1)
+    kept[:, :8] = False  # every label stays in two seconds: nothing is gone from a whole video
+    for name, audio, windows in (("segments", kept, None), ("windows", kept[:, :2], ((0, 5), (5, 10)))):
+        path = tmp_path / f"{name}.png"
+        denoising.removed_labels(CLASSES, judge(weak, audio, audio, true_audio, true_visual, windows), path, True)
+        assert pixels(path, RED) > 500
+        assert pixels(path, BLUE) > 500
+
+
 def test_synthetic_data_is_marked_in_every_picture(tmp_path):
-    weak, removed_audio, removed_visual, *_ = labels()
+    weak, audio, visual, *_ = labels()
     dense = np.repeat(weak[:, None], 10, axis=1)
     video = [timeline.TimelineVideo(str(number), ()) for number in range(4)]
     for synthetic in (False, True):
@@ -124,7 +135,7 @@ def test_synthetic_data_is_marked_in_every_picture(tmp_path):
         curves.loss_and_scores(history(), folder / "a.png", synthetic)
         curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), folder / "b.png", "F", synthetic)
         timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", synthetic)
-        denoising.removed_labels(CLASSES, weak, removed_audio, removed_visual, None, None, folder / "d.png", synthetic)
+        denoising.removed_labels(CLASSES, judge(weak, audio, visual, None, None), folder / "d.png", synthetic)
     for name in "abcd":
         title = [
             (imread(tmp_path / str(synthetic) / f"{name}.png")[25:48, 300:700, :3] < 0.2).sum()
@@ -180,18 +191,11 @@ def test_table_keeps_all_scores_on_a_narrow_terminal():
 
 
 def test_synthetic_runs_stand_out_among_real_ones():
-    text = tables.scores_markdown({"made-up": result(50.0), "real": result(50.0, synthetic=False)})
-    assert "| made-up (synthetic) | joint | 50.0 |" in text
-    assert "| real | joint | 50.0 |" in text
-
-
-def test_markdown_is_a_table_of_equally_long_rows():
-    text = tables.scores_markdown({"a|b": result(50.0)}, protocol="joint")
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 4
-    assert {line.replace("\\|", "").count("|") for line in rows} == {13}
-    assert rows[3].startswith("| a\\|b, without Speech | joint | 50.5 |")
+    text = rendered(tables.scores({"made-up": result(50.0), "real": result(50.0, synthetic=False)}), width=120)
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith(("made-up", "real"))]
+    assert rows[0][:4] == ["made-up", "(synthetic)", "joint", "50.0"]
+    assert rows[2][:3] == ["real", "joint", "50.0"]
 
 
 def test_a_split_without_scores_says_so():
-    assert "no scores of this split" in tables.scores_markdown({"han": result(50.0)}, split="val")
+    assert "no scores of this split" in " ".join(rendered(tables.scores({"han": result(50.0)}, split="val")).split())

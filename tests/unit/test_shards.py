@@ -1,5 +1,6 @@
 """Packing: what the shards, the index and the labels hold, and what happens to interrupted, repeated and mixed-up packs."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,22 @@ def test_fingerprint_depends_on_the_data_alone(official, tmp_path):
     np.save(official / "feats" / "vggish" / f"{IDS[3]}.npy", np.ones((10, 3), np.float32))
     changed = pack_tiny(official, tmp_path / "changed")
     assert len({index.fingerprint, renamed.fingerprint, changed.fingerprint}) == 3
+
+
+def test_inputs_are_recognised_across_versions_and_tell_reductions_apart(official, tmp_path):
+    """Packs made before streams named their reduction are still complete; another reduction is not taken for theirs."""
+    index = pack_tiny(official, tmp_path / "out")
+    records = read_annotations(official).records
+    facts = asdict(TINY) | {
+        "streams": [{name: getattr(stream, name) for name in ("name", "dim", "folder", "rows")} for stream in TINY.streams]
+    }
+    content = [facts, 3, [asdict(record) for record in records], OfficialFeatures(official, TINY).fingerprint(records)]
+    assert index.source == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    other = replace(TINY, streams=(replace(TINY.streams[0], reduction="clap-map"), *TINY.streams[1:]))
+    with pytest.raises(DataError, match="of other inputs"):
+        pack(
+            other, records, OfficialFeatures(official, TINY), str(tmp_path / "out"), provenance={}, workers=1, shard_videos=3
+        )
 
 
 def test_repeated_pack_writes_nothing(official, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from avvp_dist.data import llp, shards, synthetic
-from avvp_dist.data.catalog import LLP
+from avvp_dist.data.catalog import LLP, LLP_CLIP_CLAP
 from avvp_dist.data.index import Index, read_labels
 from avvp_dist.data.synthetic_labels import pattern_of, split_counts
 from avvp_dist.errors import ConfigError, DataError
@@ -277,6 +277,25 @@ def test_frames_of_a_second_differ_and_average_to_its_features():
     assert np.array_equal(frames.mean(axis=1).astype(np.float16), packed[:, VISUAL])
 
 
+def test_clap_and_clip_streams_are_of_the_same_videos():
+    record = video(3, audio=[Event(CAR, 2, 6)], visual=[Event(DOG, 0, 5)])
+    silent = replace(record, audio_events=(), visual_events=())
+    values, without = (synthetic.features(2, each, LLP_CLIP_CLAP).astype(np.float32) for each in (record, silent))
+    assert values.shape == (10, 2048)
+    np.testing.assert_array_equal(values[:, 1536:], synthetic.features(2, record)[:, MOTION])
+    changed = np.abs(values - without)
+    heard, seen = changed[:, :768].mean(axis=1), changed[:, 768:1536].mean(axis=1)
+    assert [t for t in range(10) if seen[t] > 0] == list(range(5))
+    assert heard[2:6].min() > 3 * max(heard[1], heard[6]) > 0  # a map has no sharp ends
+    np.testing.assert_allclose(np.linalg.norm(values[:, 768:1536], axis=1), 1, atol=1e-3)
+    files = synthetic.frames(2, record, LLP_CLIP_CLAP)
+    assert {name: (file.shape, file.dtype) for name, file in files.items()} == {
+        "audio": ((64, 768), np.float32),
+        "visual": ((10, 768), np.float32),
+        "motion": ((10, 512), np.float32),
+    }
+
+
 # ---- writing
 
 
@@ -343,6 +362,13 @@ def test_files_that_may_be_real_are_never_touched(tmp_path, name):
     assert contents(tmp_path) == {real.relative_to(tmp_path): b"precious"}
 
 
+def test_other_features_of_a_replaced_data_set_go(tmp_path):
+    for streams, seed in (("vggish-resnet", 0), ("clip-clap", 1)):
+        synthetic.write(str(tmp_path), videos=3, seed=seed, workers=1, streams=streams)
+    folders = {str(path.parent) for path in contents(tmp_path) if path.suffix == ".npy"}
+    assert folders == {"CLAP/features", "CLIP/features", "feats/r2plus1d_18"}
+
+
 def test_other_shards_are_never_touched(tmp_path):
     synthetic.write(str(tmp_path), videos=3, seed=0, layout="shards", workers=1)
     before = contents(tmp_path)
@@ -354,11 +380,11 @@ def test_other_shards_are_never_touched(tmp_path):
 def test_impossible_arguments_are_all_named_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         synthetic.write(
-            str(tmp_path), videos=2, splits=(0, 5, -1), seed=-1, layout="tar", workers=0, shard_videos=0, annotations=None
+            str(tmp_path), videos=2, splits=(0, 5, -1), seed=-1, layout="tar", workers=0, shard_videos=0, streams="clip"
         )
     named = [problem.split(":")[0] for problem in caught.value.problems]
     assert sorted(named) == [
-        "layout", "seed", "shard_videos", "splits", "splits", "videos", "videos and splits", "workers"
+        "layout", "seed", "shard_videos", "splits", "splits", "streams", "videos", "videos and splits", "workers"
     ]  # fmt: skip
     assert contents(tmp_path) == {}
 

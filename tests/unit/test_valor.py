@@ -47,32 +47,59 @@ def torch_attention(attention):
     return twin
 
 
-def published_layer(layer, query, other):
-    """One call of the published layer, norms last, without dropout."""
+def published_layer(layer, query, other, norm):
+    """One call of the published layer, post_norm or pre_norm there, without dropout."""
     own, cross = torch_attention(layer.self_attention), torch_attention(layer.cross_attention)
+    if norm == "first":
+        x = layer.norm1(query)  # the other modality stays as it is
+        x = query + cross(x, other, other)[0] + own(x, x, x)[0]
+        return x + layer.linear2(F.relu(layer.linear1(layer.norm2(x))))
     x = layer.norm1(query + cross(query, other, other)[0] + own(query, query, query)[0])
     return layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+
+
+def draw_norms(model):
+    """Norms start alike and as the identity on what is normal already; a wrong one has to show."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight, 1.0, 0.3)
+            nn.init.normal_(module.bias)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("sequential", [False, True])
-def test_network_is_the_published_encoder(heads, layers, sequential):
-    model, batch = network(heads=heads, layers=layers, sequential=sequential).eval(), random_batch()
-    stack = model.layer.stack if layers > 1 else [model.layer]
+@pytest.mark.parametrize("norm", ["last", "first"])
+def test_network_is_the_published_encoder(heads, layers, sequential, norm):
+    model, batch = network(heads=heads, layers=layers, sequential=sequential, norm=norm).eval(), random_batch()
+    draw_norms(model)
+    stack = getattr(model.layer, "stack", [model.layer])
+    assert len(stack) == layers
     for layer in stack[1:]:
         nn.init.normal_(layer.linear1.weight)  # layers start as copies; a wrong order of them has to show
     outputs = model(batch)
     audio, visual = outputs.audio_inputs, outputs.visual_inputs
     for layer in stack:
-        updated = published_layer(layer, audio, visual)
-        visual = published_layer(layer, visual, updated if sequential else audio)
+        updated = published_layer(layer, audio, visual, norm)
+        visual = published_layer(layer, visual, updated if sequential else audio, norm)
         audio = updated
+    if norm == "first":
+        audio, visual = (last(each) for last, each in zip(model.layer.norms, (audio, visual), strict=True))
     torch.testing.assert_close(outputs.audio_features, audio, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs.visual_features, visual, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"sequential": True}, {"layers": 2}, {"layers": 2, "sequential": True, "heads": 4}])
+NETWORKS = [
+    {"sequential": True},
+    {"layers": 2},
+    {"layers": 2, "sequential": True, "heads": 4},
+    {"norm": "first"},
+    {"norm": "first", "layers": 2, "sequential": True},
+    {"norm": "first", "temporal": "transformer"},
+]
+
+
+@pytest.mark.parametrize("settings", NETWORKS)
 def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
     model, batch = network(**settings).train(), random_batch()
     outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
@@ -88,7 +115,14 @@ def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
         torch.testing.assert_close(model(batch).segments, exact.segments, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("settings", [{"layers": 2, "temporal": "gru"}, {"sequential": True, "temporal": "transformer"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers": 2, "temporal": "gru"},
+        {"sequential": True, "temporal": "transformer"},
+        {"norm": "first", "temporal": "none"},
+    ],
+)
 def test_settings_that_would_do_nothing_are_refused(settings):
     with pytest.raises(ValueError, match=r"needs temporal=han"):
         HanConfig(**settings)
@@ -182,6 +216,16 @@ def test_recipe_holds_the_published_values_and_its_optimiser_can_be_changed():
     assert changed == config.optim.model_copy(update={"name": "adam"})
     with pytest.raises(ConfigError, match="warmup_epochs needs schedule=cosine"):
         load("valor", ["optim.schedule=step"])
+
+
+@pytest.mark.parametrize(("recipe", "seed", "dataset"), [("valor-plus", 64, None), ("valor-plus-plus", 87, "llp-clip-clap")])
+def test_the_larger_recipes_differ_from_valor_as_published(recipe, seed, dataset):
+    deep, plain = load(recipe).model_dump(), load("valor").model_dump()
+    expected = {"seed": seed, "recipe": recipe, "output": f"outputs/{recipe}-seed{seed}"}
+    expected["data"] = plain["data"] | {"dataset": dataset}
+    expected["model"] = plain["model"] | {"width": 256, "layers": 4}
+    expected["optim"] = plain["optim"] | {"lr": 3e-4}
+    assert deep == plain | expected
 
 
 @pytest.mark.parametrize(("ties", "best"), [("later", 3), ("first", 1)])

@@ -14,8 +14,9 @@ LAYERS = [
     {"recipe"},
     {"outcome"},
     {"app"},
-    {"launch", "paper_tables"},
-    {"cli_data", "cli_doctor", "cli_storage", "cli_table", "cli"},
+    {"comparison", "paper_tables", "sweep"},
+    {"launch"},
+    {"cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_storage", "cli_table", "cli_sweep", "cli"},
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

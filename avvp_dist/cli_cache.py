@@ -1,0 +1,59 @@
+"""The commands below ``avvp cache``: look at this node's cache of shards, empty it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from avvp_dist.data.cache import ShardCache
+
+cache = typer.Typer(
+    name="cache",
+    help="Look at this node's cache of remote shards, or empty it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_FOLDER = Annotated[
+    str | None,
+    typer.Option(
+        "--cache", metavar="DIR", help="A run's data.cache; default $AVVP_CACHE or avvp_dist in the user's cache directory."
+    ),
+]
+
+
+@cache.command()
+def info(folder: _FOLDER = None) -> None:
+    """Print where the cache is, what it holds and what it may hold.
+
+    The limit is a run's own data.cache_gb; it is enforced whenever a shard is added.
+    """
+    from avvp_dist.data.cache import DEFAULT_GB
+
+    found = _open(folder)
+    typer.echo(f"folder: {found.folder}")
+    entries, held = found.usage()
+    typer.echo(f"shards: {entries}")
+    typer.echo(f"bytes: {held:,}")
+    typer.echo(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
+
+
+@cache.command()
+def clear(folder: _FOLDER = None) -> None:
+    """Delete the cached shards, but for those that a run is reading now."""
+    found = _open(folder)
+    before = found.usage()
+    left = found.clear()
+    typer.echo(f"folder: {found.folder}")
+    typer.echo(f"shards deleted: {before.entries - left.entries}")
+    typer.echo(f"bytes deleted: {before.bytes - left.bytes:,}")
+    if left.entries:
+        typer.echo(f"shards kept, being read: {left.entries}")
+
+
+def _open(folder: str | None) -> ShardCache:
+    from avvp_dist.data.cache import ShardCache
+
+    return ShardCache(folder)

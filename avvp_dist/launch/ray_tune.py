@@ -1,0 +1,243 @@
+"""Sweeps on Ray Tune: starts trials, shares their stages, writes down how each ended."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from avvp_dist import app, storage
+from avvp_dist.data.index import Index
+from avvp_dist.errors import ConfigError
+from avvp_dist.launch.claims import open_desk
+from avvp_dist.launch.ray_train import place, start_ray
+from avvp_dist.launch.search import exchange, optuna_search
+from avvp_dist.launch.sweep_book import RECORD, Book, recorded
+from avvp_dist.launch.trial import Plan, run_trial
+from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.sweep import SweepConfig, Trial, example, refused_overrides, settings, trials
+from avvp_dist.tracking.base import Tracker, open_tracker
+from avvp_dist.tracking.home import TrackingHome, open_home
+
+_log = logging.getLogger(__name__)
+
+_BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep goes on
+_RETRIES = 1  # of a trial that crashed; it goes on from its last checkpoint
+
+
+def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str) -> dict[str, Any]:
+    """Runs all trials that are not finished and returns the content of ``<output>/sweep.json``.
+
+    Each trial is an ordinary run in ``<output>/runs/<trial>``; stages are shared through ``<output>/stages``. The same call
+    goes on where an earlier one was stopped, whatever stopped it; a trial that failed is tried again.
+
+    Args:
+        name: short name of the sweep.
+        sweep: the sweep.
+        overrides: ``key=value`` for all trials, at least data=URL.
+        output: folder or URL.
+
+    Raises:
+        ConfigError, DataError: before anything runs.
+    """
+    output = storage.absolute(output)
+    storage.configure(load(sweep.recipe, [*sweep.overrides, *overrides]).storage)
+    index, planned = prepare(sweep, overrides)
+    _claim(sweep, overrides, output)
+    home = open_home(output)
+    tracker = _tracker(name, sweep, overrides, home)
+    book = Book(name, sweep, overrides, output, index.fingerprint, planned)
+    started_here = not ray.is_initialized()
+    try:
+        if started_here:
+            start_ray(log_to_driver=False)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
+        _check_resources(sweep)
+        plan = Plan(
+            name, sweep, tuple(overrides), index.fingerprint, output, tracker.reference, storage.settings(), open_desk()
+        )
+        for phase in _phases(plan, planned, book):
+            phase.fit()
+    finally:
+        content = book.write()
+        _finish(tracker, content)
+        home.keep()
+        if started_here:
+            ray.shutdown()
+    return content
+
+
+def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[Trial]]:
+    """The data's index and all trials that are known before the first one runs, checked.
+
+    Raises:
+        ConfigError, DataError: everything that is wrong with them.
+    """
+    problems = refused_overrides(sweep, overrides)
+    if problems:
+        raise ConfigError(problems, "these belong to the sweep")
+    index, _ = app.open_data(load(sweep.recipe, [*sweep.overrides, *overrides]).absolute())
+    if sweep.search.name == "optuna":
+        example(sweep, overrides, index.fingerprint)  # a key that does not exist is told before Ray starts
+        return index, []
+    return index, trials(sweep, settings(sweep), overrides, index.fingerprint)
+
+
+def _phases(plan: Plan, planned: Sequence[Trial], book: Book) -> Any:
+    """Tuners to be run one after the other, each made when its turn comes."""
+    sweep = plan.sweep
+    if sweep.scheduler.name == "pbt":
+        for seed in sweep.seeds:  # weights are handed on within a population, so each seed has its own
+            members = [todo for todo in planned if todo.seed == seed]
+            finished = [row for row in recorded(plan.output) if row["seed"] == seed and row["status"] == "finished"]
+            if len(finished) < len(members):
+                yield _population(plan, seed, members, book)
+        return
+    # a trial that is finished costs nothing: it tells its scores again, which a scheduler and its rungs need
+    known = [(row["setting"], row["seed"]) for row in recorded(plan.output)]
+    if known:
+        grid = [{"setting": setting, "seed": seed} for setting, seed in known]
+        yield _tuner(plan, book, {"trial": tune.grid_search(grid)}, tune.TuneConfig(max_concurrent_trials=sweep.concurrency))
+    if sweep.search.name == "optuna":
+        rest = optuna_search(sweep, recorded(plan.output))
+        if rest:
+            yield _tuner(plan, book, {}, rest)
+
+
+def _tuner(plan: Plan, book: Book, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
+    sweep = plan.sweep
+    config.scheduler = _scheduler(plan)
+    if config.search_alg is None:  # a searcher brings metric and mode itself
+        config.metric, config.mode = "score", sweep.mode
+    config.time_budget_s = sweep.hours * 3600 if sweep.hours else None
+    config.reuse_actors = True  # importing torch takes seconds
+    config.trial_dirname_creator = str  # short: the setting stands in our own folders' names
+    several = _base(plan).launch.workers > 1
+    # a trial of several workers is a driver only, and must not keep them from starting
+    resources = {"cpu": 0.1} if several else {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
+        param_space=dict(space),
+        tune_config=config,
+        run_config=tune.RunConfig(
+            name="tune",
+            **place(plan.output),
+            callbacks=[book],
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            verbose=0,
+        ),
+    )
+
+
+def _population(plan: Plan, seed: int, members: Sequence[Trial], book: Book) -> tune.Tuner:
+    """A population of one seed; goes on from Ray's own record where there is one, which holds the members' weights."""
+    sweep, where = plan.sweep, place(plan.output)
+    folder, filesystem = storage.join(where["storage_path"], f"tune-seed{seed}"), where.get("storage_filesystem")
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan), {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
+    )
+    if tune.Tuner.can_restore(folder, storage_filesystem=filesystem):
+        return tune.Tuner.restore(
+            folder, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
+        )
+    grid = [{"setting": todo.setting, "seed": seed} for todo in members]
+    return tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(grid)},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode=sweep.mode,
+            scheduler=exchange(sweep),
+            max_concurrent_trials=sweep.concurrency,
+            time_budget_s=sweep.hours * 3600 if sweep.hours else None,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-seed{seed}",
+            **place(plan.output),
+            callbacks=[book],
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            verbose=0,
+        ),
+    )
+
+
+def _scheduler(plan: Plan) -> TrialScheduler:
+    scheduler = plan.sweep.scheduler
+    if scheduler.name == "fifo":
+        return FIFOScheduler()
+    epochs = _base(plan).train.epochs
+    return ASHAScheduler(
+        time_attr="epoch",
+        max_t=epochs + 1,  # a trial tells its final score after its last epoch, and must live so long
+        grace_period=min(scheduler.grace_epochs, epochs),
+        reduction_factor=scheduler.reduction,
+    )
+
+
+def _base(plan: Plan) -> RunConfig:
+    return load(plan.sweep.recipe, [*plan.sweep.overrides, *plan.overrides])
+
+
+def _check_resources(sweep: SweepConfig) -> None:
+    """Refuses trials that no node will ever hold; on a cluster that grows, the autoscaler may bring one.
+
+    Raises:
+        ConfigError: what is asked for and what there is.
+    """
+    there = ray.cluster_resources()
+    asked = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    problems = [
+        f"{key.lower()}s_per_trial: {amount:g} asked for, this machine has {there.get(key, 0):g}"
+        for key, amount in asked.items()
+        if amount > there.get(key, 0)
+    ]
+    if problems and len(ray.nodes()) == 1:
+        raise ConfigError(problems, "no trial could ever start")
+
+
+def _claim(sweep: SweepConfig, overrides: Sequence[str], output: str) -> None:
+    """Refuses a folder that holds another sweep; budgets, seeds and samples may change.
+
+    Raises:
+        ConfigError: names the keys in which that sweep differs.
+    """
+    url = storage.join(output, RECORD)
+    if not storage.exists(url):
+        return
+    content = json.loads(storage.read_text(url))
+    here, there = sweep.model_dump(mode="json"), content["spec"]
+    for spec in (here, there):
+        for key in (*_BUDGET, "seeds"):
+            spec.pop(key, None)
+        spec["search"].pop("samples", None)
+    changed = differences(there, here)
+    if sorted(content["overrides"]) != sorted(overrides):
+        changed.append(f"overrides: {content['overrides']} there, {list(overrides)} here")
+    if changed:
+        raise ConfigError(changed, f"{output} holds another sweep; choose another --output or delete it")
+
+
+def _tracker(name: str, sweep: SweepConfig, overrides: Sequence[str], home: TrackingHome) -> Tracker:
+    """The sweep's own run, under which its trials are nested."""
+    config = load(sweep.recipe, [*sweep.overrides, *overrides]).absolute().tracking
+    named = config.model_copy(
+        update={"run_name": config.run_name or f"sweep {name}", "tags": {**config.tags, "sweep": name}}
+    )
+    tracker = open_tracker(named, home.folder)
+    spec = sweep.model_dump(mode="json", exclude={"space", "overrides"})
+    tracker.params({"sweep": spec, "overrides": [*sweep.overrides, *overrides]})
+    tracker.params({f"space.{key}": value.model_dump(exclude_defaults=True) for key, value in sweep.space.items()})
+    return tracker
+
+
+def _finish(tracker: Tracker, content: Mapping[str, Any]) -> None:
+    tracker.text(RECORD, json.dumps(content, indent=1))
+    states = [row["status"] for row in content["trials"]]
+    tracker.metrics({f"trials/{state}": states.count(state) for state in ("finished", "stopped", "failed", "pending")}, 0)
+    tracker.finish("KILLED" if "pending" in states else "FINISHED")

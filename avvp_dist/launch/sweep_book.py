@@ -1,0 +1,121 @@
+"""A sweep's own record: sweep.json, written anew whenever a trial ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from avvp_dist import storage
+from avvp_dist.launch.trial import FAILURE, SCORES, chosen_setting, final_score
+from avvp_dist.sweep import Setting, SweepConfig, Trial, label, trial
+
+_log = logging.getLogger(__name__)
+RECORD = "sweep.json"
+
+
+class Book(tune.Callback):
+    """Writes sweep.json, and one log line whenever a trial ends.
+
+    Args:
+        name: short name of the sweep.
+        sweep: the sweep.
+        overrides: the user's ``key=value``.
+        output: folder or URL of the sweep.
+        fingerprint: of the data.
+        planned: trials known before the first one runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sweep: SweepConfig,
+        overrides: Sequence[str],
+        output: str,
+        fingerprint: str,
+        planned: Sequence[Trial],
+    ) -> None:
+        self._sweep = sweep
+        self._overrides = tuple(overrides)
+        self._output = output
+        self._fingerprint = fingerprint
+        self._facts = {
+            "name": name,
+            "title": sweep.title,
+            "keys": list(sweep.space),
+            "metric": f"val {sweep.metric}",
+            "mode": sweep.mode,
+            "spec": sweep.model_dump(mode="json"),
+            "overrides": list(overrides),
+            "data_fingerprint": fingerprint,
+        }
+        self._chosen = {row["name"]: (row["setting"], row["seed"]) for row in recorded(output)}
+        self._chosen |= {todo.name: (todo.setting, todo.seed) for todo in planned}
+        self._ended: dict[str, dict[str, Any]] = {}
+        for name in self._chosen:  # what failed before gets another chance
+            storage.remove(storage.join(output, "runs", name, FAILURE))
+        self.write()
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        setting, seed = chosen_setting(trial.config, self._sweep)
+        if self._sweep.scheduler.name != "pbt":  # whose members name their runs themselves
+            self._chosen.setdefault(self._trial(setting, seed).name, (setting, seed))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """See `tune.Callback`; a scheduler's early end comes here too."""
+        told = trial.last_result or {}
+        setting, seed = chosen_setting(trial.config, self._sweep)
+        name = told.get("run") or self._trial(setting, seed).name
+        self._chosen[name] = (setting, seed)
+        epochs, reached = self._trial(setting, seed).config.train.epochs, told.get("epoch", 0)
+        status = "finished" if reached > epochs else "stopped"
+        self._end(name, {"status": status}, f"{status} after epoch {min(reached, epochs)} of {epochs}")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """See `tune.Callback`."""
+        setting, seed = chosen_setting(trial.config, self._sweep)
+        name = self._trial(setting, seed).name
+        self._chosen[name] = (setting, seed)
+        url = storage.join(self._output, "runs", name, FAILURE)
+        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+        reason = json.loads(storage.read_text(url)) if storage.exists(url) else lines[-1] if lines else "its process died"
+        self._end(name, {"status": "failed", "reason": reason}, f"FAILED: {reason}")
+
+    def _trial(self, setting: Setting, seed: int) -> Trial:
+        return trial(self._sweep, setting, seed, self._overrides, self._fingerprint)
+
+    def _end(self, name: str, how: dict[str, Any], line: str) -> None:
+        self._ended[name] = how
+        content = self.write()
+        done = sum(row["status"] != "pending" for row in content["trials"])
+        _log.info("trial %d of %d, %s: %s", done, len(content["trials"]), name, line)
+
+    def write(self) -> dict[str, Any]:
+        """Writes sweep.json and returns its content."""
+        content = self._facts | {"trials": [self._row(name, *chosen) for name, chosen in self._chosen.items()]}
+        storage.write_text(storage.join(self._output, RECORD), json.dumps(content, indent=1))
+        return content
+
+    def _row(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
+        folder = storage.join(self._output, "runs", name)
+        row: dict[str, Any] = {"name": name, "setting": setting, "label": label(setting), "seed": seed, "status": "pending"}
+        result, scores = storage.join(folder, "result.json"), storage.join(folder, SCORES)
+        if storage.exists(result):
+            protocol = self._trial(setting, seed).config.evaluate.protocol
+            score = final_score(json.loads(storage.read_text(result)), protocol, self._sweep.metric)
+            return row | {"status": "finished", "score": score}
+        if storage.exists(scores):
+            known = json.loads(storage.read_text(scores))
+            row |= {"score": max(known.values()) if self._sweep.mode == "max" else min(known.values()), "epochs": len(known)}
+        return row | self._ended.get(name, {})
+
+
+def recorded(output: str) -> list[Mapping[str, Any]]:
+    """The trials that an earlier call wrote down; none where there was none."""
+    url = storage.join(output, RECORD)
+    return json.loads(storage.read_text(url))["trials"] if storage.exists(url) else []

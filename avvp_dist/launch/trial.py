@@ -1,0 +1,238 @@
+"""What runs inside one trial of a sweep: the same `app.run` as everywhere, telling Ray Tune how far it came."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.actor import ActorHandle
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from avvp_dist import app, storage
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.errors import AvvpError
+from avvp_dist.launch import ray_train
+from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.recipe import RunConfig
+from avvp_dist.report.console import set_up_logging
+from avvp_dist.storage_config import StorageConfig
+from avvp_dist.sweep import Setting, SweepConfig, applicable, label, trial
+from avvp_dist.train import checkpoint
+
+SCORES, FAILURE = "scores.json", "failure.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials of a sweep share.
+
+    Attributes:
+        name: short name of the sweep.
+        overrides: the user's ``key=value``.
+        fingerprint: of the data.
+        output: folder or URL of the sweep, absolute.
+        parent: names the sweep's own tracked run, for ``tracking.parent_run``; None without.
+        storage: how the driver reaches object storage.
+        desk: gives out shared stages.
+    """
+
+    name: str
+    sweep: SweepConfig
+    overrides: tuple[str, ...]
+    fingerprint: str
+    output: str
+    parent: str | None
+    storage: StorageConfig
+    desk: ActorHandle | None = None
+
+    def config(self, setting: Mapping[str, Any], seed: int, suffix: str = "") -> RunConfig:
+        """A trial's config, with its place in the sweep's folder and below the sweep's tracked run."""
+        todo = trial(self.sweep, dict(setting), seed, self.overrides, self.fingerprint)
+        tracking = todo.config.tracking
+        named = {
+            "run_name": f"{label(setting)}, seed {seed}{suffix}",
+            "parent_run": self.parent,
+            "tags": {**tracking.tags, "sweep": self.name, "setting": label(setting)},
+        }
+        placed = {
+            "output": storage.join(self.output, "runs", todo.name + suffix),
+            "store": storage.join(self.output, "stages"),
+            "tracking": tracking.model_copy(update=named),
+        }
+        return todo.config.model_copy(update=placed).absolute()
+
+
+def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
+    """The function Tune calls; see `chosen_setting` for what ``chosen`` holds.
+
+    A trial that was started before goes on where it stopped; its scores so far are told again first, so that a scheduler
+    which has lost its memory decides as it did.
+    """
+    set_up_logging()
+    storage.configure(plan.storage)
+    setting, seed = chosen_setting(chosen, plan.sweep)
+    population = plan.sweep.scheduler.name == "pbt"
+    config = plan.config(setting, seed, _generation() if population else "")
+    with _log_file(config.output):
+        previous = storage.join(config.output, FAILURE)
+        if storage.exists(previous):  # a retry: what was wrong is still wrong
+            raise AvvpError(json.loads(storage.read_text(previous)))
+        try:
+            score = final_score(_result(config, plan, population), config.evaluate.protocol, plan.sweep.metric)
+        except AvvpError as error:
+            storage.write_text(previous, json.dumps(str(error)))
+            raise
+    tune.report({"score": score, "epoch": config.train.epochs + 1, "run": config.output.rsplit("/", 1)[-1]})
+
+
+def chosen_setting(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[Setting, int]:
+    """Setting and seed of what Tune gave a trial: ``trial`` with both, or a searcher's keys and the number of the seed."""
+    if "trial" in chosen:
+        return dict(chosen["trial"]["setting"]), chosen["trial"]["seed"]
+    return applicable(sweep, chosen), sweep.seeds[chosen["__trial_index__"]]
+
+
+def final_score(result: Mapping[str, Any], protocol: str, metric: str) -> float:
+    """The score on val of a finished run's best epoch; ``metric`` is level and name, e.g. segment.type."""
+    level, name = metric.split(".")
+    return result["scores"]["val"][protocol][level][name]
+
+
+def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any]:
+    url = storage.join(config.output, "result.json")
+    told = _Scores(config, plan.sweep.metric)
+    told.again()
+    if storage.exists(url):
+        return json.loads(storage.read_text(url))
+    if config.launch.workers > 1:
+        return ray_train.train(config, [_Forward(told)], plan.desk)
+    torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
+    kind = PopulationRuntime if population else TrialRuntime
+    runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
+    try:
+        return app.run(config, runtime)
+    finally:
+        runtime.close()
+
+
+class _Scores:
+    """Score of each epoch of the last stage: told to Tune, and kept beside the run."""
+
+    def __init__(self, config: RunConfig, metric: str) -> None:
+        self.stage = app.planned_stages(config)[-1].stage.name
+        self._url = storage.join(config.output, SCORES)
+        self._metric = f"val/{metric}"
+        self._known: dict[int, float] = {}
+        if storage.exists(self._url):
+            self._known = {int(epoch): score for epoch, score in json.loads(storage.read_text(self._url)).items()}
+
+    def again(self) -> None:
+        """Tells what was told before."""
+        for epoch, score in self._known.items():
+            tune.report({"score": score, "epoch": epoch})
+
+    def add(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What to tell of one report of a run; None for nothing: another stage, or no end of an epoch."""
+        if metrics.get("stage") != self.stage or metrics["epoch"] in self._known:
+            return None
+        self._known[metrics["epoch"]] = metrics[self._metric]
+        storage.write_text(self._url, json.dumps(self._known))
+        return {"score": metrics[self._metric], "epoch": metrics["epoch"]}
+
+
+class TrialRuntime(LocalRuntime):
+    """One process that is a trial; checkpoints are files of the run, as in local mode."""
+
+    def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
+        super().__init__(config.output, config.train.device)
+        self._told = told
+        self._claim = claim
+
+    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; the sweep's desk serves the whole cluster."""
+        return self._claim(store, key) if self._claim else super().claim(store, key)
+
+    def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
+        """See `Runtime`; Tune is told once the checkpoint is safe."""
+        super().report(metrics, checkpoint)
+        told = self._told.add(metrics)
+        if told:
+            self.tell(told, checkpoint)
+
+    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
+        """Hands one epoch's score to Tune, which may end the trial here."""
+        tune.report(told)
+
+
+class PopulationRuntime(TrialRuntime):
+    """A member of a population: may go on from another member's weights, under settings of its own."""
+
+    def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
+        super().__init__(config, told, claim)
+        # weights from elsewhere make the last stage another one than its settings say
+        self.lineage = config.output
+        self._last = app.planned_stages(config, self.lineage)[-1]
+
+    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
+        """See `TrialRuntime.tell`; with the checkpoint, which others may take over."""
+        assert checkpoint is not None
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "checkpoint.pt").write_bytes(checkpoint)
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    def latest_checkpoint(self) -> bytes | None:
+        """See `Runtime`; a donor's checkpoint comes first, as one of this run."""
+        found = tune.get_checkpoint()
+        own = super().latest_checkpoint()
+        if found is None or own is not None:
+            return own
+        with found.as_directory() as folder:
+            return checkpoint.rekeyed((Path(folder) / "checkpoint.pt").read_bytes(), self._last.key)
+
+
+class _Forward(TuneReportCallback):
+    """Tells Tune of the last stage's epochs when the trial's workers are Ray Train's."""
+
+    def __init__(self, told: _Scores) -> None:
+        super().__init__()
+        self._told = told
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """See `TuneReportCallback`; the checkpoint stays with Ray Train."""
+        told = self._told.add(metrics[0])
+        if told:
+            super().after_report(run_context, [told], None)
+
+
+def _generation() -> str:
+    """Sets a population member's runs apart: each takeover begins a new one."""
+    context = tune.get_context()
+    donor = tune.get_checkpoint()
+    return f"-{context.get_trial_id()}" + (f"-{Path(donor.path).name.rsplit('_', 1)[-1]}" if donor else "")
+
+
+@contextmanager
+def _log_file(output: str) -> Iterator[None]:
+    """Keeps the trial's log lines in its folder: many trials talk at once."""
+    folder = storage.local_path(output)
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / "train.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("avvp_dist")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,133 @@
+"""The network of AVE (audio-visual event localization, ECCV 2018) on LLP's features: a RECONSTRUCTION.
+
+JoMoLD trains it in its supplement (table 2.2), HAN's paper sets it beside HAN; neither publishes the adaptation. From the
+AVE network come sound that guides where to look, and a bidirectional LSTM for each modality. Pooling is HAN's, with heads
+of each modality's own.
+
+The AVE network weighs the 49 regions of a picture by a softmax. LLP's features have no regions, and shards hold one row a
+second, which leaves a softmax nothing to choose among. So the weights here are gates between 0 and 2, one for each frame and
+channel: they weigh the channels, and the frames too where a second has several. Without exchange all weights are 1, which
+leaves the mean of a second's frames.
+
+Shapes: B videos, T segments, k frames a segment, D width; a leading 2 is (audio, visual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from avvp_dist.config import Section
+from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.pooling import AttentiveMMIL
+from avvp_dist.types import Batch, Outputs, Pass
+
+
+class AveConfig(Section):
+    """AVE's network: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
+
+    name: Literal["ave"] = "ave"
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
+    width: int = Field(256, ge=2, multiple_of=2)
+    """Feature width D, half of it for each direction of an LSTM (AVE: 128 each)."""
+    visual_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
+
+    def build(self, dims: Mapping[str, int], classes: int) -> AveNetwork:
+        """The network with fresh weights.
+
+        Args:
+            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
+            classes: number of event classes C.
+        """
+        return AveNetwork(self, dims, classes)
+
+
+class AudioGuidedAttention(nn.Module):
+    """Weighs frames and their channels by what is heard in the same second (reconstruction; see the module)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.look = nn.Linear(width, width)
+        self.listen = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(width, width)
+
+    def forward(self, frames: Tensor, audio: Tensor) -> Tensor:
+        """Weighted mean of each second's frames.
+
+        Args:
+            frames: [B,T,k,D].
+            audio: [B,T,D].
+
+        Returns:
+            [B,T,D].
+        """
+        joint = torch.tanh(self.look(frames) + self.listen(audio).unsqueeze(2))
+        weights = 2 * self.gate(joint).sigmoid()  # 1 is neutral
+        return (weights * frames).mean(dim=2)
+
+
+class BidirectionalLstm(nn.Module):
+    """One LSTM layer over time, half the width in each direction."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,T,D] to float32 [B,T,D]."""
+        # as in models/temporal.py: under autocast cuDNN would run it in float16
+        with torch.autocast(x.device.type, enabled=False):
+            features, _ = self.lstm(x.float())
+        return features
+
+
+class _Shared(NamedTuple):
+    """Segment inputs [2,B,T,D], the picture frame by frame [B,T,k,D], and audio features [B,T,D], which see no picture."""
+
+    inputs: Tensor
+    frames: Tensor
+    audio: Tensor
+
+
+class AveNetwork(Network[_Shared]):
+    """Stream projections, audio-guided attention, an LSTM for each modality, MMIL pooling; no dropout but before the heads.
+
+    The picture learns from the sound and not the other way round, as in AVE.
+    """
+
+    def __init__(self, config: AveConfig, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        self.audio = nn.Linear(dims["audio"], config.width)
+        self.visual = nn.Linear(dims["visual"], config.width)
+        self.motion = nn.Linear(dims["motion"], config.width)
+        self.fusion = nn.Linear(2 * config.width, config.width)
+        self.attention = AudioGuidedAttention(config.width)
+        self.audio_lstm = BidirectionalLstm(config.width)
+        self.visual_lstm = BidirectionalLstm(config.width)
+        self.pooling = AttentiveMMIL(config.width, classes, shared=False)
+        self.visual_dropout = config.visual_dropout
+
+    def prepare(self, batch: Batch) -> _Shared:
+        """See `Network`."""
+        visual = self.visual(frames_by_segment(batch))
+        motion = self.motion(batch.motion).unsqueeze(2).expand_as(visual)
+        frames = self.fusion(torch.cat([visual, motion], dim=-1))
+        audio = self.audio(batch.audio)
+        return _Shared(torch.stack([audio, frames.mean(dim=2)]), frames, self.audio_lstm(audio))
+
+    def parse(self, shared: _Shared, how: Pass) -> Outputs:
+        """See `Network`."""
+        audio, visual = shared.inputs
+        if how.cross_modal:
+            visual = self.attention(shared.frames, audio)
+        return self.outputs(shared.inputs, torch.stack([shared.audio, self.visual_lstm(visual)]), how)
+
+    def exchange_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Network`: the attention that sound guides."""
+        return self.attention.parameters()

@@ -1,0 +1,129 @@
+"""AVSlowFast (audiovisual SlowFast networks, Xiao et al. 2020) on LLP's features: a RECONSTRUCTION.
+
+JoMoLD trains it in its supplement (table 2.2) without publishing the adaptation. From AVSlowFast come three pathways: sound,
+a slow one that here reads the picture's features (ResNet-152) and a fast one that reads motion (R(2+1)D); at every stage
+the fast and the audio pathway flow sideways into the slow one. Its convolutions over space are left to the feature
+extractors: pathways here are residual convolutions over time, all at one row a second. Layer norm stands in for batch norm,
+whose statistics depend on how a batch is divided among ranks. Pooling is HAN's, with heads of each modality's own.
+
+Without exchange the laterals from sound are dropped (AVSlowFast's DropPathway); those from motion stay, it is visual too.
+
+Shapes: B videos, T segments, D width; a leading 2 is (audio, visual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from avvp_dist.config import Section
+from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.pooling import AttentiveMMIL
+from avvp_dist.types import Batch, Outputs, Pass
+
+
+class AvSlowFastConfig(Section):
+    """AVSlowFast: audio, slow and fast pathways with lateral connections (reconstruction)."""
+
+    name: Literal["avslowfast"] = "avslowfast"
+    streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
+    """Feature streams that the network reads."""
+    width: int = Field(256, ge=1)
+    """Feature width D of every pathway."""
+    stages: int = Field(2, ge=1)
+    """Convolutions over time of a pathway, with laterals before each."""
+    visual_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
+
+    def build(self, dims: Mapping[str, int], classes: int) -> AvSlowFastNetwork:
+        """The network with fresh weights.
+
+        Args:
+            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
+            classes: number of event classes C.
+        """
+        return AvSlowFastNetwork(self, dims, classes)
+
+
+class TemporalBlock(nn.Module):
+    """A residual convolution over three segments."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(width, width, kernel_size=3, padding=1)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,T,D] to [B,T,D]."""
+        return x + F.relu(self.norm(self.convolution(x.transpose(1, 2)).transpose(1, 2)))
+
+
+class _Shared(NamedTuple):
+    """Segment inputs [2,B,T,D]; the slow pathway's start; the states of the other two before each stage and at the end."""
+
+    inputs: Tensor
+    slow: Tensor
+    audio: list[Tensor]
+    fast: list[Tensor]
+
+
+class AvSlowFastNetwork(Network[_Shared]):
+    """Three pathways over time with laterals into the slow one, MMIL pooling; no dropout but before the heads.
+
+    The picture learns from the sound and not the other way round, as in AVSlowFast.
+    """
+
+    def __init__(self, config: AvSlowFastConfig, dims: Mapping[str, int], classes: int) -> None:
+        super().__init__()
+        width = config.width
+        self.audio = nn.Linear(dims["audio"], width)
+        self.visual = nn.Linear(dims["visual"], width)
+        self.motion = nn.Linear(dims["motion"], width)
+        self.fusion = nn.Linear(2 * width, width)
+        stages = range(config.stages)
+        self.audio_blocks = nn.ModuleList(TemporalBlock(width) for _ in stages)
+        self.slow_blocks = nn.ModuleList(TemporalBlock(width) for _ in stages)
+        self.fast_blocks = nn.ModuleList(TemporalBlock(width) for _ in stages)
+        self.audio_laterals = nn.ModuleList(nn.Linear(width, width) for _ in stages)
+        self.fast_laterals = nn.ModuleList(nn.Linear(width, width) for _ in stages)
+        self.pooling = AttentiveMMIL(width, classes, shared=False)
+        self.visual_dropout = config.visual_dropout
+
+    def prepare(self, batch: Batch) -> _Shared:
+        """See `Network`."""
+        slow = self.visual(frames_by_segment(batch).mean(dim=2))
+        audio = _states(self.audio(batch.audio), self.audio_blocks)
+        fast = _states(self.motion(batch.motion), self.fast_blocks)
+        return _Shared(torch.stack([audio[0], self._merge(slow, fast[0])]), slow, audio, fast)
+
+    def parse(self, shared: _Shared, how: Pass) -> Outputs:
+        """See `Network`."""
+        slow = shared.slow
+        for stage, block in enumerate(self.slow_blocks):
+            slow = slow + self.fast_laterals[stage](shared.fast[stage])
+            if how.cross_modal:
+                slow = slow + self.audio_laterals[stage](shared.audio[stage])
+            slow = block(slow)
+        features = torch.stack([shared.audio[-1], self._merge(slow, shared.fast[-1])])
+        return self.outputs(shared.inputs, features, how)
+
+    def exchange_parameters(self) -> Iterator[nn.Parameter]:
+        """See `Network`: the laterals from sound."""
+        return self.audio_laterals.parameters()
+
+    def _merge(self, slow: Tensor, fast: Tensor) -> Tensor:
+        """Both visual pathways in one width, before their stages and after."""
+        return self.fusion(torch.cat([slow, fast], dim=-1))
+
+
+def _states(x: Tensor, blocks: nn.ModuleList) -> list[Tensor]:
+    """A pathway's input and what each block makes of it."""
+    states = [x]
+    for block in blocks:
+        states.append(block(states[-1]))
+    return states

@@ -1,0 +1,320 @@
+"""Samples per second and memory of ways to read a training split, side by side in one run.
+
+    python -m benchmarks.loading [--videos 1024,4096] [--seconds 3] [--s3] [--out benchmarks/results/loading.json]
+
+Everybody delivers the same: shuffled batches of 128 videos as float32 tensors, from the same float16 values of LLP's shape
+(53.8 kB a video), on this disk, which the page cache holds after the first epoch (that one is not counted). Every contender
+has a process of its own, whose memory is the peak of the proportional set size of it and its children (shared memory counts
+once).
+
+    loose files        three .npy files a video through a torch DataLoader, one permutation an epoch
+    three members      shards with a member a stream through plain webdataset: shards shuffled, then batched as they come
+    one member         avvp_dist's shards through plain webdataset, likewise
+    streaming          avvp_dist's shards through `data.streaming`, shuffled over 16 streams with a window of 256
+    streaming, S3      the same from an S3 server on loopback (moto, with --s3): an epoch that fetches all, and the next one
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+BATCH, STREAMS, WINDOW = 128, 16, 256
+WAYS = ("loose files", "three members", "one member", "streaming")
+WORKERS = (0, 2)
+
+
+class RandomFeatures:
+    """Features without meaning, fast to make: a `shards.FeatureSource`."""
+
+    def fingerprint(self, records: Sequence) -> str:
+        """See `FeatureSource`."""
+        return "random"
+
+    def check(self, record) -> list[str]:
+        """See `FeatureSource`."""
+        return []
+
+    def read(self, record) -> np.ndarray:
+        """See `FeatureSource`."""
+        return np.random.default_rng(int(record.id[1:])).random((10, 2688), np.float32).astype(np.float16)
+
+
+def make(folder: Path, videos: int) -> None:
+    """The same videos in the three layouts."""
+    from avvp_dist.data import shards
+    from avvp_dist.data.catalog import LLP
+    from avvp_dist.types import VideoRecord
+
+    source = RandomFeatures()
+    records = [VideoRecord(f"v{number:08d}", f"v{number:08d}", "train", (number % 25,)) for number in range(videos)]
+    shards.pack(LLP, records, source, str(folder / "one"), provenance={}, workers=1)
+    bounds = np.cumsum([stream.dim for stream in LLP.streams])[:-1]
+    for name in ("loose", "three"):
+        (folder / name).mkdir()
+    for start in range(0, videos, 256):
+        with tarfile.open(folder / "three" / f"train-{start // 256:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for record in records[start : start + 256]:
+                for stream, values in zip(LLP.streams, np.split(source.read(record), bounds, axis=1), strict=True):
+                    values = np.ascontiguousarray(values)
+                    np.save(folder / "loose" / f"{record.id}.{stream.name}.npy", values)
+                    buffer = io.BytesIO()
+                    np.save(buffer, values)
+                    _add(tar, f"{record.id}.{stream.name}.npy", buffer.getvalue())
+                _add(tar, f"{record.id}.json", json.dumps({"id": record.id, "weak": list(record.weak)}).encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def epochs(way: str, folder: str, workers: int) -> Callable[[int], Iterator[int]]:
+    """A function that reads one epoch and gives the size of each batch, once its tensors are there."""
+    if way.startswith("streaming"):
+        return _streaming(folder, workers)
+    if way == "loose files":
+        return _loose(Path(folder) / "loose", workers)
+    return _plain(
+        Path(folder),
+        ("three", "audio.npy visual.npy motion.npy") if way == "three members" else ("one", "features.npy"),
+        workers,
+    )
+
+
+def _streaming(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
+    import torch
+
+    from avvp_dist import storage
+    from avvp_dist.data.index import Index, read_labels
+    from avvp_dist.data.source import DataConfig, open_split
+
+    url = storage.join(folder, "one")
+    index = Index.load(url)
+    config = DataConfig(url=url, mode="streaming", streams=STREAMS, window=WINDOW, workers=workers)
+    split = open_split(config, index, read_labels(url, index)["train"], torch.device("cpu"), torch.float32)
+
+    def epoch(number: int) -> Iterator[int]:
+        with closing(split.epoch(split.plan(BATCH, 0, number), 0, 0, 1)) as batches:
+            for batch in batches:
+                yield len(batch.index)
+
+    return epoch
+
+
+def _loose(folder: Path, workers: int) -> Callable[[int], Iterator[int]]:
+    import torch
+
+    class Videos(torch.utils.data.Dataset):
+        names = sorted({path.name.split(".")[0] for path in folder.iterdir()})
+
+        def __len__(self) -> int:
+            return len(self.names)
+
+        def __getitem__(self, number: int) -> list[torch.Tensor]:
+            streams = ("audio", "visual", "motion")
+            return [torch.from_numpy(np.load(folder / f"{self.names[number]}.{name}.npy")) for name in streams]
+
+    loader = torch.utils.data.DataLoader(Videos(), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+    def epoch(number: int) -> Iterator[int]:
+        for streams in loader:
+            tensors = [values.float() for values in streams]
+            yield len(tensors[0])
+
+    return epoch
+
+
+def _plain(folder: Path, layout: tuple[str, str], workers: int) -> Callable[[int], Iterator[int]]:
+    import torch
+    import webdataset as wds
+
+    urls = [str(path) for path in sorted((folder / layout[0]).glob("*.tar"))]
+    data = wds.WebDataset(urls, shardshuffle=len(urls)).decode().to_tuple(*layout[1].split()).batched(BATCH)
+    loader = wds.WebLoader(data, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+
+    def epoch(number: int) -> Iterator[int]:
+        for streams in loader:
+            tensors = [torch.as_tensor(values).float() for values in streams]
+            yield len(tensors[0])
+
+    return epoch
+
+
+def measure(way: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
+    """Inside a contender's process: epochs until ``seconds`` have passed, the first apart."""
+    import torch
+
+    torch.set_num_threads(1)
+    epoch, videos = epochs(way, folder, workers), 0
+    started = time.perf_counter()
+    first = sum(epoch(0))
+    first_seconds = time.perf_counter() - started
+    started, number = time.perf_counter(), 1
+    while time.perf_counter() - started < seconds:
+        read = sum(epoch(number))
+        assert read == first, (read, first)
+        videos, number = videos + read, number + 1
+    return {
+        "samples_per_second": videos / (time.perf_counter() - started),
+        "first_epoch_samples_per_second": first / first_seconds,
+    }
+
+
+def contend(way: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
+    """Runs a contender in a process of its own and watches its memory."""
+    command = [sys.executable, "-m", "benchmarks.loading", "--contender", way, "--folder", folder]
+    command += ["--workers", str(workers), "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        peak, done = 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.wait(0.05):
+                peak = max(peak, _proportional(child.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        output, _ = child.communicate()
+        done.set()
+        watcher.join()
+    if child.returncode:
+        raise SystemExit(f"{way} failed")
+    return json.loads(output.splitlines()[-1]) | {"peak_mb": round(peak / 1e6, 1)}
+
+
+def _proportional(pid: int) -> int:
+    """Proportional set size of a process and its children, bytes."""
+    total = 0
+    try:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            with open(f"/proc/{process.pid}/smaps_rollup") as lines:
+                total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, psutil.Error):
+        return 0  # somebody has just ended
+    return total
+
+
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """An S3 server in memory on loopback, where this process and its children find it."""
+    import fsspec
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        os.environ |= {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        fsspec.filesystem("s3").mkdir("benchmark")
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def upload(folder: Path, url: str) -> None:
+    from avvp_dist import storage
+
+    for path in folder.iterdir():
+        storage.write_bytes(storage.join(url, path.name), path.read_bytes())
+
+
+def compare(sizes: Sequence[int], seconds: float, with_s3: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Every contender on every size: ``{size: {contender: figures}}``."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for videos in sizes:
+            folder = Path(scratch) / str(videos)
+            folder.mkdir()
+            make(folder, videos)
+            rows = found[str(videos)] = {}
+            contenders = [(f"{way}, {workers} workers", way, str(folder), workers) for way in WAYS for workers in WORKERS]
+            if with_s3:
+                url = f"s3://benchmark/{videos}"
+                upload(folder / "one", f"{url}/one")
+                contenders.append(("streaming, S3, 2 workers", "streaming, S3", url, 2))
+            print(f"{videos} videos, {videos * 53760 / 1e6:.0f} MB of features")
+            for name, way, where, workers in contenders:
+                rows[name] = contend(way, where, workers, seconds)
+                against = rows[name]["samples_per_second"] / _three_members(rows) if _three_members(rows) else float("nan")
+                print(
+                    f"  {name:26} {rows[name]['samples_per_second']:9.0f} samples/s  {against:6.2f} x three members"
+                    f"  peak {rows[name]['peak_mb']:7.0f} MB",
+                    flush=True,
+                )
+    return found
+
+
+def _three_members(rows: dict[str, dict[str, float]]) -> float:
+    """The best that plain webdataset does with a member a stream; 0 before it ran."""
+    return max((row["samples_per_second"] for name, row in rows.items() if name.startswith("three members")), default=0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", default="1024,4096", help="two sizes of the split")
+    parser.add_argument("--seconds", type=float, default=3.0, help="a contender reads at least")
+    parser.add_argument("--s3", action="store_true", help="also from an S3 server (moto)")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(measure(arguments.contender, arguments.folder, arguments.workers, arguments.seconds)))
+        return
+    sizes = [int(size) for size in arguments.videos.split(",")]
+    if arguments.s3:
+        with s3_server():
+            found = compare(sizes, arguments.seconds, with_s3=True)
+    else:
+        found = compare(sizes, arguments.seconds, with_s3=False)
+    small, large = (found[str(size)] for size in (sizes[0], sizes[-1]))
+    report = {
+        "what": f"float32 batches of {BATCH} from shards on disk; LLP's shape, random values",
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "videos": sizes,
+        "results": found,
+        "ratio_to_three_members": {name: row["samples_per_second"] / _three_members(large) for name, row in large.items()},
+        "memory_growth_mb": {name: large[name]["peak_mb"] - small[name]["peak_mb"] for name in large},
+    }
+    for name, growth in report["memory_growth_mb"].items():
+        print(f"  {name:26} {growth:+7.0f} MB from {sizes[0]} to {sizes[-1]} videos")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Eight trials over one of JoMoLD's denoising keys, four ways, one after the other in one run.
+
+    python -m benchmarks.sweep [--videos N] [--epochs E] [--out FILE]
+
+bare        two plain processes, four trials each, stages shared through one store: what the training itself takes
+shared      `avvp sweep`: trials inside Tune's function, stages shared
+not shared  the same, each trial with stages of its own
+nested      a TorchTrainer of one worker inside each trial, stages of their own: the usual way
+
+Times are wall-clock and include starting Ray (not making data, not the first import of the driver). Synthetic data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+import torch
+from ray import tune
+
+from avvp_dist import app, storage
+from avvp_dist.data import synthetic
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.launch import ray_train, ray_tune
+from avvp_dist.launch.trial import Plan
+from avvp_dist.recipe import RunConfig
+from avvp_dist.sweep import SweepConfig, settings, trials
+
+SWEEP = SweepConfig.model_validate(
+    {
+        "title": "benchmark",
+        "recipe": "jomold",
+        "space": {"method.warmup_epochs": {"grid": [0.3, 0.6, 0.9, 1.2]}, "method.rounding": {"grid": ["floor", "carry"]}},
+        "overrides": ["method.warmup=linear"],
+        "seeds": [1],
+    }
+)
+
+
+class Apart(Plan):
+    """A plan whose trials share no stage."""
+
+    def config(self, setting: Mapping[str, Any], seed: int, suffix: str = "") -> RunConfig:
+        """See `Plan`."""
+        return super().config(setting, seed, suffix).model_copy(update={"store": None})
+
+
+def bare(plan: Plan, todo: list[tuple[dict, int]]) -> None:
+    """One of the two plain processes."""
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)
+    for setting, seed in todo:
+        config = plan.config(setting, seed)
+        app.run(config, LocalRuntime(config.output, "cpu"))
+
+
+def nested(chosen: Mapping[str, Any], *, plan: Plan) -> None:
+    """The usual trial: a trainer of its own."""
+    config = plan.config(chosen["trial"]["setting"], chosen["trial"]["seed"])
+    launch = config.launch.model_copy(update={"cpus_per_worker": 0.9})  # with the driver's 0.1: two trials on two cores
+    ray_train.train(config.model_copy(update={"launch": launch}))
+    tune.report({"score": 0.0})
+
+
+def timed_bare(plan: Plan, todo: list[tuple[dict, int]]) -> float:
+    """Seconds of two processes after both have imported everything."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        pool.map(time.sleep, [1.0, 1.0], chunksize=1)  # both are up, and have imported this module
+        started = time.perf_counter()
+        pool.starmap(bare, [(plan, todo[0::2]), (plan, todo[1::2])], chunksize=1)
+        return time.perf_counter() - started
+
+
+def timed_sweep(kind: type[Plan], overrides: list[str], output: str) -> float:
+    """Seconds of `avvp sweep`."""
+    ray_tune.Plan = kind  # type: ignore[misc]
+    started = time.perf_counter()
+    content = ray_tune.run("benchmark", SWEEP, overrides=overrides, output=output)
+    assert all(row["status"] == "finished" for row in content["trials"]), content["trials"]
+    return time.perf_counter() - started
+
+
+def timed_nested(plan: Plan, todo: list[tuple[dict, int]]) -> float:
+    """Seconds of the usual way."""
+    started = time.perf_counter()
+    ray_train.start_ray(log_to_driver=False)
+    grid = [{"setting": setting, "seed": seed} for setting, seed in todo]
+    tune.Tuner(
+        tune.with_resources(tune.with_parameters(nested, plan=plan), {"cpu": 0.1}),
+        param_space={"trial": tune.grid_search(grid)},
+        tune_config=tune.TuneConfig(max_concurrent_trials=2),
+        run_config=tune.RunConfig(name="tune", storage_path=plan.output, verbose=0),
+    ).fit()
+    ray.shutdown()
+    finished = [storage.exists(storage.join(plan.config(*each).output, "result.json")) for each in todo]
+    assert all(finished), finished
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        data = f"{folder}/data"
+        synthetic.write(data, videos=None, splits=(arguments.videos, 100, 100), seed=0, layout="shards")
+        overrides = [f"data={data}", f"train.epochs={arguments.epochs}", "tracking=none", "train.device=cpu"]
+        known = trials(SWEEP, settings(SWEEP), overrides, "")
+        todo = [(each.setting, each.seed) for each in known]
+        plan = Plan("benchmark", SWEEP, tuple(overrides), "", f"{folder}/bare", None, storage.settings())
+        seconds = {"bare": timed_bare(plan, todo)}
+        seconds["shared"] = timed_sweep(Plan, overrides, f"{folder}/shared")
+        seconds["not shared"] = timed_sweep(Apart, overrides, f"{folder}/apart")
+        seconds["nested"] = timed_nested(Apart(**vars(replace(plan, output=f"{folder}/nested"))), todo)
+    report = {
+        "videos": arguments.videos,
+        "epochs": arguments.epochs,
+        "trials": len(todo),
+        "cores": os.cpu_count(),
+        "seconds": seconds,
+        "overhead_over_bare": seconds["shared"] / seconds["bare"] - 1,
+        "times_faster_than_nested": seconds["nested"] / seconds["shared"],
+        "times_faster_than_not_shared": seconds["not shared"] / seconds["shared"],
+    }
+    for name, value in seconds.items():
+        print(f"{name:12} {value:7.1f} s   {value / seconds['shared']:5.2f} x")
+    print(f"overhead over bare training {report['overhead_over_bare']:.0%}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

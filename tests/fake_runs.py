@@ -1,0 +1,96 @@
+"""Finished runs made without training: folders as `avvp train` leaves them, with scores that the test chooses; and what
+`avvp compare` says of them."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import typer
+from typer.testing import CliRunner
+
+from avvp_dist.cli_compare import compare
+from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
+from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.recipe import load
+
+VIDEOS = {"val": 40, "test": 60}
+CLASSES = ("Speech", "Frying_(food)")
+
+
+def write_run(
+    folder: Path,
+    *overrides: str,
+    recipe: str = "jomold",
+    seed: int = 1,
+    gain: float = 0.0,
+    fingerprint: str = "0123456789abcdef",
+    synthetic: bool = True,
+    per_video: bool = True,
+    **gains: float,
+) -> str:
+    """A run whose videos score 0.5 + ``gain`` on average, a little else for each seed; the same videos for all runs.
+
+    ``gains`` are of one split, over ``gain``: ``val=0.3``.
+    """
+    config = load(recipe, [f"output={folder}", "data=shards", f"seed={seed}", *overrides])
+    ids, values = {}, {}
+    for split, count in VIDEOS.items():
+        hard = np.random.default_rng(len(split)).uniform(-0.2, 0.2, size=(count, 8))  # of the videos
+        luck = np.random.default_rng([seed, len(split), zlib.crc32(repr(overrides).encode())]).normal(
+            0, 0.05, size=(count, 8)
+        )
+        ids[split] = tuple(f"{split}-{number}" for number in range(count))
+        for number, protocol in enumerate(PROTOCOLS):
+            for without_speech in (False, True):
+                base = 0.5 + gains.get(split, gain) + 0.01 * number + 0.1 * without_speech
+                values[split, protocol, without_speech] = np.clip(base + hard + luck, 0, 1)
+    kept = PerVideo(ids, values)
+    result = {
+        "recipe": config.recipe,
+        "seed": seed,
+        "data": {"url": "shards", "fingerprint": fingerprint, "dataset": "llp", "synthetic": synthetic},
+        "scores": {split: {protocol: _scores(kept, split, protocol) for protocol in PROTOCOLS} for split in VIDEOS},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.to_yaml())
+    (folder / "result.json").write_text(json.dumps(result))
+    if per_video:
+        (folder / "per_video.npz").write_bytes(kept.to_bytes())
+    return str(folder)
+
+
+def seeds(tmp_path, name, *overrides, count=3, **more):
+    return [write_run(tmp_path / f"{name}-{seed}", *overrides, seed=seed, **more) for seed in range(1, count + 1)]
+
+
+def two_settings(tmp_path):
+    """Two settings of three seeds, the second clearly better."""
+    worse = seeds(tmp_path, "worse", "method.temperature=0.1")
+    return [*worse, *seeds(tmp_path, "better", "method.temperature=0.2", gain=0.1)]
+
+
+def avvp_compare(*arguments):
+    app = typer.Typer()
+    app.command()(compare)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def _scores(kept: PerVideo, split: str, protocol: str) -> dict:
+    def level(name: str, without_speech: bool = False) -> dict:
+        metrics = (*KINDS, "type", "event")
+        return {each: float(np.mean(kept.scores(split, protocol, name, each, without_speech))) for each in metrics}
+
+    official = {name: level(name) for name in LEVELS}
+    per_class = {name: {each: {kind: official[each][kind] for kind in KINDS} for each in LEVELS} for name in CLASSES}
+    per_class[CLASSES[1]]["event"]["visual"] = None
+    without = {name: level(name, without_speech=True) for name in LEVELS}
+    thresholds = {"segment_threshold": 0.5, "video_threshold": 0.5}
+    return {**thresholds, **official, "without_speech": without, "per_class": per_class}

@@ -1,0 +1,99 @@
+"""Every method trains AVE's network and AVSlowFast, on a small synthetic data set."""
+
+import json
+
+import pytest
+
+from avvp_dist import app
+from avvp_dist.data import resident, synthetic
+from avvp_dist.data.external import noisy_labels
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.methods import METHODS
+from avvp_dist.recipe import load
+from avvp_dist.train.stages import StageRunner
+
+SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device=cpu", "tracking=none"]
+
+
+class Silent:
+    """Nobody is told how training goes."""
+
+    def stage_started(self, stage, epochs, resumed): ...
+
+    def stage_reused(self, stage, key): ...
+
+    def step(self, progress): ...
+
+    def epoch(self, row): ...
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Shards of 20 training videos."""
+    out = str(tmp_path_factory.mktemp("tiny") / "data")
+    synthetic.write(out, videos=None, seed=0, layout="shards", splits=(20, 4, 4), workers=1, shard_videos=20)
+    return out
+
+
+def configured(recipe, data, output, network, *overrides):
+    settings = [f"model={network}", "model.width=32", "model.visual_dropout=0.5"]
+    return load(recipe, [f"data={data}", f"output={output}", *SMALL, *settings, *overrides])
+
+
+def train(config):
+    """All stages of a method without what `app.run` leaves beside them, pictures above all."""
+    index, labels = app.open_data(config)
+    runtime = LocalRuntime(config.output, "cpu")
+    splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
+    method = METHODS[config.method.name](config.method, index.classes, index.segments)
+    if method.segment_labels:
+        given = noisy_labels(config.data.url, flip=0.1, seed=0)
+        splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
+    runner = StageRunner(
+        store=config.output,
+        data_fingerprint=index.fingerprint,
+        build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
+        model=config.model,
+        seed=config.seed,
+        train=config.train,
+        optim=config.optim,
+        evaluate=config.evaluate,
+        splits=splits,
+        runtime=runtime,
+        observer=Silent(),
+    )
+    return runner.run(method)
+
+
+@pytest.mark.parametrize("network", ["ave", "avslowfast"])
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("han", {"train"}),
+        ("ma", {"base", "retrain"}),
+        ("jomold", {"estimate", "denoise"}),
+        ("lr", {"base", "refine"}),
+        ("valor", {"train"}),
+    ],
+)
+def test_every_method_trains_every_network(tiny, tmp_path, method, stages, network):
+    warmup = ["optim.warmup_epochs=1"] if method == "valor" else []
+    config = configured(method, tiny, tmp_path, network, *warmup)
+    trained, _ = train(config)
+    assert set(trained) == stages
+    fresh = config.model.build({"audio": 128, "visual": 2048, "motion": 512}, 25).state_dict()
+    shapes = {name: weight.shape for name, weight in fresh.items()}
+    for stage in trained.values():
+        (row,) = stage.history
+        assert 0 < row["loss/total"] < 20
+        assert {name: weight.shape for name, weight in stage.weights.items()} == shapes
+
+
+def test_a_whole_run_is_scored_again_alike(tiny, tmp_path):
+    config = configured("jomold", tiny, tmp_path / "run", "ave", "method.skip_exchange=false")
+    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    again = load(str(tmp_path / "run" / "config.yaml"))
+    assert again.model == config.model
+    assert app.evaluate(again, LocalRuntime(config.output, "cpu")) == result["scores"]
+    rows = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [row["stage"] for row in rows] == ["estimate", "denoise"]

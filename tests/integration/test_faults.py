@@ -1,0 +1,99 @@
+"""Real processes, really killed: whatever happens on the way, a run ends with the scores of an undisturbed one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
+ENVIRONMENT = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+def command(data: str, output: Path, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
+    settings = [f"data={data}", f"output={output}", *SMALL, *overrides]
+    return [sys.executable, *launcher, "avvp_dist", "train", "jomold", *settings]
+
+
+def run(*arguments, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def start(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_until(there, process: subprocess.Popen, seconds: float = 240) -> None:
+    """Until ``there`` says so, while ``process`` runs."""
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def outcome(output: Path) -> dict:
+    result = json.loads((output / "result.json").read_text())
+    return {key: result[key] for key in ("scores", "best", "denoising", "artefacts")}
+
+
+def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_path):
+    settings = ["train.epochs=15"]
+    assert run(packed, tmp_path / "whole", *settings).returncode == 0
+    process = start(packed, tmp_path / "cut", *settings)
+    wait_until(lambda: list((tmp_path / "cut").glob("checkpoints/*.pt")), process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "asked to stop at stage estimate" in told
+    assert "Traceback" not in told
+    assert run(packed, tmp_path / "cut", *settings).returncode == 0
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
+    """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
+    settings = ["train.epochs=12", "train.check_every=2"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    assert run(packed, tmp_path / "whole", *settings, launcher=launcher).returncode == 0
+    cut = tmp_path / "cut"
+    on_ray = [packed, cut, *settings, "launch=ray", "launch.workers=2"]
+
+    def checkpoints() -> set[str]:
+        return {path.parent.name for path in cut.glob("ray/train/checkpoint_*/checkpoint.pt")}
+
+    process = start(*on_ray)
+    wait_until(checkpoints, process)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "TrainWorker" in child.name()]
+    workers = workers or [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "TrainWorker" in "".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    seen = checkpoints()
+    workers[1].kill()
+    wait_until(lambda: checkpoints() - seen, process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75, told
+    assert "asked to stop at stage" in told
+
+    seen = checkpoints()
+    process = start(*on_ray)
+    wait_until(lambda: checkpoints() - seen, process)
+    process.kill()
+    process.communicate()
+    assert not (cut / "result.json").exists()
+
+    done = run(*on_ray)
+    assert done.returncode == 0, done.stderr
+    assert outcome(cut) == outcome(tmp_path / "whole")

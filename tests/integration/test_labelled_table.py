@@ -1,0 +1,108 @@
+"""`avvp table` with rows that are trained on labels of segments and on several feature sets."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from test_table_run import SMALL, avvp_table
+
+from avvp_dist.data.external import noisy_labels
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.errors import ConfigError
+
+LABELLED = """
+title: Labels
+source: a paper
+columns: {segment: [type]}
+rows:
+  - {label: plain, recipe: han, protocol: joint, overrides: [data.dataset=llp], published: {segment: {type: 54.0}}}
+  - {label: deep, recipe: valor-plus-plus, protocol: joint, published: {segment: {type: 66.2}}, oracle_noise: 0.18}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "two.yaml").write_text(LABELLED)
+    command = [folder / "two.yaml", "--videos", "40,8,8", "--seeds", "1", "--output", folder / "out", *SMALL]
+    shown = avvp_table(*command, "--markdown", folder / "two.md")
+    return folder, shown, json.loads((folder / "out" / "table.json").read_text())
+
+
+@pytest.fixture
+def real(finished, tmp_path):
+    """The same data sets with nothing that says they are made up: HAN's and CLIP and CLAP's."""
+    _, _, content = finished
+    places = []
+    for name, url in (("llp", content["data"]["url"]), ("clip-clap", content["rows"][1]["data"]["url"])):
+        places.append(tmp_path / name)
+        places[-1].mkdir()
+        for file in Path(url).iterdir():
+            text = file.read_bytes()
+            (places[-1] / file.name).write_bytes(text.replace(b'"synthetic": true', b'"synthetic": false'))
+    return places
+
+
+def config_of(row):
+    (run,) = row["runs"]
+    return yaml.safe_load(Path(run, "config.yaml").read_text())["data"]
+
+
+def test_each_row_runs_on_its_features_and_labels_are_made_of_the_truth_for_those_that_ask(finished):
+    folder, shown, content = finished
+    plain, deep = content["rows"]
+    assert (content["data"]["dataset"], plain["data"], deep["data"]["dataset"]) == ("llp", None, "llp-clip-clap")
+    assert deep["data"]["synthetic"] is True
+    assert plain["labels"] is None
+    assert config_of(plain)["refined"] is None
+    assert deep["labels"]["oracle_noise"] == 0.18
+    assert config_of(deep)["refined"] == deep["labels"]["url"]
+    assert Path(deep["labels"]["url"]).parent == folder / "out" / "labels"
+    made, expected = RefinedLabels.load(deep["labels"]["url"]), noisy_labels(deep["data"]["url"], 0.18, 0)
+    assert made.fingerprint == expected.fingerprint
+    assert made.provenance["flip"] == 0.18
+    for text in (shown, (folder / "two.md").read_text()):
+        lines = [line for line in text.splitlines() if "ORACLE labels: truth, 18% flipped" in line]
+        assert len(lines) >= 2
+        assert all("ours, SYNTHETIC" in line for line in lines)
+        told = " ".join(text.split())
+        assert "deep: trained on ORACLE labels of segments, the planted truth" in told
+        assert "deep: llp-clip-clap (SYNTHETIC DATA)" in told
+
+
+def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp_path):
+    folder, _, _ = finished
+    llp, clip_clap = real
+    out = tmp_path / "out"
+    common = [folder / "two.yaml", "--seeds", "1", "--output", out, *SMALL]
+    with pytest.raises(ConfigError, match=r"row 'deep' runs on llp-clip-clap; give one more --data, besides llp \("):
+        avvp_table(*common, "--data", llp)
+    both = [*common, "--data", clip_clap, "--data", llp]
+    with pytest.raises(ConfigError) as caught:
+        avvp_table(*both)
+    (problem,) = caught.value.problems
+    assert "row 'deep' trains on labels of segments" in problem
+    assert "--set data.refined=FILE, which goes to such rows only" in problem
+    with pytest.raises(ConfigError, match="row 'deep': .*two.npz: no such file"):
+        avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")
+    assert not out.exists()
+    (tmp_path / "two.npz").write_bytes(noisy_labels(str(llp), 0.1, 1).to_bytes())
+    shown = avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")
+    content = json.loads((out / "table.json").read_text())
+    plain, deep = content["rows"]
+    assert (config_of(plain)["refined"], plain["labels"]) == (None, None)
+    assert deep["labels"] == {"url": str(tmp_path / "two.npz"), "oracle_noise": None}
+    assert config_of(deep)["url"] == str(clip_clap)
+    assert content["changes"] == ["train.epochs=1", "model.width=32"]
+    assert "ORACLE" not in shown
+    assert "SYNTHETIC" not in shown
+    assert "deep: trained on the labels of segments in" in shown
+
+
+def test_made_up_and_real_data_are_not_mixed(finished, real, tmp_path):
+    folder, _, content = finished
+    mixed = ["--data", content["data"]["url"], "--data", real[1], "--output", tmp_path / "out"]
+    with pytest.raises(ConfigError, match="synthetic and real data do not go into one table"):
+        avvp_table(folder / "two.yaml", *mixed)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,31 @@
+"""Whole runs on features from a shared map, from private memory and through the cache: the same numbers."""
+
+import shutil
+from pathlib import Path
+
+from avvp_dist import app, storage
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.recipe import load
+
+SMALL = ["train.epochs=2", "train.batch_size=16", "model.width=32", "model.feedforward=32", "tracking=none"]
+
+
+def run(data, output, *overrides):
+    """Scores and weights of a run without anything finished before."""
+    shutil.rmtree(output / "stages", ignore_errors=True)
+    config = load("han", [f"data={data}", f"output={output}", *SMALL, "train.device=cpu", *overrides])
+    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    return result["scores"], (output / "model.safetensors").read_bytes()
+
+
+def test_the_way_features_reach_a_process_changes_nothing(packed, tmp_path):
+    url = "memory://bucket/shared-data"
+    storage.remove(url)
+    for path in Path(packed).iterdir():
+        storage.write_bytes(storage.join(url, path.name), path.read_bytes())
+    shared = run(packed, tmp_path / "run")
+    # into the same output: where the bytes come from is not what the run is
+    assert run(packed, tmp_path / "run", "data.share=false", "data.cache_gb=1", f"data.cache={tmp_path / 'none'}") == shared
+    assert run(url, tmp_path / "cached", f"data.cache={tmp_path / 'cache'}") == shared
+    assert len(list((tmp_path / "cache" / "shards").iterdir())) == 6
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,153 @@
+"""Sweeps on a real Ray: stages shared, failures told, killed drivers resumed, schedulers and searchers at work."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.batch_size=64"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@pytest.fixture(scope="module")
+def on_ray():
+    """One Ray for the sweeps that run in this process."""
+    from avvp_dist.launch import launch_sweep
+
+    os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
+    import ray
+
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    yield launch_sweep
+    ray.shutdown()
+
+
+def spec(**content):
+    from avvp_dist.sweep import SweepConfig
+
+    base = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.2]}}, "seeds": [1]}
+    return SweepConfig.model_validate(base | content)
+
+
+def result(output, row):
+    return json.loads((output / "runs" / row["name"] / "result.json").read_text())
+
+
+def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path):
+    space = {
+        "method.rounding": {"grid": ["floor", "carry"]},
+        "method.audio_weight": {"grid": [2.0, 1e39]},  # the last overflows in float32: its loss is not finite
+    }
+    settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    content = on_ray("s", spec(space=space), settings, str(tmp_path / "sweep"))
+    states = [(row["setting"]["method.audio_weight"], row["status"]) for row in content["trials"]]
+    assert sorted(states) == [(2.0, "finished"), (2.0, "finished"), (1e39, "failed"), (1e39, "failed")]
+    assert all("finite" in row["reason"] for row in content["trials"] if row["status"] == "failed")
+    stages = sorted(path.name.split("-")[0] for path in (tmp_path / "sweep" / "stages").iterdir() if path.is_dir())
+    assert stages == ["denoise", "denoise", "estimate", "ratios"]
+    logs = "".join(path.read_text() for path in (tmp_path / "sweep" / "runs").glob("*/train.log"))
+    assert logs.count("stage estimate: 2 epochs") == 1  # four trials, two at once, one estimator
+    _check_tracking(tmp_path / "mlflow.db")
+
+
+def _check_tracking(database):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{database}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 4
+    assert {run.data.params["method.rounding"] for run in children} == {"floor", "carry"}
+    assert sorted(run.info.status for run in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert parent.data.metrics["trials/finished"] == 2
+
+
+def test_a_killed_driver_is_resumed_to_the_same_scores(packed, tmp_path):
+    """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
+    sweep = tmp_path / "s.yaml"
+    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
+    sweep.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "space": space, "seeds": [1]}))
+    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    command = [sys.executable, "-m", "avvp_dist", "sweep"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(sweep), *settings, "--output", str(whole)], env=ENV, check=True, capture_output=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen([*command, str(sweep), *settings, "--output", str(killed)], env=ENV, **quiet)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("runs/*/scores.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    before = list(killed.glob("runs/*/result.json"))
+    assert len(before) < 3
+    done = subprocess.run([*command, "--resume", str(killed)], env=ENV, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, other = (json.loads((folder / "sweep.json").read_text())["trials"] for folder in (whole, killed))
+    assert {row["name"]: row["score"] for row in one} == {row["name"]: row["score"] for row in other}
+    assert result(whole, one[0])["scores"] == result(killed, one[0])["scores"]
+
+
+def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, packed, tmp_path):
+    space = {"optim.lr": {"loguniform": [1e-6, 1e-2]}}
+    chosen = {
+        "space": space,
+        "recipe": "han",
+        "search": {"name": "optuna", "samples": 2},
+        "seeds": [1, 2],
+    }
+    settings = [f"data={packed}", *TINY, "tracking=none"]
+    content = on_ray("s", spec(**chosen), settings, str(tmp_path / "optuna"))
+    assert [row["status"] for row in content["trials"]] == ["finished"] * 4
+    assert len({row["setting"]["optim.lr"] for row in content["trials"]}) == 2
+    chosen["search"]["samples"] = 3
+    more = on_ray("s", spec(**chosen), settings, str(tmp_path / "optuna"))
+    assert more["trials"][:4] == content["trials"]  # not trained again
+    assert len(more["trials"]) == 6
+    asha = {
+        "space": {"optim.lr": {"grid": [1e-2, 1e-3, 1e-5, 1e-6]}},
+        "recipe": "han",
+        "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
+    }
+    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    content = on_ray("s", spec(**asha), settings, str(tmp_path / "asha"))
+    states = [row["status"] for row in content["trials"]]
+    assert set(states) == {"finished", "stopped"}
+    stopped = [row for row in content["trials"] if row["status"] == "stopped"]
+    assert all(row["epochs"] < 8 for row in stopped)
+
+
+def test_a_population_hands_weights_on(on_ray, packed, tmp_path):
+    pbt = {
+        "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
+        "recipe": "han",
+        "search": {"name": "random", "samples": 4},
+        "scheduler": {"name": "pbt", "perturb_every": 2},
+    }
+    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    content = on_ray("s", spec(**pbt), settings, str(tmp_path / "sweep"))
+    finished = [row for row in content["trials"] if row["status"] == "finished"]
+    assert len(finished) == 4
+    histories = [json.loads((tmp_path / "sweep" / "runs" / row["name"] / "history.json").read_text()) for row in finished]
+    assert all([row["epoch"] for row in history] == list(range(1, 9)) for history in histories)
+    rates = [{row["lr"] for row in history} for history in histories]
+    assert any(len(found) > 1 for found in rates)  # somebody went on from another's weights with a rate of its own
+
+
+def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
+    settings = [f"data={packed}", *TINY, "tracking=none", "launch=ray", "launch.workers=2"]
+    content = on_ray("s", spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}), settings, str(tmp_path / "two"))
+    alone = on_ray(
+        "s",
+        spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}),
+        [f"data={packed}", *TINY, "tracking=none"],
+        str(tmp_path / "one"),
+    )
+    assert [row["status"] for row in content["trials"]] == ["finished"]
+    assert len(json.loads((tmp_path / "two" / "runs" / content["trials"][0]["name"] / "scores.json").read_text())) == 2
+    assert content["trials"][0]["name"] == alone["trials"][0]["name"]  # how a run is run is not what it is

@@ -1,0 +1,297 @@
+"""`avvp compare` on made-up finished runs: what is one setting, what is tested, what is shown."""
+
+import csv
+import io
+import json
+import re
+import statistics
+
+import pytest
+from fake_runs import avvp_compare, one_line, seeds, two_settings, write_run
+
+from avvp_dist import storage
+from avvp_dist.comparison import read_settings, read_sweep
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.recipe import load
+
+
+def labels(*runs):
+    return [setting.label for setting in read_settings(runs)[0]]
+
+
+@pytest.fixture
+def two(tmp_path):
+    return two_settings(tmp_path)
+
+
+# settings
+
+
+def test_runs_that_differ_in_seed_and_place_are_one_setting(tmp_path):
+    runs = seeds(tmp_path, "run", count=2)
+    elsewhere = ["launch.workers=2", "tracking=none", "store=stages", "train.device=cpu", "evaluate.batch_size=3"]
+    runs.append(write_run(tmp_path / "other", *elsewhere, seed=7))
+    ((setting,), notes) = read_settings(runs)
+    assert setting.seeds == [1, 2, 7]
+    assert setting.label == "jomold"
+    assert not notes
+
+
+def test_labels_tell_what_differs(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "method.temperature=0.1", "optim.lr=1e-3"),
+        write_run(tmp_path / "b", "method.temperature=0.25", "optim.lr=1e-3"),
+    ]
+    assert labels(*runs) == ["method.temperature=0.1", "method.temperature=0.25"]
+    runs += [write_run(tmp_path / "c", recipe="han"), write_run(tmp_path / "d", "data.refined=some/where/labels.npz")]
+    assert labels(*runs) == [
+        "jomold data.refined=none method.temperature=0.1 optim.lr=0.001",
+        "jomold data.refined=none method.temperature=0.25 optim.lr=0.001",
+        "han",
+        "jomold data.refined=labels.npz method.temperature=0.2 optim.lr=0.0005",
+    ]
+
+
+def test_labels_differ_even_where_short_values_would_not(tmp_path):
+    close = [write_run(tmp_path / str(n), f"optim.lr={lr}") for n, lr in enumerate((0.000312345, 0.000312346))]
+    files = [write_run(tmp_path / f"{n}-r", f"data.refined={n}/labels.npz") for n in "ab"]
+    assert labels(*close) == ["optim.lr=0.000312345", "optim.lr=0.000312346"]
+    assert labels(*files) == ["data.refined=a/labels.npz", "data.refined=b/labels.npz"]
+
+
+def test_another_method_is_told_by_its_name_alone(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    runs = []
+    for name in ("han", "jomold"):
+        recipe.write_text(load(name, ["output=x"]).to_yaml().replace(f"recipe: {name}", "recipe: mine"))
+        runs.append(write_run(tmp_path / name, "optim.lr=1e-3", "train.epochs=3", recipe=str(recipe)))
+    found = labels(*runs)
+    assert all("method.name=" in label for label in found)
+    assert not any("temperature" in label for label in found)
+
+
+def test_configs_written_before_a_key_existed_are_the_same_setting(tmp_path):
+    old, new = write_run(tmp_path / "old", seed=1), write_run(tmp_path / "new", seed=2)
+    config = tmp_path / "old" / "config.yaml"
+    text = config.read_text()
+    assert "  refined: null\n" in text
+    config.write_text(text.replace("  refined: null\n", ""))
+    assert len(read_settings([old, new])[0]) == 1
+
+
+def test_a_seed_counts_once(tmp_path):
+    first, again = write_run(tmp_path / "first", seed=1), write_run(tmp_path / "again", seed=1)
+    ((setting,), (note,)) = read_settings([first, first + "/", again])
+    assert len(setting.runs) == 1
+    assert str(tmp_path / "again") in note
+    assert "same seed" in note
+
+
+def test_other_data_are_another_setting(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", fingerprint="fedcba9876543210")]
+    assert labels(*runs) == ["data.fingerprint=0123456789ab", "data.fingerprint=fedcba987654"]
+
+
+def test_every_folder_that_is_no_run_is_named(tmp_path):
+    good, bad, old = write_run(tmp_path / "good"), write_run(tmp_path / "bad"), write_run(tmp_path / "old")
+    (tmp_path / "bad" / "result.json").write_text("{}")
+    (tmp_path / "old" / "config.yaml").write_text((tmp_path / "old" / "config.yaml").read_text() + "gone: 1\n")
+    with pytest.raises(DataError) as error:
+        read_settings([good, bad, old, str(tmp_path / "nowhere")])
+    for part in (
+        "nowhere/result.json: not there",
+        "nowhere/config.yaml",
+        "bad/result.json: not the result",
+        "gone: unknown",
+    ):
+        assert part in str(error.value)
+    assert "good" not in str(error.value)
+
+
+def test_runs_and_sweeps_may_lie_in_an_object_store(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed=ord(name))
+        for path in (tmp_path / name).iterdir():
+            storage.write_bytes(f"memory://compare/runs/{name}/{path.name}", path.read_bytes())
+    found = read_sweep("memory://compare")
+    assert [run.rsplit("/", 1)[1] for run in found.runs] == ["a", "b"]
+    ((setting,), _) = read_settings(found.runs)
+    assert setting.seeds == [97, 98]
+    assert setting.of_videos("val", "joint", "segment", "type").shape == (2, 40)
+
+
+# sweeps
+
+
+def test_a_sweep_is_every_finished_run_below_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "sweeps" / "warm"
+    runs = [write_run(folder / "runs" / f"trial-{n}", f"method.temperature={n}") for n in (1, 2)]
+    (folder / "runs" / "trial-3").mkdir()
+    about = {"name": "warm", "metric": "val/event.visual", "mode": "max", "trials": ["trial-1", "trial-2", "trial-3"]}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    found = read_sweep(str(folder))
+    assert sorted(found.runs) == sorted(runs)
+    assert found.metric == "event.visual"
+    shown = one_line(avvp_compare("--sweep", "warm"))
+    assert "event V minus that of method.temperature=1" in shown
+    assert "1 of the sweep's 3 trials left no result" in shown
+
+
+def test_a_sweep_that_is_not_there_or_empty_is_refused(tmp_path):
+    with pytest.raises(DataError, match="outputs/sweeps/nothing"):
+        read_sweep("nothing")
+    with pytest.raises(DataError, match="no finished run"):
+        read_sweep(str(tmp_path))
+    write_run(tmp_path / "run")
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(DataError, match="sweep.json"):
+        read_sweep(str(tmp_path))
+
+
+# what is shown
+
+
+def test_table_has_mean_spread_and_interval_over_seeds(two):
+    shown = avvp_compare(*two, "--score", "segment.audio")
+    ((setting, _), _) = read_settings(two)
+    values = setting.values("test", "modality", "segment", "audio")
+    assert f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" in shown
+    half = 4.302653 * statistics.stdev(values) / 3**0.5
+    assert f"[{statistics.mean(values) - half:.1f}, {statistics.mean(values) + half:.1f}]" in shown
+    assert "SYNTHETIC DATA. val split, segment level, modality protocol" in shown
+    assert "event level" not in shown
+    assert "choose by val, report test once" in one_line(shown)
+
+
+def test_options_show_the_rest(two):
+    shown = avvp_compare(*two, "--protocol", "all", "--level", "all", "--without-speech", "--per-class", "--split", "val")
+    for protocol in ("joint", "modality", "none"):
+        for level in ("segment", "event"):
+            assert f"val split, {level} level, {protocol} protocol: F" in shown
+            assert f"val split, {level} level, {protocol} protocol, without Speech" in shown
+        assert f"val split, segment and event level, {protocol} protocol, by class" in shown
+    assert "Frying_(food)" in shown
+    assert "test split" not in shown
+
+
+def test_one_seed_is_said_to_have_no_interval(tmp_path):
+    shown = one_line(avvp_compare(write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)))
+    assert "one seed, so no spread and no interval: optim.lr=0.001, optim.lr=0.0005" in shown
+    assert "train more seeds" in shown
+    assert "±" not in shown.split("data: llp")[0]
+
+
+def rows_of(path, **wanted):
+    """Rows of a CSV with these values."""
+    return [row for row in csv.DictReader(io.StringIO(path.read_text())) if wanted.items() <= row.items()]
+
+
+def difference(path, **wanted):
+    """The one tested row with these values."""
+    (row,) = [row for row in rows_of(path, **wanted) if row["difference"]]
+    return {key: float(value) if re.fullmatch(r"[-+.e\d]+", value) else value for key, value in row.items()}
+
+
+def test_better_settings_are_found_better_and_equal_ones_not(two, tmp_path):
+    out = tmp_path / "scores.csv"
+    avvp_compare(*two, *seeds(tmp_path, "equal", "method.temperature=0.3"), "--csv", out)
+    better = difference(out, split="test", setting="method.temperature=0.2")
+    assert better["difference"] == pytest.approx(10, abs=1)
+    assert better["videos_p_holm"] < 0.001
+    assert 0 < better["seeds_low"] < better["videos_low"] < 10 < better["videos_high"] < better["seeds_high"]
+    equal = difference(out, split="test", setting="method.temperature=0.3")
+    assert equal["videos_low"] <= 0 <= equal["videos_high"]
+    assert equal["videos_p"] > 0.3
+
+
+def test_one_more_setting_raises_p_values_but_moves_no_interval(two, tmp_path):
+    alone, together = tmp_path / "alone.csv", tmp_path / "together.csv"
+    avvp_compare(*two, "--csv", alone)
+    avvp_compare(*two, *seeds(tmp_path, "third", "method.temperature=0.3", gain=0.1), "--csv", together)
+    one, other = (difference(path, split="val", setting="method.temperature=0.2") for path in (alone, together))
+    assert one["videos_p_holm"] == one["videos_p"] == other["videos_p"]
+    assert other["videos_p_holm"] == pytest.approx(2 * other["videos_p"])
+    assert other["seeds_low"] == pytest.approx(one["seeds_low"])
+
+
+def test_the_baseline_is_the_one_asked_for(two):
+    by_label = avvp_compare(*two, "--baseline", "method.temperature=0.2")
+    assert "minus that of method.temperature=0.2" in one_line(by_label)
+    assert by_label == avvp_compare(*two, "--baseline", two[4])
+    with pytest.raises(ConfigError, match=r"did you mean 'method.temperature=0.2'"):
+        avvp_compare(*two, "--baseline", "temperature=0.2")
+
+
+def test_select_ranks_by_val_and_leaves_other_test_scores_unread(tmp_path):
+    runs = [
+        *seeds(tmp_path, "tempting", "method.temperature=0.1", val=0.0, test=0.3),
+        *seeds(tmp_path, "best", "method.temperature=0.2", val=0.1, test=0.0),
+    ]
+    files = {name: tmp_path / f"out.{name}" for name in ("csv", "markdown", "latex")}
+    shown = avvp_compare(*runs, "--select", *(part for name, path in files.items() for part in (f"--{name}", path)))
+    assert "chosen on val by segment.type (modality protocol): method.temperature=0.2, the best of 2" in one_line(shown)
+    assert shown.index("★ method.temperature=0.2") < shown.index("method.temperature=0.1")
+    assert {row["setting"] for row in rows_of(files["csv"], split="test")} == {"method.temperature=0.2"}
+    assert not [row for row in rows_of(files["csv"], split="test") if row["difference"]]
+    assert len({row["setting"] for row in rows_of(files["csv"], split="val")}) == 2
+    ((worse, _), _) = read_settings(runs)
+    secret = f"{statistics.mean(worse.values('test', 'modality', 'segment', 'type')):.1f}"
+    assert not [text for text in (shown, *(path.read_text() for path in files.values())) if secret in text]
+    assert secret in avvp_compare(*runs)
+
+
+def test_a_baseline_that_was_not_chosen_is_tested_on_val_only(two, tmp_path):
+    out = tmp_path / "scores.csv"
+    avvp_compare(*two, "--select", "--baseline", "method.temperature=0.1", "--csv", out)
+    assert [row["split"] for row in rows_of(out) if row["difference"]] == ["val"]
+
+
+def test_select_refuses_what_cannot_be_ranked(two, tmp_path):
+    with pytest.raises(DataError, match="different data cannot be ranked"):
+        avvp_compare(*two, write_run(tmp_path / "other", fingerprint="fedcba9876543210"), "--select")
+    with pytest.raises(ConfigError, match="--select chooses by val"):
+        avvp_compare(*two, "--select", "--split", "test")
+
+
+def test_runs_on_other_data_are_shown_but_not_tested(two, tmp_path):
+    other = write_run(tmp_path / "real", fingerprint="fedcba9876543210", synthetic=False)
+    shown = one_line(avvp_compare(*two[:3], other))
+    assert "DATA DIFFER" in shown
+    assert "not tested: data.fingerprint=fedcba987654" in shown
+    assert "minus that of" not in shown
+    assert "method.temperature=0.1 (synthetic)" in shown
+
+
+def test_runs_without_scores_of_videos_say_how_to_make_them(two, tmp_path):
+    bare = write_run(tmp_path / "bare", "method.temperature=0.3", per_video=False)
+    shown = "".join(avvp_compare(*two, bare).split())
+    assert f"`avvpevaluate{bare}`makesit" in shown
+    assert "minusthatofmethod.temperature=0.1" in shown  # the others are tested
+
+
+def test_scores_of_videos_that_belong_to_other_networks_are_not_used(tmp_path):
+    runs = [write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)]
+    (tmp_path / "a" / "per_video.npz").write_bytes((tmp_path / "b" / "per_video.npz").read_bytes())
+    shown = one_line(avvp_compare(*runs))
+    assert "not of the same networks as result.json" in shown
+    assert "minus that of" not in shown
+    (tmp_path / "a" / "per_video.npz").write_bytes(b"torn")
+    assert "no scores of videos" in one_line(avvp_compare(*runs))
+
+
+def test_protocols_that_differ_are_told_and_one_is_taken(tmp_path):
+    runs = [write_run(tmp_path / "han", recipe="han"), write_run(tmp_path / "jomold")]
+    shown = one_line(avvp_compare(*runs))
+    assert "PROTOCOLS DIFFER" in shown
+    assert "joint: han; modality: jomold" in shown
+    assert "joint protocol: F" in shown
+    assert "modality protocol: F" not in shown
+    assert "modality protocol: F" in avvp_compare(*reversed(runs))
+
+
+def test_mistakes_are_named(two):
+    with pytest.raises(ConfigError, match="runs: missing"):
+        avvp_compare()
+    with pytest.raises(ConfigError, match="segment.tpye"):
+        avvp_compare(*two, "--score", "segment.tpye")
