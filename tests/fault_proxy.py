@@ -1,0 +1,155 @@
+"""A bad network: an HTTP proxy that stands in front of an S3 endpoint and spoils chosen answers.
+
+Faults, each hitting the next ``times`` matching GETs:
+    slowdown   503 SlowDown, as S3 says under load
+    reset      the connection is reset in the middle of the body
+    short      half of the body, then a clean end of the connection
+    stall      half of the body, then silence for ``seconds``
+    wrong      the whole body with one byte turned over: only a hash can tell
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Kind = Literal["slowdown", "reset", "short", "stall", "wrong"]
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailers", "upgrade", "date", "server"}
+_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+
+
+@dataclass
+class Fault:
+    """One kind of trouble for GETs whose path contains ``match``; ``times`` counts down, -1 never ends."""
+
+    kind: Kind
+    match: str
+    times: int
+    seconds: float = 0.0
+
+
+class FaultProxy:
+    """Context manager; ``url`` is the endpoint to use, ``hits`` what was spoilt so far, as (kind, path)."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream)
+        self.hits: list[tuple[Kind, str]] = []
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(_Handler):
+            owner = proxy
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def inject(self, kind: Kind, match: str = "", times: int = 1, seconds: float = 0.0) -> None:
+        """From now on ``times`` GETs of paths with ``match`` in them go wrong; faults apply in the order they came."""
+        with self._lock:
+            self._faults.append(Fault(kind, match, times, seconds))
+
+    def clear(self) -> None:
+        """Back to a good network."""
+        with self._lock:
+            self._faults.clear()
+            self.hits.clear()
+
+    def due(self, path: str) -> Fault | None:
+        """The fault that this GET meets, counted as met."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.times and fault.match in path:
+                    fault.times -= 1
+                    self.hits.append((fault.kind, path))
+                    return fault
+        return None
+
+    def __enter__(self) -> FaultProxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    owner: FaultProxy
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet: tests read `FaultProxy.hits`."""
+
+    def _forward(self) -> None:
+        body = self._body()
+        fault = self.owner.due(self.path) if self.command == "GET" else None
+        if fault and fault.kind == "slowdown":
+            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+            return
+        upstream = http.client.HTTPConnection(self.owner.upstream.hostname or "", self.owner.upstream.port, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        upstream.request(self.command, self.path, body, headers)
+        answer = upstream.getresponse()
+        content = answer.read()
+        upstream.close()
+        kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP]
+        if fault and answer.status < 300:
+            self._spoil(fault, answer.status, kept, content)
+        else:
+            self._answer(answer.status, kept, content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
+
+    def _body(self) -> bytes:
+        """The request's body, whether its length is given or it comes in chunks."""
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() != "content-length" or self.command == "HEAD":
+                self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else content)
+
+    def _spoil(self, fault: Fault, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        if fault.kind == "wrong":
+            middle = len(content) // 2
+            self._answer(status, headers, content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+            return
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() != "content-length":
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2])
+        self.wfile.flush()
+        if fault.kind == "stall":
+            time.sleep(fault.seconds)
+        if fault.kind == "reset":  # no lingering: the other side sees a reset and no end of the stream
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        for end in (self.wfile, self.rfile, self.connection):  # all of them: the socket closes with its last user
+            end.close()
