@@ -50,6 +50,7 @@ VARIANTS = {
     "han": Variant("HAN", "han"),
     "lr": Variant("HAN + LR", "lr"),
     "ma": Variant("MA", "ma"),
+    "matype": Variant("MA, best epoch by segment Type", "ma", ("evaluate.select=segment.type",)),
     "jomold": Variant("JoMoLD", "jomold"),
     "jomoldtype": Variant("JoMoLD, best epoch by segment Type", "jomold", ("evaluate.select=segment.type",)),
     "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
