@@ -127,7 +127,8 @@ def test_another_network_on_four_ranks(packed, tmp_path):
 def test_valor_on_two_ranks(packed, tmp_path):
     refined = tmp_path / "labels.npz"
     refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
-    recipe = ["valor", f"data.refined={refined}", "model.width=64", "model.layers=2", "optim.warmup_epochs=1"]
+    settings = ["model.width=64", "model.layers=2", "model.dropout=0", "optim.warmup_epochs=1"]
+    recipe = ["valor", f"data.refined={refined}", *settings]
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
     assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
@@ -140,7 +141,7 @@ def test_valor_on_two_ranks(packed, tmp_path):
 
 @pytest.mark.parametrize("recipe", [["coteaching", "method.plain_epochs=1"], ["jocor", "method.co_lambda=0.5"]])
 def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
-    recipe = [*recipe, "method.forget_epochs=1", "model.width=64", "model.feedforward=64"]
+    recipe = [*recipe, "method.forget_epochs=1", "model.width=64", "model.feedforward=64", "model.dropout=0"]
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, launcher=torchrun(2))
     assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
