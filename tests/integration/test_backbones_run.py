@@ -10,7 +10,7 @@ from avvp_dist.data.external import noisy_labels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.methods import METHODS
 from avvp_dist.recipe import load
-from avvp_dist.train.stages import StageRunner
+from avvp_dist.train.stages import Identity, StageRunner
 
 SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device=cpu", "tracking=none"]
 
@@ -51,13 +51,8 @@ def train(config):
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,
-        data_fingerprint=index.fingerprint,
+        identity=Identity(index.fingerprint, config.model, config.seed, config.train, config.optim, config.evaluate),
         build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
-        model=config.model,
-        seed=config.seed,
-        train=config.train,
-        optim=config.optim,
-        evaluate=config.evaluate,
         splits=splits,
         runtime=runtime,
         observer=Silent(),
