@@ -89,6 +89,6 @@ def test_a_whole_run_is_scored_again_alike(tiny, tmp_path):
     result = app.run(config, LocalRuntime(config.output, "cpu"))
     again = load(str(tmp_path / "run" / "config.yaml"))
     assert again.model == config.model
-    assert app.evaluate(again, LocalRuntime(config.output, "cpu")) == result["scores"]
+    assert app.evaluate(again, LocalRuntime(config.output, "cpu")).scores == result["scores"]
     rows = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [row["stage"] for row in rows] == ["estimate", "denoise"]
