@@ -176,6 +176,27 @@ def inspect(
 
 
 @data.command()
+def verify(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.")],
+    workers: _WORKERS = None,
+    storage_settings: STORAGE = None,
+) -> None:
+    """Read all of a packed data set and compare it with its index: every hash, every video.
+
+    Exit code 2 where anything is bad; data.on_bad=skip trains without it, packing again mends it.
+    """
+    from avvp_dist.data.verify import verify as read_all
+
+    found = read_all(url, workers)
+    if found.bad:
+        raise DataError(
+            [f"{bad.split} {bad.id}: {bad.reason}" for bad in found.bad],
+            f"{url}: {len(found.bad)} of {found.videos} videos are bad",
+        )
+    typer.echo(f"{url}: {found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB: all as the index says")
+
+
+@data.command()
 def synth(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write to.")],
     videos: Annotated[

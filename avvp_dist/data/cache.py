@@ -62,7 +62,7 @@ class Usage(NamedTuple):
     bytes: int
 
 
-class _WrongBytes(Exception):
+class WrongBytes(Exception):
     """What came is not what the index recorded."""
 
 
@@ -323,22 +323,27 @@ def _fetch(source: str, shard: ShardInfo | ShardRef) -> bytes:
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        retry=tenacity.retry_if_exception_type(_WrongBytes),  # storage has tried again whatever else may pass
+        retry=tenacity.retry_if_exception_type(WrongBytes),  # storage has tried again whatever else may pass
         before_sleep=tenacity.before_sleep_log(LOGGER, logging.WARNING),
         reraise=True,
     )
     try:
-        return retrying(_read, source, shard)
+        return retrying(check_content, source, shard)
     except FileNotFoundError:
         raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
-    except _WrongBytes as error:
+    except WrongBytes as error:
         raise DataError(f"{shard.name}: {error}, {_ATTEMPTS} times; delete it there and pack again") from None
 
 
-def _read(source: str, shard: ShardInfo | ShardRef) -> bytes:
+def check_content(source: str, shard: ShardInfo | ShardRef) -> bytes:
+    """All bytes of a shard from where it lies, of the length and hash in the index.
+
+    Raises:
+        WrongBytes: they are others.
+    """
     content = storage.read_bytes(source)
     if len(content) != shard.bytes:
-        raise _WrongBytes(f"{len(content)} bytes came, {shard.bytes} are in the index")
+        raise WrongBytes(f"{len(content)} bytes came, {shard.bytes} are in the index")
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise _WrongBytes("content differs from what the index recorded")
+        raise WrongBytes("content differs from what the index recorded")
     return content

@@ -44,7 +44,7 @@ def inspect(store: ShardStore, index: Index, labels: Mapping[str, Labels], rank:
     """Reads every video of this rank's share of the shards; returns the bad ones, and why they are."""
     jobs = [(of_split, number) for of_split in labels.values() for number in np.unique(of_split.shard).tolist()]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda job: _inspect(store, index, *job), jobs[rank::world])
+        found = pool.map(lambda job: inspect_shard(store, index, *job), jobs[rank::world])
         return [bad for of_shard in found for bad in of_shard]
 
 
@@ -68,7 +68,8 @@ def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
     return replace(labels, ids=tuple(name for name in labels.ids if name not in ids), **arrays)
 
 
-def _inspect(store: ShardStore, index: Index, labels: Labels, number: int) -> list[LeftOut]:
+def inspect_shard(store: ShardStore, index: Index, labels: Labels, number: int) -> list[LeftOut]:
+    """The bad videos of shard ``number``: all of its own where the shard itself is bad."""
     info, shape = index.shards[number], (index.segments, index.width)
     rows = np.flatnonzero(labels.shard == number).tolist()
     try:

@@ -7,9 +7,11 @@ import pytest
 from fault_proxy import FaultProxy
 
 from avvp_dist import storage
+from avvp_dist.data.verify import verify
 from avvp_dist.errors import DataError, StorageError
 from avvp_dist.launch import launch
 from avvp_dist.recipe import load
+from avvp_dist.storage_config import StorageConfig
 
 SMALL = [
     "model.width=16",
@@ -73,3 +75,12 @@ def test_a_store_that_stays_busy_is_given_up_with_shard_attempts_and_cause(bucke
     settings = [f"storage.endpoint={network.url}", "storage.retries=1"]
     with pytest.raises(StorageError, match=r"(?s)train-000001\.tar.*2 attempts.*SlowDown"):
         train(bucket, tmp_path, "bad", *settings)
+
+
+def test_verify_looks_at_the_store_and_not_at_what_a_node_holds(bucket, network, tmp_path, monkeypatch):
+    monkeypatch.setenv("AVVP_CACHE", str(tmp_path / "cache"))
+    train(bucket, tmp_path, "run")
+    storage.configure(StorageConfig(endpoint=network.url))
+    assert not verify(bucket, processes=1).bad
+    network.inject("wrong", "train-000002", times=1)
+    assert {bad.split for bad in verify(bucket, processes=1).bad} == {"train"}

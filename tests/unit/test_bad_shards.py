@@ -20,6 +20,7 @@ from avvp_dist.data.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, 
 from avvp_dist.data.quarantine import inspect, without
 from avvp_dist.data.reading import ShardStore
 from avvp_dist.data.source import DataConfig, open_split
+from avvp_dist.data.verify import verify
 from avvp_dist.dist.collective import FakeCollective, gather_lines
 from avvp_dist.errors import DataError
 
@@ -259,3 +260,18 @@ def test_a_shard_that_goes_bad_later_is_noticed(damaged):
         with pytest.raises(DataError, match=f"{SHARD}: content differs"):
             for _ in split.epoch(split.plan(20, 0, 1), 0, 0, 1):
                 pass
+
+
+def test_verify_reads_all_of_a_data_set_and_names_what_is_bad(packed, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(packed, data)
+    whole = verify(str(data), processes=1)
+    assert (whole.videos, whole.bad) == (90, ())
+    shard = next(data.glob("val-*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = verify(str(data), processes=2)
+    assert {bad.split for bad in found.bad} == {"val"}
+    assert all(shard.name in bad.reason for bad in found.bad)
+    assert len(found.bad) == Index.load(str(data)).shards[-2].samples
