@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from avvp_dist import storage
+from avvp_dist.cli_storage import STORAGE
 from avvp_dist.errors import ConfigError
 
 
@@ -64,6 +65,7 @@ def compare(
     markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables to this file.")] = None,
     latex: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables to this file.")] = None,
     pictures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.")] = None,
+    storage_settings: STORAGE = None,
 ) -> None:
     """Put finished runs side by side: mean, spread and interval over seeds, paired tests over videos.
 
