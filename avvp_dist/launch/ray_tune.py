@@ -18,8 +18,8 @@ from avvp_dist.launch.claims import open_desk
 from avvp_dist.launch.ray_train import place, start_ray
 from avvp_dist.launch.search import exchange, optuna_search
 from avvp_dist.launch.sweep_book import RECORD, Book, recorded
-from avvp_dist.launch.trial import Plan, run_trial
-from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.launch.trial import DRIVER_CPUS, Plan, run_trial
+from avvp_dist.recipe import LaunchConfig, RunConfig, differences, load
 from avvp_dist.sweep import SweepConfig, Trial, example, refused_overrides, settings, trials
 from avvp_dist.tracking.base import Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
@@ -46,7 +46,8 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
         ConfigError, DataError: before anything runs.
     """
     output = storage.absolute(output)
-    storage.configure(load(sweep.recipe, [*sweep.overrides, *overrides]).storage)
+    base = load(sweep.recipe, [*sweep.overrides, *overrides])
+    storage.configure(base.storage)
     index, planned = prepare(sweep, overrides)
     _claim(sweep, overrides, output)
     home = open_home(output)
@@ -57,7 +58,7 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
         if started_here:
             start_ray(log_to_driver=False)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
-        _check_resources(sweep)
+        _check_resources(sweep, base.launch)
         plan = Plan(
             name, sweep, tuple(overrides), index.fingerprint, output, tracker.reference, storage.settings(), open_desk()
         )
@@ -119,7 +120,7 @@ def _tuner(plan: Plan, book: Book, space: Mapping[str, Any], config: tune.TuneCo
     config.trial_dirname_creator = str  # short: the setting stands in our own folders' names
     several = _base(plan).launch.workers > 1
     # a trial of several workers is a driver only, and must not keep them from starting
-    resources = {"cpu": 0.1} if several else {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
+    resources = {"cpu": DRIVER_CPUS} if several else {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
         param_space=dict(space),
@@ -184,7 +185,7 @@ def _base(plan: Plan) -> RunConfig:
     return load(plan.sweep.recipe, [*plan.sweep.overrides, *plan.overrides])
 
 
-def _check_resources(sweep: SweepConfig) -> None:
+def _check_resources(sweep: SweepConfig, launch: LaunchConfig) -> None:
     """Refuses trials that no node will ever hold; on a cluster that grows, the autoscaler may bring one.
 
     Raises:
@@ -192,8 +193,10 @@ def _check_resources(sweep: SweepConfig) -> None:
     """
     there = ray.cluster_resources()
     asked = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+    if launch.workers > 1:
+        asked = {"CPU": launch.workers * launch.cpus_per_worker, "GPU": launch.workers * launch.gpus_per_worker}
     problems = [
-        f"{key.lower()}s_per_trial: {amount:g} asked for, this machine has {there.get(key, 0):g}"
+        f"{amount:g} {key}s asked for by one trial, this machine has {there.get(key, 0):g}"
         for key, amount in asked.items()
         if amount > there.get(key, 0)
     ]

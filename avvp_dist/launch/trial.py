@@ -27,6 +27,7 @@ from avvp_dist.storage_config import StorageConfig
 from avvp_dist.sweep import Setting, SweepConfig, applicable, label, trial
 from avvp_dist.train import checkpoint
 
+DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
 SCORES, FAILURE = "scores.json", "failure.json"
 
 
@@ -113,7 +114,7 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
     if storage.exists(url):
         return json.loads(storage.read_text(url))
     if config.launch.workers > 1:
-        return ray_train.train(config, [_Forward(told)], plan.desk)
+        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk)
     torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
     runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
@@ -121,6 +122,13 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
         return app.run(config, runtime)
     finally:
         runtime.close()
+
+
+def _beside_driver(config: RunConfig) -> RunConfig:
+    """Its workers leave the trial's own process what it asks for: two cores must hold a trial of two workers."""
+    launch = config.launch
+    share = max(launch.cpus_per_worker - DRIVER_CPUS / launch.workers, DRIVER_CPUS)
+    return config.model_copy(update={"launch": launch.model_copy(update={"cpus_per_worker": share})})
 
 
 class _Scores:
