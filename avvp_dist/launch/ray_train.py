@@ -176,7 +176,7 @@ def _work(arguments: dict[str, Any]) -> None:
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
-        if runtime.collective.world_size > 1:
+        if runtime.collective.world_size > 1 and not isinstance(error, Preempted):  # which all workers agree upon
             raise
 
 
