@@ -26,7 +26,7 @@ from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import Outcome, provenance
-from avvp_dist.recipe import RunConfig, differences
+from avvp_dist.recipe import RunConfig, differences, what_it_is
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
@@ -37,7 +37,6 @@ from avvp_dist.types import Progress
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
-_HOW_READ = ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share")  # where from and how, not what
 _NAMED = 20  # bad videos the log names
 
 
@@ -326,19 +325,10 @@ def _claim(config: RunConfig) -> None:
     url = storage.join(config.output, "config.yaml")
     if storage.exists(url):
         there = yaml.safe_load(storage.read_text(url))
-        changed = differences(_what_it_is(there), _what_it_is(config.model_dump(mode="json")))
+        changed = differences(what_it_is(there), what_it_is(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
     storage.write_text(url, config.to_yaml())
-
-
-def _what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped config without what only says how the run is run."""
-    apart = {"": ("tracking", "launch", "store", "storage"), "train": ("device",), "data": _HOW_READ}
-    kept = {key: value for key, value in content.items() if key not in apart[""]}
-    for section in kept.keys() & apart.keys():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in apart[section]}
-    return kept
 
 
 def _tracking_home(config: RunConfig) -> TrackingHome | None:

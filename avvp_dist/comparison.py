@@ -16,7 +16,7 @@ from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.recipe import RunConfig, changed, load
+from avvp_dist.recipe import RunConfig, changed, load, what_it_is
 from avvp_dist.report.runs import Run, Setting
 from avvp_dist.report.tables import METRICS
 from avvp_dist.tracking.base import flatten
@@ -24,9 +24,9 @@ from avvp_dist.tracking.base import flatten
 SCORES = tuple(f"{level}.{metric}" for level in LEVELS for metric in METRICS)
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # no such key: not the same as a key whose value is null
-# where and how a run is run, which changes nothing in what comes out; data are told apart by their fingerprint
-_ASIDE = ("output", "store", "seed", "recipe", "tracking", "launch")
-_ASIDE_BELOW = {"train": ("device", "check_every", "checkpoint_every"), "evaluate": ("batch_size",), "data": ("url",)}
+# besides what only says how a run is run; data are told apart by their fingerprint
+_ASIDE = {"output", "seed", "recipe"}
+_ASIDE_BELOW = {"train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",), "data": ("url",)}
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
 
 def _what(config: RunConfig, run: Run) -> dict[str, Any]:
     """All of a config that decides what comes out, the seed aside."""
-    content = config.model_dump(mode="json", exclude=set(_ASIDE))
+    content = what_it_is(config.model_dump(mode="json", exclude=_ASIDE))
     for section, keys in _ASIDE_BELOW.items():
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
     content["data"]["fingerprint"] = str(run.result["data"]["fingerprint"])[:12]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -27,6 +27,12 @@ from avvp_dist.train.optim import OptimConfig
 _SQLITE = "sqlite:///"
 # what a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
+# by section, what changes nothing in what comes out
+_HOW = {
+    "": ("tracking", "launch", "store", "storage"),
+    "train": ("device",),
+    "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
+}
 
 
 class LaunchConfig(Section):
@@ -140,6 +146,14 @@ def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
             found |= changed(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
         return found
     return {} if one == other else {path: (one, other)}
+
+
+def what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
+    kept = {key: value for key, value in content.items() if key not in _HOW[""]}
+    for section in kept.keys() & _HOW.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in _HOW[section]}
+    return kept
 
 
 def differences(one: Any, other: Any) -> list[str]:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from avvp_dist import storage
 from avvp_dist.config import Section, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.recipe import RunConfig, load
+from avvp_dist.recipe import RunConfig, load, what_it_is
 
 Setting = dict[str, Any]
 """Swept keys with their values, in the order of the space."""
@@ -292,8 +292,7 @@ def trial(sweep: SweepConfig, setting: Setting, seed: int, overrides: Sequence[s
     # values as JSON, which is YAML: what overrides are read as
     swept = [f"{key}={json.dumps(value)}" for key, value in setting.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
-    what = config.model_dump(mode="json", exclude={"output", "store", "tracking", "launch"})  # those are how it is run
-    del what["train"]["device"]
+    what = what_it_is(config.model_dump(mode="json", exclude={"output"}))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(setting)).strip("-")[:80]
     return Trial(setting, seed, config, f"{slug}-seed{seed}-{key}")

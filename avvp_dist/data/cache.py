@@ -299,7 +299,7 @@ def _remove_unused(path: Path) -> bool:
                 return False
             path.unlink()
     except FileNotFoundError:
-        pass
+        pass  # another process has just deleted it: as it should be
     return True
 
 

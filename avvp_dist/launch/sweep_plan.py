@@ -51,6 +51,7 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
     sample = known or [example(sweep, overrides, index.fingerprint)]
     stages: dict[str, str] = {}  # folder -> what the first trial that needs it does with it
     costs: dict[str, float] = {}
+    measured: dict[tuple, float] = {}
     rows = []
     for todo in sample:
         config = shared.config(todo.setting, todo.seed)
@@ -66,7 +67,10 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
             stages[folder] = "there" if finished or planned.finished(app.store(config)) else "new"
             found.append(f"{planned.stage.name} ({stages[folder]})")
             if stages[folder] == "new" and isinstance(planned.stage, TrainStage):
-                costs[folder] = _seconds(config, index, planned.stage)
+                kind = (planned.stage.name, config.model.model_dump_json(), config.train, config.optim.name)
+                if kind not in measured:
+                    measured[kind] = _seconds(config, index, planned.stage)
+                costs[folder] = measured[kind]
         rows.append(PlannedTrial(label(todo.setting), todo.seed, ("finished",) if finished else tuple(found)))
     return SweepPlan(tuple(rows) if known else (), _summary(sweep, rows, stages, costs, bool(known)))
 
@@ -125,7 +129,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage) -> float:
         optimizer.step()
     each = (_now(device) - started) / (_STEPS * min(config.train.batch_size, 128))
     train = sum(shard.samples for shard in index.shards if shard.split == "train")
-    return each * train * config.train.epochs
+    return each * train * config.train.epochs * stage.networks
 
 
 def _now(device: torch.device) -> float:

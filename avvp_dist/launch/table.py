@@ -20,7 +20,7 @@ from avvp_dist.data.source import check_plan
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch import launch
 from avvp_dist.paper_tables import PaperTable, configs, only_for_oracles
-from avvp_dist.recipe import RunConfig
+from avvp_dist.recipe import RunConfig, what_it_is
 from avvp_dist.report.paper import summary
 
 _log = logging.getLogger(__name__)
@@ -221,9 +221,7 @@ def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: s
     """A row with a seed, in the folder that belongs to both."""
     label, config = table.rows[row].label, rows[row].config.model_copy(update={"seed": seed})
     fingerprint = rows[row].index.fingerprint + rows[row].refined
-    how = {"output", "store", "tracking", "storage", "launch"}  # of a run, not what it is
-    what = config.model_dump(mode="json", exclude=how)
-    del what["train"]["device"], what["data"]["workers"], what["data"]["prefetch"]
+    what = what_it_is(config.model_dump(mode="json", exclude={"output"}))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     named = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dying import DyingRuntime, Killed
 
 from avvp_dist import app
 from avvp_dist.data.index import Index
@@ -19,25 +20,9 @@ SMALL += ["method.forget_epochs=1", "tracking=none", "train.device=cpu"]
 METHODS = {"coteaching": ["method.plain_epochs=1"], "jocor": []}
 
 
-class Killed(BaseException):
-    """Stands for the process being killed right after a checkpoint was committed."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies when the checkpoint in the middle of the second epoch has been committed."""
-
-    commits = 0
-
-    def report(self, metrics, checkpoint):
-        super().report(metrics, checkpoint)
-        self.commits += 1
-        if self.commits == 3:
-            raise Killed
-
-
-def run(recipe, packed, output, *overrides, runtime=LocalRuntime):
+def run(recipe, packed, output, *overrides, runtime=None):
     config = load(recipe, [f"data={packed}", f"output={output}", *SMALL, *METHODS[recipe], *overrides])
-    return app.run(config, runtime(config.output, "cpu"))
+    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def stage(output):
@@ -60,7 +45,13 @@ def finished(packed, tmp_path_factory, request):
 def test_killed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(packed, tmp_path, finished):
     recipe, whole, result = finished
     with pytest.raises(Killed):
-        run(recipe, packed, tmp_path / "cut", "train.checkpoint_every=2", runtime=DyingRuntime)
+        run(
+            recipe,
+            packed,
+            tmp_path / "cut",
+            "train.checkpoint_every=2",
+            runtime=DyingRuntime(str(tmp_path / "cut"), after=3),
+        )
     newest = max((tmp_path / "cut" / "checkpoints").glob("*.pt"))
     state = unpack(newest.read_bytes())
     assert (state["epoch"], state["step"]) == (1, 2)

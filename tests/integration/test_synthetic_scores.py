@@ -76,4 +76,4 @@ def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
 def test_unknown_variants_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
-    assert "no variant jomould; there are han, lr, ma, jomold, jomoldtype, valor" in capsys.readouterr().err
+    assert "no variant jomould; there are han, lr, ma, matype, jomold, jomoldtype, valor" in capsys.readouterr().err

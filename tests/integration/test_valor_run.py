@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dying import DyingRuntime, Killed
 from typer.testing import CliRunner
 
 from avvp_dist import app
@@ -18,22 +19,6 @@ from avvp_dist.recipe import load, recipes
 
 SMALL = ["train.epochs=4", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=2"]
 SMALL += ["optim.warmup_epochs=2", "optim.lr=0.003", "tracking=none", "train.device=cpu"]
-
-
-class Killed(BaseException):
-    """Stands for the process being killed right after a checkpoint was committed."""
-
-
-class DyingRuntime(LocalRuntime):
-    """Dies when its second checkpoint has been committed."""
-
-    commits = 0
-
-    def report(self, metrics, checkpoint):
-        super().report(metrics, checkpoint)
-        self.commits += 1
-        if self.commits == 2:
-            raise Killed
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +39,9 @@ def clip_clap(tmp_path_factory):
     return out
 
 
-def run(packed, output, *overrides, runtime=LocalRuntime):
+def run(packed, output, *overrides, runtime=None):
     config = load("valor", [f"data={packed}", f"output={output}", *SMALL, *overrides])
-    return app.run(config, runtime(config.output, "cpu"))
+    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def history(output):
@@ -73,7 +58,7 @@ def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
     best = max(row["val/segment.type"] for row in rows)
     assert result["best"]["epoch"] == next(row["epoch"] for row in rows if row["val/segment.type"] == best)
     with pytest.raises(Killed):
-        run(packed, tmp_path / "killed", f"data.refined={labels}", runtime=DyingRuntime)
+        run(packed, tmp_path / "killed", f"data.refined={labels}", runtime=DyingRuntime(str(tmp_path / "killed"), after=2))
     again = run(packed, tmp_path / "killed", f"data.refined={labels}")
     assert history(tmp_path / "killed") == rows
     assert again["scores"] == result["scores"]
