@@ -212,12 +212,12 @@ class _Observer:
         self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
-        self._epochs = 0
+        self._told = False
         if self._sampler:
             self._sampler.start()
         self.tracker.params(config.model_dump(exclude={"tracking", "storage"}))
         self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags(provenance(index))
+        self.tracker.tags({**provenance(index), **config.tracking.tags})
 
     def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
         assert self._console
@@ -237,6 +237,7 @@ class _Observer:
         self._console.epoch(row)
         values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
         self.tracker.metrics(values, step=row["epoch"])
+        self._tell_run()
 
     def finish(self, status: Status) -> None:
         if self._sampler:
@@ -244,8 +245,15 @@ class _Observer:
         if self._console:
             self._console.close()
         self.tracker.finish(status)
+        self._tell_run()
         if self._home:
             self._home.keep()
+
+    def _tell_run(self) -> None:
+        """Says once which tracked run this is, as soon as the server has given it an id."""
+        if self.tracker.run_id and not self._told:
+            self._told = True
+            LOGGER.info("MLflow run %s", self.tracker.run_id)
 
 
 def _identity(

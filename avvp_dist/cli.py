@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -130,11 +131,15 @@ def sync(
     raise typer.Exit(1 if report.left else 0)
 
 
-def main() -> None:
-    """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback.
+
+    Args:
+        arguments: the command and what follows it; None takes those of this process.
+    """
     set_up_logging(quiet=_rank() != 0)
     try:
-        app()
+        app(args=None if arguments is None else list(arguments))
     except AvvpError as error:
         who = f"[rank {_rank()}] " if "RANK" in os.environ else ""
         print(f"{who}error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from avvp_dist import storage
+from avvp_dist import ray_job, storage
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
 from avvp_dist.errors import ConfigError, DataError
@@ -86,6 +86,7 @@ def pack(
     """
     from avvp_dist.data import llp, shards
 
+    ray_job.refuse_own_folder({"--out": out})
     chosen = _dataset(dataset, streams)
     annotated = llp.read_annotations(annotations)
     source = llp.OfficialFeatures(features, chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -138,17 +139,30 @@ class Outcome:
 
 def provenance(index: Index) -> dict[str, str]:
     """What it takes to make the run again: commit, data, versions."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "-C", str(here), "status", "--porcelain"], capture_output=True, text=True, check=False)
-    known = commit.returncode == 0 and dirty.returncode == 0
+    try:
+        version = metadata.version("avvp_dist")
+    except metadata.PackageNotFoundError:  # run from files alone, as a Ray job's upload is
+        version = "unknown"
     return {
-        "git_commit": commit.stdout.strip() + ("-dirty" if dirty.stdout.strip() else "") if known else "unknown",
+        "git_commit": _commit() or os.environ.get("AVVP_COMMIT") or "unknown",
         "data_fingerprint": index.fingerprint,
         "data_synthetic": str(index.synthetic).lower(),
-        "avvp_dist": metadata.version("avvp_dist"),
+        "avvp_dist": version,
         "torch": torch.__version__,
     }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package lies in; None where there is no checkout, or no git."""
+    here = str(Path(__file__).parent)
+    try:
+        commit, status = (
+            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if status else "")
 
 
 def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from avvp_dist import storage
+from avvp_dist import ray_job, storage
 from avvp_dist.recipe import RunConfig
 from avvp_dist.sweep import SweepConfig
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 
 def launch(config: RunConfig) -> dict[str, Any]:
-    """Trains ``config`` the way its launch section says; returns the content of result.json."""
+    """Trains ``config`` the way its launch section says; returns the content of result.json.
+
+    Raises:
+        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+    """
     storage.configure(config.storage)
+    config = _in_job(config)
     if config.launch.name == "ray":
         _before_ray()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
@@ -49,3 +54,15 @@ def _before_ray() -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
+
+
+def _in_job(config: RunConfig) -> RunConfig:
+    """In a Ray job: results must outlast it, and the tracked run names it."""
+    submission = ray_job.submission_id()
+    if submission is None:
+        return config
+    tracked = config.tracking.name != "none"
+    uri = config.tracking.uri if tracked else None
+    ray_job.refuse_own_folder({"output": config.output, "store": config.store, "tracking.uri": uri})
+    tags = {**config.tracking.tags, "ray_job": submission}
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})

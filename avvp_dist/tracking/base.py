@@ -6,6 +6,7 @@ Importing this module imports no tracking library; `open_tracker` starts a threa
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,8 +25,9 @@ class TrackingConfig(Section):
 
     name: Literal["mlflow", "none"] = "mlflow"
     """`mlflow`, or `none` to keep nothing beyond the run folder."""
-    uri: str = "sqlite:///mlflow.db"
-    """MLflow tracking URI; a relative SQLite path counts from the folder in which the run was started."""
+    uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    """MLflow tracking URI, by default that of MLFLOW_TRACKING_URI; a relative SQLite path counts from the folder in which
+    the run was started."""
     experiment: str = "avvp"
     """MLflow experiment; made when it is not there."""
     run_name: str | None = None
@@ -33,7 +35,7 @@ class TrackingConfig(Section):
     parent_run: str | None = None
     """MLflow run id under which this run is nested, or the `reference` of a run that no server may have seen yet."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """Tags of the run."""
+    """Tags of the run beside our own, e.g. tracking.tags.team=audio."""
     flush_timeout: PositiveFloat = 30.0
     """Seconds the end of a run waits for the server; what is left then waits for `avvp sync`."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
-    {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors"},
+    {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"},
     {"data", "models", "dist", "metrics"},
     {"methods"},
     {"train", "tracking", "report"},

@@ -1,0 +1,14 @@
+"""Runs a sweep as a Ray job; the arguments are those of `avvp sweep`.
+
+    ray job submit --working-dir . -- python jobs/tune.py jomold-denoising data=s3://bucket/llp --output s3://bucket/sweeps/a
+
+The job's log ends with the table of trials. Submitted again with the same output (or `--resume s3://bucket/sweeps/a`), it goes
+on with the trials that are left.
+"""
+
+import sys
+
+from avvp_dist.cli import main
+
+if __name__ == "__main__":
+    main(["sweep", *sys.argv[1:]])
