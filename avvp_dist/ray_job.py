@@ -36,7 +36,9 @@ def refuse_own_folder(places: Mapping[str, str | None]) -> None:
     for name, url in places.items():
         here = storage.local_path(url.removeprefix(_SQLITE)) if url and "://" not in url.removeprefix(_SQLITE) else None
         if here is not None and here.resolve().is_relative_to(own):
-            problems.append(f"{name}={url}: lies in the job's own folder, which ends with the job; {_BETTER.get(name, _URL)}")
+            problems.append(
+                f"{name}={url}: lies in the job's own folder, which ends with the job; {_BETTER.get(name, _URL)}"
+            )
     if problems:
         raise ConfigError(problems)
 

@@ -24,6 +24,7 @@ BUCKET = "avvp"
 _HEAD = "10.77.0.1"  # addresses of nodes, on the loopback interface of a network namespace
 _GCS, _POSTGRES = 6379, 5432
 _PATIENCE = 240.0
+_FOREIGN = ("RAY_", "AWS_", "MLFLOW_", "AVVP_")
 _KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -179,10 +180,11 @@ class Cluster:
         server = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(_POSTGRES), "-k", str(home)]
         self._run("postgres", [*become, *map(str, server)], {}, cwd=home)
         self._wait("postgres", lambda: _listens(_POSTGRES))
-        return f"postgresql://postgres:{password}@127.0.0.1:{_POSTGRES}/postgres", "PostgreSQL"
+        # the driver is named: SQLAlchemy 2.1 takes another one for plain postgresql://
+        return f"postgresql+psycopg2://postgres:{password}@127.0.0.1:{_POSTGRES}/postgres", "PostgreSQL"
 
     def _start_ray(self, name: str, address: str, cpus: int, *options: str) -> None:
-        """A node with files of its own: Ray's folder is another one on each, as on machines of their own."""
+        """A node with files of its own, Ray's folder and its home, and with no code but what jobs upload."""
         subprocess.run(["ip", "address", "replace", f"{address}/32", "dev", "lo"], check=True)
         tools, shared, own = Path(sys.executable).parent, self.folder / "ray", self.folder / "nodes" / name
         for path in (shared, own):
@@ -196,11 +198,14 @@ class Cluster:
             command.append(f"--temp-dir={shared}")
         environment = self.client_environment() | _RAY | {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(own)}
         del environment["RAY_API_SERVER_ADDRESS"]
-        self._run(name, command, environment | self._settings)
+        self._run(name, command, environment | self._settings, foreign=(*_FOREIGN, "PYTHONPATH"))
 
-    def _run(self, name: str, command: list[str], environment: dict[str, str], cwd: Path | None = None) -> None:
+    def _run(
+        self, name: str, command: list[str], environment: dict[str, str], cwd: Path | None = None,
+        foreign: tuple[str, ...] = _FOREIGN,
+    ) -> None:  # fmt: skip
         """Starts a service with nothing of this process's environment that could lead it elsewhere."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(_FOREIGN)}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command, env=kept | environment, cwd=cwd or self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -226,7 +231,6 @@ class Cluster:
         return True
 
 
-_FOREIGN = ("RAY_", "AWS_", "MLFLOW_", "PYTHONPATH", "AVVP_")  # a node has the code that is uploaded, and no other
 _MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 _RAY = {
     "RAY_JOB_STOP_WAIT_TIME_S": "120",  # a stopped job has so long to write its checkpoint, not Ray's three seconds

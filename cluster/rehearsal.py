@@ -1,0 +1,270 @@
+"""A rehearsal: several Ray nodes on this machine, data, checkpoints and artefacts on S3, MLflow; nodes die, jobs are stopped.
+
+Every step says what it proves, and the first that fails ends the rehearsal with exit code 1. Nothing outlives it: all runs in
+namespaces of its own (see local.py). ``--short`` keeps one training that loses a node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+from local import enter_namespaces
+from services import BUCKET, Cluster, ClusterError, Ports
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = f"s3://{BUCKET}"
+_SMALL = [f"data={BASE}/data", "model.width=32", "train.batch_size=64"]
+_NODES = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}  # a dead node is noticed in seconds
+_PATIENCE = 600.0
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Failed(Exception):
+    """A step did not show what it should."""
+
+
+def check(holds: bool, otherwise: str) -> None:
+    """Ends the rehearsal unless ``holds``."""
+    if not holds:
+        raise Failed(otherwise)
+
+
+class Jobs:
+    """Submits jobs as a user does, with Ray's command line from the repository, and watches them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._ray = str(Path(sys.executable).parent / "ray")
+
+    def submit(self, script: str, *words: str) -> str:
+        """The id of the new job."""
+        entry = ["python", f"jobs/{script}.py", *words]
+        told = command([self._ray, "job", "submit", "--no-wait", "--working-dir", ".", "--", *entry])
+        found = re.search(r"raysubmit_\w+", told)
+        if not found:
+            raise Failed(f"ray job submit named no job: {told}")
+        return found.group()
+
+    def stop(self, job: str) -> None:
+        """Returns when it has stopped."""
+        command([self._ray, "job", "stop", job])
+
+    def run(self, script: str, *words: str) -> str:
+        """The log of a job that has to succeed."""
+        return self.end(self.submit(script, *words))
+
+    def end(self, job: str, wanted: str = "SUCCEEDED") -> str:
+        """Its log when it has ended as ``wanted``."""
+        log = self._wait(job, lambda _, status: status in _ENDED, "end")
+        status = self.details(job)["status"]
+        check(status == wanted, f"job {job} is {status}, not {wanted}; the end of its log:\n{log[-3000:]}")
+        return log
+
+    def says(self, job: str, pattern: str) -> str:
+        """Its log once ``pattern`` is in it."""
+        return self._wait(job, lambda log, _: re.search(pattern, log) is not None, f"log had {pattern!r}")
+
+    def details(self, job: str) -> dict[str, str | int | None]:
+        """What Ray knows of it."""
+        known: dict[str, str | int | None] = json.loads(self._cluster.ask(f"/api/jobs/{job}"))
+        return known
+
+    def _wait(self, job: str, done: Callable[[str, str], bool], what: str) -> str:
+        limit = time.monotonic() + _PATIENCE
+        while True:
+            status, log = str(self.details(job)["status"]), json.loads(self._cluster.ask(f"/api/jobs/{job}/logs"))["logs"]
+            if done(log, status):
+                return str(log)
+            if status in _ENDED or time.monotonic() > limit:
+                raise Failed(f"job {job} is {status} before its {what}:\n{log[-3000:]}")
+            time.sleep(0.5)
+
+
+class Rehearsal:
+    """The steps, on a cluster that is up."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._jobs = cluster, Jobs(cluster)
+        self._started = self._last = time.monotonic()
+
+    def say(self, proven: str) -> None:
+        """Reports a step."""
+        now = time.monotonic()
+        print(f"[{now - self._started:4.0f} s] {now - self._last:4.0f} s  {proven}", flush=True)
+        self._last = now
+
+    def door_is_locked(self) -> None:
+        """A request without the token is turned away."""
+        try:
+            self._cluster.ask("/api/jobs/", token=False)
+        except urllib.error.HTTPError as error:
+            check(error.code in (401, 403), f"a request without the token was answered with {error.code}")
+        else:
+            raise Failed("the cluster's jobs can be listed without the token")
+        self.say("token authentication: a request without the token is refused")
+
+    def data_on_s3(self, train: int) -> None:
+        """Synthetic shards, written to S3 by a client."""
+        splits, shards = ["--splits", f"{train},64,64"], ["--layout", "shards", "--shard-videos", "64", "--workers", "1"]
+        command([sys.executable, "-m", "avvp_dist", "data", "synth", f"{BASE}/data", *splits, *shards])
+        self.say(f"S3: {train} training videos packed into shards")
+
+    def node_dies(self, epochs: int) -> None:
+        """Two workers train; the node of one dies; the run goes on from its last checkpoint with the nodes that are left."""
+        output = f"{BASE}/runs/node-dies"
+        words = ["han", *_SMALL, f"output={output}", "tracking.run_name=node-dies"]
+        job = self._jobs.submit("train", *words, f"train.epochs={epochs}", "launch.workers=2")
+        log = self._jobs.says(job, r"epoch 2, loss")
+        self.say("job submitted with the repository alone; two workers have trained two epochs")
+        used = {f"worker-{int(last) - 1}" for last in re.findall(r"RayTrainWorker pid=\d+, ip=10\.77\.0\.(\d+)\)", log)}
+        victim = max(used)  # not worker-0, which is the head
+        self._cluster.kill(victim)
+        log = self._jobs.end(job)
+        check("resumed at epoch" in log, f"the run did not go on from a checkpoint:\n{log[-3000:]}")
+        check("F scores of the test split" in log, "the job's log has no table of scores")
+        self._all_epochs(output, "train", epochs)
+        self.say(
+            f"{victim} killed, with all its processes: the run went on from its last checkpoint on S3; no epoch lost or twice"
+        )
+        self._run_in_mlflow("node-dies", job, log)
+
+    def _run_in_mlflow(self, name: str, job: str, log: str) -> None:
+        without = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        found = json.loads(command([sys.executable, "-c", _ASK_MLFLOW, name], without))
+        check(found["status"] == "FINISHED", f"the run is {found['status']} in MLflow")
+        check(found["job"] == job, f"MLflow's run names the job {found['job']}, not {job}")
+        check(f"MLflow run {found['run']}" in log, "the job's log does not name the MLflow run")
+        check(found["recipe"] == "han", "its result.json, an artefact on S3, did not come through the server")
+        self.say(
+            f"MLflow on {self._cluster.database}: run FINISHED, tagged with its job; artefacts on S3 come through the server"
+        )
+
+    def mistake(self) -> None:
+        """A mistake of the user's is a failed job with one message and the command's own exit code."""
+        job = self._jobs.submit("train", "han", *_SMALL, f"output={BASE}/x", "train.epoch=1")
+        log = self._jobs.end(job, "FAILED")
+        check("did you mean 'epochs'" in log and "Traceback" not in log, f"the log does not say what is wrong:\n{log}")
+        code = self._jobs.details(job)["driver_exit_code"]
+        check(code == 2, f"exit code {code}")
+        self.say("a misspelt key: job FAILED, exit code 2, one message")
+
+    def stop_and_resume(self, epochs: int) -> None:
+        """A job is stopped in its last stage and submitted again; another is never stopped: both end with the same model."""
+        words = ["jomold", *_SMALL, f"train.epochs={epochs}", "launch.workers=2"]
+        stopped, whole = f"{BASE}/runs/stopped", f"{BASE}/runs/whole"
+        job = self._jobs.submit("train", *words, f"output={stopped}")
+        self._jobs.says(job, r"denoise epoch 2, loss")
+        self._jobs.stop(job)
+        status = self._jobs.details(job)["status"]
+        check(status == "STOPPED", f"the stopped job is {status}")
+        self.say("job stopped in the middle of its last stage")
+        log = self._jobs.run("train", *words, f"output={stopped}")
+        check("stage estimate: finished before" in log, "a finished stage was trained again")
+        check(re.search(r"stage denoise: .*resumed at epoch", log) is not None, "the stopped stage began anew")
+        self._all_epochs(stopped, "denoise", epochs)
+        self._jobs.run("train", *words, f"output={whole}")
+        same = read(f"{stopped}/model.safetensors") == read(f"{whole}/model.safetensors")
+        check(same, "the resumed run's model is not that of the run which was never stopped")
+        self.say(
+            "submitted again it went on where it stopped; its model is, bit for bit, that of a run which was never stopped"
+        )
+
+    def sweep(self) -> None:
+        """A sweep, its trials spread over the nodes and sharing their first stages."""
+        output = f"{BASE}/sweep"
+        log = self._jobs.run("tune", "lr-tau", *_SMALL, "train.epochs=1", "--seeds", "1", "--cpus", "1", "--output", output)
+        trials = json.loads(read(f"{output}/sweep.json"))["trials"]
+        check(len(trials) == 5 and all("score" in trial for trial in trials), f"trials: {trials}\n{log[-3000:]}")
+        self.say("sweep of five settings submitted as one job: all trials finished")
+
+    def _all_epochs(self, output: str, stage: str, epochs: int) -> None:
+        rows = [row["epoch"] for row in json.loads(read(f"{output}/history.json")) if row["stage"] == stage]
+        check(rows == list(range(1, epochs + 1)), f"epochs of stage {stage} in history.json: {rows}")
+
+
+_ASK_MLFLOW = """
+import json, sys, tempfile
+from mlflow import MlflowClient
+client = MlflowClient()
+(run,) = client.search_runs([client.get_experiment_by_name("avvp").experiment_id], f"attributes.run_name = '{sys.argv[1]}'")
+with tempfile.TemporaryDirectory() as folder:
+    result = json.load(open(client.download_artifacts(run.info.run_id, "result.json", folder)))
+told = {"status": run.info.status, "job": run.data.tags.get("ray_job"), "run": run.info.run_id, "recipe": result["recipe"]}
+print(json.dumps(told))
+"""
+
+
+def command(words: list[str], environment: dict[str, str] | None = None) -> str:
+    """What a command prints, run from the repository; the rehearsal fails with it."""
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    if done.returncode:
+        shown = " ".join(words)[:300]
+        raise Failed(f"{shown} ended with {done.returncode}:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+    return done.stdout
+
+
+def read(url: str) -> bytes:
+    """What lies at a URL."""
+    from avvp_dist import storage  # reads the environment, which is set by now
+
+    return storage.read_bytes(url)
+
+
+def rehearse(short: bool) -> None:
+    """All steps, or the short form's; inside the namespaces."""
+    folder = Path(tempfile.mkdtemp(prefix="avvp-"))
+    try:
+        with Cluster(folder, Ports(), _NODES) as cluster:
+            for name in [name for name in os.environ if name.startswith(("RAY_", "AWS_", "MLFLOW_"))]:
+                del os.environ[name]
+            sys.path.insert(0, str(ROOT))
+            os.environ.update(cluster.client_environment() | {"OMP_NUM_THREADS": "1"})
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            steps = Rehearsal(cluster)
+            cluster.start(workers=2, cpus=1, head_cpus=1)
+            steps.say("three Ray nodes, an S3 server and MLflow are up, in a network of their own")
+            steps.door_is_locked()
+            steps.data_on_s3(256 if short else 512)
+            steps.node_dies(5 if short else 10)
+            if short:
+                return
+            cluster.start_node("worker-3", 1)
+            steps.mistake()
+            steps.stop_and_resume(8)
+            steps.sweep()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="three nodes, one training, one node killed")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    try:
+        if not given.inside:
+            inner = [sys.executable, __file__, "--inside", *(["--short"] if given.short else [])]
+            sys.exit(subprocess.run(enter_namespaces(inner), check=False).returncode)
+        rehearse(given.short)
+    except (Failed, ClusterError) as error:
+        sys.exit(f"FAILED: {error}")
+    print("rehearsal passed")
+
+
+if __name__ == "__main__":
+    main()
