@@ -7,9 +7,9 @@
     ray job submit --working-dir . -- python jobs/train.py jomold data=s3://avvp/data output=s3://avvp/runs/a
     cluster/local.py down                # ends it; what was in its S3 is gone
 
-Several Ray nodes on one machine need several addresses. They get them in a network namespace, where nobody else's servers are;
-of this machine's own network only three loopback ports lead inside. A process namespace goes with it: when its first process
-ends, however that happens, the kernel ends everything that was started in it, and nothing else.
+Several Ray nodes on one machine need several addresses. They get them in a network namespace, where nobody else's servers
+are; of this machine's own network only three loopback ports lead inside. A process namespace goes with it: when its first
+process ends, however that happens, the kernel ends everything that was started in it, and nothing else.
 
 Needs Linux, util-linux (unshare) and iproute2 (ip), and root or unprivileged user namespaces.
 """

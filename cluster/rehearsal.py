@@ -1,7 +1,7 @@
-"""A rehearsal: several Ray nodes on this machine, data, checkpoints and artefacts on S3, MLflow; nodes die, jobs are stopped.
+"""A rehearsal: several Ray nodes on this machine: data and checkpoints on S3, MLflow; a node dies, a job is stopped.
 
-Every step says what it proves, and the first that fails ends the rehearsal with exit code 1. Nothing outlives it: all runs in
-namespaces of its own (see local.py). ``--short`` keeps one training that loses a node.
+Every step says what it proves, and the first that fails ends the rehearsal with exit code 1. Nothing outlives it: all runs
+in namespaces of its own (see local.py). ``--short`` keeps one training that loses a node.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Rehearsal:
         check("F scores of the test split" in log, "the job's log has no table of scores")
         self._all_epochs(output, "train", epochs)
         self.say(
-            f"{victim} killed, with all its processes: the run went on from its last checkpoint on S3; no epoch lost or twice"
+            f"{victim} killed with all its processes: the run went on from its last checkpoint on S3, no epoch lost or twice"
         )
         self._run_in_mlflow("node-dies", job, log)
 

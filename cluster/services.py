@@ -149,8 +149,8 @@ class Cluster:
         """On PostgreSQL where it and its driver are installed; clients need no S3 set-up, the server hands artefacts on."""
         store, self.database = self._start_postgres()
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports.mlflow), "--workers", "1",
-            "--artifacts-destination", f"s3://{BUCKET}/mlflow",
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports.mlflow),
+            "--workers", "1", "--artifacts-destination", f"s3://{BUCKET}/mlflow",
         ]  # fmt: skip
         environment = {"MLFLOW_BACKEND_STORE_URI": store, **_MLFLOW, **self._s3_environment()}
         self._run("mlflow", command, environment)

@@ -1,10 +1,10 @@
-"""Packs annotations and features into shards as a Ray job; the arguments are those of `avvp data pack`.
+r"""Packs annotations and features into shards as a Ray job; the arguments are those of `avvp data pack`.
 
     ray job submit --working-dir . --entrypoint-num-cpus 8 -- \
         python jobs/shard.py llp --annotations /mnt/llp --features /mnt/llp --out s3://bucket/llp --workers 8
 
-It runs in the job's own process and its children, on a node with the CPUs asked for; that node must see the features. Stopped,
-and submitted again, it goes on with the shards that are missing.
+It runs in the job's own process and its children, on a node with the CPUs asked for; that node must see the features.
+Stopped, and submitted again, it goes on with the shards that are missing.
 """
 
 import sys

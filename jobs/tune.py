@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/tune.py jomold-denoising data=s3://bucket/llp --output s3://bucket/sweeps/a
 
-The job's log ends with the table of trials. Submitted again with the same output (or `--resume s3://bucket/sweeps/a`), it goes
-on with the trials that are left.
+The job's log ends with the table of trials. Submitted again with the same output (or `--resume s3://bucket/sweeps/a`), it
+goes on with the trials that are left.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The fields of KubeRay's RayCluster and RayJob (release 1.7), and of Kubernetes' pod templates as far as ours use them.
 
-Written down from the published API reference as JSON schema, so that a test needs no network: a misspelt or misplaced field is
-an unknown one. Types are checked where a wrong one is an easy slip (rayStartParams and environment variables are strings).
+Written down from the published API reference as JSON schema, so that a test needs no network: a misspelt or misplaced field
+is an unknown one. Types are checked where a wrong one is an easy slip: rayStartParams and environment variables are strings.
 """
 
 from typing import Any

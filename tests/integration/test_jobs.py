@@ -1,0 +1,190 @@
+"""`ray job submit` from a checkout, to a Ray of one node with token authentication: what a user sees, and how jobs end."""
+
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("ray")
+ROOT = Path(__file__).parents[2]
+TOOLS = Path(sys.executable).parent
+SMALL = ["model.width=32", "train.batch_size=32", "train.device=cpu"]
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Head:
+    """A Ray head on loopback, and its jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(16))
+        self.token, self.folder, self.log = token, folder, folder / "head.log"
+        self.address = f"http://127.0.0.1:{free_port()}"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_", "PYTHONPATH"))}
+        self.environment = kept | {
+            "PATH": f"{TOOLS}:{os.environ['PATH']}",
+            "RAY_API_SERVER_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all listeners stay on loopback
+            "RAY_JOB_STOP_WAIT_TIME_S": "120",
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+        }
+
+    def __enter__(self):
+        port = self.address.rsplit(":", 1)[1]
+        command = [
+            TOOLS / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
+            "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+            f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats",
+            f"--temp-dir={self.folder}/ray",
+        ]  # fmt: skip
+        environment = {key: value for key, value in self.environment.items() if key != "RAY_API_SERVER_ADDRESS"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log)
+        end = time.monotonic() + 180
+        while True:
+            try:
+                self.ask("/api/jobs/")
+                return self
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < end, self.log.read_text()
+                time.sleep(0.2)
+
+    def __exit__(self, *_):
+        root = psutil.Process(self.process.pid)
+        for process in [*root.children(recursive=True), root]:
+            process.kill()
+        self.process.wait()
+
+    def ask(self, path: str, token: bool = True, method: str = "GET"):
+        request = urllib.request.Request(f"{self.address}{path}", method=method)
+        if token:
+            request.add_header("Authorization", f"Bearer {self.token.read_text()}")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def ray(self, *words: str) -> str:
+        command = [str(TOOLS / "ray"), "job", *words]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    def submit(self, script: str, *words: str) -> str:
+        told = self.ray("submit", "--no-wait", "--working-dir", ".", "--", "python", f"jobs/{script}.py", *words)
+        return re.search(r"raysubmit_\w+", told).group()
+
+    def log_of(self, job: str) -> str:
+        return self.ask(f"/api/jobs/{job}/logs")["logs"]
+
+    def wait(self, job: str, pattern: str | None = None) -> str:
+        """The job's log when it has ended, or when ``pattern`` is in it."""
+        end = time.monotonic() + 240
+        while True:
+            ended, log = self.ask(f"/api/jobs/{job}")["status"] in ENDED, self.log_of(job)
+            if re.search(pattern, log) if pattern else ended:
+                return log
+            assert not ended, log
+            assert time.monotonic() < end, log
+            time.sleep(0.3)
+
+    def run(self, script: str, *words: str) -> str:
+        job = self.submit(script, *words)
+        log = self.wait(job)
+        assert self.ask(f"/api/jobs/{job}")["status"] == "SUCCEEDED", log
+        return log
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head():
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, Head(Path(folder)) as running:  # sockets: a short path
+        yield running
+
+
+@pytest.fixture(scope="module")
+def trained(head, packed):
+    """A run that a job trained on two workers: its job, log and folder."""
+    output = head.folder / "run"
+    job = head.submit("train", "han", f"data={packed}", f"output={output}", "train.epochs=2", "launch.workers=2", *SMALL)
+    return job, head.wait(job), output
+
+
+def test_nobody_comes_in_without_the_token(head):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        head.ask("/api/jobs/", token=False)
+    assert refused.value.code in (401, 403)
+
+
+def test_a_training_job_tells_its_progress_its_scores_and_its_mlflow_run(head, trained):
+    job, log, output = trained
+    details = head.ask(f"/api/jobs/{job}")
+    assert (details["status"], details["driver_exit_code"]) == ("SUCCEEDED", 0), log
+    assert "train epoch 1, loss" in log
+    assert "train epoch 2, loss" in log
+    assert "F scores of the test split" in log
+    assert f"scores {output}/result.json" in log
+    from mlflow import MlflowClient
+
+    client = MlflowClient(head.environment["MLFLOW_TRACKING_URI"])
+    run = client.get_run(re.search(r"MLflow run (\w{32})", log).group(1))
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["ray_job"] == job
+    assert json.loads((output / "result.json").read_text())["recipe"] == "han"
+
+
+def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(head, packed):
+    job = head.submit("train", "han", f"data={packed}", "launch.workers=2")  # output would be in the job's own folder
+    log = head.wait(job)
+    details = head.ask(f"/api/jobs/{job}")
+    assert (details["status"], details["driver_exit_code"]) == ("FAILED", 2)
+    assert "lies in the job's own folder, which ends with the job" in log
+    assert "Traceback" not in log
+
+
+def test_packing_and_evaluating_as_jobs(head, trained, tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "avvp_dist", "data", "synth", str(tmp_path / "raw"), "--videos", "60", "--workers", "1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+    )
+    raw, out = str(tmp_path / "raw"), str(tmp_path / "packed")
+    log = head.run("shard", "llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", out, "--workers", "1")
+    assert "60 videos in 3 shards" in log
+    log = head.run("evaluate", str(trained[2]))
+    assert "result.json reproduced" in log
+
+
+def test_a_stopped_job_goes_on_where_it_stopped(head, packed, tmp_path):
+    words = ["jomold", f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=15", *SMALL]
+    job = head.submit("train", *words)
+    head.wait(job, r"denoise epoch 2, loss")
+    assert head.ask(f"/api/jobs/{job}/stop", method="POST") == {"stopped": True}  # as `ray job stop`, without its start-up
+    head.wait(job)
+    assert head.ask(f"/api/jobs/{job}")["status"] == "STOPPED"
+    assert not (tmp_path / "run" / "result.json").exists()
+    log = head.run("train", *words)
+    assert "stage estimate: finished before" in log
+    assert re.search(r"stage denoise: 15 epochs, resumed at epoch ([3-9]|1\d)", log), log
+    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    assert [row["epoch"] for row in history if row["stage"] == "denoise"] == list(range(1, 16))
