@@ -130,8 +130,9 @@ class Rehearsal:
         job = self._jobs.submit("train", *words, f"train.epochs={epochs}", "launch.workers=2")
         log = self._jobs.says(job, r"epoch 2, loss")
         self.say("job submitted with the repository alone; two workers have trained two epochs")
-        used = {f"worker-{int(last) - 1}" for last in re.findall(r"RayTrainWorker pid=\d+, ip=10\.77\.0\.(\d+)\)", log)}
-        victim = max(used)  # not worker-0, which is the head
+        where = {int(rank): int(last) for last, rank in re.findall(r"ip=10\.77\.0\.(\d+), pid=\d+\) world_rank=(\d)", log)}
+        last = where[0] if where[0] != 1 else where[1]  # rank 0 checkpoints and tracks: its death is the hardest; 1 is the head
+        victim = f"worker-{last - 1}"
         self._cluster.kill(victim)
         log = self._jobs.end(job)
         check("resumed at epoch" in log, f"the run did not go on from a checkpoint:\n{log[-3000:]}")
