@@ -20,6 +20,12 @@ def submission_id() -> str | None:
     return json.loads(text).get("metadata", {}).get("job_submission_id") if text else None
 
 
+def tags() -> dict[str, str]:
+    """What a tracked run says of the job that it belongs to; empty outside one."""
+    job = submission_id()
+    return {"ray_job": job} if job else {}
+
+
 def refuse_own_folder(places: Mapping[str, str | None]) -> None:
     """Refuses to write where a submitted job's upload was unpacked: Ray deletes it, and other nodes do not see it.
 

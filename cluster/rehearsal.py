@@ -131,7 +131,9 @@ class Rehearsal:
         log = self._jobs.says(job, r"epoch 2, loss")
         self.say("job submitted with the repository alone; two workers have trained two epochs")
         where = {int(rank): int(last) for last, rank in re.findall(r"ip=10\.77\.0\.(\d+), pid=\d+\) world_rank=(\d)", log)}
-        last = where[0] if where[0] != 1 else where[1]  # rank 0 checkpoints and tracks: its death is the hardest; 1 is the head
+        last = (
+            where[0] if where[0] != 1 else where[1]
+        )  # rank 0 checkpoints and tracks: its death is the hardest; 1 is the head
         victim = f"worker-{last - 1}"
         self._cluster.kill(victim)
         log = self._jobs.end(job)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import ray_job, storage
-from avvp_dist.recipe import RunConfig
+from avvp_dist.recipe import RunConfig, load
 from avvp_dist.sweep import SweepConfig
 
 if TYPE_CHECKING:
@@ -33,7 +33,13 @@ def launch(config: RunConfig) -> dict[str, Any]:
 
 
 def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
-    """Runs a sweep on Ray Tune; see `launch.ray_tune.run`."""
+    """Runs a sweep on Ray Tune; see `launch.ray_tune.run`.
+
+    Raises:
+        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+    """
+    if ray_job.submission_id():
+        _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
     _before_ray()
     from avvp_dist.launch import ray_tune
 
@@ -58,11 +64,11 @@ def _before_ray() -> None:
 
 def _in_job(config: RunConfig) -> RunConfig:
     """In a Ray job: results must outlast it, and the tracked run names it."""
-    submission = ray_job.submission_id()
-    if submission is None:
-        return config
-    tracked = config.tracking.name != "none"
-    uri = config.tracking.uri if tracked else None
-    ray_job.refuse_own_folder({"output": config.output, "store": config.store, "tracking.uri": uri})
-    tags = {**config.tracking.tags, "ray_job": submission}
+    _check_places(config, config.output)
+    tags = {**config.tracking.tags, **ray_job.tags()}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
+
+
+def _check_places(config: RunConfig, output: str) -> None:
+    uri = config.tracking.uri if config.tracking.name != "none" else None
+    ray_job.refuse_own_folder({"output": output, "store": config.store, "tracking.uri": uri})

@@ -11,7 +11,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from avvp_dist import app, storage
+from avvp_dist import app, ray_job, storage
 from avvp_dist.data.index import Index
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch.claims import open_desk
@@ -230,7 +230,7 @@ def _tracker(name: str, sweep: SweepConfig, overrides: Sequence[str], home: Trac
     """The sweep's own run, under which its trials are nested."""
     config = load(sweep.recipe, [*sweep.overrides, *overrides]).absolute().tracking
     named = config.model_copy(
-        update={"run_name": config.run_name or f"sweep {name}", "tags": {**config.tags, "sweep": name}}
+        update={"run_name": config.run_name or f"sweep {name}", "tags": {**config.tags, **ray_job.tags(), "sweep": name}}
     )
     tracker = open_tracker(named, home.folder)
     spec = sweep.model_dump(mode="json", exclude={"space", "overrides"})

@@ -51,8 +51,8 @@ class Head:
         command = [
             TOOLS / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={free_port()}",
             "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-            f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats",
-            f"--temp-dir={self.folder}/ray",
+            f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+            "--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={self.folder}/ray",
         ]  # fmt: skip
         environment = {key: value for key, value in self.environment.items() if key != "RAY_API_SERVER_ADDRESS"}
         with self.log.open("wb") as log:
@@ -117,7 +117,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def head():
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder, Head(Path(folder)) as running:  # sockets: a short path
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
+        Head(Path(folder)) as running,
+    ):  # sockets: a short path
         yield running
 
 
@@ -180,8 +183,10 @@ def test_a_stopped_job_goes_on_where_it_stopped(head, packed, tmp_path):
     job = head.submit("train", *words)
     head.wait(job, r"denoise epoch 2, loss")
     assert head.ask(f"/api/jobs/{job}/stop", method="POST") == {"stopped": True}  # as `ray job stop`, without its start-up
-    head.wait(job)
+    log = head.wait(job)
     assert head.ask(f"/api/jobs/{job}")["status"] == "STOPPED"
+    assert re.search(r"error: asked to stop at stage denoise, .*: a checkpoint is safe", log), log
+    assert not re.search(r'File ".*avvp_dist/', log), log  # no traceback of ours; Ray's own cleaner may leave one
     assert not (tmp_path / "run" / "result.json").exists()
     log = head.run("train", *words)
     assert "stage estimate: finished before" in log
