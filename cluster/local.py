@@ -51,7 +51,21 @@ def enter_namespaces(command: list[str]) -> list[str]:
         unshare.append("--map-root-user")
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         raise ClusterError(f"`{' '.join(unshare)}` is not allowed here; run as root, or allow user namespaces")
-    return [*unshare, *command]
+    return [*unshare, sys.executable, str(Path(__file__).resolve()), "init", *command]
+
+
+def be_init(command: list[str]) -> int:
+    """Runs ``command`` as the first process of a process namespace has to: whatever loses its parent ends as its child.
+
+    Without it, the driver of a stopped Ray job stays as a zombie, and Ray waits for it until it gives up.
+    """
+    child = subprocess.Popen(command, close_fds=False).pid
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: os.kill(child, got))
+    while True:
+        ended, status = os.wait()
+        if ended == child:
+            return os.waitstatus_to_exitcode(status)
 
 
 _TOOLS = {"unshare": "util-linux", "ip": "iproute2"}
@@ -175,6 +189,8 @@ def _tail(path: Path) -> str:
 
 def main() -> None:
     """The command line."""
+    if sys.argv[1:2] == ["init"]:
+        sys.exit(be_init(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["up", "env", "down", "serve"], help="serve is what up runs in the namespaces")
     parser.add_argument("--workers", type=int, default=2, help="Ray nodes beside the head")

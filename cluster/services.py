@@ -66,12 +66,12 @@ class Cluster:
         for name in reversed(list(self._processes)):
             self.kill(name)
 
-    def start(self, workers: int, cpus: int, head_cpus: int = 0) -> None:
+    def start(self, workers: int, cpus: int) -> None:
         """Everything: S3, MLflow, the head and ``workers`` nodes with ``cpus`` each; returns when all can be used."""
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         self._start_s3()
         self._start_mlflow()
-        self._start_ray("head", _HEAD, head_cpus, "--head", f"--port={_GCS}", "--include-dashboard=true",
+        self._start_ray("head", _HEAD, 0, "--head", f"--port={_GCS}", "--include-dashboard=true",
                         "--dashboard-host=127.0.0.1", f"--dashboard-port={self.ports.dashboard}")  # fmt: skip
         self._wait("head", lambda: self.alive_nodes() >= 1)
         for number in range(1, workers + 1):

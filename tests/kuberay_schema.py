@@ -79,6 +79,7 @@ _pod = _object(
     affinity=_anything,
     restartPolicy=_choice("Always", "OnFailure", "Never"),
     terminationGracePeriodSeconds=_number,
+    shareProcessNamespace=_flag,
     securityContext=_object(
         runAsNonRoot=_flag, runAsUser=_number, runAsGroup=_number, fsGroup=_number, supplementalGroups=_list(_number)
     ),

@@ -98,6 +98,7 @@ def test_every_pod_has_shared_memory_limits_secrets_by_reference_and_no_root():
         assert container["resources"]["requests"] == container["resources"]["limits"], name
         assert {"secretRef": {"name": "avvp-s3"}} in container["envFrom"], name
         assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["shareProcessNamespace"] is True, name
         assert "env" not in container, name
 
 
@@ -118,6 +119,7 @@ def test_launcher_files_pass_rays_own_check(path):
     validate_config(config)
     assert config["setup_commands"] == [], "the image has everything; Ray's defaults would install another Ray"
     assert any("RAY_AUTH_MODE=token" in option for option in config["docker"]["run_options"])
+    assert "--init" in config["docker"]["run_options"]
     workers = config["available_node_types"]["gpu-spot"]
     assert workers["min_workers"] == 0 < workers["max_workers"]
     assert "spot" in str(workers["node_config"]).lower()
@@ -158,6 +160,7 @@ def test_compose_has_every_service_pinned_secrets_from_outside_and_ports_on_loop
     assert set(services) >= {"s3", "postgres", "mlflow", "head", "worker"}
     for name, service in services.items():
         image = service["image"]
+        assert service.get("init") or not str(service.get("command")).startswith("ray start"), name
         assert image == f"avvp-dist:ray-{RAY}" or re.search(r":[\w.-]+@sha256:[0-9a-f]{64}$", image), image
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
         for key, value in service.get("environment", {}).items():
