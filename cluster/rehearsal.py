@@ -139,8 +139,8 @@ class Rehearsal:
         check("F scores of the test split" in log, "the job's log has no table of scores")
         self._all_epochs(output, "train", epochs)
         self.say(
-            f"{victim}, which had rank 0, killed with all its processes and replaced: the run went on from its last checkpoint "
-            "on S3; no epoch lost or twice"
+            f"{victim}, the node of rank 0, killed with all its processes and replaced: the run went on from its last "
+            "checkpoint on S3; no epoch lost or twice"
         )
         self._run_in_mlflow("node-dies", job, log)
 

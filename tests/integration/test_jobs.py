@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 SMALL = ["model.width=32", "train.batch_size=32", "train.device=cpu"]
@@ -193,3 +194,14 @@ def test_a_stopped_job_goes_on_where_it_stopped(head, packed, tmp_path):
     assert re.search(r"stage denoise: 15 epochs, resumed at epoch ([3-9]|1\d)", log), log
     history = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [row["epoch"] for row in history if row["stage"] == "denoise"] == list(range(1, 16))
+
+
+def test_a_sweep_as_a_job(head, packed, tmp_path):
+    output = str(tmp_path / "sweep")
+    words = [f"data={packed}", "train.epochs=1", *SMALL, "--seeds", "1", "--trials", "1", "--output", output]
+    log = head.run("tune", "lr-tau", *words)
+    assert "Threshold of temporal label refinement" in log
+    (trial,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
+    assert trial["status"] == "finished"
+    refused = head.submit("tune", "lr-tau", f"data={packed}")  # by default in the job's own folder
+    assert "lies in the job's own folder" in head.wait(refused)
