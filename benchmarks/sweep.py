@@ -54,9 +54,9 @@ SWEEP = SweepConfig.model_validate(
 class Apart(Plan):
     """A plan whose trials share no stage."""
 
-    def config(self, setting: Mapping[str, Any], seed: int, suffix: str = "") -> RunConfig:
+    def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
         """See `Plan`."""
-        return super().config(setting, seed, suffix).model_copy(update={"store": None})
+        return super().config(setting, seed, run).model_copy(update={"store": None})
 
 
 def bare(plan: Plan, todo: list[tuple[dict, int]]) -> None:

@@ -62,7 +62,7 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
         plan = Plan(
             name, sweep, tuple(overrides), index.fingerprint, output, tracker.reference, storage.settings(), open_desk()
         )
-        for phase in _phases(plan, planned, book):
+        for phase in _phases(plan, book):
             phase.fit()
     finally:
         content = book.write()
@@ -89,25 +89,36 @@ def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[T
     return index, trials(sweep, settings(sweep), overrides, index.fingerprint)
 
 
-def _phases(plan: Plan, planned: Sequence[Trial], book: Book) -> Any:
+def _phases(plan: Plan, book: Book) -> Any:
     """Tuners to be run one after the other, each made when its turn comes."""
     sweep = plan.sweep
     if sweep.scheduler.name == "pbt":
         for seed in sweep.seeds:  # weights are handed on within a population, so each seed has its own
-            members = [todo for todo in planned if todo.seed == seed]
-            finished = [row for row in recorded(plan.output) if row["seed"] == seed and row["status"] == "finished"]
-            if len(finished) < len(members):
-                yield _population(plan, seed, members, book)
+            rows = [row for row in recorded(plan.output) if row["seed"] == seed]
+            if any(row["status"] != "finished" for row in rows):
+                yield _tuner(plan, book, _again(rows), _at_once(sweep))
         return
-    # a trial that is finished costs nothing: it tells its scores again, which a scheduler and its rungs need
-    known = [(row["setting"], row["seed"]) for row in recorded(plan.output)]
-    if known:
-        grid = [{"setting": setting, "seed": seed} for setting, seed in known]
-        yield _tuner(plan, book, {"trial": tune.grid_search(grid)}, tune.TuneConfig(max_concurrent_trials=sweep.concurrency))
+    rows = recorded(plan.output)
+    if rows:
+        yield _tuner(plan, book, _again(rows), _at_once(sweep))
     if sweep.search.name == "optuna":
         rest = optuna_search(sweep, recorded(plan.output))
         if rest:
             yield _tuner(plan, book, {}, rest)
+
+
+def _again(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Trials that are known, as Tune's space.
+
+    One that is finished costs nothing: it tells its scores again, which a scheduler and its rungs need. One that was begun
+    goes on from its own checkpoint.
+    """
+    known = [{"setting": row["setting"], "seed": row["seed"], "run": row["name"]} for row in rows]
+    return {"trial": tune.grid_search(known)}
+
+
+def _at_once(sweep: SweepConfig) -> tune.TuneConfig:
+    return tune.TuneConfig(max_concurrent_trials=sweep.concurrency)
 
 
 def _tuner(plan: Plan, book: Book, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
@@ -135,43 +146,12 @@ def _tuner(plan: Plan, book: Book, space: Mapping[str, Any], config: tune.TuneCo
     )
 
 
-def _population(plan: Plan, seed: int, members: Sequence[Trial], book: Book) -> tune.Tuner:
-    """A population of one seed; goes on from Ray's own record where there is one, which holds the members' weights."""
-    sweep, where = plan.sweep, place(plan.output)
-    folder, filesystem = storage.join(where["storage_path"], f"tune-seed{seed}"), where.get("storage_filesystem")
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan), {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
-    )
-    if tune.Tuner.can_restore(folder, storage_filesystem=filesystem):
-        return tune.Tuner.restore(
-            folder, trainable, resume_unfinished=True, restart_errored=True, storage_filesystem=filesystem
-        )
-    grid = [{"setting": todo.setting, "seed": seed} for todo in members]
-    return tune.Tuner(
-        trainable,
-        param_space={"trial": tune.grid_search(grid)},
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode=sweep.mode,
-            scheduler=exchange(sweep),
-            max_concurrent_trials=sweep.concurrency,
-            time_budget_s=sweep.hours * 3600 if sweep.hours else None,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-seed{seed}",
-            **place(plan.output),
-            callbacks=[book],
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
-            verbose=0,
-        ),
-    )
-
-
 def _scheduler(plan: Plan) -> TrialScheduler:
     scheduler = plan.sweep.scheduler
     if scheduler.name == "fifo":
         return FIFOScheduler()
+    if scheduler.name == "pbt":
+        return exchange(plan.sweep)
     epochs = _base(plan).train.epochs
     return ASHAScheduler(
         time_attr="epoch",
@@ -218,7 +198,8 @@ def _claim(sweep: SweepConfig, overrides: Sequence[str], output: str) -> None:
     for spec in (here, there):
         for key in (*_BUDGET, "seeds"):
             spec.pop(key, None)
-        spec["search"].pop("samples", None)
+        if spec["scheduler"]["name"] != "pbt":  # a population keeps its size
+            spec["search"].pop("samples", None)
     changed = differences(there, here)
     if sorted(content["overrides"]) != sorted(overrides):
         changed.append(f"overrides: {content['overrides']} there, {list(overrides)} here")

@@ -53,8 +53,11 @@ class Book(tune.Callback):
             "overrides": list(overrides),
             "data_fingerprint": fingerprint,
         }
-        self._chosen = {row["name"]: (row["setting"], row["seed"]) for row in recorded(output)}
-        self._chosen |= {todo.name: (todo.setting, todo.seed) for todo in planned}
+        before = recorded(output)
+        self._chosen = {row["name"]: (row["setting"], row["seed"]) for row in before}
+        begun = {row["seed"] for row in before} if sweep.scheduler.name == "pbt" else ()  # members are no longer as planned
+        self._chosen |= {todo.name: (todo.setting, todo.seed) for todo in planned if todo.seed not in begun}
+        self._runs: dict[str, str] = {}  # id of Tune's trial -> the run it is, which in a population changes
         self._ended: dict[str, dict[str, Any]] = {}
         for name in self._chosen:  # what failed before gets another chance
             storage.remove(storage.join(output, "runs", name, FAILURE))
@@ -63,24 +66,30 @@ class Book(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
         setting, seed = chosen_setting(trial.config, self._sweep)
-        if self._sweep.scheduler.name != "pbt":  # whose members name their runs themselves
-            self._chosen.setdefault(self._trial(setting, seed).name, (setting, seed))
+        if trial.trial_id not in self._runs:
+            name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(setting, seed).name
+            self._runs[trial.trial_id] = name
+            self._chosen.setdefault(name, (setting, seed))
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """See `tune.Callback`; a member that took over weights is another run from then on."""
+        before, name = self._runs[trial.trial_id], result["run"]
+        if name != before:
+            self._runs[trial.trial_id] = name
+            here = chosen_setting(trial.config, self._sweep)
+            self._chosen = dict((name, here) if known == before else (known, it) for known, it in self._chosen.items())
+            self.write()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`; a scheduler's early end comes here too."""
-        told = trial.last_result or {}
         setting, seed = chosen_setting(trial.config, self._sweep)
-        name = told.get("run") or self._trial(setting, seed).name
-        self._chosen[name] = (setting, seed)
-        epochs, reached = self._trial(setting, seed).config.train.epochs, told.get("epoch", 0)
+        epochs, reached = self._trial(setting, seed).config.train.epochs, (trial.last_result or {}).get("epoch", 0)
         status = "finished" if reached > epochs else "stopped"
-        self._end(name, {"status": status}, f"{status} after epoch {min(reached, epochs)} of {epochs}")
+        self._end(self._runs[trial.trial_id], {"status": status}, f"{status} after epoch {min(reached, epochs)} of {epochs}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        setting, seed = chosen_setting(trial.config, self._sweep)
-        name = self._trial(setting, seed).name
-        self._chosen[name] = (setting, seed)
+        name = self._runs[trial.trial_id]
         url = storage.join(self._output, "runs", name, FAILURE)
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
         reason = json.loads(storage.read_text(url)) if storage.exists(url) else lines[-1] if lines else "its process died"

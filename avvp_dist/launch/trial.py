@@ -54,17 +54,23 @@ class Plan:
     storage: StorageConfig
     desk: ActorHandle | None = None
 
-    def config(self, setting: Mapping[str, Any], seed: int, suffix: str = "") -> RunConfig:
-        """A trial's config, with its place in the sweep's folder and below the sweep's tracked run."""
+    def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
+        """A trial's config, with its place in the sweep's folder and below the sweep's tracked run.
+
+        Args:
+            setting: swept keys with their values.
+            seed: of the trial.
+            run: name of the run's folder, where it is not the one that follows from setting and seed.
+        """
         todo = trial(self.sweep, dict(setting), seed, self.overrides, self.fingerprint)
-        tracking = todo.config.tracking
+        tracking, name = todo.config.tracking, run or todo.name
         named = {
-            "run_name": f"{label(setting)}, seed {seed}{suffix}",
+            "run_name": f"{label(setting)}, seed {seed}{name.removeprefix(todo.name)}",
             "parent_run": self.parent,
             "tags": {**tracking.tags, "sweep": self.name, "setting": label(setting)},
         }
         placed = {
-            "output": storage.join(self.output, "runs", todo.name + suffix),
+            "output": storage.join(self.output, "runs", name),
             "store": storage.join(self.output, "stages"),
             "tracking": tracking.model_copy(update=named),
         }
@@ -81,7 +87,9 @@ def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
     storage.configure(plan.storage)
     setting, seed = chosen_setting(chosen, plan.sweep)
     population = plan.sweep.scheduler.name == "pbt"
-    config = plan.config(setting, seed, _generation() if population else "")
+    config = plan.config(setting, seed, chosen.get("trial", {}).get("run"))
+    if population and tune.get_checkpoint():  # weights came from a member, be it from itself: a run of its own
+        config = plan.config(setting, seed, _name(plan.config(setting, seed)) + _generation())
     with _log_file(config.output):
         previous = storage.join(config.output, FAILURE)
         if storage.exists(previous):  # a retry: what was wrong is still wrong
@@ -91,7 +99,7 @@ def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
         except AvvpError as error:
             storage.write_text(previous, json.dumps(str(error)))
             raise
-    tune.report({"score": score, "epoch": config.train.epochs + 1, "run": config.output.rsplit("/", 1)[-1]})
+    tune.report({"score": score, "epoch": config.train.epochs + 1, "run": _name(config)})
 
 
 def chosen_setting(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[Setting, int]:
@@ -138,6 +146,7 @@ class _Scores:
         self.stage = app.planned_stages(config)[-1].stage.name
         self._url = storage.join(config.output, SCORES)
         self._metric = f"val/{metric}"
+        self._run = _name(config)
         self._known: dict[int, float] = {}
         if storage.exists(self._url):
             self._known = {int(epoch): score for epoch, score in json.loads(storage.read_text(self._url)).items()}
@@ -145,7 +154,7 @@ class _Scores:
     def again(self) -> None:
         """Tells what was told before."""
         for epoch, score in self._known.items():
-            tune.report({"score": score, "epoch": epoch})
+            tune.report({"score": score, "epoch": epoch, "run": self._run})
 
     def add(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         """What to tell of one report of a run; None for nothing: another stage, or no end of an epoch."""
@@ -153,7 +162,7 @@ class _Scores:
             return None
         self._known[metrics["epoch"]] = metrics[self._metric]
         storage.write_text(self._url, json.dumps(self._known))
-        return {"score": metrics[self._metric], "epoch": metrics["epoch"]}
+        return {"score": metrics[self._metric], "epoch": metrics["epoch"], "run": self._run}
 
 
 class TrialRuntime(LocalRuntime):
@@ -220,11 +229,14 @@ class _Forward(TuneReportCallback):
             super().after_report(run_context, [told], None)
 
 
+def _name(config: RunConfig) -> str:
+    """Of the run's folder."""
+    return config.output.rsplit("/", 1)[-1]
+
+
 def _generation() -> str:
-    """Sets a population member's runs apart: each takeover begins a new one."""
-    context = tune.get_context()
-    donor = tune.get_checkpoint()
-    return f"-{context.get_trial_id()}" + (f"-{Path(donor.path).name.rsplit('_', 1)[-1]}" if donor else "")
+    """Sets the runs of a population's member apart, one for each takeover."""
+    return f"-{tune.get_context().get_trial_id()}-{Path(tune.get_checkpoint().path).name.rsplit('_', 1)[-1]}"
 
 
 @contextmanager

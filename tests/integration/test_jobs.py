@@ -41,6 +41,7 @@ class Head:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all listeners stay on loopback
             "RAY_JOB_STOP_WAIT_TIME_S": "120",
+            "RAY_raylet_start_wait_time_s": "120",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "OMP_NUM_THREADS": "1",

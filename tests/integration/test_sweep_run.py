@@ -9,6 +9,9 @@ import time
 
 import pytest
 import yaml
+from typer.testing import CliRunner
+
+from avvp_dist import cli
 
 TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.batch_size=64"]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -68,29 +71,42 @@ def _check_tracking(database):
     assert parent.data.metrics["trials/finished"] == 2
 
 
-def test_a_killed_driver_is_resumed_to_the_same_scores(packed, tmp_path):
-    """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
-    sweep = tmp_path / "s.yaml"
-    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
-    sweep.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "space": space, "seeds": [1]}))
-    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
-    command = [sys.executable, "-m", "avvp_dist", "sweep"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, str(sweep), *settings, "--output", str(whole)], env=ENV, check=True, capture_output=True)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    driver = subprocess.Popen([*command, str(sweep), *settings, "--output", str(killed)], env=ENV, **quiet)
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("runs/*/scores.json")) and time.monotonic() < deadline:
+def start(name, output, settings, **content):
+    """A sweep in a process of its own, which can be killed."""
+    path = output.with_name(f"{name}.yaml")
+    path.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "seeds": [1]} | content))
+    command = [sys.executable, "-m", "avvp_dist", "sweep", str(path), *settings, "--output", str(output)]
+    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process, output, count):
+    """Waits until so many trials have told a score."""
+    while len(list(output.glob("runs/*/scores.json"))) < count:
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
+
+
+def resume(output):
+    """`avvp sweep --resume`, on the Ray of this process."""
+    result = CliRunner().invoke(cli.app, ["sweep", "--resume", str(output)])
+    assert result.exit_code == 0, result.output
+    return json.loads((output / "sweep.json").read_text())["trials"]
+
+
+def test_a_killed_driver_is_resumed_to_the_same_scores(on_ray, packed, tmp_path):
+    """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
+    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
+    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    driver = start("s", killed, settings, space=space)
+    wait_for(driver, killed, 1)
+    driver.kill()
     driver.wait()
-    before = list(killed.glob("runs/*/result.json"))
-    assert len(before) < 3
-    done = subprocess.run([*command, "--resume", str(killed)], env=ENV, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    one, other = (json.loads((folder / "sweep.json").read_text())["trials"] for folder in (whole, killed))
-    assert {row["name"]: row["score"] for row in one} == {row["name"]: row["score"] for row in other}
-    assert result(whole, one[0])["scores"] == result(killed, one[0])["scores"]
+    assert len(list(killed.glob("runs/*/result.json"))) < 3
+    expected = on_ray("s", spec(space=space), settings, str(whole))["trials"]
+    rows = resume(killed)
+    assert {row["name"]: row["score"] for row in rows} == {row["name"]: row["score"] for row in expected}
+    assert result(killed, rows[0])["scores"] == result(whole, rows[0])["scores"]
 
 
 def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, packed, tmp_path):
@@ -122,7 +138,7 @@ def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, pa
     assert all(row["epochs"] < 8 for row in stopped)
 
 
-def test_a_population_hands_weights_on(on_ray, packed, tmp_path):
+def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, tmp_path):
     pbt = {
         "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
         "recipe": "han",
@@ -130,10 +146,16 @@ def test_a_population_hands_weights_on(on_ray, packed, tmp_path):
         "scheduler": {"name": "pbt", "perturb_every": 2},
     }
     settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
-    content = on_ray("s", spec(**pbt), settings, str(tmp_path / "sweep"))
-    finished = [row for row in content["trials"] if row["status"] == "finished"]
-    assert len(finished) == 4
-    histories = [json.loads((tmp_path / "sweep" / "runs" / row["name"] / "history.json").read_text()) for row in finished]
+    sweep = tmp_path / "sweep"
+    driver = start("pbt", sweep, settings, **pbt)
+    wait_for(driver, sweep, 3)
+    driver.send_signal(signal.SIGINT)
+    said = driver.communicate()[0]
+    assert driver.returncode == 75, said
+    assert f"go on with: avvp sweep --resume {sweep}" in said
+    rows = resume(sweep)
+    assert [row["status"] for row in rows] == ["finished"] * 4
+    histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]
     assert all([row["epoch"] for row in history] == list(range(1, 9)) for history in histories)
     rates = [{row["lr"] for row in history} for history in histories]
     assert any(len(found) > 1 for found in rates)  # somebody went on from another's weights with a rate of its own
