@@ -109,8 +109,8 @@ class TrainStep:
 def _averaged(times: PhaseTimes, bucket: dist.GradBucket) -> Future[Tensor]:
     """Averages a bucket of gradients over the ranks as DDP does by itself, to the bit, and measures ``all_reduce``.
 
-    The end is marked where the sum is there: on the thread that finished it (gloo), or in a stream of its own that waits for it
-    (NCCL), so that nobody waits here.
+    The end is marked where the sum is there: on the thread that finished it (gloo), or in a stream of its own, which waits
+    for it (NCCL); nobody waits here.
     """
     over = times.begin("all_reduce")
     # DDP multiplies by the reciprocal too, and before it sums
