@@ -60,7 +60,8 @@ class TrainStep:
             devices = [self.device] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(model, device_ids=devices)
             if times:
-                self.model.register_comm_hook(times, _averaged)
+                # bare, since DDP refuses annotations that are strings
+                self.model.register_comm_hook(times, lambda times, bucket: _averaged(times, bucket))
         self.optimizer = optimizer
         self.stage = stage
         self.seed = seed
