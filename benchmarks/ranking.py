@@ -5,6 +5,8 @@
 Starts W processes with torch.distributed (gloo, or nccl with a GPU each) on this machine, trains on random features at the
 published global batch of 128 and times, on rank 0, the whole step and within it the making of targets: element-wise losses,
 one all_gather, one sort, masks. Ranks meet before the clock starts: waiting for a slow rank does not count as ranking.
+
+Steps whose phases are measured, as every run measures them, take turns with those, and say what measuring costs.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.methods.jomold import Jomold
 from avvp_dist.recipe import load
 from avvp_dist.train.step import TrainStep
+from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Batch, Outputs, Progress, Targets
 from benchmarks.train_step import RATIOS
 
@@ -36,12 +39,16 @@ def work(steps: int, out: str) -> None:
     runtime = LocalRuntime("none")
     collective, device = runtime.collective, runtime.device
     config = load("jomold")
-    torch.manual_seed(0)
-    model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(device)
     stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
     stage.start({"ratios": RATIOS}, device)
-    optimizer, _ = config.optim.build(model.parameters())
-    train = TrainStep(model, optimizer, stage, runtime, seed=0)
+
+    def network(times: PhaseTimes | None) -> TrainStep:
+        torch.manual_seed(0)
+        model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(device)
+        return TrainStep(model, config.optim.build(model.parameters())[0], stage, runtime, seed=0, times=times)
+
+    times = PhaseTimes(device)
+    train, measured = network(None), network(times)
     local = BATCH // collective.world_size
     streams = {stream.name: torch.rand(local, LLP.segments, stream.dim, device=device) for stream in LLP.streams}
     weak = (torch.rand(local, len(LLP.classes), device=device) < 0.07).float()
@@ -57,17 +64,25 @@ def work(steps: int, out: str) -> None:
         return targets
 
     whole: list[float] = []
+    ratios: list[float] = []
     for number in range(steps + 3):
         # every other step runs untouched: the whole step is timed without our stopwatch in it
         stage.targets = timed if number % 2 else make_targets  # type: ignore[method-assign]
+        progress = Progress("denoise", 1, number, 25, 79)
         started = _now(device)
-        train(batch, Progress("denoise", 1, number, 25, 79))
+        train(batch, progress)
         if number % 2 == 0:
             whole.append(_now(device) - started)
+            started = _now(device)
+            with times.measure("data_wait"), times.measure("step"):
+                measured(batch, progress)
+            ratios.append((_now(device) - started) / whole[-1])
     if collective.rank == 0:
-        step, part = statistics.median(whole[2:]), statistics.median(ranking[1:])
+        step, part, cost = statistics.median(whole[2:]), statistics.median(ranking[1:]), statistics.median(ratios[2:])
         figures = {"world": collective.world_size, "step_ms": 1e3 * step, "ranking_ms": 1e3 * part, "share": part / step}
+        figures["measured_to_unmeasured_step"] = cost
         print(f"step {1e3 * step:.1f} ms, ranking {1e3 * part:.2f} ms: {100 * part / step:.2f} % of the step")
+        print(f"measuring: {cost:.4f} x the step")
         if out:
             Path(out).write_text(json.dumps({"device": str(device), "torch": torch.__version__, **figures}, indent=1) + "\n")
     runtime.close()

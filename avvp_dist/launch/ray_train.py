@@ -7,7 +7,6 @@ import logging
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,6 +25,8 @@ from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollecti
 from avvp_dist.dist.runtime import stop_on_sigterm
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
 from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.ray_metrics import RunMetrics
+from avvp_dist.launch.repeating import Repeating
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
@@ -42,14 +43,23 @@ class RayRuntime:
 
     def __init__(self, output: str, claim: Claim | None = None) -> None:
         self._mark = _stop_mark(output)
-        self._look = 0.0
+        self._asked = threading.Event()
+        # an object store answers in 20 to 100 ms, for which no step should wait
+        self._watch = Repeating("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
         self._claim = claim
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
         self.collective: Collective = TorchCollective() if several else LocalCollective()
+        self._metrics = RunMetrics(output, self.collective.rank)
+
+    def close(self) -> None:
+        """Ends what goes on beside the run."""
+        self._watch.stop()
+        self._metrics.close()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """See `Runtime`; a barrier, since Ray waits for all ranks."""
+        """See `Runtime`; a barrier, since Ray waits for all ranks. Epochs become Ray's custom metrics too."""
+        self._metrics.epoch(metrics)
         if checkpoint is None:
             ray.train.report(dict(metrics))
             return
@@ -66,11 +76,10 @@ class RayRuntime:
             return (Path(folder) / "checkpoint.pt").read_bytes()
 
     def stop_requested(self) -> bool:
-        """See `Runtime`; the driver leaves a mark in the run's folder, and rank 0 looks for it every now and then."""
-        if self.collective.rank or time.monotonic() < self._look:
-            return False
-        self._look = time.monotonic() + _LOOK_EVERY
-        return storage.exists(self._mark)
+        """See `Runtime`; the driver leaves a mark in the run's folder, and a thread of rank 0 looks for it."""
+        if self.collective.rank == 0:
+            self._watch.start()
+        return self._asked.is_set()
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; only the trials of a sweep share a store across machines."""
@@ -78,6 +87,10 @@ class RayRuntime:
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
+
+    def _look(self) -> None:
+        if storage.exists(self._mark):
+            self._asked.set()
 
 
 def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: ActorHandle | None = None) -> dict[str, Any]:
@@ -178,6 +191,8 @@ def _work(arguments: dict[str, Any]) -> None:
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
         if runtime.collective.world_size > 1 and not isinstance(error, Preempted):  # which all workers agree upon
             raise
+    finally:
+        runtime.close()
 
 
 def _stop_mark(output: str) -> str:

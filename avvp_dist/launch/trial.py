@@ -21,6 +21,7 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import ray_train
 from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
@@ -172,14 +173,21 @@ class TrialRuntime(LocalRuntime):
         super().__init__(config.output, config.train.device)
         self._told = told
         self._claim = claim
+        self._metrics = RunMetrics(config.output, rank=0)
+
+    def close(self) -> None:
+        """See `LocalRuntime.close`."""
+        self._metrics.close()
+        super().close()
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; the sweep's desk serves the whole cluster."""
         return self._claim(store, key) if self._claim else super().claim(store, key)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """See `Runtime`; Tune is told once the checkpoint is safe."""
+        """See `Runtime`; Tune is told once the checkpoint is safe. Epochs become Ray's custom metrics too."""
         super().report(metrics, checkpoint)
+        self._metrics.epoch(metrics)
         told = self._told.add(metrics)
         if told:
             self.tell(told, checkpoint)

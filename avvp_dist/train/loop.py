@@ -25,6 +25,7 @@ from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
+from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Progress
 
 
@@ -109,6 +110,7 @@ class StageTrainer:
         self.kept = networks[0]
         self.model = (Peers(networks) if len(networks) > 1 else self.kept).to(runtime.device)
         self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
+        self.times = PhaseTimes(runtime.device)
         self.train_step = TrainStep(
             self.model,
             self.optimizer,
@@ -117,6 +119,7 @@ class StageTrainer:
             seed=job.seed,
             bfloat16=job.train.precision == "bfloat16",
             clip_norm=job.optim.clip_norm,
+            times=self.times,
         )
         self.trained = Trained()
         self.epoch = 0
@@ -141,10 +144,11 @@ class StageTrainer:
         started, first = time.perf_counter(), self.step
         epoch = job.train_split.epoch(plan, first, self.rank, collective.world_size, job.stage.partners)
         with closing(epoch) as batches:
-            for batch in batches:
+            for batch in self.times.batches(batches):
                 progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
-                losses, targets = self.train_step(batch, progress)
-                self.meter.add(batch, losses, targets)
+                with self.times.measure("step"):
+                    losses, targets = self.train_step(batch, progress)
+                    self.meter.add(batch, losses, targets)
                 self.step += 1
                 self._between_steps(plan, progress)
         self.meter.check_finite(plan, progress, collective)
@@ -185,6 +189,8 @@ class StageTrainer:
         job, started = self.job, time.perf_counter()
         row: dict[str, Any] = {"stage": job.stage.name, "epoch": self.epoch + 1, "lr": self.scheduler.get_last_lr()[0]}
         row |= self.meter.metrics(gathered) | {"videos_per_second": videos_per_second}
+        # this rank's; rank 0's are the ones that are kept
+        row |= {f"time/{phase}_seconds": seconds for phase, seconds in self.times.take().items()}
         probabilities = predict(
             self.model,
             job.val_split,

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dying import DyingRuntime, Killed
+from prometheus import last, scraped
 
 from avvp_dist import app
 from avvp_dist.data.external import noisy_labels
@@ -150,9 +152,35 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
     np.testing.assert_array_equal(*removed)
 
 
-def test_ray_train(packed, tmp_path, one):
-    train(tmp_path, packed, "launch=ray", "launch.workers=2")
+def nodes(folder: Path) -> set[str]:
+    """Addresses that Ray, in ``folder``, gives to Prometheus."""
+    files = [json.loads(file.read_text()) for file in folder.rglob("prom_metrics_service_discovery.json")]
+    return {address for file in files for group in file for address in group["targets"]}
+
+
+def test_ray_train(packed, tmp_path, one, monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets need a short path
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+        with scraped(lambda: nodes(Path(folder))) as found:
+            train(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
+    assert {series["run"] for series in found} == {str(tmp_path)}
+    of_ranks = ["data_wait", "step", "ranking", "exchange", "all_reduce"]
+    for name in of_ranks:
+        for rank in ("0", "1"):
+            assert 0 < last(found, f"ray_avvp_{name}_seconds", stage="denoise", rank=rank) < 600, (name, rank)
+    assert {series["rank"] for series in found if series["name"] == "ray_avvp_videos_per_second"} == {"0"}
+    row = json.loads((tmp_path / "history.json").read_text())[-1]
+    told = {
+        "ray_avvp_videos_per_second": {"videos_per_second": {}},
+        "ray_avvp_removed_labels": {f"removed/{modality}": {"modality": modality} for modality in ("audio", "visual")},
+        **{f"ray_avvp_{name}_seconds": {f"time/{name}_seconds": {"rank": "0"}} for name in of_ranks},
+    }
+    for name, keys in told.items():
+        for key, tags in keys.items():
+            assert last(found, name, stage="denoise", **tags) == pytest.approx(row[key], rel=1e-5), key
+    assert row["removed/audio"] + row["removed/visual"] > 0
 
 
 @pytest.mark.slow

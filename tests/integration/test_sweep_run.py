@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from prometheus import last, scraped
 from typer.testing import CliRunner
 
 from avvp_dist import cli
@@ -25,7 +26,8 @@ def on_ray():
     os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
     import ray
 
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR")
+    quick = {"metrics_report_interval_ms": 1000}
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", _system_config=quick)
     yield launch_sweep
     ray.shutdown()
 
@@ -47,7 +49,12 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
         "method.audio_weight": {"grid": [2.0, 1e39]},  # the last overflows in float32: its loss is not finite
     }
     settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    content = on_ray("s", spec(space=space), settings, str(tmp_path / "sweep"))
+    import ray
+
+    (node,) = ray.nodes()
+    address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+    with scraped(lambda: [address]) as found:
+        content = on_ray("s", spec(space=space), settings, str(tmp_path / "sweep"))
     states = [(row["setting"]["method.audio_weight"], row["status"]) for row in content["trials"]]
     assert sorted(states) == [(2.0, "finished"), (2.0, "finished"), (1e39, "failed"), (1e39, "failed")]
     assert all("finite" in row["reason"] for row in content["trials"] if row["status"] == "failed")
@@ -56,6 +63,11 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
     logs = "".join(path.read_text() for path in (tmp_path / "sweep" / "runs").glob("*/train.log"))
     assert logs.count("stage estimate: 2 epochs") == 1  # four trials, two at once, one estimator
     _check_tracking(tmp_path / "mlflow.db")
+    for row in content["trials"]:
+        if row["status"] == "finished":
+            run = str(tmp_path / "sweep" / "runs" / row["name"])
+            assert last(found, "ray_avvp_step_seconds", run=run, stage="denoise", rank="0") > 0
+            assert last(found, "ray_avvp_videos_per_second", run=run, stage="denoise") > 0
 
 
 def _check_tracking(database):
@@ -69,6 +81,12 @@ def _check_tracking(database):
     assert {run.data.params["method.rounding"] for run in children} == {"floor", "carry"}
     assert sorted(run.info.status for run in children) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert parent.data.metrics["trials/finished"] == 2
+    for run in children:
+        if run.info.status == "FINISHED":
+            assert 0 < run.data.metrics["denoise/time/ranking_seconds"] < run.data.metrics["denoise/time/step_seconds"]
+            assert run.data.metrics["denoise/time/data_wait_seconds"] > 0
+            assert run.data.metrics["denoise/time/exchange_seconds"] == 0  # one process
+            assert run.data.metrics["denoise/time/all_reduce_seconds"] == 0
 
 
 def start(name, output, settings, **content):

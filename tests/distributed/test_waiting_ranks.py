@@ -1,0 +1,40 @@
+"""Measuring changes no weight, and says where ranks wait for each other."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from measured import LATE, STEPS
+
+WORLD = 3  # no power of two: dividing by it is not multiplying by its reciprocal
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    done = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name("measured.py")), str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
+
+
+def test_measured_gradients_are_ddp_s_own_to_the_bit(ranks):
+    assert [found["same"] for found in ranks] == [True] * WORLD
+
+
+def test_ranks_that_wait_for_a_late_one_say_where(ranks):
+    for found in ranks:
+        assert 0 < found["exchange"] <= found["ranking"] <= found["step"]
+        assert 0 < found["all_reduce"] <= found["step"]
+    late = ranks.pop(1)
+    for found in ranks:  # they first meet when they rank
+        assert found["exchange"] > STEPS * LATE / 3  # its forward pass is quicker, when the others stand still
+        assert late["exchange"] < found["exchange"]
