@@ -240,18 +240,31 @@ def _inconsistencies(index: Index, places: Mapping[str, NDArray]) -> list[str]:
     outside = int(((shard < 0) | (shard >= len(index.shards))).sum())
     if outside:
         return [f"{outside} rows name shards that the index lacks"]
-    problems = []
+    # one pass over the rows for all shards: there may be tens of thousands of them, and every worker looks
     length = index.segments * index.width * 2
-    for number, info in enumerate(index.shards):
-        rows = np.flatnonzero(shard == number)
-        if len(rows) != info.samples:
-            problems.append(f"{info.name}: {len(rows)} videos, {info.samples} in the index")
-        elif not np.array_equal(places["position"][rows], np.arange(len(rows))):
+    counts = np.bincount(shard, minlength=len(index.shards))
+    samples = np.array([info.samples for info in index.shards])
+    ends = np.array([info.bytes for info in index.shards])[shard]
+    offset = places["offset"]
+    misfits = _count_by(shard, (places["nbytes"] != length) | (offset < 0) | (offset > ends - length), len(counts))
+    by_shard = np.argsort(shard, kind="stable")
+    in_order = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+    unordered = _count_by(shard[by_shard], places["position"][by_shard] != in_order, len(counts))
+    problems = []
+    for number in np.flatnonzero((counts != samples) | (unordered > 0) | (misfits > 0)):
+        info = index.shards[number]
+        if counts[number] != info.samples:
+            problems.append(f"{info.name}: {counts[number]} videos, {info.samples} in the index")
+        elif unordered[number]:
             problems.append(f"{info.name}: its videos are not in order")
-        offset, nbytes = places["offset"][rows], places["nbytes"][rows]
-        if ((nbytes != length) | (offset < 0) | (offset + nbytes > info.bytes)).any():
+        if misfits[number]:
             problems.append(f"{info.name}: byte ranges that do not fit")
     return problems
+
+
+def _count_by(shard: NDArray, flags: NDArray[np.bool_], shards: int) -> NDArray[np.int64]:
+    """How many ``flags`` are set in each of the shards."""
+    return np.bincount(shard[flags], minlength=shards)
 
 
 def _split_labels(
