@@ -92,7 +92,7 @@ def shards_of(index: Index, labels: Labels) -> list[ShardVideos]:
     by_shard = np.argsort(labels.shard, kind="stable")
     numbers, starts = np.unique(labels.shard[by_shard], return_index=True)
     shape, found = (index.segments, index.width), []
-    for number, rows in zip(numbers.tolist(), np.split(by_shard, starts[1:]), strict=True):
+    for number, rows in zip(numbers.tolist(), np.split(by_shard, starts)[1:], strict=True):
         ids, offsets = tuple(labels.ids[row] for row in rows.tolist()), tuple(labels.offset[rows].tolist())
         found.append(ShardVideos(index.shards[number], shape, labels.split, ids, offsets))
     return found

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from avvp_dist import storage
 from avvp_dist.data import index as indexes
@@ -67,6 +68,7 @@ class _ShardJob:
     dataset: Dataset
     source: FeatureSource
     out: str
+    number: int
     name: str
     split: str
     records: tuple[VideoRecord, ...]
@@ -77,7 +79,7 @@ class _ShardJob:
 @dataclass(frozen=True)
 class _Packed:
     info: ShardInfo
-    rows: list[dict[str, Any]]
+    rows: pa.Table
     written: bool
 
 
@@ -120,7 +122,7 @@ def pack(
     parts = storage.join(out, indexes.PARTS_FOLDER)
     storage.sweep(out)
     storage.sweep(parts)
-    inputs = _digest([_identity(dataset), shard_videos, list(map(asdict, records)), source.fingerprint(records)])
+    inputs = _inputs(dataset, records, source, shard_videos)
     earlier = _finished(out, inputs)
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
     with open_pool(workers) as pool:
@@ -143,13 +145,21 @@ def pack(
     index = Index(
         dataset.name, dataset.segments, dataset.classes, _streams(dataset), shards, left_out, dict(provenance), inputs
     )
-    rows = [{**row, "shard": number} for number, shard in enumerate(packed) for row in shard.rows]
-    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes(rows))
+    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes([shard.rows for shard in packed]))
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
     LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
     return index
+
+
+def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:
+    """Fingerprint of all that goes in: `_digest` of one list, a record at a time, since there may be millions."""
+    digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
+    for number, record in enumerate(records):
+        digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
+    digest.update(f"], {json.dumps(source.fingerprint(records))}]".encode())
+    return digest.hexdigest()
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
@@ -273,13 +283,13 @@ def _plan(
             splits.setdefault(record.split, []).append(record)
     if not splits:
         raise DataError("every video has bad features; nothing is left to pack")
-    jobs = []
+    jobs: list[_ShardJob] = []
     for split, videos in splits.items():
         for number, start in enumerate(range(0, len(videos), shard_videos)):
             name = f"{split}-{number:06d}.tar"
             chosen = tuple(videos[start : start + shard_videos])
             fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
-            jobs.append(_ShardJob(dataset, source, out, name, split, chosen, fingerprint, known.get(name)))
+            jobs.append(_ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
     return jobs
 
 
@@ -360,16 +370,17 @@ def _describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
     return description
 
 
-def _rows(job: _ShardJob, content: bytes) -> list[dict[str, Any]]:
-    """The rows of labels.parquet for a shard, but for the shard's number."""
+def _rows(job: _ShardJob, content: bytes) -> pa.Table:
+    """The rows of labels.parquet for a shard."""
     length = job.dataset.segments * job.dataset.width * 2
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         ends = {member.name: member.offset_data + member.size for member in tar}
-    return [
+    rows = [
         {
             "id": record.id,
             "name": record.name,
             "split": record.split,
+            "shard": job.number,
             "position": position,
             "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are the last bytes of the member
             "nbytes": length,
@@ -379,6 +390,7 @@ def _rows(job: _ShardJob, content: bytes) -> list[dict[str, Any]]:
         }
         for position, record in enumerate(job.records)
     ]
+    return indexes.labels_table(rows)
 
 
 def _digest(content: Any) -> str:

@@ -480,7 +480,7 @@ def environment() -> dict[str, str]:
 
 def run_script(text: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", text, *map(str, arguments)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
 def wait_for(condition, seconds: float = 30) -> None:
