@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,14 +17,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from avvp_dist import ray_job, storage
+from avvp_dist.cli_labels import labels, noisy_labels
 from avvp_dist.cli_storage import STORAGE
+from avvp_dist.config import Section, merge, parse_overrides, validate
 from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
 from avvp_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.data.index import Index, Labels, LeftOut
     from avvp_dist.data.llp import Annotations
-    from avvp_dist.data.refined import RefinedLabels
 
 data = typer.Typer(
     name="data",
@@ -36,13 +37,12 @@ data = typer.Typer(
 _DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
 _ANNOTATIONS = Annotated[str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).")]
 _WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes at work; default one a core, 1 stays in this process.")]
-_SHARD_VIDEOS = Annotated[int, typer.Option(min=1, help="Videos in one shard.")]
-_PACKED = Annotated[str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.")]
-_REFINED = Annotated[
-    str, typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.")
+_PACK_OVERRIDES = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[launch=ray]", help="Pack with tasks on a Ray cluster; --workers is then the most at once."),
 ]
+_SHARD_VIDEOS = Annotated[int, typer.Option(min=1, help="Videos in one shard.")]
 _FEATURES = "feats/{vggish,res152,r2plus1d_18}/<id>.npy, and CLAP/ and CLIP/ for those features"
-_SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
 
 class Layout(StrEnum):
@@ -59,6 +59,16 @@ class Streams(StrEnum):
     clip_clap = "clip-clap"
 
 
+class _PackLaunch(Section):
+    name: Literal["local", "ray"] = "local"
+
+
+class _PackConfig(Section):
+    """What ``pack`` takes as KEY=VALUE, written as for a training."""
+
+    launch: _PackLaunch = _PackLaunch()
+
+
 _STREAMS = Annotated[
     Streams,
     typer.Option(help="Features: VGGish and ResNet-152, or CLAP and CLIP as VALOR's authors publish them; R(2+1)D in both."),
@@ -69,11 +79,14 @@ _STREAMS = Annotated[
 def pack(
     dataset: _DATASET,
     annotations: _ANNOTATIONS,
-    features: Annotated[str, typer.Option(metavar="DIR", help=f"Folder with {_FEATURES}.")],
+    features: Annotated[
+        str, typer.Option(metavar="DIR", help=f"Folder with {_FEATURES}; with launch=ray all nodes must see it there.")
+    ],
     out: Annotated[str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.")],
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
     ] = False,
+    overrides: _PACK_OVERRIDES = None,
     streams: _STREAMS = Streams.vggish_resnet,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
@@ -83,9 +96,14 @@ def pack(
 
     Every feature file is checked first; nothing is packed while one is bad. The command may be killed and run again: it goes
     on where it stopped, and does nothing to a data set that is complete.
+
+    launch=ray does the same, byte for byte, in tasks on the cluster of RAY_ADDRESS, or of a Ray on this machine. All its
+    nodes must see the feature files under the same path, and --out: a URL, or a folder that they share.
     """
     from avvp_dist.data import llp, shards
+    from avvp_dist.launch import pack_pool
 
+    how = validate(_PackConfig, merge({}, parse_overrides(overrides or []), {"launch": "name"}), "data pack")
     ray_job.refuse_own_folder({"--out": out})
     chosen = _dataset(dataset, streams)
     annotated = llp.read_annotations(annotations)
@@ -103,11 +121,12 @@ def pack(
         chosen,
         annotated.records,
         source,
-        out,
+        storage.absolute(out) if how.launch.name == "ray" else out,  # tasks run in other folders
         provenance=provenance,
         workers=workers,
         shard_videos=shard_videos,
         skip_bad=skip_bad,
+        open_pool=pack_pool(how.launch.name),
     )
     if index.synthetic:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
@@ -236,47 +255,8 @@ def synth(
         typer.echo(f"{name}: {value}")
 
 
-@data.command()
-def labels(
-    packed: _PACKED,
-    audio: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, segments by classes: what is heard.")],
-    visual: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, likewise: what is seen.")],
-    out: _REFINED,
-    split: _SPLIT = "train",
-    storage_settings: STORAGE = None,
-) -> None:
-    """Import another tool's labels of segments, in the layout that VALOR publishes.
-
-    Every file is checked first; nothing is written while one is missing or bad.
-    """
-    from avvp_dist.data.external import import_labels
-
-    _write_labels(out, import_labels(packed, audio, visual, split))
-
-
-@data.command()
-def noisy_labels(
-    packed: _PACKED,
-    out: _REFINED,
-    flip: Annotated[float, typer.Option(help="Probability with which a segment's label is turned over.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed: the same one makes the same labels.")] = 0,
-    split: _SPLIT = "train",
-    storage_settings: STORAGE = None,
-) -> None:
-    """Make labels of segments from the truth of an annotated split, with noise put in; for synthetic data."""
-    from avvp_dist.data import external
-
-    _write_labels(out, external.noisy_labels(packed, flip, seed, split))
-
-
-def _write_labels(out: str, refined: RefinedLabels) -> None:
-    storage.write_bytes(out, refined.to_bytes())
-    if refined.provenance["synthetic"]:
-        typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
-    if refined.provenance["outside_weak"]:
-        typer.echo(f"{refined.provenance['outside_weak']} labels of segments lie outside their video's weak label; kept")
-    heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
-    typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of segments and classes")
+data.command()(labels)
+data.command()(noisy_labels)
 
 
 def _dataset(name: str, streams: Streams) -> Dataset:

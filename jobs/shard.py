@@ -4,7 +4,8 @@ r"""Packs annotations and features into shards as a Ray job; the arguments are t
         python jobs/shard.py llp --annotations /mnt/llp --features /mnt/llp --out s3://bucket/llp --workers 8
 
 It runs in the job's own process and its children, on a node with the CPUs asked for; that node must see the features.
-Stopped, and submitted again, it goes on with the shards that are missing.
+With launch=ray in place of --workers it runs in tasks on all nodes, which all must see the features; its own process then
+needs no CPUs. Stopped, and submitted again, it goes on with the shards that are missing.
 """
 
 import sys

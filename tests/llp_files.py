@@ -82,3 +82,17 @@ class DeadlyFeatures(OfficialFeatures):
         if record.id == video_id(11):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(record)
+
+
+class DyingOnceFeatures(OfficialFeatures):
+    """Features whose last video kills the first process that packs it, as a node that is taken away does."""
+
+    def __init__(self, folder: Path, dataset: Dataset = TINY) -> None:
+        super().__init__(folder, dataset)
+        self._died = folder / "died"
+
+    def read(self, record: VideoRecord) -> np.ndarray:
+        if record.id == video_id(11) and not self._died.exists():
+            self._died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(record)

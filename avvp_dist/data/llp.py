@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import os
 import re
+import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ import numpy as np
 from avvp_dist import storage
 from avvp_dist.data.catalog import LLP, Dataset, Stream
 from avvp_dist.data.reduction import to_segments
-from avvp_dist.errors import DataError
+from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
 SPLIT_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
@@ -298,7 +299,11 @@ class OfficialFeatures:
         return digest.hexdigest()
 
     def check(self, record: VideoRecord) -> list[str]:
-        """Everything that is wrong with the files of one video: missing, unreadable, shape, type, values."""
+        """Everything that is wrong with the files of one video: missing, unreadable, shape, type, values.
+
+        Raises:
+            ConfigError: this machine, which may be another than the one that began, does not see the folder.
+        """
         problems: list[str] = []
         for stream in self._dataset.streams:
             try:
@@ -346,6 +351,10 @@ def _load(path: Path, name: str) -> np.ndarray:
         with path.open("rb") as handle:
             return np.lib.format.read_array(handle, allow_pickle=False)
     except FileNotFoundError:
+        if not path.parent.is_dir():  # a machine without the features would find every video bad
+            raise ConfigError(
+                f"{socket.gethostname()}: has no folder {path.parent}; all machines that pack must see the features there"
+            ) from None
         raise DataError(f"{name}: missing") from None
     except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
         detail = " ".join(str(error).split())[:120] or type(error).__name__

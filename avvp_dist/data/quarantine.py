@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from avvp_dist import storage
-from avvp_dist.data.index import INDEX_FILE, Index, Labels, LeftOut
+from avvp_dist.data.index import INDEX_FILE, Index, Labels, LeftOut, ShardInfo
 from avvp_dist.data.reading import REMEDY, ShardStore
 from avvp_dist.errors import DataError
 
@@ -42,9 +42,9 @@ def check_files(url: str, index: Index, labels: Labels) -> None:
 
 def inspect(store: ShardStore, index: Index, labels: Mapping[str, Labels], rank: int, world: int) -> list[LeftOut]:
     """Reads every video of this rank's share of the shards; returns the bad ones, and why they are."""
-    jobs = [(of_split, number) for of_split in labels.values() for number in np.unique(of_split.shard).tolist()]
+    shards = [shard for of_split in labels.values() for shard in shards_of(index, of_split)]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda job: inspect_shard(store, index, *job), jobs[rank::world])
+        found = pool.map(lambda shard: inspect_shard(store, shard), shards[rank::world])
         return [bad for of_shard in found for bad in of_shard]
 
 
@@ -68,19 +68,47 @@ def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
     return replace(labels, ids=tuple(name for name in labels.ids if name not in ids), **arrays)
 
 
-def inspect_shard(store: ShardStore, index: Index, labels: Labels, number: int) -> list[LeftOut]:
-    """The bad videos of shard ``number``: all of its own where the shard itself is bad."""
-    info, shape = index.shards[number], (index.segments, index.width)
-    rows = np.flatnonzero(labels.shard == number).tolist()
+@dataclass(frozen=True)
+class ShardVideos:
+    """What index.json and labels.parquet say of one shard; small, since it goes to another process for each shard.
+
+    Attributes:
+        info: of the shard.
+        shape: T and width of its videos.
+        split: of its videos.
+        ids: of its videos.
+        offsets: where their data begin in the tar.
+    """
+
+    info: ShardInfo
+    shape: tuple[int, int]
+    split: str
+    ids: tuple[str, ...]
+    offsets: tuple[int, ...]
+
+
+def shards_of(index: Index, labels: Labels) -> list[ShardVideos]:
+    """The shards of a split, in the order of the index."""
+    by_shard = np.argsort(labels.shard, kind="stable")
+    numbers, starts = np.unique(labels.shard[by_shard], return_index=True)
+    shape, found = (index.segments, index.width), []
+    for number, rows in zip(numbers.tolist(), np.split(by_shard, starts)[1:], strict=True):
+        ids, offsets = tuple(labels.ids[row] for row in rows.tolist()), tuple(labels.offset[rows].tolist())
+        found.append(ShardVideos(index.shards[number], shape, labels.split, ids, offsets))
+    return found
+
+
+def inspect_shard(store: ShardStore, videos: ShardVideos) -> list[LeftOut]:
+    """The bad videos of a shard: all of its own where the shard itself is bad."""
     try:
-        shard = store.open(info, shape)
+        shard = store.open(videos.info, videos.shape)
     except DataError as error:
-        return [LeftOut(labels.ids[row], labels.split, str(error)) for row in rows]
-    bad, scratch = [], np.empty(shape, np.float16)
-    for row in rows:
+        return [LeftOut(name, videos.split, str(error)) for name in videos.ids]
+    bad, scratch = [], np.empty(videos.shape, np.float16)
+    for name, offset in zip(videos.ids, videos.offsets, strict=True):
         try:
-            shard.read(labels.ids[row], int(labels.offset[row]), scratch)
+            shard.read(name, offset, scratch)
         except DataError as error:
-            bad.append(LeftOut(labels.ids[row], labels.split, str(error)))
+            bad.append(LeftOut(name, videos.split, str(error)))
     shard.close()
     return bad

@@ -1,4 +1,4 @@
-"""Packs videos and their features into WebDataset tar shards, in parallel over processes.
+"""Packs videos and their features into WebDataset tar shards, in parallel over processes or the nodes of a cluster.
 
 A shard holds videos of one split in annotation order, two members each: ``<id>.features.npy``, float16 [T,width], and
 ``<id>.json``. Its bytes depend on the data alone. Until index.json is there, which is written last, a pack is unfinished
@@ -9,7 +9,8 @@ and `_parts` beside the shards says how far it came:
     <split>-000000.tar ...       the shards, each published at once
     labels.parquet, index.json   in this order; then _parts goes
 
-So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash.
+So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash. Whoever
+makes a shard, and where, leaves no trace in it: `_pack_shard` is a function of its job, run wherever the pool says.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import logging
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from avvp_dist import storage
 from avvp_dist.data import index as indexes
@@ -58,21 +59,27 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class _ShardJob:
-    """What a worker needs to write one shard; ``known`` is what a finished index says of it."""
+    """What a worker needs to write one shard.
+
+    ``fingerprint`` is that of its inputs, as the machine that plans sees them; ``known`` is what a finished index says of
+    the shard.
+    """
 
     dataset: Dataset
     source: FeatureSource
     out: str
+    number: int
     name: str
     split: str
     records: tuple[VideoRecord, ...]
+    fingerprint: str
     known: ShardInfo | None
 
 
 @dataclass(frozen=True)
 class _Packed:
     info: ShardInfo
-    rows: list[dict[str, Any]]
+    rows: pa.Table
     written: bool
 
 
@@ -86,6 +93,7 @@ def pack(
     workers: int | None = None,
     shard_videos: int = 256,
     skip_bad: bool = False,
+    open_pool: processes.OpenPool = processes.pool,
 ) -> Index:
     """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
 
@@ -98,9 +106,10 @@ def pack(
         source: their features.
         out: local folder or object-store URL.
         provenance: where the data come from, stored in the index; JSON values.
-        workers: processes, default one a core; 1 works in this process.
+        workers: how many ``open_pool`` is asked for; of processes one a core by default, and 1 works in this process.
         shard_videos: videos in a shard.
         skip_bad: leave out videos with bad features and record them in the index.
+        open_pool: who works; what is written does not depend on it.
 
     Raises:
         ConfigError: numbers below 1.
@@ -113,12 +122,12 @@ def pack(
     parts = storage.join(out, indexes.PARTS_FOLDER)
     storage.sweep(out)
     storage.sweep(parts)
-    inputs = _digest([_identity(dataset), shard_videos, list(map(asdict, records)), source.fingerprint(records)])
+    inputs = _inputs(dataset, records, source, shard_videos)
     earlier = _finished(out, inputs)
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
-    with processes.pool(workers) as executor:
+    with open_pool(workers) as pool:
         if left_out is None:
-            left_out = _check(records, source, executor)
+            left_out = _check(records, source, pool)
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
@@ -127,20 +136,30 @@ def pack(
             )
         jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
         if not earlier:
+            _tell_resumed(out, parts, len(jobs))
             plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
             _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
-        packed = processes.run(_pack_shard, jobs, [len(job.records) for job in jobs], executor, "packing")
+        packed = processes.run(_pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
+    storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
     shards = tuple(shard.info for shard in packed)
     index = Index(
         dataset.name, dataset.segments, dataset.classes, _streams(dataset), shards, left_out, dict(provenance), inputs
     )
-    rows = [{**row, "shard": number} for number, shard in enumerate(packed) for row in shard.rows]
-    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes(rows))
+    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes([shard.rows for shard in packed]))
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
     LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
     return index
+
+
+def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:
+    """Fingerprint of all that goes in: `_digest` of one list, a record at a time, since there may be millions."""
+    digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
+    for number, record in enumerate(records):
+        digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
+    digest.update(f"], {json.dumps(source.fingerprint(records))}]".encode())
+    return digest.hexdigest()
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
@@ -162,13 +181,13 @@ def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
 
 def check_features(records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None) -> tuple[LeftOut, ...]:
     """The videos whose features cannot be packed, in the order of ``records``."""
-    with processes.pool(workers) as executor:
-        return _check(records, source, executor)
+    with processes.pool(workers) as pool:
+        return _check(records, source, pool)
 
 
-def _check(records: Sequence[VideoRecord], source: FeatureSource, executor: Executor | None) -> tuple[LeftOut, ...]:
+def _check(records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None) -> tuple[LeftOut, ...]:
     blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
-    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], executor, "checking features")
+    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
     return tuple(bad for block in checked for bad in block)
 
 
@@ -264,28 +283,36 @@ def _plan(
             splits.setdefault(record.split, []).append(record)
     if not splits:
         raise DataError("every video has bad features; nothing is left to pack")
-    jobs = []
+    jobs: list[_ShardJob] = []
     for split, videos in splits.items():
         for number, start in enumerate(range(0, len(videos), shard_videos)):
             name = f"{split}-{number:06d}.tar"
             chosen = tuple(videos[start : start + shard_videos])
-            jobs.append(_ShardJob(dataset, source, out, name, split, chosen, known.get(name)))
+            fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
+            jobs.append(_ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
     return jobs
+
+
+def _tell_resumed(out: str, parts: str, shards: int) -> None:
+    there = sum(name.endswith(".tar.json") for name in storage.names(parts))
+    if there:
+        LOGGER.info(
+            "%s: goes on with an interrupted pack, %d of %d shards are there and are looked at again", out, there, shards
+        )
 
 
 def _pack_shard(job: _ShardJob) -> _Packed:
     """Writes one shard, or finds it complete."""
     url = storage.join(job.out, job.name)
     part = storage.join(job.out, indexes.PARTS_FOLDER, f"{job.name}.json")
-    fingerprint = _digest([list(map(asdict, job.records)), job.source.fingerprint(job.records)])
     known = job.known or _read_part(part)
-    expected = (job.name, len(job.records), fingerprint)
+    expected = (job.name, len(job.records), job.fingerprint)
     content = _complete(url, known) if known and (known.name, known.samples, known.source) == expected else None
     if known and content is not None:
         return _Packed(known, _rows(job, content), written=False)
     content = _tar(job)
     digest = hashlib.sha256(content).hexdigest()
-    info = ShardInfo(job.name, job.split, len(job.records), len(content), digest, fingerprint)
+    info = ShardInfo(job.name, job.split, len(job.records), len(content), digest, job.fingerprint)
     storage.write_bytes(url, content)
     storage.write_text(part, json.dumps(asdict(info)))
     return _Packed(info, _rows(job, content), written=True)
@@ -343,16 +370,17 @@ def _describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
     return description
 
 
-def _rows(job: _ShardJob, content: bytes) -> list[dict[str, Any]]:
-    """The rows of labels.parquet for a shard, but for the shard's number."""
+def _rows(job: _ShardJob, content: bytes) -> pa.Table:
+    """The rows of labels.parquet for a shard."""
     length = job.dataset.segments * job.dataset.width * 2
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         ends = {member.name: member.offset_data + member.size for member in tar}
-    return [
+    rows = [
         {
             "id": record.id,
             "name": record.name,
             "split": record.split,
+            "shard": job.number,
             "position": position,
             "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are the last bytes of the member
             "nbytes": length,
@@ -362,6 +390,7 @@ def _rows(job: _ShardJob, content: bytes) -> list[dict[str, Any]]:
         }
         for position, record in enumerate(job.records)
     ]
+    return indexes.labels_table(rows)
 
 
 def _digest(content: Any) -> str:

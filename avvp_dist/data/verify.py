@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
-
-import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.data import quarantine, workers
 from avvp_dist.data.cache import ShardCache, WrongBytes, check_content
-from avvp_dist.data.index import Index, Labels, LeftOut, ShardInfo, read_labels
+from avvp_dist.data.index import Index, LeftOut, ShardInfo, read_labels
+from avvp_dist.data.quarantine import ShardVideos
 from avvp_dist.data.reading import ShardRef, ShardStore
 from avvp_dist.errors import DataError
 
@@ -40,14 +38,6 @@ class _NoCache(ShardCache):
             raise DataError(f"{shard.name}: {error}; delete it there and pack again") from None
 
 
-@dataclass(frozen=True)
-class _Job:
-    store: ShardStore
-    index: Index
-    labels: Labels
-    shard: int
-
-
 def verify(url: str, processes: int | None = None) -> Verified:
     """Every shard's hash and every video of it, several shards at a time.
 
@@ -60,21 +50,17 @@ def verify(url: str, processes: int | None = None) -> Verified:
     """
     index = Index.load(url)
     store = ShardStore(url, _NoCache())
-    jobs = [
-        _Job(store, index, of_split, number)
-        for of_split in read_labels(url, index).values()
-        for number in np.unique(of_split.shard).tolist()
-    ]
-    sizes = [index.shards[job.shard].samples for job in jobs]
-    with workers.pool(processes) as executor:
-        found = workers.run(_verify, jobs, sizes, executor, "verified")
+    shards = [shard for of_split in read_labels(url, index).values() for shard in quarantine.shards_of(index, of_split)]
+    sizes = [len(shard.ids) for shard in shards]
+    with workers.pool(processes) as pool:
+        found = workers.run(_verify, [(store, shard) for shard in shards], sizes, pool, "verified", "shards")
     return Verified(
-        len(jobs),
+        len(shards),
         sum(sizes),
-        sum(index.shards[job.shard].bytes for job in jobs),
+        sum(shard.info.bytes for shard in shards),
         tuple(bad for of_shard in found for bad in of_shard),
     )
 
 
-def _verify(job: _Job) -> list[LeftOut]:
-    return quarantine.inspect_shard(job.store, job.index, job.labels, job.shard)
+def _verify(job: tuple[ShardStore, ShardVideos]) -> list[LeftOut]:
+    return quarantine.inspect_shard(*job)

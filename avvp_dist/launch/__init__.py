@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import ray_job, storage
+from avvp_dist.data import workers
 from avvp_dist.recipe import RunConfig, load
 from avvp_dist.sweep import SweepConfig
 
@@ -44,6 +45,16 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     from avvp_dist.launch import ray_tune
 
     return ray_tune.run(name, spec, overrides=overrides, output=output)
+
+
+def pack_pool(name: str) -> workers.OpenPool:
+    """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster."""
+    if name == "local":
+        return workers.pool
+    _before_ray()
+    from avvp_dist.launch import ray_pack
+
+    return ray_pack.pool
 
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:

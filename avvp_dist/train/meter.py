@@ -70,9 +70,10 @@ class EpochMeter:
         Raises:
             TrainingError: names the first such step and the videos whose loss is not finite.
         """
-        bad = collective.all_reduce_sum((~self._video_losses.isfinite()).int())
-        if not bool(bad.any()):
+        mine = ~self._video_losses.isfinite()
+        if not bool(collective.all_reduce_sum(mine.sum()).item()):
             return
+        bad = collective.all_reduce_sum(mine.int())  # a number a video, so only when there is something to tell
         flagged = bad.cpu().numpy().astype(bool)
         order = plan.order()
         for step in range(progress.step + 1):

@@ -176,6 +176,10 @@ def test_packing_and_evaluating_as_jobs(head, trained, tmp_path):
     raw, out = str(tmp_path / "raw"), str(tmp_path / "packed")
     log = head.run("shard", "llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", out, "--workers", "1")
     assert "60 videos in 3 shards" in log
+    words = ["llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", f"{out}-by-ray"]
+    log = head.run("shard", *words, "launch=ray")
+    assert "packing: 3 of 3 shards" in log
+    assert (tmp_path / "packed-by-ray" / "index.json").read_bytes() == (tmp_path / "packed" / "index.json").read_bytes()
     log = head.run("evaluate", str(trained[2]))
     assert "result.json reproduced" in log
 

@@ -287,6 +287,30 @@ def test_all_bad_features_are_told_before_anything_is_written(official, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_machine_without_the_features_is_told_and_no_video_left_out(official, tmp_path):
+    source = OfficialFeatures(official, TINY)  # made where the folders are
+    for name in ("res152", "vggish"):
+        (official / "feats" / name).rename(official / name)
+    with pytest.raises(ConfigError) as error:
+        pack_tiny(official, tmp_path / "out", source=source, skip_bad=True)
+    (problem,) = error.value.problems
+    assert problem.endswith(f"has no folder {official}/feats/vggish; all machines that pack must see the features there")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_all_jobs_under_way_are_told_together(official, tmp_path):
+    with pytest.raises(DataError) as error:
+        pack_tiny(official, tmp_path / "out", source=VanishingFeatures(official, TINY), workers=2)
+    assert error.value.problems == [f"{name} vanished" for name in (IDS[0], IDS[3], IDS[6], IDS[7], IDS[9])]  # five shards
+
+
+class VanishingFeatures(OfficialFeatures):
+    """Features that are gone once they were checked."""
+
+    def read(self, record: VideoRecord) -> np.ndarray:
+        raise DataError(f"{record.id} vanished")
+
+
 def test_skipped_videos_are_recorded(official, tmp_path):
     spoil(official)
     out = tmp_path / "out"
@@ -456,7 +480,7 @@ def environment() -> dict[str, str]:
 
 def run_script(text: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", text, *map(str, arguments)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
 
 
 def wait_for(condition, seconds: float = 30) -> None:
