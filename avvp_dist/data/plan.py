@@ -42,7 +42,8 @@ def check(videos: int, batch_size: int, world: int, streams: int | None = None) 
         problems.append("the split has no videos")
     if batch_size < world:
         problems.append(
-            f"batch_size {batch_size} is the global batch: some of {world} workers would never see a video; use {world} or more"
+            f"batch_size {batch_size} is the global batch: some of {world} workers would never see a video; use {world} "
+            "or more"
         )
     if streams is not None and streams < world:
         problems.append(

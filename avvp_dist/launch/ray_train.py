@@ -126,8 +126,11 @@ def start_ray(log_to_driver: bool = True) -> None:
 def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+    scaling: dict[str, Any] = {"num_workers": launch.workers}
     if launch.min_workers is not None:
         os.environ.setdefault(*_WAIT_FOR_NODES)
+        workers = (launch.min_workers, launch.workers)
+        scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": launch.resize_every}
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -136,12 +139,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "desk": desk,
         },
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=launch.workers if launch.min_workers is None else (launch.min_workers, launch.workers),
-            elastic_resize_monitor_interval_s=launch.resize_every,
-            use_gpu=bool(launch.gpus_per_worker),
-            resources_per_worker=resources,
-        ),
+        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name="train",
