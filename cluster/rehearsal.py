@@ -1,7 +1,7 @@
 """A rehearsal: several Ray nodes on this machine: data and checkpoints on S3, MLflow; a node dies, a job is stopped.
 
 Every step says what it proves, and the first that fails ends the rehearsal with exit code 1. Nothing outlives it: all runs
-in namespaces of its own (see local.py). ``--short`` keeps one training that loses a node.
+in namespaces of its own (see local.py). ``--short`` keeps two trainings that lose a node.
 """
 
 from __future__ import annotations
@@ -153,7 +153,10 @@ class Rehearsal:
         self._run_in_mlflow("node-dies", job, log)
 
     def elastic(self, epochs: int) -> None:
-        """A run of one or two workers loses a node, goes on with one, and takes in a node that comes."""
+        """A run of one or two workers loses a node, goes on with one, and takes in a node that comes.
+
+        Ray looks for new nodes every 20 seconds, and a worker reports an epoch every 2: ``epochs`` have to last so long.
+        """
         words = [*_SMALL, "model.dropout=0", f"train.epochs={epochs}", "evaluate.select=last"]
         elastic, whole = f"{BASE}/runs/elastic", f"{BASE}/runs/elastic-whole"
         workers = ["launch.workers=2", "launch.min_workers=1", "launch.resize_every=1"]
@@ -293,7 +296,7 @@ def rehearse(short: bool) -> None:
             steps.door_is_locked()
             steps.data_on_s3(256 if short else 512)
             steps.node_dies(5 if short else 10)
-            steps.elastic(18)
+            steps.elastic(14)
             if short:
                 return
             steps.mistake()
@@ -306,7 +309,7 @@ def rehearse(short: bool) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="three nodes, one training, one node killed")
+    parser.add_argument("--short", action="store_true", help="three nodes, two trainings, a node killed in each")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     try:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
+settings.register_profile("avvp", deadline=None)  # a busy machine takes its time
+settings.load_profile("avvp")
 
 
 @pytest.fixture(scope="session", autouse=True)
