@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import Section, Url, merge, parse_overrides, parse_yaml, validate
@@ -42,12 +42,26 @@ class LaunchConfig(Section):
     """local: this process, or each of torchrun's; ray: Ray Train, on the cluster of RAY_ADDRESS or on this machine."""
     workers: int = Field(1, ge=1)
     """Ray workers; the global batch is divided among them."""
+    min_workers: int | None = Field(None, ge=1)
+    """Ray workers with which a run goes on where nodes for all of ``workers`` are not there; null waits for all of them."""
+    resize_every: float = Field(60.0, gt=0)
+    """Seconds between two looks whether Ray can run more of them; if so, all start again, from the last checkpoint."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs of a Ray worker; 0 trains on CPU."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs a Ray worker asks for."""
     max_failures: int = Field(3, ge=-1)
     """Times Ray starts the workers again after a failure, from the last checkpoint; -1 without end."""
+
+    @model_validator(mode="after")
+    def _check_min_workers(self) -> LaunchConfig:
+        if self.min_workers is None:
+            return self
+        if self.name != "ray":
+            raise ValueError(f"min_workers={self.min_workers} needs name=ray: only Ray changes the number of workers")
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
+        return self
 
 
 class RunConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -96,7 +97,8 @@ class Cluster:
         except psutil.NoSuchProcess:
             doomed = []
         for one in doomed:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended with its parent
+                one.kill()
         process.wait()
 
     def dead(self) -> list[str]:

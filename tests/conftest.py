@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
+settings.register_profile("avvp", deadline=None)  # a busy machine takes its time
+settings.load_profile("avvp")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,35 +25,34 @@ def split_sizes(total: int, world: int) -> list[int]:
 
 
 def check(videos: int, batch_size: int, world: int, streams: int | None = None) -> None:
-    """Refuses numbers that cannot be planned.
+    """Refuses numbers that cannot be planned. What works for ``world`` ranks works for fewer.
 
     Args:
         videos: of the split.
         batch_size: videos in a global batch.
-        world: ranks.
+        world: ranks, at most.
         streams: where the split is streamed.
 
     Raises:
-        ConfigError: no videos, a batch size that does not divide evenly over the ranks or the streams, or streams that do
-            not over the ranks; every problem, with numbers nearby that work.
+        ConfigError: no videos, ranks without a video in every batch, or without a stream, or a batch size that does not
+            divide evenly over the streams; every problem, with numbers nearby that work.
     """
     problems = []
     if videos < 1:
         problems.append("the split has no videos")
-    if batch_size % world:
-        near = max(world, round(batch_size / world) * world)
+    if batch_size < world:
         problems.append(
-            f"batch_size {batch_size} is the global batch and does not divide over {world} workers; use {near} or another "
-            f"multiple of {world}"
+            f"batch_size {batch_size} is the global batch: some of {world} workers would never see a video; use {world} "
+            "or more"
         )
-    if streams is not None and streams % world:
+    if streams is not None and streams < world:
         problems.append(
-            f"data.streams={streams}: every one of {world} workers reads as many streams as the others; use "
+            f"data.streams={streams}: some of {world} workers would have no stream to read; use "
             f"{_streams_near(streams, batch_size, world)}"
         )
     if streams is not None and batch_size % streams:
-        common = math.lcm(streams, world)
-        near = max(common, round(batch_size / common) * common)
+        least = math.ceil(max(world, streams) / streams)
+        near = max(least, round(batch_size / streams)) * streams
         problems.append(
             f"batch_size {batch_size}: takes as many videos of each of data.streams={streams} streams; use a batch_size of "
             f"{near}, or data.streams={_streams_near(streams, batch_size, world)}"
@@ -64,9 +63,7 @@ def check(videos: int, batch_size: int, world: int, streams: int | None = None) 
 
 def _streams_near(streams: int, batch_size: int, world: int) -> str:
     """Numbers of streams near ``streams`` that suit the ranks and, where any does, the batch."""
-    fitting = [count for count in range(world, batch_size + 1, world) if batch_size % count == 0]
-    if not fitting:
-        fitting = [max(world, round(streams / world) * world)]
+    fitting = [count for count in range(world, batch_size + 1) if batch_size % count == 0] or [world]
     nearest = sorted(sorted(fitting, key=lambda count: abs(count - streams))[:2])
     return " or ".join(map(str, nearest))
 
@@ -143,9 +140,9 @@ class StreamPlan:
     Shards are put in an order drawn from (seed, epoch), laid end to end and cut into S streams of equal length (to one
     video). Each stream is shuffled so that a video leaves fewer than ``window`` places from where it lies; a reader
     therefore holds at most ``window`` videos of a stream. A global batch takes ``batch_size / S`` videos of every stream,
-    stream after stream; the last takes all that is left, which is less than a batch. The ``W`` ranks, W a divisor of S,
-    own S/W neighbouring streams each; of the last batch they take `split_sizes` like of any other, which near the border
-    of two ranks may be a few videos of the neighbour's.
+    stream after stream; the last takes all that is left, which is less than a batch. Of each batch the ``W`` ranks take
+    `split_sizes`: S/W neighbouring streams each where W divides S; else, and in the last batch, the stream at the border of
+    two ranks is read by both.
 
     Attributes:
         shards: number of the shard that holds each video, int [N].

@@ -39,7 +39,7 @@ class DataConfig(Section):
     memory_gb: float = Field(8.0, gt=0)
     """Gigabytes (of 10^9 bytes) that a split's features may take in the memory of each worker."""
     streams: int = Field(16, ge=1)
-    """Streams that are read side by side; divides the batch size, and is divided by the workers. Changes the order."""
+    """Streams that are read side by side; divides the batch size, and is best divided by the workers. Changes the order."""
     window: int = Field(256, ge=1)
     """Places within which a stream is shuffled and partners are found; a shard's videos or more. Changes the order."""
     workers: int = Field(2, ge=0)
@@ -137,7 +137,7 @@ def order_settings(config: DataConfig, index: Index, labels: Labels) -> Mapping[
 
 
 def check_plan(config: DataConfig, index: Index, labels: Mapping[str, Labels], batch_size: int, world: int) -> None:
-    """Refuses numbers that cannot be planned, before anything is read.
+    """Refuses numbers that cannot be planned for ``world`` ranks or fewer, before anything is read.
 
     Raises:
         ConfigError: see `plan.check`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from copy import copy
@@ -85,9 +86,9 @@ class StreamingSplit:
             AvvpError: a reader died.
         """
         assert isinstance(plan, StreamPlan)
-        place = _Place(rank, world, min(self._how.workers, plan.streams // world))
+        place = _Place(rank, world, min(self._how.workers, math.ceil(plan.streams / world)))
         share = _Share(self._index, self.labels, plan, first_step, place, partners)
-        rows = plan.batch_size // world
+        rows = math.ceil(plan.batch_size / world)
         shape = (self._how.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
         slots = self._readers.run(shape, place.readers, share.tasks, first_step, plan.steps)
         try:
@@ -153,8 +154,8 @@ class _Place(NamedTuple):
 
     def reader_of(self, streams: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """Which reader of this rank reads each of ``streams``, of ``count`` in all; a neighbour's go to the nearest."""
-        own, readers = count // self.world, max(1, self.readers)
-        return ((streams - self.rank * own) * readers // own).clip(0, readers - 1)
+        readers = max(1, self.readers)
+        return ((streams * self.world - self.rank * count) * readers // count).clip(0, readers - 1)
 
 
 class _Share:

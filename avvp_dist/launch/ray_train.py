@@ -34,6 +34,8 @@ from avvp_dist.storage_config import StorageConfig
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
 _LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
+# Ray looks for dead nodes every 20 seconds and until then waits for them, by default a minute a time
+_WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
 
 class RayRuntime:
@@ -137,6 +139,11 @@ def start_ray(log_to_driver: bool = True) -> None:
 def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+    scaling: dict[str, Any] = {"num_workers": launch.workers}
+    if launch.min_workers is not None:
+        os.environ.setdefault(*_WAIT_FOR_NODES)
+        workers = (launch.min_workers, launch.workers)
+        scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": launch.resize_every}
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -145,9 +152,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "desk": desk,
         },
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=launch.workers, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name="train",

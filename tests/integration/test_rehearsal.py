@@ -1,4 +1,4 @@
-"""The short rehearsal of a cluster: three nodes, one training, one node killed; see cluster/rehearsal.py."""
+"""The short rehearsal of a cluster: three nodes, two trainings, a node killed in each; see cluster/rehearsal.py."""
 
 import os
 import subprocess

@@ -199,7 +199,7 @@ def test_entrypoints_of_jobs_on_kubernetes_are_scripts_of_ours_with_settings_tha
         "rayjob.yaml": ["python", "/app/jobs/train.py"],
         "rayjob-sweep.yaml": ["python", "/app/jobs/tune.py"],
     }
-    config = load(words["rayjob.yaml"][2], words["rayjob.yaml"][3:])
+    config = load(words["rayjob.yaml"][2], ["launch=ray", *words["rayjob.yaml"][3:]])  # as jobs/train.py does
     assert config.launch.workers * config.launch.gpus_per_worker == 4
     assert config.train.batch_size % config.launch.workers == 0
 

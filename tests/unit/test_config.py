@@ -123,3 +123,14 @@ def test_missing_and_broken_recipe_files(tmp_path):
     broken.write_text("optim: [1, 2\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(str(broken))
+
+
+def test_elastic_workers_need_ray_and_a_range():
+    launch = load("han", ["launch=ray", "launch.workers=4", "launch.min_workers=2"]).launch
+    assert (launch.min_workers, launch.workers) == (2, 4)
+    with pytest.raises(ConfigError, match="launch: .*min_workers=3 is more than workers=2"):
+        load("han", ["launch=ray", "launch.workers=2", "launch.min_workers=3"])
+    with pytest.raises(ConfigError, match="launch: .*min_workers=1 needs name=ray"):
+        load("han", ["launch.workers=2", "launch.min_workers=1"])
+    with pytest.raises(ConfigError, match="launch.min_workers"):
+        load("han", ["launch=ray", "launch.min_workers=0"])

@@ -54,9 +54,10 @@ def test_order_is_shuffled_evenly():
 
 
 def test_numbers_that_do_not_work_out():
-    with pytest.raises(ConfigError, match="batch_size 10 is the global batch and does not divide over 4 workers; use 8"):
-        check(100, 10, 4)
+    with pytest.raises(ConfigError, match="batch_size 3 is the global batch: some of 4 workers .* use 4 or more"):
+        check(100, 3, 4)
     with pytest.raises(ConfigError) as caught:
-        check(0, 3, 2)
+        check(0, 1, 2)
     assert len(caught.value.problems) == 2
     check(1, 8, 4)
+    check(100, 10, 4)  # three, three, two and two
