@@ -80,7 +80,10 @@ def pack(
     dataset: _DATASET,
     annotations: _ANNOTATIONS,
     features: Annotated[
-        str, typer.Option(metavar="DIR", help=f"Folder with {_FEATURES}; with launch=ray all nodes must see it there.")
+        str,
+        typer.Option(
+            metavar="URL", help=f"Folder or URL with {_FEATURES}. With launch=ray all nodes must see it under this name."
+        ),
     ],
     out: Annotated[str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.")],
     skip_bad: Annotated[
@@ -98,7 +101,8 @@ def pack(
     on where it stopped, and does nothing to a data set that is complete.
 
     launch=ray does the same, byte for byte, in tasks on the cluster of RAY_ADDRESS, or of a Ray on this machine. All its
-    nodes must see the feature files under the same path, and --out: a URL, or a folder that they share.
+    nodes must see the feature files under the same name: a URL, a folder that they share, or copies. So with --out, but
+    for copies.
     """
     from avvp_dist.data import llp, shards
     from avvp_dist.launch import pack_pool
@@ -281,7 +285,8 @@ def _made_up(annotations: str, features: str) -> dict[str, Any]:
     """What the generator of synthetic data left beside its files; packed data must go on saying that they are made up."""
     from avvp_dist.data.synthetic import MARKER
 
-    for folder in (annotations, features, storage.join(features, "..")):
+    above = storage.absolute(features).rstrip("/").rpartition("/")[0]
+    for folder in (annotations, features, above):
         try:
             return {"synthetic": True, "generator": json.loads(storage.read_bytes(storage.join(folder, MARKER)))}
         except FileNotFoundError:

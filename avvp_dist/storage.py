@@ -129,6 +129,23 @@ def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
     return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
 
 
+def versions(url: str | os.PathLike[str]) -> dict[str, str]:
+    """By name, what tells each file right below ``url`` from another version of it; empty when it is not there.
+
+    That is its size, and the hash or time of change that the store lists.
+    """
+    try:
+        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+    except FileNotFoundError:
+        return {}
+    found = {}
+    for entry in entries:
+        if entry["type"] == "file":
+            stamp = next((entry[key] for key in ("ETag", "md5Hash", "mtime", "LastModified", "created") if key in entry), "")
+            found[entry["name"].rsplit("/", 1)[-1]] = f"{entry['size']} {stamp}"
+    return found
+
+
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
     """Whole content of the file at ``url``.
 

@@ -15,18 +15,17 @@ import difflib
 import hashlib
 import os
 import re
-import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from avvp_dist import storage
+from avvp_dist.data import feature_files
 from avvp_dist.data.catalog import LLP, Dataset, Stream
 from avvp_dist.data.reduction import to_segments
-from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
 SPLIT_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
@@ -256,10 +255,10 @@ def _report_unannotated(video: _Video, found: _Findings) -> None:
 
 
 class OfficialFeatures:
-    """Features in the official layout, one file a video and stream, below a local or mounted folder.
+    """Features in the official layout, one file a video and stream.
 
     Args:
-        folder: the folder that holds ``feats/`` (and ``CLAP/`` and ``CLIP/``), or ``feats`` itself.
+        folder: path or URL of the folder that holds ``feats/`` (and ``CLAP/`` and ``CLIP/``), or of ``feats`` itself.
         dataset: whose streams are read.
 
     Raises:
@@ -267,35 +266,29 @@ class OfficialFeatures:
     """
 
     def __init__(self, folder: str | os.PathLike[str], dataset: Dataset = LLP) -> None:
-        root = storage.local_path(folder)
-        if root is None:
-            raise DataError(f"{os.fspath(folder)}: the official feature files are read from a local or mounted folder")
-        self._dataset = dataset
-        above = [root.parent] if root.name == "feats" else []
+        root = storage.absolute(folder).rstrip("/")
+        above, _, name = root.rpartition("/")
+        places = [storage.join(root, "feats"), root, *([above] if name == "feats" else [])]
         found = {
-            stream.folder: [place for place in (root / "feats", root, *above) if (place / stream.folder).is_dir()]
+            stream.folder: feature_files.find([storage.join(place, stream.folder) for place in places])
             for stream in dataset.streams
         }
-        missing = [name for name, places in found.items() if not places]
+        missing = [name for name, place in found.items() if place is None]
         if missing:
             raise DataError(
                 [f"{name}/: no such folder" for name in missing],
                 f"{root}: not the official layout of these features (--streams says which)",
             )
-        self._folders = {name: places[0] / name for name, places in found.items()}
+        self._dataset = dataset
+        self._folders = {name: place for name, place in found.items() if place is not None}
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identifies the files of ``records`` by name, size and time of change; missing files count too."""
         digest = hashlib.sha256()
         for record in records:
             for stream in self._dataset.streams:
-                path = self._path(record, stream)
-                try:
-                    status = path.stat()
-                    text = f"{stream.folder}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
-                except OSError:
-                    text = f"{stream.folder}/{path.name} missing\n"
-                digest.update(text.encode())
+                file = _file(record)
+                digest.update(f"{stream.folder}/{file} {self._folders[stream.folder].version(file)}\n".encode())
         return digest.hexdigest()
 
     def check(self, record: VideoRecord) -> list[str]:
@@ -320,16 +313,11 @@ class OfficialFeatures:
         """
         return np.concatenate([self._read_stream(record, stream) for stream in self._dataset.streams], axis=-1)
 
-    def _path(self, record: VideoRecord, stream: Stream) -> Path:
-        if not re.fullmatch(_ID, record.id):
-            raise DataError(f"video id {record.id!r} is not 11 letters, digits, '-' or '_'")
-        return self._folders[stream.folder] / f"{record.id}.npy"
-
     def _read_stream(self, record: VideoRecord, stream: Stream) -> np.ndarray:
         """One stream of one video, reduced to [T,dim] in float32 or better, as float16."""
-        path = self._path(record, stream)
-        name = f"{stream.folder}/{path.name}"
-        values = _load(path, name)
+        file = _file(record)
+        name = f"{stream.folder}/{file}"
+        values = feature_files.load(self._folders[stream.folder], file, name)
         expected = (stream.rows, stream.dim)
         if values.shape != expected:
             raise DataError(f"{name}: shape {list(values.shape)}, expected {list(expected)}")
@@ -346,16 +334,7 @@ class OfficialFeatures:
         return packed
 
 
-def _load(path: Path, name: str) -> np.ndarray:
-    try:
-        with path.open("rb") as handle:
-            return np.lib.format.read_array(handle, allow_pickle=False)
-    except FileNotFoundError:
-        if not path.parent.is_dir():  # a machine without the features would find every video bad
-            raise ConfigError(
-                f"{socket.gethostname()}: has no folder {path.parent}; all machines that pack must see the features there"
-            ) from None
-        raise DataError(f"{name}: missing") from None
-    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{name}: not a readable .npy array ({detail})") from None
+def _file(record: VideoRecord) -> str:
+    if not re.fullmatch(_ID, record.id):
+        raise DataError(f"video id {record.id!r} is not 11 letters, digits, '-' or '_'")
+    return f"{record.id}.npy"

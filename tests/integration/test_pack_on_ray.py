@@ -1,6 +1,5 @@
 """Packing with Ray tasks: the bytes of a local pack, whoever dies meanwhile."""
 
-import json
 import os
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from avvp_dist.data.llp import OfficialFeatures, read_annotations
 from avvp_dist.data.shards import pack
 from avvp_dist.errors import AvvpError, ConfigError, DataError
 from avvp_dist.launch import pack_pool
+from avvp_dist.storage_config import StorageConfig
 
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).parents[1]
@@ -129,22 +129,31 @@ def tasks_under_way() -> list[psutil.Process]:
     return [process for process in found if "ray::in_task" in " ".join(process.cmdline())]
 
 
-def test_to_a_bucket_that_only_the_setting_names(cluster, s3, s3_server, tmp_path, monkeypatch):
+def test_from_and_to_a_bucket_that_only_the_setting_names(cluster, s3, s3_server, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", IDS[:4], LLP)
-    words = ["data", "pack", "llp", "--annotations", tmp_path / "llp", "--features", tmp_path / "llp", "--shard-videos", "1"]
-    url = f"{s3}/llp"
-    done = CliRunner().invoke(
-        commands, list(map(str, [*words, "--out", url, "launch=ray", "--storage", f"endpoint={s3_server}"]))
-    )
-    assert not done.exception, done.output
+    raw, url, setting = f"{s3}/raw", f"{s3}/llp", f"endpoint={s3_server}"
+    storage.configure(StorageConfig(endpoint=s3_server))
+    for name, content in contents(tmp_path / "llp").items():
+        storage.write_bytes(f"{raw}/{name}", content)
+    done = command("--annotations", raw, "--features", raw, "--out", url, "launch=ray", "--storage", setting)
     assert "4 videos in 4 shards" in done.output
+    again = command("--annotations", raw, "--features", raw, "--out", url, "launch=ray", "--storage", setting)
+    assert again.output == done.output
     there = {name: storage.read_bytes(f"{url}/{name}") for name in storage.names(url)}
     monkeypatch.chdir(tmp_path)
-    assert not CliRunner().invoke(commands, list(map(str, [*words, "--out", "here", "--workers", 1]))).exception
-    assert there == contents(tmp_path / "here")
-    assert json.loads(there["index.json"])["shards"][0]["sha256"] == Index.load("here").shards[0].sha256
+    command("--annotations", "llp", "--features", "llp", "--out", "here", "launch=ray")  # a relative path, from its folder
+    here = dict(contents(tmp_path / "here"))
+    ours, theirs = (Index.from_json(found.pop("index.json")) for found in (here, there))
+    assert here == there
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def command(*words):
+    done = CliRunner().invoke(commands, ["data", "pack", "llp", "--shard-videos", "1", *words])
+    assert not done.exception, done.output
+    return done
 
 
 def test_other_settings_are_refused(official):
@@ -155,7 +164,7 @@ def test_other_settings_are_refused(official):
     assert "launch.name: Input should be 'local' or 'ray', got 'slurm'" in done.exception.problems
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The short rehearsal of a cluster: three nodes, two trainings, a node killed in each; see cluster/rehearsal.py."""
+"""The short rehearsal of a cluster: three nodes, an elastic training, one node killed; see cluster/rehearsal.py."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def namespaces() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not namespaces(), reason="namespaces cannot be made here")
-def test_a_cluster_survives_the_loss_of_a_node():
+def test_an_elastic_run_shrinks_with_the_loss_of_a_node_and_grows_with_another():
     command = [str(ROOT / "cluster" / "rehearsal.sh"), "--short"]
     done = subprocess.run(command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True)
     print(done.stdout)

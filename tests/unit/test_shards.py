@@ -406,6 +406,27 @@ def test_records_that_no_shard_can_hold(tmp_path, official):
         pack_tiny(official, tmp_path / "out", shard_videos=0)
 
 
+def test_features_in_an_object_store(official, tmp_path):
+    url = "memory://raw/llp"
+    storage.remove(url)
+    for name, content in contents(official / "feats").items():
+        storage.write_bytes(storage.join(url, "feats", name), content)
+    for folder in (url, f"{url}/feats"):
+        index = pack_tiny(official, tmp_path / folder.rpartition("/")[2], source=OfficialFeatures(folder, TINY))
+    assert index.fingerprint == pack_tiny(official, tmp_path / "here").fingerprint
+    assert pack_tiny(official, tmp_path / "llp", source=OfficialFeatures(url, TINY)) == index  # complete already
+    storage.remove(f"{url}/feats/vggish/{IDS[1]}.npy")
+    storage.write_bytes(f"{url}/feats/res152/{IDS[10]}.npy", b"nothing")
+    with pytest.raises(DataError, match="of other inputs"):
+        pack_tiny(official, tmp_path / "llp", source=OfficialFeatures(url, TINY))
+    with pytest.raises(DataError) as error:
+        pack_tiny(official, tmp_path / "new", source=OfficialFeatures(url, TINY))
+    assert error.value.problems[0] == f"train {IDS[1]}: vggish/{IDS[1]}.npy: missing"
+    assert f"test {IDS[10]}: res152/{IDS[10]}.npy: not a readable .npy array" in error.value.problems[1]
+    with pytest.raises(DataError, match="vggish/: no such folder"):
+        OfficialFeatures("memory://nothing", TINY)
+
+
 def test_object_store(official, tmp_path):
     url = "memory://bucket/llp"
     storage.remove(url)

@@ -90,6 +90,16 @@ def test_ranks_together_see_what_one_sees(packed, in_memory):
             assert not (other.weak * batch.weak).any()
 
 
+def test_ranks_that_do_not_divide_the_streams_and_readers_without_work(packed, in_memory):
+    with closing(opened(packed, workers=2)) as split:
+        plan = split.plan(STREAMS, 3, 0)  # two, one and one video of four streams for three ranks of two readers
+        shares = [list(split.epoch(plan, 0, rank, 3)) for rank in range(3)]
+        for step, parts in enumerate(zip(*shares, strict=True)):
+            assert flat(parts) == plan.order()[STREAMS * step : STREAMS * (step + 1)].tolist()
+            for part in parts:
+                assert_is(part, in_memory)
+
+
 def test_partners_change_with_the_epoch_and_not_with_the_readers(packed):
     with closing(opened(packed)) as thread, closing(opened(packed, workers=2)) as processes:
         first, again = (numbers(batch.partners[0] for batch in epoch(split, 1, partners=1)) for split in (thread, processes))
