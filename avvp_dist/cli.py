@@ -112,23 +112,31 @@ def list_recipes() -> None:
 
 @app.command()
 def sync(
-    run: Annotated[str, typer.Argument(help="Folder or URL of a run whose tracking could not be sent.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="Folder or URL of a run whose tracking could not be sent, or of a sweep: all its trials."),
+    ],
     uri: Annotated[
         str | None, typer.Option(help="MLflow address, where it is not the one the run was started with.")
     ] = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Send what a run could not send to MLflow while the server was away."""
-    from avvp_dist.tracking.home import find_home
+    """Send what a run or the trials of a sweep could not send to MLflow while the server was away.
+
+    Exit code 1: something is left.
+    """
+    from avvp_dist.tracking.home import find_homes
     from avvp_dist.tracking.spool import sync as send
 
-    home = find_home(run)
-    report = send(home.folder, uri)
-    home.keep()
-    typer.echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
-    for line in filter(None, [*report.refused, report.error]):
-        typer.echo(line, err=True)
-    raise typer.Exit(1 if report.left else 0)
+    left = 0
+    for home in find_homes(run):
+        report = send(home.folder, uri)
+        home.keep()
+        left += report.left
+        typer.echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
+        for line in filter(None, [*report.refused, report.error]):
+            typer.echo(line, err=True)
+    raise typer.Exit(1 if left else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -88,6 +88,19 @@ def find_home(run: str) -> TrackingHome:
     return _fetched(*found)
 
 
+def find_homes(folder: str) -> list[TrackingHome]:
+    """The tracking files of a run, or of a sweep and then of its trials, which are nested under it at the server.
+
+    Raises:
+        DataError: there are none.
+        AvvpError: object storage cannot be used.
+    """
+    trials = storage.join(folder, "runs")
+    below = [storage.join(trials, name) for name in storage.names(trials)]
+    tracked = [run for run in below if storage.exists(storage.join(run, "tracking"))]
+    return [find_home(run) for run in (folder, *tracked)]
+
+
 def _known(url: str) -> dict[str, Any] | None:
     """What run.json says; its key becomes the name of a folder."""
     source = storage.join(url, _RUN)

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from avvp_dist import cli
 from avvp_dist.errors import DataError
 from avvp_dist.tracking.base import NullTracker, TrackingConfig, open_tracker
 from avvp_dist.tracking.spool import explain, read_run, sync
@@ -26,6 +28,7 @@ mlflow = pytest.importorskip("mlflow")
 FIRST_RUN = """
 import sys
 from pathlib import Path
+from avvp_dist import cli
 from avvp_dist.tracking.base import TrackingConfig, open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1], experiment="first"), Path(sys.argv[2]))
 tracker.metrics({"loss": 1.0}, step=0)
@@ -180,6 +183,7 @@ def test_a_broken_artefact_store_stops_no_metrics(uri, tmp_path):
 TRAINING = """
 import sys, time
 from pathlib import Path
+from avvp_dist import cli
 from avvp_dist.tracking.base import TrackingConfig, open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]))
 step = 0
@@ -364,3 +368,21 @@ def test_opening_a_tracker_imports_no_mlflow():
 def test_sync_says_what_is_wrong_with_the_folder(tmp_path):
     with pytest.raises(DataError, match=r"no tracked run here"):
         sync(tmp_path)
+
+
+def test_a_sweep_is_sent_with_all_its_trials(uri, tmp_path):
+    away = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}", flush_timeout=1)
+    sweep = open_tracker(away, tmp_path / "tracking")
+    for name in ("one", "two"):
+        named = away.model_copy(update={"run_name": name, "parent_run": sweep.reference})
+        open_tracker(named, tmp_path / "runs" / name / "tracking").finish("FINISHED")
+    sweep.finish("FINISHED")
+    (tmp_path / "runs" / "untracked").mkdir()
+    done = CliRunner().invoke(cli.app, ["sync", str(tmp_path), "--uri", uri])
+    assert done.exit_code == 0, done.output
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("avvp").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in children) == ["one", "two"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
