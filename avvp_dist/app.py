@@ -215,9 +215,11 @@ class _Observer:
         self._told = False
         if self._sampler:
             self._sampler.start()
-        self.tracker.params(config.model_dump(exclude={"tracking", "storage"}))
+        # places are tags: as params that differ in every run they would be an axis of MLflow's comparisons
+        places = {"output": config.output} | ({"store": config.store} if config.store else {})
+        self.tracker.params(config.model_dump(exclude={"tracking", "storage", "output", "store"}))
         self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags({**provenance(index), **config.tracking.tags})
+        self.tracker.tags({**provenance(index), **places, **config.tracking.tags})
 
     def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
         assert self._console
