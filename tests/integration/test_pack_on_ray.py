@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +126,11 @@ def test_a_killed_driver_takes_its_tasks_along_and_the_next_goes_on(cluster, off
 
 def tasks_under_way() -> list[psutil.Process]:
     """Ray's workers that are at a task; Ray names them so."""
-    found = psutil.Process().children(recursive=True)
-    return [process for process in found if "ray::in_task" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended, and may not have been reaped
+            found += [process] if "ray::in_task" in " ".join(process.cmdline()) else []
+    return found
 
 
 def test_from_and_to_a_bucket_that_only_the_setting_names(cluster, s3, s3_server, tmp_path, monkeypatch):
