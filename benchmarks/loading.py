@@ -1,6 +1,6 @@
 """Samples per second and memory of ways to read a training split, side by side in one run.
 
-    python -m benchmarks.loading [--videos 1024,4096] [--seconds 3] [--s3] [--out benchmarks/results/loading.json]
+    python -m benchmarks.loading [--videos 1024,4096] [--s3 [--link 100]] [--out benchmarks/results/loading.json]
 
 Everybody delivers the same: shuffled batches of 128 videos as float32 tensors, from the same float16 values of LLP's shape
 (53.8 kB a video), on this disk, which the page cache holds after the first epoch (that one is not counted). Every contender
@@ -11,9 +11,11 @@ once).
     three members      shards with a member a stream through plain webdataset: shards shuffled, then batched as they come
     one member         avvp_dist's shards through plain webdataset, likewise
     streaming          avvp_dist's shards through `data.streaming`, shuffled over 16 streams with a window of 256
-    raw GET, S3        the bytes of avvp_dist's shards from an S3 server on loopback (moto, with --s3), by boto3 alone
-    streaming, S3      streaming from there: the first epoch fetches all shards into an empty cache on this disk and checks
-                       their hashes (to be compared with raw GET), later ones find them there (the warm cache)
+    raw GET, S3        the bytes of avvp_dist's shards by boto3 alone, from an S3 server on loopback (moto, with --s3) behind
+                       a link of --link MB/s, since loopback is faster than any network
+    fetching, S3       streaming from there with an empty cache before every epoch: shards are fetched, checked against their
+                       hashes, kept on this disk and read
+    streaming, S3      streaming from there; later epochs find all shards in the cache
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from benchmarks.slow_link import slow_link
+
 BATCH, STREAMS, WINDOW = 128, 16, 256
 WAYS = ("loose files", "three members", "one member", "streaming")
+WAYS_S3 = ("raw GET, S3", "fetching, S3", "streaming, S3")
 WORKERS = (0, 2)
 
 
@@ -91,7 +96,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def epochs(way: str, folder: str, workers: int) -> Callable[[int], Iterator[int]]:
     """A function that reads one epoch and gives the size of each batch, once its tensors are there."""
-    if way.startswith("streaming"):
+    if way.startswith(("streaming", "fetching")):
         return _streaming(folder, workers)
     if way.startswith("raw GET"):
         return _raw_get(folder, workers)
@@ -199,15 +204,26 @@ def measure(way: str, folder: str, workers: int, seconds: float) -> dict[str, fl
     started = time.perf_counter()
     first = sum(epoch(0))
     first_seconds = time.perf_counter() - started
-    started, number = time.perf_counter(), 1
-    while time.perf_counter() - started < seconds:
+    spent, number = 0.0, 1
+    while spent < seconds:
+        if way.startswith("fetching"):
+            _empty_cache()
+        started = time.perf_counter()
         read = sum(epoch(number))
+        spent += time.perf_counter() - started
         assert read == first, (read, first)
         videos, number = videos + read, number + 1
     return {
-        "samples_per_second": videos / (time.perf_counter() - started),
+        "samples_per_second": videos / spent,
         "first_epoch_samples_per_second": first / first_seconds,
     }
+
+
+def _empty_cache() -> None:
+    from avvp_dist.data.cache import ShardCache
+
+    left = ShardCache().clear()
+    assert not left.entries, left
 
 
 def contend(way: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
@@ -245,8 +261,8 @@ def _proportional(pid: int) -> int:
 
 
 @contextmanager
-def s3_server() -> Iterator[None]:
-    """An S3 server in memory on loopback, where this process and its children find it."""
+def s3_server(megabytes_per_second: float) -> Iterator[None]:
+    """An S3 server in memory behind a slow link, where this process and its children find it."""
     import fsspec
 
     with socket.socket() as free:
@@ -270,7 +286,9 @@ def s3_server() -> Iterator[None]:
                     break
             time.sleep(0.1)
         fsspec.filesystem("s3").mkdir("benchmark")
-        yield
+        with slow_link(port, megabytes_per_second) as there:
+            os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{there}"
+            yield
     finally:
         server.terminate()
         server.wait()
@@ -297,7 +315,7 @@ def compare(sizes: Sequence[int], seconds: float, with_s3: bool) -> dict[str, di
             if with_s3:
                 url = f"s3://benchmark/{videos}"
                 upload(folder / "one", f"{url}/one")
-                contenders += [(f"{way}, 2 workers", way, url, 2) for way in ("raw GET, S3", "streaming, S3")]
+                contenders += [(f"{way}, 2 workers", way, url, 2) for way in WAYS_S3]
             print(f"{videos} videos, {videos * 53760 / 1e6:.0f} MB of features")
             for name, way, where, workers in contenders:
                 rows[name] = contend(way, where, workers, seconds)
@@ -321,6 +339,7 @@ def main() -> None:
     parser.add_argument("--videos", default="1024,4096", help="two sizes of the split")
     parser.add_argument("--seconds", type=float, default=3.0, help="a contender reads at least")
     parser.add_argument("--s3", action="store_true", help="also from an S3 server (moto)")
+    parser.add_argument("--link", type=float, default=100.0, help="MB/s of the way to that server (100 is a gigabit link)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -331,7 +350,7 @@ def main() -> None:
         return
     sizes = [int(size) for size in arguments.videos.split(",")]
     if arguments.s3:
-        with s3_server():
+        with s3_server(arguments.link):
             found = compare(sizes, arguments.seconds, with_s3=True)
     else:
         found = compare(sizes, arguments.seconds, with_s3=False)
@@ -345,9 +364,9 @@ def main() -> None:
         "memory_growth_mb": {name: large[name]["peak_mb"] - small[name]["peak_mb"] for name in large},
     }
     if arguments.s3:
-        fetched = large["streaming, S3, 2 workers"]["first_epoch_samples_per_second"]
-        report["fetching_streaming_to_raw_get"] = fetched / large["raw GET, S3, 2 workers"]["samples_per_second"]
-        print(f"  streaming's fetching epoch is {report['fetching_streaming_to_raw_get']:.0%} of raw GET")
+        fetching, raw = (large[f"{way}, S3, 2 workers"]["samples_per_second"] for way in ("fetching", "raw GET"))
+        report |= {"link_megabytes_per_second": arguments.link, "fetching_to_raw_get": fetching / raw}
+        print(f"  streaming while it fetches reads {fetching / raw:.0%} of what raw GETs do")
     for name, growth in report["memory_growth_mb"].items():
         print(f"  {name:26} {growth:+7.0f} MB from {sizes[0]} to {sizes[-1]} videos")
     if arguments.out:
