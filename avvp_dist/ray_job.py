@@ -12,6 +12,8 @@ from avvp_dist.errors import ConfigError
 
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # the variable's name; Ray sets it for the entrypoint of a submitted job
 _SQLITE = "sqlite:///"
+_URL = "give a URL (s3://bucket/folder) or an absolute path that all nodes share"
+_BETTER = {"tracking.uri": "give the MLflow server's address, set MLFLOW_TRACKING_URI for the cluster, or tracking=none"}
 
 
 def submission_id() -> str | None:
@@ -47,7 +49,3 @@ def refuse_own_folder(places: Mapping[str, str | None]) -> None:
             )
     if problems:
         raise ConfigError(problems)
-
-
-_URL = "give a URL (s3://bucket/folder) or an absolute path that all nodes share"
-_BETTER = {"tracking.uri": "give the MLflow server's address, set MLFLOW_TRACKING_URI for the cluster, or tracking=none"}
