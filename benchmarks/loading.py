@@ -49,7 +49,7 @@ WORKERS = (0, 2)
 
 
 class RandomFeatures:
-    """Features without meaning, fast to make: a `shards.FeatureSource`."""
+    """Features without meaning, fast to make: a `shard_file.FeatureSource`."""
 
     def fingerprint(self, records: Sequence) -> str:
         """See `FeatureSource`."""

@@ -1,86 +1,40 @@
 """Packs videos and their features into WebDataset tar shards, in parallel over processes or the nodes of a cluster.
 
-A shard holds videos of one split in annotation order, two members each: ``<id>.features.npy``, float16 [T,width], and
-``<id>.json``. Its bytes depend on the data alone. Until index.json is there, which is written last, a pack is unfinished
-and `_parts` beside the shards says how far it came:
+What a shard is: `data/shard_file.py`. Until index.json is there, which is written last, a pack is unfinished and `_parts`
+beside the shards says how far it came:
 
     _parts/plan.json             fingerprint of all inputs, and the videos found bad
     _parts/<shard>.json          fingerprint of the shard's inputs, and its size and hash; written after the shard
     <split>-000000.tar ...       the shards, each published at once
     labels.parquet, index.json   in this order; then _parts goes
 
-So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash. Whoever
-makes a shard, and where, leaves no trace in it: `_pack_shard` is a function of its job, run wherever the pool says.
+So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import re
-import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import pyarrow as pa
+from dataclasses import asdict
+from typing import Any
 
 from avvp_dist import storage
 from avvp_dist.data import index as indexes
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import Dataset
-from avvp_dist.data.index import Index, IndexedStream, LeftOut, ShardInfo
+from avvp_dist.data.index import Index, IndexedStream, LeftOut
+from avvp_dist.data.shard_file import FeatureSource, ShardJob, pack_shard
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.types import MODALITIES, VideoRecord
 
 LOGGER = logging.getLogger(__name__)
 
 _PLAN_FILE = "plan.json"
-_FEATURES = "features.npy"
 _INPUTS = "annotations, feature files (size or time of change) or the number of videos in a shard"
 _CHECK_BLOCK = 64  # videos a worker checks at a time
-
-
-class FeatureSource(Protocol):
-    """Where the features of videos come from. Travels to worker processes, so it must be picklable."""
-
-    def fingerprint(self, records: Sequence[VideoRecord]) -> str:
-        """Identifies the inputs of ``records`` without reading them (for files: names, sizes, times of change)."""
-
-    def check(self, record: VideoRecord) -> list[str]:
-        """Everything that is wrong with the features of one video, a line each."""
-
-    def read(self, record: VideoRecord) -> np.ndarray:
-        """Features of one video, float16 [T,width]."""
-
-
-@dataclass(frozen=True)
-class _ShardJob:
-    """What a worker needs to write one shard.
-
-    ``fingerprint`` is that of its inputs, as the machine that plans sees them; ``known`` is what a finished index says of
-    the shard.
-    """
-
-    dataset: Dataset
-    source: FeatureSource
-    out: str
-    number: int
-    name: str
-    split: str
-    records: tuple[VideoRecord, ...]
-    fingerprint: str
-    known: ShardInfo | None
-
-
-@dataclass(frozen=True)
-class _Packed:
-    info: ShardInfo
-    rows: pa.Table
-    written: bool
 
 
 def pack(
@@ -139,7 +93,7 @@ def pack(
             _tell_resumed(out, parts, len(jobs))
             plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
             _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
-        packed = processes.run(_pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
+        packed = processes.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
     storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
     shards = tuple(shard.info for shard in packed)
     index = Index(
@@ -275,7 +229,7 @@ def _plan(
     shard_videos: int,
     left_out: set[str],
     earlier: Index | None,
-) -> list[_ShardJob]:
+) -> list[ShardJob]:
     known = {shard.name: shard for shard in earlier.shards} if earlier else {}
     splits: dict[str, list[VideoRecord]] = {}
     for record in records:
@@ -283,13 +237,13 @@ def _plan(
             splits.setdefault(record.split, []).append(record)
     if not splits:
         raise DataError("every video has bad features; nothing is left to pack")
-    jobs: list[_ShardJob] = []
+    jobs: list[ShardJob] = []
     for split, videos in splits.items():
         for number, start in enumerate(range(0, len(videos), shard_videos)):
             name = f"{split}-{number:06d}.tar"
             chosen = tuple(videos[start : start + shard_videos])
             fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
-            jobs.append(_ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
+            jobs.append(ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
     return jobs
 
 
@@ -301,102 +255,10 @@ def _tell_resumed(out: str, parts: str, shards: int) -> None:
         )
 
 
-def _pack_shard(job: _ShardJob) -> _Packed:
-    """Writes one shard, or finds it complete."""
-    url = storage.join(job.out, job.name)
-    part = storage.join(job.out, indexes.PARTS_FOLDER, f"{job.name}.json")
-    known = job.known or _read_part(part)
-    expected = (job.name, len(job.records), job.fingerprint)
-    content = _complete(url, known) if known and (known.name, known.samples, known.source) == expected else None
-    if known and content is not None:
-        return _Packed(known, _rows(job, content), written=False)
-    content = _tar(job)
-    digest = hashlib.sha256(content).hexdigest()
-    info = ShardInfo(job.name, job.split, len(job.records), len(content), digest, job.fingerprint)
-    storage.write_bytes(url, content)
-    storage.write_text(part, json.dumps(asdict(info)))
-    return _Packed(info, _rows(job, content), written=True)
-
-
-def _read_part(url: str) -> ShardInfo | None:
-    try:
-        return ShardInfo(**json.loads(storage.read_bytes(url)))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def _complete(url: str, known: ShardInfo) -> bytes | None:
-    """The shard's content if it is what ``known`` says."""
-    try:
-        if storage.size(url) != known.bytes:
-            return None
-        content = storage.read_bytes(url)
-    except FileNotFoundError:
-        return None
-    return content if hashlib.sha256(content).hexdigest() == known.sha256 else None
-
-
-def _tar(job: _ShardJob) -> bytes:
-    """A shard's content: the same bytes for the same data, whoever packs it and when."""
-    shape = (job.dataset.segments, job.dataset.width)
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for record in job.records:
-            values = job.source.read(record)
-            if values.shape != shape or values.dtype != np.float16:
-                raise DataError(
-                    f"{record.id}: features are {values.dtype} {list(values.shape)}, expected float16 {list(shape)}"
-                )
-            array = io.BytesIO()
-            np.lib.format.write_array(array, np.ascontiguousarray(values, "<f2"), version=(1, 0), allow_pickle=False)
-            text = json.dumps(_describe(record, job.dataset.classes))
-            for name, content in ((_FEATURES, array.getvalue()), ("json", text.encode())):
-                member = tarfile.TarInfo(f"{record.id}.{name}")  # mode 644, time 0 and owner 0 unless told otherwise
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return sink.getvalue()
-
-
-def _describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
-    description: dict[str, Any] = {
-        "id": record.id,
-        "name": record.name,
-        "split": record.split,
-        "weak": [classes[label] for label in record.weak],
-    }
-    for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
-        if events is not None:
-            description[f"{modality}_events"] = [{**event._asdict(), "label": classes[event.label]} for event in events]
-    return description
-
-
-def _rows(job: _ShardJob, content: bytes) -> pa.Table:
-    """The rows of labels.parquet for a shard."""
-    length = job.dataset.segments * job.dataset.width * 2
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
-        ends = {member.name: member.offset_data + member.size for member in tar}
-    rows = [
-        {
-            "id": record.id,
-            "name": record.name,
-            "split": record.split,
-            "shard": job.number,
-            "position": position,
-            "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are the last bytes of the member
-            "nbytes": length,
-            "weak": record.weak,
-            "audio_events": None if record.audio_events is None else [event._asdict() for event in record.audio_events],
-            "visual_events": None if record.visual_events is None else [event._asdict() for event in record.visual_events],
-        }
-        for position, record in enumerate(job.records)
-    ]
-    return indexes.labels_table(rows)
+def _write_if_changed(url: str, content: bytes) -> None:
+    if not storage.exists(url) or storage.read_bytes(url) != content:
+        storage.write_bytes(url, content)
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _write_if_changed(url: str, content: bytes) -> None:
-    if not storage.exists(url) or storage.read_bytes(url) != content:
-        storage.write_bytes(url, content)

@@ -158,7 +158,7 @@ def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, 
 
 @dataclass(frozen=True)
 class SyntheticFeatures:
-    """Made-up features as a source of a pack; see `avvp_dist.data.shards.FeatureSource`."""
+    """Made-up features as a source of a pack; see `avvp_dist.data.shard_file.FeatureSource`."""
 
     seed: int
     dataset: Dataset = LLP

@@ -22,6 +22,7 @@ def test_the_examples_come_out_as_written():
 
 def test_every_setting_it_names_exists_and_takes_the_values_it_names():
     configs = [load(name).model_dump() for name in recipes()]
+    configs += [load("jomold", [f"model={network}"]).model_dump() for network in ("ave", "avslowfast")]
     named = set(re.findall(r"`((?:method|model|train|optim|evaluate|data)\.[a-z_]+)(?:=([^`]*))?`", PAGE.read_text()))
     assert len(named) > 20
     for key, value in sorted(named):
