@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.text import Text
 from avvp_dist import storage
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from avvp_dist.report.compare import Comparison
 
 
 class _Split(StrEnum):
@@ -71,16 +74,14 @@ def compare(
 
     Runs that differ only in their seed are one setting. Shows val and test; choose by val, with --select.
     """
-    from avvp_dist import comparison as reading  # torch and its friends take seconds to import
-    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
-    from avvp_dist.report import compare as comparing
-    from avvp_dist.report import compare_pictures, compare_tables, sheets
-    from avvp_dist.report.published import published_scores
-
     if not runs and not sweep:
         raise ConfigError("runs: missing; give folders of finished runs, or --sweep FOLDER")
     if select and split is _Split.TEST:
         raise ConfigError("--select chooses by val: leave --split test away")
+    from avvp_dist import comparison as reading  # torch and its friends take seconds to import
+    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
+    from avvp_dist.report import compare as comparing
+
     if score and score not in reading.SCORES:
         raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(reading.SCORES)}")
     found = reading.read_sweep(sweep) if sweep else None
@@ -99,6 +100,22 @@ def compare(
         per_class=per_class,
     )
     comparison = comparing.side_by_side(settings, view, baseline=against, select=select, notes=notes)
+    _tell(comparison, published=published, csv=csv, markdown=markdown, latex=latex, pictures=pictures)
+
+
+def _tell(
+    comparison: Comparison,
+    *,
+    published: bool,
+    csv: str | None,
+    markdown: str | None,
+    latex: str | None,
+    pictures: Path | None,
+) -> None:
+    """Prints the comparison, and writes it to the files asked for."""
+    from avvp_dist.report import compare_pictures, compare_tables, sheets
+    from avvp_dist.report.published import published_scores
+
     papers = published_scores() if published else None
     tables = compare_tables.sheets(comparison, papers)
     lines = [*comparison.notes, *compare_tables.explain_tests(comparison)]
