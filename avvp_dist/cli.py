@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,9 +20,10 @@ from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
 from avvp_dist.errors import AvvpError, DataError
-from avvp_dist.metrics.per_video import FILE as PER_VIDEO
-from avvp_dist.recipe import RunConfig, load, recipes
 from avvp_dist.report.console import set_up_logging
+
+if TYPE_CHECKING:
+    from avvp_dist.recipe import RunConfig
 
 app = typer.Typer(
     name="avvp",
@@ -75,6 +76,8 @@ def evaluate(
     """
     from avvp_dist import app as composition
     from avvp_dist.dist.runtime import LocalRuntime
+    from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+    from avvp_dist.recipe import load
 
     _reach(run, overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
@@ -106,6 +109,8 @@ def config(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
 @app.command(name="recipes")
 def list_recipes() -> None:
     """List the shipped recipes."""
+    from avvp_dist.recipe import recipes
+
     for name, text in recipes().items():
         typer.echo(f"{name:15} {text.splitlines()[0].lstrip('# ')}")
 
@@ -155,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
+    from avvp_dist.recipe import load
+
     _reach(recipe, overrides)
     return load(recipe, overrides)
 

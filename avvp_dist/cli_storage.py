@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from avvp_dist import storage
-from avvp_dist.recipe import storage_settings
+from avvp_dist.storage_config import storage_settings
 
 
 def configure(overrides: Sequence[str]) -> None:

@@ -111,20 +111,6 @@ def recipes() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
 
 
-def storage_settings(overrides: Sequence[str]) -> StorageConfig:
-    """The storage section that ``overrides`` alone make: a recipe, too, may have to be fetched from an object store.
-
-    Raises:
-        ConfigError: everything that is wrong with these keys; others are not looked at.
-    """
-    content = merge({}, [(path, value) for path, value in parse_overrides(overrides) if path[0] == "storage"], {})
-    return validate(_StorageOnly, content, "storage").storage
-
-
-class _StorageOnly(Section):
-    storage: StorageConfig = StorageConfig()
-
-
 def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """A recipe with overrides.
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from avvp_dist.config import Section
+from avvp_dist.config import Section, merge, parse_overrides, validate
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -83,3 +83,17 @@ class StorageConfig(Section):
 
 def _first(names: tuple[str, ...]) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+class _StorageOnly(Section):
+    storage: StorageConfig = StorageConfig()
+
+
+def storage_settings(overrides: Sequence[str]) -> StorageConfig:
+    """The storage section that ``overrides`` alone make: a recipe, too, may have to be fetched from an object store.
+
+    Raises:
+        ConfigError: everything that is wrong with these keys; others are not looked at.
+    """
+    content = merge({}, [(path, value) for path, value in parse_overrides(overrides) if path[0] == "storage"], {})
+    return validate(_StorageOnly, content, "storage").storage

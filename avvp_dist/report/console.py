@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from avvp_dist.types import Progress as TrainProgress
+if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
+    from avvp_dist.types import Progress as TrainProgress
 
 _log = logging.getLogger(__name__)
 

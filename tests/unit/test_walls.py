@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
     {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"},
@@ -48,7 +50,14 @@ def test_models_know_no_method_and_methods_no_model():
     assert not [p for p in (PACKAGE / "methods").glob("*.py") if {"models", "train", "tracking"} & set(imported_rooms(p))]
 
 
-def test_app_needs_neither_ray_nor_mlflow():
-    code = "import sys, avvp_dist.app, avvp_dist.cli; print(sorted({'ray', 'mlflow'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("avvp_dist.app", {"ray", "mlflow"}),
+        ("avvp_dist.cli", {"ray", "mlflow", "torch", "numpy"}),  # `avvp --help` answers at once
+    ],
+)
+def test_what_importing_a_module_does_not_import(module, heavy):
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
