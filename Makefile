@@ -33,10 +33,11 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 	@echo "pictures  demo/han/pictures demo/jomold/pictures"
 	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"
 
-# a file's tests stay in one process (they share what they set up); two of them, since Ray and S3 are mostly waited for
+# a file's tests stay in one process (they share what they set up); two of them, since Ray and S3 are mostly waited for;
+# in the order of the folders, since xdist would begin with the files of many small tests and wait for long ones at the end
 test: export OMP_WAIT_POLICY = passive
 test: env  ## all tests
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 lint: env  ## format, lint, types
 	$(BIN)/ruff format --check .

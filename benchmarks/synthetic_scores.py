@@ -53,6 +53,11 @@ VARIANTS = {
     "matype": Variant("MA, best epoch by segment Type", "ma", ("evaluate.select=segment.type",)),
     "jomold": Variant("JoMoLD", "jomold"),
     "jomoldtype": Variant("JoMoLD, best epoch by segment Type", "jomold", ("evaluate.select=segment.type",)),
+    "jomoldbare": Variant(
+        "JoMoLD without contrastive loss, best epoch by segment Type",
+        "jomold",
+        ("evaluate.select=segment.type", "method.contrastive_weight=0"),
+    ),
     "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
 }
 
@@ -169,6 +174,9 @@ def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
         for level in LEVELS:
             for metric in METRICS:
                 entry[f"{prefix}{level}.{metric}"] = _over_seeds([each[level][metric] for each in found])
+    for modality in MODALITIES:
+        speech = [score["per_class"]["Speech"]["segment"][modality] for score in scores]
+        entry[f"speech.segment.{modality}"] = None if None in speech else _over_seeds(speech)
     for source in ("denoising", "denoising_given"):
         rows = [result[source] for result in results.values()]
         keys = dict.fromkeys(key for each in rows for key in each)
@@ -182,6 +190,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"Synthetic data ({splits} videos; truth: {report['truth']}). Mean ± standard deviation over seeds, in %.", ""]
     for level in LEVELS:
         lines += [f"**F of {level}s, test split**", "", *_scores(report["rows"], level), ""]
+    lines += ["**F of Speech's segments alone, over all videos of the test split**", "", *_speech(report["rows"]), ""]
     lines += ["**Labels of the training split that refiners removed**", "", *_removals(report["rows"]), ""]
     return "\n".join(lines)
 
@@ -193,6 +202,13 @@ def _scores(rows: dict[str, Any], level: str) -> Iterator[str]:
     for entry in rows.values():
         cells = [_cell(entry[f"{prefix}{level}.{metric}"]) for prefix in ("", "without_speech.") for metric in METRICS]
         yield f"| {entry['title']} | {entry['protocol']} | {_seeds(entry)} | {' | '.join(cells)} |"
+
+
+def _speech(rows: dict[str, Any]) -> Iterator[str]:
+    yield "| method | A | V |"
+    yield "|---|--:|--:|"
+    for entry in rows.values():
+        yield f"| {entry['title']} | {' | '.join(_cell(entry[f'speech.segment.{modality}']) for modality in MODALITIES)} |"
 
 
 def _removals(rows: dict[str, Any]) -> Iterator[str]:

@@ -38,6 +38,7 @@ def test_finished_runs_are_taken_as_they_are_and_judged_anew(packed, trained, ca
     scores = content["scores"]["test"]["joint"]
     assert row["segment.visual"] == {"mean": scores["segment"]["visual"], "std": None, "all": [scores["segment"]["visual"]]}
     assert row["without_speech.event.type"]["mean"] == scores["without_speech"]["event"]["type"]
+    assert row["speech.segment.visual"]["mean"] == scores["per_class"]["Speech"]["segment"]["visual"]
     given = again["rows"]["valor"]["denoising_given"]
     assert given["removed_segments/visual_recall"]["mean"] == pytest.approx(82, abs=3)
     printed = capsys.readouterr().out
@@ -76,4 +77,6 @@ def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
 def test_unknown_variants_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
-    assert "no variant jomould; there are han, lr, ma, matype, jomold, jomoldtype, valor" in capsys.readouterr().err
+    assert (
+        "no variant jomould; there are han, lr, ma, matype, jomold, jomoldtype, jomoldbare, valor" in capsys.readouterr().err
+    )
