@@ -161,7 +161,7 @@ def nodes(folder: Path) -> set[str]:
 def test_ray_train(packed, tmp_path, one, monkeypatch):
     with tempfile.TemporaryDirectory() as folder:  # Ray's sockets need a short path
         monkeypatch.setenv("RAY_TMPDIR", folder)
-        monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
+        monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
         with scraped(lambda: nodes(Path(folder))) as found:
             train(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
@@ -171,7 +171,8 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
         for rank in ("0", "1"):
             assert 0 < last(found, f"ray_avvp_{name}_seconds", stage="denoise", rank=rank) < 600, (name, rank)
     assert {series["rank"] for series in found if series["name"] == "ray_avvp_videos_per_second"} == {"0"}
-    row = json.loads((tmp_path / "history.json").read_text())[-1]
+    # Ray tells its exporter from time to time, so a run may end before the last epoch's values are out
+    rows = [row for row in json.loads((tmp_path / "history.json").read_text()) if row["stage"] == "denoise"]
     told = {
         "ray_avvp_videos_per_second": {"videos_per_second": {}},
         "ray_avvp_removed_labels": {f"removed/{modality}": {"modality": modality} for modality in ("audio", "visual")},
@@ -179,8 +180,8 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
     }
     for name, keys in told.items():
         for key, tags in keys.items():
-            assert last(found, name, stage="denoise", **tags) == pytest.approx(row[key], rel=1e-5), key
-    assert row["removed/audio"] + row["removed/visual"] > 0
+            assert last(found, name, stage="denoise", **tags) in [pytest.approx(row[key], rel=1e-5) for row in rows], key
+    assert rows[-1]["removed/audio"] + rows[-1]["removed/visual"] > 0
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def on_ray():
     os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
     import ray
 
-    quick = {"metrics_report_interval_ms": 1000}
+    quick = {"metrics_report_interval_ms": 200}
     ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", _system_config=quick)
     yield launch_sweep
     ray.shutdown()
