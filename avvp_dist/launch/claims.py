@@ -22,30 +22,34 @@ _STALE = 60.0  # an owner not heard of for so long is dead
 Claim = Callable[[str, str], AbstractContextManager[None]]
 
 
-class _Desk:
-    """Keeps who owns which stage at the moment; lives as long as the sweep's driver."""
+@contextmanager
+def open_desk() -> Iterator[ActorHandle[Any]]:
+    """A desk for one sweep, until the end of the block. It asks for no CPU, so it cannot keep a trial from starting."""
 
-    def __init__(self) -> None:
-        self._owners: dict[str, tuple[str, float]] = {}
+    class Desk:  # in here, Ray sends the class itself: the desk's process need not import this package, and with it torch
+        """Keeps who owns which stage at the moment."""
 
-    def take(self, key: str, owner: str) -> bool:
-        """Whether ``owner`` has it from now on."""
-        holder, heard = self._owners.get(key, (owner, 0.0))
-        if holder != owner and time.monotonic() - heard < _STALE:
-            return False
-        self._owners[key] = (owner, time.monotonic())
-        return True
+        def __init__(self) -> None:
+            self._owners: dict[str, tuple[str, float]] = {}
 
-    def give_back(self, key: str, owner: str) -> None:
-        """Frees it, if it is still ``owner``'s."""
-        if self._owners.get(key, ("", 0.0))[0] == owner:
-            del self._owners[key]
+        def take(self, key: str, owner: str) -> bool:
+            """Whether ``owner`` has it from now on."""
+            holder, heard = self._owners.get(key, (owner, 0.0))
+            if holder != owner and time.monotonic() - heard < _STALE:
+                return False
+            self._owners[key] = (owner, time.monotonic())
+            return True
 
+        def give_back(self, key: str, owner: str) -> None:
+            """Frees it, if it is still ``owner``'s."""
+            if self._owners.get(key, ("", 0.0))[0] == owner:
+                del self._owners[key]
 
-def open_desk() -> ActorHandle[Any]:
-    """A desk for one sweep. It asks for no CPU, so it cannot keep a trial from starting."""
-    desk: ActorHandle[Any] = ray.remote(num_cpus=0)(_Desk).remote()  # type: ignore[assignment]  # Ray's types promise less
-    return desk
+    desk: ActorHandle[Any] = ray.remote(num_cpus=0)(Desk).remote()  # type: ignore[assignment]  # Ray's types promise less
+    try:
+        yield desk
+    finally:
+        ray.kill(desk)
 
 
 def claims(desk: ActorHandle) -> Claim:

@@ -59,11 +59,11 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
             start_ray(log_to_driver=False)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
         _check_resources(sweep, base.launch)
-        plan = Plan(
-            name, sweep, tuple(overrides), index.fingerprint, output, tracker.reference, storage.settings(), open_desk()
-        )
-        for phase in _phases(plan, book):
-            phase.fit()
+        with open_desk() as desk:
+            told = (tracker.reference, storage.settings(), desk)
+            plan = Plan(name, sweep, tuple(overrides), index.fingerprint, output, *told)
+            for phase in _phases(plan, book):
+                phase.fit()
     finally:
         content = book.write()
         _finish(tracker, content)
