@@ -101,7 +101,8 @@ def _numbers(axis: Axes, counts: Counts) -> None:
     axis.set_axis_off()
     for (head, cells), x in zip(columns, (0.42, 0.67, 0.93) if len(columns) > 1 else (0.85,), strict=True):
         for row, text in [(-1, head), *enumerate(cells)]:
-            axis.text(x, row, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=10)
+            cell = axis.text(x, row, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=10)
+            cell.set_in_layout(False)  # it lies within its axis, and there are many
 
 
 def _share(part: int, whole: int) -> str:

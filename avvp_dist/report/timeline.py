@@ -17,6 +17,8 @@ from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
 
+_HEADLINE = 0.9  # of a row's height
+
 
 @dataclass(frozen=True)
 class TimelineVideo:
@@ -49,16 +51,30 @@ def parsing(
     pairs = ((true_audio, pred_audio), (true_visual, pred_visual))
     shown = [_classes_of(number, pairs) for number in range(len(videos))]
     heights = [max(1, len(rows)) for rows in shown]
-    with picture(path, 10, 1.9 + 0.45 * len(videos) + 0.36 * sum(heights), "Parsing", synthetic) as figure:
-        grid = figure.subplots(len(videos), 2, sharex=True, squeeze=False, height_ratios=heights)
-        for number, video in enumerate(videos):
-            for axis, (truth, prediction) in zip(grid[number], pairs, strict=True):
-                _panel(axis, None if truth is None else truth[number], prediction[number], shown[number])
-            grid[number][0].set_yticks(range(len(shown[number])), [readable(classes[c]) for c in shown[number]])
-            grid[number][0].set_title(_headline(video), loc="left", fontsize=11)
-        for column, name in enumerate(MODALITIES):
-            grid[0][column].set_title(f"{name}\n", loc="center")  # the first headline runs below it
-            grid[-1][column].set_xlabel(f"{name}, seconds")
+    # one axis a modality and all videos below each other: an axis a video and modality takes three times as long to draw
+    tops = [sum(heights[:number]) + _HEADLINE * (number + 1) for number in range(len(videos))]
+    with picture(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), "Parsing", synthetic) as figure:
+        axes = figure.subplots(1, 2, sharex=True, sharey=True)
+        for axis, name, (truth, prediction) in zip(axes, MODALITIES, pairs, strict=True):
+            for number, top in enumerate(tops):
+                _panel(axis, top, None if truth is None else truth[number], prediction[number], shown[number])
+            axis.set_title(name)
+            axis.set_xlabel("seconds")
+            axis.grid(axis="x")
+            axis.spines[:].set_visible(False)
+            axis.tick_params(left=False, bottom=False)
+        names = {
+            top + row: readable(classes[c]) for top, rows in zip(tops, shown, strict=True) for row, c in enumerate(rows)
+        }
+        axes[0].set_yticks(list(names), list(names.values()))
+        axes[0].set_ylim(tops[-1] + heights[-1] - 0.5, -0.2)  # less room above the first headline than between videos
+        seconds = pred_audio.shape[1]
+        axes[0].set_xlim(0, seconds)
+        axes[0].set_xticks(range(0, seconds + 1, max(1, seconds // 10)))
+        axes[0].set_zorder(1)  # headlines run on above the other axis
+        axes[0].patch.set_visible(False)
+        for video, top in zip(videos, tops, strict=True):
+            axes[0].text(0, top - 0.58, _headline(video), fontsize=11, fontweight="bold", va="bottom").set_in_layout(False)
         labels = {"true": DARK} if true_audio is not None else {}
         handles = [Patch(color=colour, label=name) for name, colour in labels.items()]
         handles.append(Patch(color=BLUE, label="predicted, rightly" if labels else "predicted"))
@@ -79,25 +95,25 @@ def _headline(video: TimelineVideo) -> str:
     return text if len(text) <= 90 else f"{text[:88]}…"  # as wide as both panels
 
 
-def _panel(axis: Axes, truth: BoolArray | None, prediction: BoolArray, rows: Sequence[int]) -> None:
+def _panel(axis: Axes, top: float, truth: BoolArray | None, prediction: BoolArray, rows: Sequence[int]) -> None:
+    """One video and modality; its first row lies at ``top``."""
     seconds = prediction.shape[0]
-    for row, c in enumerate(rows):
+    for row, c in enumerate(rows, start=1):
+        y = top + row - 1
         right = prediction[:, c] if truth is None else prediction[:, c] & truth[:, c]
         wrong = np.zeros_like(right) if truth is None else prediction[:, c] & ~truth[:, c]
         if truth is not None:
-            axis.broken_barh(_runs(truth[:, c]), (row - 0.36, 0.34), color=DARK)
-        below = row - 0.17 if truth is None else row + 0.02
+            axis.broken_barh(_runs(truth[:, c]), (y - 0.36, 0.34), color=DARK)
+        below = y - 0.17 if truth is None else y + 0.02
         axis.broken_barh(_runs(right), (below, 0.34), color=BLUE)
         axis.broken_barh(_runs(wrong), (below, 0.34), facecolor=RED, edgecolor="white", hatch="////", linewidth=0)
-        axis.axhline(row + 0.5, color="#CCCCCC", linewidth=0.8)
-    axis.set_xlim(0, seconds)
-    axis.set_xticks(range(0, seconds + 1, max(1, seconds // 10)))
-    axis.set_ylim(max(1, len(rows)) - 0.5, -0.5)
-    axis.set_yticks([])
-    axis.grid(axis="x")
+        if row < len(rows):
+            axis.axhline(y + 0.5, color="#CCCCCC", linewidth=0.8)
+    axis.broken_barh([(0, seconds)], (top - 0.5 - _HEADLINE, _HEADLINE), color="white", linewidth=2)  # no grid behind it
+    axis.hlines(top + max(1, len(rows)) - 0.5, 0, seconds, color=DARK, linewidth=1, clip_on=False)
     if not rows:
         text = "nothing predicted" if truth is None else "nothing there, nothing predicted"
-        axis.text(seconds / 2, 0, text, ha="center", va="center", color="#777777")
+        axis.text(seconds / 2, top, text, ha="center", va="center", color="#777777")
 
 
 def _runs(active: BoolArray) -> list[tuple[int, int]]:
