@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
+import ranks
 
 SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
 ENVIRONMENT = os.environ | {
@@ -18,19 +19,13 @@ ENVIRONMENT = os.environ | {
 }
 
 
-def command(data: str, output: Path, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> list[str]:
-    settings = [f"data={data}", f"output={output}", *SMALL, *overrides]
-    return [sys.executable, *launcher, "avvp_dist", "train", "jomold", *settings]
+def arguments(data: str | Path, output: Path, *overrides: str) -> list[str]:
+    return ["train", "jomold", f"data={data}", f"output={output}", *SMALL, *overrides]
 
 
-def run(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, check=False)
-
-
-def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        command(*arguments), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def start(*settings) -> subprocess.Popen:
+    command = [sys.executable, "-m", "avvp_dist", *arguments(*settings)]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait_until(there, process: subprocess.Popen, seconds: float = 240) -> None:
@@ -49,7 +44,7 @@ def outcome(output: Path) -> dict:
 
 def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_path):
     settings = ["train.epochs=15"]
-    assert run(packed, tmp_path / "whole", *settings).returncode == 0
+    ranks.run(arguments(packed, tmp_path / "whole", *settings))
     process = start(packed, tmp_path / "cut", *settings)
     wait_until(lambda: list((tmp_path / "cut").glob("checkpoints/*.pt")), process)
     process.send_signal(signal.SIGTERM)
@@ -57,15 +52,14 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
     assert process.returncode == 75
     assert "asked to stop at stage estimate" in told
     assert "Traceback" not in told
-    assert run(packed, tmp_path / "cut", *settings).returncode == 0
+    ranks.run(arguments(packed, tmp_path / "cut", *settings))
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
     """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
     settings = ["train.epochs=12", "train.check_every=2"]
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    assert run(packed, tmp_path / "whole", *settings, launcher=launcher).returncode == 0
+    ranks.run(arguments(packed, tmp_path / "whole", *settings), world=2)
     cut = tmp_path / "cut"
     on_ray = [packed, cut, *settings, "launch=ray", "launch.workers=2"]
 
@@ -94,6 +88,7 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
     process.communicate()
     assert not (cut / "result.json").exists()
 
-    done = run(*on_ray)
-    assert done.returncode == 0, done.stderr
+    process = start(*on_ray)
+    _, told = process.communicate()
+    assert process.returncode == 0, told
     assert outcome(cut) == outcome(tmp_path / "whole")
