@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 import pyarrow.fs
 import torch
@@ -26,6 +24,8 @@ from avvp_dist.credentials import redact
 from avvp_dist.data.cache import default_folder
 from avvp_dist.data.index import Index, read_labels
 from avvp_dist.dist.probe import FLOATS, all_reduce_seconds
+from avvp_dist.errors import ConfigError
+from avvp_dist.launch import ray_start
 from avvp_dist.tracking.spool import explain
 
 GB = 1e9
@@ -175,15 +175,11 @@ def ray(timeout: float) -> Finding:
 
 
 def _reach_ray(address: str, version: str, timeout: float) -> Finding:
-    place = urlsplit(address if "://" in address else f"//{address}")
-    port = place.port or {"http": 80, "https": 443, "ray": 10001}.get(place.scheme, 6379)
-    shown = f"RAY_ADDRESS={place.hostname}:{port}"
     started = time.monotonic()
     try:
-        socket.create_connection((place.hostname or "", port), timeout=min(timeout, 5.0)).close()
-    except OSError as error:
-        advice = "start the cluster, mend RAY_ADDRESS, or unset it for a Ray of your own"
-        return Finding("fail", f"{shown} not reached ({error.strerror or error})", advice)
+        shown = ray_start.reach(address, min(timeout, 5.0))
+    except ConfigError as error:
+        return Finding("fail", str(error).removesuffix(f"; {ray_start.ADVICE}"), ray_start.ADVICE)
     return Finding("ok", f"{shown} answers in {1e3 * (time.monotonic() - started):.0f} ms, Ray {version} here")
 
 

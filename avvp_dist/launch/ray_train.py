@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from avvp_dist.dist.runtime import stop_on_sigterm
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
 from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.launch.ray_metrics import RunMetrics
+from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.repeating import Repeating
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
@@ -129,11 +129,6 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
             ray.shutdown()
     _raise_failure(config)
     return json.loads(storage.read_text(storage.join(config.output, "result.json")))
-
-
-def start_ray(log_to_driver: bool = True) -> None:
-    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine."""
-    ray.init(address=os.environ.get("RAY_ADDRESS", "local"), logging_level=logging.WARNING, log_to_driver=log_to_driver)
 
 
 def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:

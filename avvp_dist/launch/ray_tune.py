@@ -15,7 +15,8 @@ from avvp_dist import app, ray_job, storage
 from avvp_dist.data.index import Index
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch.claims import open_desk
-from avvp_dist.launch.ray_train import place, start_ray
+from avvp_dist.launch.ray_start import start_ray
+from avvp_dist.launch.ray_train import place
 from avvp_dist.launch.search import exchange, optuna_search
 from avvp_dist.launch.sweep_book import RECORD, Book, recorded
 from avvp_dist.launch.trial import DRIVER_CPUS, Plan, run_trial

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ranks
 from dying import DyingRuntime, Killed
+from forks import ranks
 from prometheus import last, scraped
 
 from avvp_dist import app
@@ -29,7 +29,7 @@ JOMOLD = [*DENOISE, "model.dropout=0"]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, world: int = 1) -> None:
-    ranks.run(["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides], world)
+    ranks(world, ["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides])
 
 
 def train_apart(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in a process of its own, exit codes and messages included."""
+"""The command line as a user meets it: in processes of its own, exit codes and messages included."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from forks import avvp
 
 from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
@@ -21,15 +22,11 @@ SMALL = [
 ]
 
 
-def avvp(*arguments, cwd=None):
-    command = [sys.executable, "-m", "avvp_dist", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.fixture(scope="module")
 def trained(packed, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "jomold"
-    done = avvp("train", "jomold", f"data={packed}", f"output={output}", *SMALL)
+    command = [sys.executable, "-m", "avvp_dist", "train", "jomold", f"data={packed}", f"output={output}", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return output, done
 
@@ -136,6 +133,19 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
     done = avvp("train", "han", f"data={packed}", f"output={tmp_path / 'run'}", "train.device=cuda")
     assert done.returncode == 2
     assert "no CUDA device here" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [("127.0.0.1:9", "127.0.0.1:9 not reached"), ("nowhere:x", "nowhere:x: Port could not be cast")]
+)
+def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, message):
+    pytest.importorskip("ray")
+    given = [f"data={packed}", f"output={tmp_path / 'run'}", "launch=ray"]
+    done = avvp("train", "han", *given, RAY_ADDRESS=address)
+    assert done.returncode == 2, done.stderr
+    assert f"error: RAY_ADDRESS={message}" in done.stderr
+    assert "mend RAY_ADDRESS" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import psutil
-import ranks
+from forks import ranks
 
 SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
 ENVIRONMENT = os.environ | {
@@ -44,7 +44,7 @@ def outcome(output: Path) -> dict:
 
 def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_path):
     settings = ["train.epochs=15"]
-    ranks.run(arguments(packed, tmp_path / "whole", *settings))
+    ranks(1, arguments(packed, tmp_path / "whole", *settings))
     process = start(packed, tmp_path / "cut", *settings)
     wait_until(lambda: list((tmp_path / "cut").glob("checkpoints/*.pt")), process)
     process.send_signal(signal.SIGTERM)
@@ -52,14 +52,14 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
     assert process.returncode == 75
     assert "asked to stop at stage estimate" in told
     assert "Traceback" not in told
-    ranks.run(arguments(packed, tmp_path / "cut", *settings))
+    ranks(1, arguments(packed, tmp_path / "cut", *settings))
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
     """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
     settings = ["train.epochs=12", "train.check_every=2"]
-    ranks.run(arguments(packed, tmp_path / "whole", *settings), world=2)
+    ranks(2, arguments(packed, tmp_path / "whole", *settings))
     cut = tmp_path / "cut"
     on_ray = [packed, cut, *settings, "launch=ray", "launch.workers=2"]
 

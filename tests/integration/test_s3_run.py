@@ -1,13 +1,11 @@
 """Whole runs from and to object storage: the same as on a disk, whoever starts them and wherever they go on."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forks import avvp, ranks
 from s3_servers import Flaky, free_port
 from test_training import SMALL, DyingRuntime, Killed
 from typer.testing import CliRunner
@@ -19,12 +17,6 @@ from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.recipe import load
 from avvp_dist.storage_config import StorageConfig
-
-
-def avvp(*arguments, launcher=("-m",), cwd=None, **environment):
-    command = [sys.executable, *launcher, "avvp_dist", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"} | environment
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def here(*arguments):
@@ -75,8 +67,7 @@ def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplo
 
 def test_two_ranks_train_and_everything_else_reads(bucket, by_setting):
     output, setting = f"{bucket}/run", f"storage.{by_setting}"
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    good(avvp("train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting, launcher=launcher))
+    ranks(2, ["train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting])
     assert storage.names(output) == [
         "config.yaml", "history.json", "model.safetensors", "per_video.npz", "pictures", "result.json", "stages",
     ]  # fmt: skip
@@ -112,7 +103,7 @@ def test_resumed_in_a_bucket_equals_uninterrupted_on_a_disk(packed, bucket, tmp_
 def test_ray_trains_from_and_to_a_bucket(bucket, by_setting):
     output = f"{bucket}/run"
     command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "launch=ray"]
-    good(avvp(*command, f"storage.{by_setting}"))
+    good(avvp(*command, f"storage.{by_setting}", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2"))
     result = json.loads(storage.read_text(f"{output}/result.json"))
     assert set(result["scores"]) == {"val", "test"}
     checkpoints = [name for name in storage.names(f"{output}/ray/train") if name.startswith("checkpoint_2")]

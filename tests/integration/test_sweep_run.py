@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from avvp_dist import cli
 
 TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.batch_size=64"]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +88,19 @@ def _check_tracking(database):
             assert run.data.metrics["denoise/time/all_reduce_seconds"] == 0
 
 
+def ray_address():
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
 def start(name, output, settings, **content):
     """A sweep in a process of its own, which can be killed."""
     path = output.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "seeds": [1]} | content))
     command = [sys.executable, "-m", "avvp_dist", "sweep", str(path), *settings, "--output", str(output)]
-    return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()}  # the Ray of `on_ray`, and its token
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(process, output, count):
@@ -180,14 +186,12 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
 
 
 def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
-    settings = [f"data={packed}", *TINY, "tracking=none", "launch=ray", "launch.workers=2"]
-    content = on_ray("s", spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}), settings, str(tmp_path / "two"))
-    alone = on_ray(
-        "s",
-        spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}}),
-        [f"data={packed}", *TINY, "tracking=none"],
-        str(tmp_path / "one"),
-    )
+    from avvp_dist.launch.ray_tune import prepare
+
+    one = spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}})
+    settings = [f"data={packed}", *TINY, "tracking=none"]
+    content = on_ray("s", one, [*settings, "launch=ray", "launch.workers=2"], str(tmp_path))
     assert [row["status"] for row in content["trials"]] == ["finished"]
-    assert len(json.loads((tmp_path / "two" / "runs" / content["trials"][0]["name"] / "scores.json").read_text())) == 2
-    assert content["trials"][0]["name"] == alone["trials"][0]["name"]  # how a run is run is not what it is
+    _, (alone,) = prepare(one, settings)
+    assert content["trials"][0]["name"] == alone.name  # how a run is run is not what it is
+    assert len(json.loads((tmp_path / "runs" / alone.name / "scores.json").read_text())) == 2

@@ -1,0 +1,52 @@
+"""The Ray that a run, a sweep or a packing uses: the cluster of RAY_ADDRESS, or one of its own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from urllib.parse import urlsplit
+
+from avvp_dist.errors import ConfigError
+
+ADVICE = "start the cluster, mend RAY_ADDRESS, or unset it for a Ray of your own"
+_LOCKED = "if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+_PORTS = {"http": 80, "https": 443, "ray": 10001}
+
+
+def reach(address: str, timeout: float = 5.0) -> str:
+    """Knocks at ``address``, since Ray itself waits for minutes where nobody is; returns "RAY_ADDRESS=host:port".
+
+    Raises:
+        ConfigError: nobody answers there within ``timeout`` seconds.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = place.port or _PORTS.get(place.scheme, 6379)
+        shown = f"RAY_ADDRESS={place.hostname}:{port}"
+        socket.create_connection((place.hostname or "", port), timeout=timeout).close()
+    except ValueError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: {error}; {ADVICE}") from error
+    except OSError as error:
+        raise ConfigError(f"{shown} not reached ({error.strerror or error}); {ADVICE}") from error
+    return shown
+
+
+def start_ray(log_to_driver: bool = True) -> None:
+    """Joins the cluster that RAY_ADDRESS names, or starts Ray on this machine.
+
+    Raises:
+        ConfigError: there is no such cluster, or it does not let us in.
+    """
+    import ray  # takes a while, and may not be installed where the doctor asks for `reach`
+
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address not in ("local", "auto"):
+        reach(address)
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver)
+    except (ConnectionError, RuntimeError) as error:
+        if address == "local":
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"RAY_ADDRESS={address}: {reason}; {ADVICE if address == 'auto' else _LOCKED}") from error

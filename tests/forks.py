@@ -1,0 +1,78 @@
+"""The command `avvp` in forks of one process that has torch imported: each starts in a moment instead of five seconds.
+
+Real processes, real gloo, real sockets. A user's process imports all anew, and so does torchrun for every rank; some tests
+begin that way all the same.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import connection
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["avvp_dist.cli", "avvp_dist.launch.local", "torch._dynamo"])  # what a training imports
+
+
+def avvp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own, run to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [str(argument) for argument in arguments]
+        process = _start(words, os.environ | environment, Path(folder), cwd)
+        process.join()
+        out, err = ((Path(folder) / name).read_text() for name in ("out", "err"))
+    return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+
+def ranks(world: int, arguments: list[str], timeout: float = 300) -> None:
+    """A command on every rank of ``world``; when one fails, ends the others and tells what it said."""
+    # what torchrun's agent does: a store of its own, where all ranks are guests
+    store = TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
+    met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with tempfile.TemporaryDirectory() as folder:
+        running = {}
+        for rank in range(world):
+            places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **met}
+            said = Path(folder) / str(rank)
+            said.mkdir()
+            running[_start(arguments, os.environ | places, said)] = said / "err"
+        try:
+            while running:
+                ended = connection.wait([process.sentinel for process in running], timeout)
+                assert ended, f"still running after {timeout} s"
+                for process in [process for process in running if process.sentinel in ended]:
+                    process.join()
+                    assert process.exitcode == 0, running[process].read_text()
+                    del running[process]
+        finally:
+            for process in running:
+                process.kill()
+                process.join()
+
+
+def _start(
+    arguments: list[str], environment: Mapping[str, str], folder: Path, cwd: Path | None = None
+) -> multiprocessing.process.BaseProcess:
+    process = _server.Process(target=_command, args=(arguments, dict(environment), str(folder), cwd and str(cwd)))
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], environment: dict[str, str], folder: str, cwd: str | None) -> None:
+    for name, stream in (("out", 1), ("err", 2)):
+        with open(Path(folder) / name, "w") as file:
+            os.dup2(file.fileno(), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    if cwd:
+        os.chdir(cwd)
+    torch.set_num_threads(1)
+    sys.argv = ["avvp", *arguments]
+    runpy.run_module("avvp_dist", run_name="__main__")
