@@ -58,6 +58,17 @@ VARIANTS = {
         "jomold",
         ("evaluate.select=segment.type", "method.contrastive_weight=0"),
     ),
+    "jomoldcarry": Variant(
+        "JoMoLD with the fractions of budgets carried on, best epoch by segment Type",
+        "jomold",
+        ("evaluate.select=segment.type", "method.rounding=carry"),
+    ),
+    "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave", "model.visual_dropout=0.5")),
+    "avslowfast": Variant(
+        "JoMoLD on AVSlowFast (reconstruction)", "jomold", ("model=avslowfast", "model.visual_dropout=0.5")
+    ),
+    "coteaching": Variant("HAN + Co-teaching+ (reconstruction)", "coteaching"),
+    "jocor": Variant("HAN + JoCoR (reconstruction)", "jocor"),
     "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
 }
 
