@@ -10,12 +10,12 @@ help:  ## list the targets
 
 env: $(VENV)/.ready  ## make .venv with everything pinned in constraints.txt
 
-# torch goes first: it decides which build (CPU or CUDA) the rest gets; Python compiles what it imports, pip would all of it
+# torch goes first: it decides which build (CPU or CUDA) the rest gets
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --group dev --editable '.[all]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
 	@touch $@
 
 # Short runs of the real commands: no server, no cluster, synthetic data. What each line does: README.md.

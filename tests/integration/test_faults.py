@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -35,6 +36,15 @@ def wait_until(there, process: subprocess.Popen, seconds: float = 240) -> None:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:
+    """Ray Train's workers below a driver; Ray names them so."""
+    found = []
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "TrainWorker" in " ".join(child.cmdline()) else []
+    return found
 
 
 def outcome(output: Path) -> dict:
@@ -68,10 +78,7 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
 
     process = start(*on_ray)
     wait_until(checkpoints, process)
-    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "TrainWorker" in child.name()]
-    workers = workers or [
-        child for child in psutil.Process(process.pid).children(recursive=True) if "TrainWorker" in "".join(child.cmdline())
-    ]
+    workers = train_workers(process)
     assert len(workers) == 2
     seen = checkpoints()
     workers[1].kill()

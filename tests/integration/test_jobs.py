@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -72,7 +73,8 @@ class Head:
     def __exit__(self, *_):
         root = psutil.Process(self.process.pid)
         for process in [*root.children(recursive=True), root]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # it ended by itself, or with another
+                process.kill()
         self.process.wait()
 
     def ask(self, path: str, token: bool = True, method: str = "GET"):
