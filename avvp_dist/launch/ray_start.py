@@ -48,5 +48,5 @@ def start_ray(log_to_driver: bool = True) -> None:
     except (ConnectionError, RuntimeError) as error:
         if address == "local":
             raise
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError(f"RAY_ADDRESS={address}: {reason}; {ADVICE if address == 'auto' else _LOCKED}") from error

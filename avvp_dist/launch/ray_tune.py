@@ -61,8 +61,8 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
         _check_resources(sweep, base.launch)
         with open_desk() as desk:
-            told = (tracker.reference, storage.settings(), desk)
-            plan = Plan(name, sweep, tuple(overrides), index.fingerprint, output, *told)
+            shared = (tracker.reference, storage.settings(), desk)
+            plan = Plan(name, sweep, tuple(overrides), index.fingerprint, output, *shared)
             for phase in _phases(plan, book):
                 phase.fit()
     finally:
