@@ -119,7 +119,18 @@ class Bench:
         if problems:
             raise ConfigError(problems, f"{folder} holds another run than {name} with seed {seed}")
         own = _own_labels(folder, self.labels["train"], self.index)
-        return {**result, "denoising": self._removed(own), "denoising_given": self._removed(given)}
+        removed = self._removed(own) | self._budgets(result["artefacts"].get("ratios"))
+        return {**result, "denoising": removed, "denoising_given": self._removed(given)}
+
+    def _budgets(self, ratios: dict[str, dict[str, float]] | None) -> dict[str, float]:
+        """Labels that a run's noise ratios would have removed, were all of them followed to the end."""
+        if ratios is None:
+            return {}
+        labels = dict(zip(self.index.classes, self.labels["train"].weak.sum(axis=0).tolist(), strict=True))
+        return {
+            f"{WHOLE}/{modality}_budget": sum(share * labels[name] for name, share in ratios[modality].items())
+            for modality in MODALITIES
+        }
 
     def _wrong_labels(self, variant: Variant, given: RefinedLabels | None) -> list[str]:
         if not variant.labels_of_segments:
@@ -224,7 +235,7 @@ def _speech(rows: dict[str, Any]) -> Iterator[str]:
 
 def _removals(rows: dict[str, Any]) -> Iterator[str]:
     """Whole videos first, where all refiners can be compared, then what is finer."""
-    heads = ["removed", "of labels", "precision", "at random", "recall"]
+    heads = ["removed", "of labels", "budget", "precision", "at random", "recall"]
     yield f"| labels of | modality | method | {' | '.join(heads)} |"
     yield f"|{'---|' * 3}{'--:|' * len(heads)}"
     for level, elements in ELEMENTS.items():
@@ -234,6 +245,8 @@ def _removals(rows: dict[str, Any]) -> Iterator[str]:
                     found, key = entry[source], f"{level}/{modality}"
                     if key in found:
                         cells = [f"{found[name]['mean']:.0f}" for name in (key, f"{key}_labels")]
+                        budget = found.get(f"{key}_budget")
+                        cells.append(f"{budget['mean']:.0f}" if budget else "-")
                         cells += [_cell(found.get(f"{key}_{name}")) for name in ("precision", "baseline", "recall")]
                         yield f"| {elements} | {modality} | {entry['title']}{note} | {' | '.join(cells)} |"
 
