@@ -48,5 +48,7 @@ def start_ray(log_to_driver: bool = True) -> None:
     except (ConnectionError, RuntimeError) as error:
         if address == "local":
             raise
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"RAY_ADDRESS={address}: {reason}; {ADVICE if address == 'auto' else _LOCKED}") from error
+        said = " ".join(str(error).split()).rstrip(".")
+        if isinstance(error, ConnectionError):  # what else it may be, a version of Ray for one, Ray tells well
+            said += f"; {ADVICE if address == 'auto' else _LOCKED}"
+        raise ConfigError(f"RAY_ADDRESS={address}: {said}") from error
