@@ -234,9 +234,9 @@ class _Observer:
         assert self._console
         self._console.step(progress)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: Mapping[str, Any], best: float) -> None:
         assert self._console
-        self._console.epoch(row)
+        self._console.epoch(row, best)
         values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
         self.tracker.metrics(values, step=row["epoch"])
         self._tell_run()

@@ -32,7 +32,6 @@ class TrainingConsole:
 
     def __init__(self, select: str) -> None:
         self._select = f"val/{select}"
-        self._best = float("-inf")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if sys.stderr.isatty():
@@ -47,7 +46,6 @@ class TrainingConsole:
 
     def stage_started(self, stage: str, epochs: int, resumed: TrainProgress | None) -> None:
         """See `train.loop.Observer`."""
-        self._best = float("-inf")
         where = f", resumed at epoch {resumed.epoch + 1}, step {resumed.step}" if resumed else ""
         self._say(f"stage {stage}: {epochs} epoch{'s' if epochs > 1 else ''}{where}")
         if self._bar:
@@ -65,14 +63,12 @@ class TrainingConsole:
             total = progress.epochs * progress.steps_per_epoch
             self._bar.update(self._task, completed=progress.global_step + 1, total=total)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: Mapping[str, Any], best: float) -> None:
         """See `train.loop.Observer`."""
-        value = row[self._select]
-        self._best = max(self._best, value)
         parts = [
             f"{row['stage']} epoch {row['epoch']}",
             f"loss {row['loss/total']:.4f}",
-            f"{self._select.replace('/', ' ')} {value:.2f} (best {self._best:.2f})",
+            f"{self._select.replace('/', ' ')} {row[self._select]:.2f} (best {best:.2f})",
         ]
         if "removed/visual" in row:
             parts.append(f"removed {row['removed/audio']:.0f} audio, {row['removed/visual']:.0f} visual")

@@ -61,8 +61,8 @@ class Observer(Protocol):
         """Every ``check_every`` steps."""
         ...
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch's metrics, after its checkpoint is safe; on resume the last row comes again."""
+    def epoch(self, row: Mapping[str, Any], best: float) -> None:
+        """An epoch's metrics and the best score so far, after its checkpoint is safe; on resume the last row comes again."""
         ...
 
 
@@ -132,7 +132,7 @@ class StageTrainer:
         if self.rank == 0:
             self.observer.stage_started(self.job.stage.name, self.job.train.epochs, resumed)
             if resumed and self.trained.history:
-                self.observer.epoch(self.trained.history[-1])
+                self._tell(self.trained.history[-1])
         while self.epoch < self.job.train.epochs:
             self._run_epoch()
             self._stop_if_asked(committed=True)
@@ -210,7 +210,11 @@ class StageTrainer:
         self.meter = EpochMeter(job.train_split.labels, self.runtime.device)
         self._commit(row, {})
         if self.rank == 0:
-            self.observer.epoch(row)
+            self._tell(row)
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        assert self.trained.best  # of this epoch or an earlier one
+        self.observer.epoch(row, self.trained.best["value"])
 
     def _select(self, value: float) -> None:
         """Keeps this epoch's weights when it is the best so far."""

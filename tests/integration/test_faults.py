@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,14 +54,14 @@ def outcome(output: Path) -> dict:
 
 
 def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_path):
-    settings = ["train.epochs=15"]
+    settings = ["train.epochs=40"]  # enough that it cannot be over before it hears the signal
     ranks(1, arguments(packed, tmp_path / "whole", *settings))
     process = start(packed, tmp_path / "cut", *settings)
     wait_until(lambda: list((tmp_path / "cut").glob("checkpoints/*.pt")), process)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "asked to stop at stage estimate" in told
+    assert re.search("asked to stop at stage (estimate|denoise)", told)
     assert "Traceback" not in told
     ranks(1, arguments(packed, tmp_path / "cut", *settings))
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -68,7 +69,7 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
 
 def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
     """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
-    settings = ["train.epochs=12", "train.check_every=2"]
+    settings = ["train.epochs=20", "train.check_every=2"]
     ranks(2, arguments(packed, tmp_path / "whole", *settings))
     cut = tmp_path / "cut"
     on_ray = [packed, cut, *settings, "launch=ray", "launch.workers=2"]

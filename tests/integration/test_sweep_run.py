@@ -172,7 +172,7 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
     settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
     sweep = tmp_path / "sweep"
     driver = start("pbt", sweep, settings, **pbt)
-    wait_for(driver, sweep, 3)
+    wait_for(driver, sweep, 1)
     driver.send_signal(signal.SIGINT)
     said = driver.communicate()[0]
     assert driver.returncode == 75, said
