@@ -9,6 +9,9 @@ second, which leaves a softmax nothing to choose among. So the weights here are 
 channel: they weigh the channels, and the frames too where a second has several. Without exchange all weights are 1, which
 leaves the mean of a second's frames.
 
+An LSTM's outputs are a sigmoid times a tanh and small: heads hardly learn from them at the learning rates of HAN and JoMoLD,
+which are meant for normalised features. So layer norm stands between them, as in HAN's layer.
+
 Shapes: B videos, T segments, k frames a segment, D width; a leading 2 is (audio, visual).
 """
 
@@ -73,18 +76,19 @@ class AudioGuidedAttention(nn.Module):
 
 
 class BidirectionalLstm(nn.Module):
-    """One LSTM layer over time, half the width in each direction."""
+    """One LSTM layer over time, half the width in each direction, and layer norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] to float32 [B,T,D]."""
         # as in models/temporal.py: under autocast cuDNN would run it in float16
         with torch.autocast(x.device.type, enabled=False):
             features, _ = self.lstm(x.float())
-        return features
+            return self.norm(features)
 
 
 class _Shared(NamedTuple):
