@@ -19,12 +19,11 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.tracking.base import TrackingConfig
+from avvp_dist.tracking.base import TrackingConfig, absolute_uri
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
-_SQLITE = "sqlite:///"
 # what a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
 # by section, what changes nothing in what comes out
@@ -98,9 +97,7 @@ class RunConfig(Section):
         for section, key in [*places, (content["method"], "ratios")]:
             if section.get(key):
                 section[key] = storage.absolute(section[key])
-        uri: str = content["tracking"]["uri"]
-        if uri.startswith(_SQLITE):
-            content["tracking"]["uri"] = _SQLITE + storage.absolute(uri.removeprefix(_SQLITE))
+        content["tracking"]["uri"] = absolute_uri(content["tracking"]["uri"])
         return RunConfig.model_validate(content)
 
 

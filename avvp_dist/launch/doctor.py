@@ -16,8 +16,8 @@ from avvp_dist.errors import AvvpError
 from avvp_dist.launch import checks
 from avvp_dist.launch.checks import Finding
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.tracking.base import TrackingConfig
-from avvp_dist.tracking.spool import absolute_uri, explain
+from avvp_dist.tracking.base import TrackingConfig, absolute_uri
+from avvp_dist.tracking.spool import explain
 
 # where the user said nothing: a check looks once, a training may wait
 _HURRY = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}

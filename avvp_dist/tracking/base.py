@@ -18,6 +18,8 @@ from avvp_dist.config import Section
 log = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+SQLITE = "sqlite:///"
+"""What the URI of a store in a local file begins with."""
 
 
 class TrackingConfig(Section):
@@ -25,7 +27,7 @@ class TrackingConfig(Section):
 
     name: Literal["mlflow", "none"] = "mlflow"
     """`mlflow`, or `none` to keep nothing beyond the run folder."""
-    uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
+    uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db")
     """MLflow tracking URI, by default that of MLFLOW_TRACKING_URI; a relative SQLite path counts from the folder in which
     the run was started."""
     experiment: str = "avvp"
@@ -98,6 +100,12 @@ def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
     except OSError as error:
         log.warning("this run is not tracked, its folder cannot be written: %s", error)
         return NullTracker()
+
+
+def absolute_uri(uri: str) -> str:
+    """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
+    path = uri.removeprefix(SQLITE)
+    return f"{SQLITE}{Path(path).absolute()}" if path != uri and path and not path.startswith(":") else uri
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

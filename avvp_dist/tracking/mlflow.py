@@ -29,6 +29,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from avvp_dist import storage
 from avvp_dist.credentials import redact
+from avvp_dist.tracking.base import SQLITE
 from avvp_dist.tracking.spool import REFERENCE, Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
@@ -200,8 +201,8 @@ def _is_permanent(error: MlflowException) -> bool:
 
 
 def _sqlite_file(uri: str) -> Path | None:
-    path = Path(uri.removeprefix("sqlite:///"))
-    return path if uri.startswith("sqlite:///") and path.is_absolute() else None
+    path = Path(uri.removeprefix(SQLITE))
+    return path if uri.startswith(SQLITE) and path.is_absolute() else None
 
 
 def _make_sqlite_store(uri: str) -> None:
@@ -214,7 +215,7 @@ def _make_sqlite_store(uri: str) -> None:
         if not path.exists():
             aside = path.with_name(f"{path.name}.new")
             aside.unlink(missing_ok=True)
-            MlflowClient(f"sqlite:///{aside}").search_experiments()
+            MlflowClient(f"{SQLITE}{aside}").search_experiments()
             aside.replace(path)
 
 

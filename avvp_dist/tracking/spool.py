@@ -29,7 +29,7 @@ from filelock import FileLock
 from avvp_dist import storage
 from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
-from avvp_dist.tracking.base import Status, TrackingConfig, flatten
+from avvp_dist.tracking.base import Status, TrackingConfig, absolute_uri, flatten
 
 log = logging.getLogger(__name__)
 
@@ -350,12 +350,6 @@ def read_run(folder: Path) -> dict[str, Any]:
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:
     """Replaces ``run.json``."""
     storage.write_text(folder / "run.json", json.dumps(content, indent=1))
-
-
-def absolute_uri(uri: str) -> str:
-    """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
-    path = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(path).absolute()}" if path != uri and path and not path.startswith(":") else uri
 
 
 def explain(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ports import free_port
 
 pytest.importorskip("mlflow")
 ROOT = Path(__file__).parents[2]
@@ -23,9 +23,7 @@ def server(tmp_path_factory):
     service = yaml.safe_load((ROOT / "cluster" / "compose.yaml").read_text())["services"]["mlflow"]
     program, *words = shlex.split(service["command"])
     assert program == "mlflow"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     words[words.index("--host") + 1], words[words.index("--port") + 1] = "127.0.0.1", str(port)
     words[words.index("--workers") + 1] = "1"
     environment = {

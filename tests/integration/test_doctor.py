@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from s3_servers import ENVIRONMENT, free_port
+from ports import free_port
+from s3_servers import ENVIRONMENT
 
 from avvp_dist import storage
 from avvp_dist.data.index import Index

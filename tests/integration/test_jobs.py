@@ -4,7 +4,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -119,12 +119,6 @@ class Head:
         log = self.wait(job)
         assert self.ask(f"/api/jobs/{job}")["status"] == "SUCCEEDED", log
         return log
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from typer.testing import CliRunner
 
 from avvp_dist import cli
@@ -234,12 +234,6 @@ def test_values_sent_twice_are_kept_once(uri, tmp_path):
     report = sync(tmp_path / "run")
     assert (report.sent, report.left, report.refused) == (23, 0, ())
     assert history(mlflow.MlflowClient(uri), tracker.run_id, "loss") == [(step, step / 3) for step in range(20)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from forks import avvp, ranks
-from s3_servers import Flaky, free_port
+from ports import free_port
+from s3_servers import Flaky
 from test_training import SMALL, DyingRuntime, Killed
 from typer.testing import CliRunner
 

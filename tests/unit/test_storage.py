@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from s3_servers import Flaky, free_port
+from ports import free_port
+from s3_servers import Flaky
 
 from avvp_dist import storage
 from avvp_dist.credentials import redact
