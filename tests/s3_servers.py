@@ -40,10 +40,10 @@ def moto() -> Iterator[str]:
         yield endpoint
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
-def wait_for(endpoint: str, process: subprocess.Popen, seconds: float = 60.0) -> None:
+def wait_for(endpoint: str, process: subprocess.Popen, seconds: float = 120.0) -> None:
     """Returns once somebody answers."""
     end = time.monotonic() + seconds
     while True:

@@ -41,7 +41,7 @@ def server(tmp_path_factory):
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
 
 
 def ask(port: int, path: str, host: str) -> int:

@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from avvp_dist import cli
 from avvp_dist.tracking.base import TrackingConfig, open_tracker
-tracker = open_tracker(TrackingConfig(uri=sys.argv[1], experiment="first"), Path(sys.argv[2]))
+tracker = open_tracker(TrackingConfig(uri=sys.argv[1], experiment="first", flush_timeout=200), Path(sys.argv[2]))
 tracker.metrics({"loss": 1.0}, step=0)
 tracker.finish("FINISHED")
 """
@@ -42,7 +42,7 @@ def first_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     command = [sys.executable, "-c", FIRST_RUN, f"sqlite:///{folder}/mlflow.db"]
     processes = [subprocess.Popen([*command, str(folder / f"run{number}")]) for number in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     return folder / "mlflow.db"
 
 
@@ -59,7 +59,7 @@ def history(client, run_id, key):
     ]
 
 
-def wait_for(condition, seconds=20.0):
+def wait_for(condition, seconds=120.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "gave up waiting"
@@ -257,11 +257,11 @@ def server(folder, store, port):
             return False
 
     try:
-        wait_for(healthy, 60)
+        wait_for(healthy)
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # its own session: the server and the workers it started
-        process.wait(20)
+        process.wait(60)
 
 
 def test_a_server_that_is_down_delays_nothing_and_loses_nothing(uri, tmp_path, caplog):
@@ -277,7 +277,7 @@ def test_a_server_that_is_down_delays_nothing_and_loses_nothing(uri, tmp_path, c
     tracker.text("config.yaml", "lr: 0.1\n")
     start = time.perf_counter()
     tracker.finish("FINISHED")
-    assert time.perf_counter() - start < config.flush_timeout + 1
+    assert time.perf_counter() - start < config.flush_timeout + 5
     assert tracker.run_id is None
     assert f"avvp sync {tmp_path / 'run'}" in caplog.text
     report = sync(tmp_path / "run")

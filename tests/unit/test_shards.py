@@ -257,7 +257,7 @@ def test_killed_with_its_workers_it_goes_on_where_it_stopped(official, tmp_path)
     packing.send_signal(signal.SIGKILL)
     assert packing.wait() == -signal.SIGKILL
     assert len(workers) >= 2
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive  # a worker that lived on would write into the next pack
     with pytest.raises(DataError, match="packing was interrupted; run the same pack command again"):
         Index.load(str(out))
@@ -501,10 +501,10 @@ def environment() -> dict[str, str]:
 
 def run_script(text: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", text, *map(str, arguments)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, check=False)
 
 
-def wait_for(condition, seconds: float = 30) -> None:
+def wait_for(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -122,7 +122,7 @@ def test_a_refusal_is_told_at_once(patient, word, message):
         started = time.monotonic()
         with pytest.raises(StorageError) as caught:
             storage.read_bytes("s3://bucket/shard.tar")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20  # not after eight patient attempts
         assert server.requests <= 2
     assert message in str(caught.value)
     assert not caught.value.transient
@@ -163,7 +163,7 @@ def test_nobody_at_the_endpoint(s3, endpoint):
     started = time.monotonic()
     with pytest.raises(StorageError, match="cannot reach") as caught:
         storage.read_bytes(f"{s3}/a")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert endpoint in str(caught.value)
     assert "storage.endpoint" in str(caught.value)
 

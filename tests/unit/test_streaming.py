@@ -170,7 +170,7 @@ def readers_of(pid):
     return [child for child in psutil.Process(pid).children() if "reader_process" in " ".join(child.cmdline())]
 
 
-def gone(processes, seconds=10):
+def gone(processes, seconds=60):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
@@ -233,7 +233,7 @@ def test_readers_end_with_the_trainer_however_it_ends(packed, then, kill):
             trainer.stdin.close()
             if kill:
                 trainer.send_signal(kill)
-            assert trainer.wait(30) != 0
+            assert trainer.wait(240) != 0
             assert gone(readers)
         finally:
             trainer.kill()
