@@ -26,24 +26,22 @@ class NoTemporal(nn.Module):
 
 
 class BidirectionalGru(nn.Module):
-    """One bidirectional GRU layer, half the width in each direction, then layer norm (reconstruction).
+    """One bidirectional GRU layer, half the width in each direction (reconstruction).
 
-    Bidirectional, since a whole video is parsed at once and its rival, the Transformer, sees both directions too.
-    Normalised, as the Transformer's features are: a GRU's own are small, and heads learn little from them in HAN's few
-    epochs. No dropout, no residual path.
+    Bidirectional, since a whole video is parsed at once and its rival, the Transformer, sees both directions too. No
+    dropout, no residual path.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gru = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
-        self.norm = nn.LayerNorm(width)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What all passes over a batch share: the features themselves, float32 [2,B,T,D]."""
         # autocast would run cuDNN's GRU in float16, whatever type was asked for, and nothing here scales gradients for that
         with torch.autocast(x.device.type, enabled=False):
             features, _ = self.gru(x.float().flatten(0, 1))
-            return self.norm(features).unflatten(0, x.shape[:2])
+        return features.unflatten(0, x.shape[:2])
 
     def forward(self, x: Tensor, prepared: Tensor, *, cross_modal: bool, dropout: bool) -> Tensor:
         """The prepared features; nothing is exchanged and nothing dropped."""
