@@ -1,4 +1,4 @@
-"""Every method over seeds on a synthetic LLP: test scores, each under its recipe's protocol, and what its refiner removed.
+"""Every method over seeds on a synthetic LLP: test scores, each under its own protocol, and what its refiner removed.
 
     python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--seeds 1,2,3] [--only han,ma]
         [--data URL] [--finished] [--json FILE] [--markdown FILE] [--set KEY=VALUE ...]
@@ -62,6 +62,10 @@ VARIANTS = {
         "JoMoLD with the fractions of budgets carried on, best epoch by segment Type",
         "jomold",
         ("evaluate.select=segment.type", "method.rounding=carry"),
+    ),
+    "hanave": Variant("AVE (reconstruction), trained as HAN", "han", ("model=ave", "evaluate.protocol=modality")),
+    "hanavslowfast": Variant(
+        "AVSlowFast (reconstruction), trained as HAN", "han", ("model=avslowfast", "evaluate.protocol=modality")
     ),
     "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave", "model.visual_dropout=0.5")),
     "avslowfast": Variant(
@@ -184,7 +188,7 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """One variant's entry of the report, from the results of its seeds."""
-    protocol = load(VARIANTS[name].recipe).evaluate.protocol
+    protocol = load(VARIANTS[name].recipe, VARIANTS[name].overrides).evaluate.protocol
     entry: dict[str, Any] = {
         "title": VARIANTS[name].title,
         "protocol": protocol,
