@@ -69,7 +69,7 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
 
 def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
     """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
-    settings = ["train.epochs=20", "train.check_every=2"]
+    settings = ["train.epochs=16", "train.check_every=2"]
     ranks(2, arguments(packed, tmp_path / "whole", *settings))
     cut = tmp_path / "cut"
     on_ray = [packed, cut, *settings, "launch=ray", "launch.workers=2"]

@@ -166,7 +166,7 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
     pbt = {
         "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
         "recipe": "han",
-        "search": {"name": "random", "samples": 4},
+        "search": {"name": "random", "samples": 2},  # the worse of two takes over at once
         "scheduler": {"name": "pbt", "perturb_every": 1},
     }
     settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
@@ -178,12 +178,13 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
     assert driver.returncode == 75, said
     assert f"go on with: avvp sweep --resume {sweep}" in said
     rows = resume(sweep)
-    assert [row["status"] for row in rows] == ["finished"] * 4
+    assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]
     assert all([row["epoch"] for row in history] == list(range(1, 9)) for history in histories)
-    told = [json.loads(path.read_text()) for path in sweep.glob("runs/*/history.json")]  # runs that were left later, too
-    rates = [{row["lr"] for row in history} for history in told]
-    assert any(len(found) > 1 for found in rates)  # somebody went on from another's weights with a rate of its own
+    told = list(sweep.glob("runs/*/history.json"))  # of runs that were left later, too
+    epochs = {path: {row["lr"] for row in json.loads(path.read_text())} for path in told}
+    own = {path: yaml.safe_load(path.with_name("config.yaml").read_text())["optim"]["lr"] for path in told}
+    assert any(epochs[path] != {own[path]} for path in told)  # somebody has epochs of another's, and a rate of its own
 
 
 def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):

@@ -202,7 +202,8 @@ def test_an_epoch_that_is_left_early_leaves_nothing_behind(packed, workers):
 
 
 TRAINER = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background inherits that it is ignored
 sys.path.insert(0, {tests!r})
 from test_streaming import opened, readers_of
 split = opened({url!r}, workers=2)
