@@ -68,6 +68,11 @@ VARIANTS = {
         "AVSlowFast (reconstruction), trained as HAN", "han", ("model=avslowfast", "evaluate.protocol=modality")
     ),
     "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave", "model.visual_dropout=0.5")),
+    "avebare": Variant(
+        "JoMoLD without contrastive loss on AVE (reconstruction)",
+        "jomold",
+        ("model=ave", "model.visual_dropout=0.5", "method.contrastive_weight=0"),
+    ),
     "avslowfast": Variant(
         "JoMoLD on AVSlowFast (reconstruction)", "jomold", ("model=avslowfast", "model.visual_dropout=0.5")
     ),
