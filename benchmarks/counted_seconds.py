@@ -1,0 +1,71 @@
+"""Whether a trained network finds the same second of sound and picture by what is in it, or by counting.
+
+    python -m benchmarks.counted_seconds RUN [RUN ...] [--data URL] [--videos 256] [--json FILE]
+
+For every audio segment of val videos the most similar of ten visual segments, features after aggregation: of the same video,
+and of another one; ten in a hundred are the same second by chance. A network that finds the second in another video counts.
+JoMoLD's and MA's contrastive losses reward both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import closing
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from avvp_dist.data.index import Index, read_labels
+from avvp_dist.data.source import open_split
+from avvp_dist.recipe import load
+from avvp_dist.types import Batch
+
+
+def same_second(audio: Tensor, visual: Tensor) -> float:
+    """Share in % of audio segments whose nearest visual segment is the same second; [B,T,D] each."""
+    nearest = (F.normalize(audio, dim=-1) @ F.normalize(visual, dim=-1).transpose(1, 2)).argmax(dim=-1)  # [B,T]
+    return 100 * float((nearest == torch.arange(audio.shape[1])).float().mean())
+
+
+def batch_of(data: str, videos: int) -> tuple[Batch, Index]:
+    """Some videos of the val split."""
+    config = load("han", [f"data={data}"]).data
+    index = Index.load(data)
+    split = open_split(config, index, read_labels(data, index)["val"], torch.device("cpu"), torch.float32)
+    with closing(split.epoch(split.plan(videos, 0, 0), 0, 0, 1)) as batches:
+        return next(batches), index
+
+
+@torch.no_grad()
+def measure(run: Path, data: str | None, videos: int) -> dict[str, float]:
+    """What a finished run's reported network finds in its own video and in another."""
+    config = load(str(run / "config.yaml"))
+    batch, index = batch_of(data or config.data.url, videos)
+    network = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
+    network.load_state_dict(load_file(run / "model.safetensors"))
+    outputs = network.eval()(batch)
+    audio, visual = outputs.audio_features.float(), outputs.visual_features.float()
+    return {"own": same_second(audio, visual), "another": same_second(audio, visual.roll(1, dims=0))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("--data", help="packed data set; by default each run's own")
+    parser.add_argument("--videos", type=int, default=256)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = {run.name: measure(run, arguments.data, arguments.videos) for run in arguments.runs}
+    print(f"{'same second found, %':<28}{'own video':>12}{'another':>10}")
+    for name, shares in found.items():
+        print(f"{name:<28}{shares['own']:>12.0f}{shares['another']:>10.0f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
