@@ -4,7 +4,7 @@
 
 For every audio segment of val videos the most similar of ten visual segments, features after aggregation: of the same video,
 and of another one; ten in a hundred are the same second by chance. A network that finds the second in another video counts.
-JoMoLD's and MA's contrastive losses reward both alike.
+JoMoLD's contrastive loss rewards both alike.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat
 
+from avvp_dist import storage
 from avvp_dist.config import Section
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
 def absolute_uri(uri: str) -> str:
     """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
     path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).absolute()}" if path != uri and path and not path.startswith(":") else uri
+    return f"{SQLITE}{storage.absolute(path)}" if path != uri and path and not path.startswith(":") else uri
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
