@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import threading
@@ -12,6 +14,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+
+# DDP imports it late, when its functions' default arguments would keep the process group for ever
+import torch.distributed.nn  # noqa: F401
 
 from avvp_dist import storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
@@ -72,8 +77,9 @@ class LocalRuntime:
             self.collective = TorchCollective()
 
     def close(self) -> None:
-        """Leaves the process group, if there is one."""
+        """Leaves the process group, if there is one; its threads end before Python does."""
         if isinstance(self.collective, TorchCollective):
+            atexit.register(_let_go, [dist.group.WORLD])
             dist.destroy_process_group()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
@@ -107,6 +113,16 @@ class LocalRuntime:
 
     def _names(self) -> list[str]:
         return [name for name in storage.names(self._folder) if name.endswith(".pt")]
+
+
+def _let_go(group: list[Any]) -> None:
+    """Drops the last hold on a process group, which waits for its threads.
+
+    gloo's drop tensors and callbacks after their collective is over. To do so while Python ends aborts the process
+    (pytorch/pytorch#190489), and `destroy_process_group` waits for nobody. By now no frame of ours holds a DDP module.
+    """
+    gc.collect()  # DDP modules live in cycles; the group must outlive them, since only its own end lets its threads have Python
+    group.clear()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,7 @@ class Book(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        setting, seed = chosen_setting(trial.config, self._sweep)
-        if trial.trial_id not in self._runs:
-            name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(setting, seed).name
-            self._runs[trial.trial_id] = name
-            self._chosen.setdefault(name, (setting, seed))
+        self._run(trial)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """See `tune.Callback`; a member that took over weights is another run from then on."""
@@ -89,11 +86,19 @@ class Book(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`."""
-        name = self._runs[trial.trial_id]
+        name = self._run(trial)
         url = storage.join(self._output, "runs", name, FAILURE)
-        lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        reason = json.loads(storage.read_text(url)) if storage.exists(url) else lines[-1] if lines else "its process died"
+        reason = json.loads(storage.read_text(url)) if storage.exists(url) else _reason(trial.error_file)
         self._end(name, {"status": "failed", "reason": reason}, f"FAILED: {reason}")
+
+    def _run(self, trial: Any) -> str:
+        """The run that Tune's trial is at the moment; one whose process never came up is known from here on."""
+        if trial.trial_id not in self._runs:
+            setting, seed = chosen_setting(trial.config, self._sweep)
+            name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(setting, seed).name
+            self._runs[trial.trial_id] = name
+            self._chosen.setdefault(name, (setting, seed))
+        return self._runs[trial.trial_id]
 
     def _trial(self, setting: Setting, seed: int) -> Trial:
         return trial(self._sweep, setting, seed, self._overrides, self._fingerprint)
@@ -122,6 +127,13 @@ class Book(tune.Callback):
             known = json.loads(storage.read_text(scores))
             row |= {"score": max(known.values()) if self._sweep.mode == "max" else min(known.values()), "epochs": len(known)}
         return row | self._ended.get(name, {})
+
+
+def _reason(error_file: str | None) -> str:
+    """The line of Ray's report that says most: what Python raised, or else its last one."""
+    lines = Path(error_file).read_text().strip().splitlines() if error_file else []
+    raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
+    return (raised or lines or ["its process died"])[-1]
 
 
 def recorded(output: str) -> list[Mapping[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +31,7 @@ from avvp_dist.train import checkpoint
 
 DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
 SCORES, FAILURE = "scores.json", "failure.json"
+_WIND_DOWN = 600  # seconds for a trial that ends early to close what it has open, a tracking server that is slow included
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
     """
     set_up_logging()
     storage.configure(plan.storage)
+    # of the next trial in this process: Tune gives the last one 2 s to end, and where that is too short, fails the next
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_WIND_DOWN)
     setting, seed = chosen_setting(chosen, plan.sweep)
     population = plan.sweep.scheduler.name == "pbt"
     config = plan.config(setting, seed, chosen.get("trial", {}).get("run"))

@@ -19,10 +19,14 @@ TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.bat
 
 @pytest.fixture(scope="module")
 def on_ray():
-    """One Ray for the sweeps that run in this process."""
+    """One Ray for the sweeps that run in this process.
+
+    Every trial of it is too slow for Tune's own patience when it ends and another is to take its process: none may fail.
+    """
     from avvp_dist.launch import launch_sweep
 
     os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
     import ray
 
     quick = {"metrics_report_interval_ms": 200}
@@ -94,12 +98,13 @@ def ray_address():
     return ray.get_runtime_context().gcs_address
 
 
-def start(name, output, settings, **content):
+def start(name, output, settings, variables=(), **content):
     """A sweep in a process of its own, which can be killed."""
     path = output.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "seeds": [1]} | content))
     command = [sys.executable, "-m", "avvp_dist", "sweep", str(path), *settings, "--output", str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()}  # the Ray of `on_ray`, and its token
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()} | dict(variables)
+    # on the Ray of `on_ray`, and with its token
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -160,6 +165,22 @@ def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, pa
     assert set(states) == {"finished", "stopped"}
     stopped = [row for row in content["trials"] if row["status"] == "stopped"]
     assert all(row["epochs"] < 8 for row in stopped)
+
+
+def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        'import sys\nif "default_worker.py" in " ".join(sys.orig_argv):\n    sys.modules["avvp_dist"] = None\n'
+    )  # as on a node where the package is not installed
+    job = {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
+    settings = [f"data={packed}", *TINY, "tracking=none"]
+    space = {"optim.lr": {"grid": [1e-3]}}
+    variables = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+    driver = start("none", tmp_path / "sweep", settings, variables, recipe="han", space=space)
+    said = driver.communicate()[0]
+    assert driver.returncode == 1, said
+    (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
+    assert row["status"] == "failed"
+    assert row["reason"].startswith("ModuleNotFoundError: No module named 'avvp_dist"), said
 
 
 def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, tmp_path):
