@@ -76,6 +76,11 @@ VARIANTS = {
     "avslowfast": Variant(
         "JoMoLD on AVSlowFast (reconstruction)", "jomold", ("model=avslowfast", "model.visual_dropout=0.5")
     ),
+    "avslowfastbare": Variant(
+        "JoMoLD without contrastive loss on AVSlowFast (reconstruction)",
+        "jomold",
+        ("model=avslowfast", "model.visual_dropout=0.5", "method.contrastive_weight=0"),
+    ),
     "coteaching": Variant("HAN + Co-teaching+ (reconstruction)", "coteaching"),
     "jocor": Variant("HAN + JoCoR (reconstruction)", "jocor"),
     "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
