@@ -60,7 +60,7 @@ def make_bucket(endpoint: str, name: str) -> None:
     """Makes a bucket; without boto, whose settings are under test. moto asks for a signature but does not check it."""
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
     request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request")
-    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(request, timeout=60).close()
 
 
 class Flaky(ThreadingHTTPServer):

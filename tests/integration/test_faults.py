@@ -30,7 +30,7 @@ def start(*settings) -> subprocess.Popen:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(there, process: subprocess.Popen, seconds: float = 240) -> None:
+def wait_until(there, process: subprocess.Popen, seconds: float = 600) -> None:
     """Until ``there`` says so, while ``process`` runs."""
     deadline = time.monotonic() + seconds
     while not there():
@@ -59,7 +59,7 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
     process = start(packed, tmp_path / "cut", *settings)
     wait_until(lambda: list((tmp_path / "cut").glob("checkpoints/*.pt")), process)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == 75
     assert re.search("asked to stop at stage (estimate|denoise)", told)
     assert "Traceback" not in told
@@ -85,7 +85,7 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
     workers[1].kill()
     wait_until(lambda: checkpoints() - seen, process)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=240)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == 75, told
     assert "asked to stop at stage" in told
 

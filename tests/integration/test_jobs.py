@@ -60,7 +60,7 @@ class Head:
         environment = {key: value for key, value in self.environment.items() if key != "RAY_API_SERVER_ADDRESS"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log)
-        end = time.monotonic() + 180
+        end = time.monotonic() + 300
         while True:
             try:
                 self.ask("/api/jobs/")
@@ -81,7 +81,7 @@ class Head:
         request = urllib.request.Request(f"{self.address}{path}", method=method)
         if token:
             request.add_header("Authorization", f"Bearer {self.token.read_text()}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read())
 
     def ray(self, *words: str) -> str:
@@ -97,7 +97,7 @@ class Head:
 
     def wait(self, job: str, pattern: str | None = None) -> str:
         """The job's log when it has ended, or when ``pattern`` is in it."""
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while True:
             ended, log = self.ask(f"/api/jobs/{job}")["status"] in ENDED, self.log_of(job)
             if re.search(pattern, log) if pattern else ended:

@@ -173,7 +173,7 @@ def test_mistakes_are_one_message_and_soon(bucket, data, settings, message):
         arguments = [text.format(**known) for text in (f"data={data}", f"output={bucket}/run", *SMALL, *settings)]
         started = time.monotonic()
         done = CliRunner().invoke(commands, ["train", "han", *arguments])
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 100
     assert message.format(**known) in str(done.exception)
     assert done.exception.exit_code == 2
     assert "hunter2" not in str(done.exception)

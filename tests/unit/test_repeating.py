@@ -45,5 +45,5 @@ def test_stopping_waits_for_nothing():
     assert begun.wait(120)
     started = time.monotonic()
     repeating.stop()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 40
     hangs.set()
