@@ -116,12 +116,12 @@ class LocalRuntime:
 
 
 def _let_go(group: list[Any]) -> None:
-    """Drops the last hold on a process group, which waits for its threads.
+    """Drops the last hold on a process group, whose end waits for its threads. Called when Python exits and no frame is left.
 
-    gloo's drop tensors and callbacks after their collective is over. To do so while Python ends aborts the process
-    (pytorch/pytorch#190489), and `destroy_process_group` waits for nobody. By now no frame of ours holds a DDP module.
+    gloo's threads drop tensors and callbacks some time after their collective is over. One that does so while Python shuts
+    down aborts the process (pytorch/pytorch#190489), and `destroy_process_group` waits for none of them.
     """
-    gc.collect()  # DDP modules live in cycles; the group must outlive them, since only its own end lets its threads have Python
+    gc.collect()  # DDP modules, which live in cycles; were the group to end with one of them, its threads would wait for the GIL
     group.clear()
 
 

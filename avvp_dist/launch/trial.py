@@ -88,7 +88,7 @@ def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
     """
     set_up_logging()
     storage.configure(plan.storage)
-    # of the next trial in this process: Tune gives the last one 2 s to end, and where that is too short, fails the next
+    # Tune waits so long for this trial to end before another takes over its process, and then fails the other; else 2 s
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_WIND_DOWN)
     setting, seed = chosen_setting(chosen, plan.sweep)
     population = plan.sweep.scheduler.name == "pbt"

@@ -272,7 +272,7 @@ def test_a_server_that_is_down_delays_nothing_and_loses_nothing(uri, tmp_path, c
     start = time.perf_counter()
     for step in range(1000):
         tracker.metrics({"loss": step / 7}, step)
-    assert time.perf_counter() - start < 20  # 0.02 s a call would be too long to have waited for a connection
+    assert time.perf_counter() - start < 20  # 20 ms a call: none waited for a connection
     tracker.params({"lr": 0.1})
     tracker.text("config.yaml", "lr: 0.1\n")
     start = time.perf_counter()

@@ -103,8 +103,8 @@ def start(name, output, settings, variables=(), **content):
     path = output.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "seeds": [1]} | content))
     command = [sys.executable, "-m", "avvp_dist", "sweep", str(path), *settings, "--output", str(output)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()} | dict(variables)
     # on the Ray of `on_ray`, and with its token
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()} | dict(variables)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
