@@ -121,7 +121,7 @@ def _let_go(group: list[Any]) -> None:
     gloo's threads drop tensors and callbacks some time after their collective is over. One that does so while Python shuts
     down aborts the process (pytorch/pytorch#190489), and `destroy_process_group` waits for none of them.
     """
-    gc.collect()  # DDP modules, which live in cycles; were the group to end with one of them, its threads would wait for the GIL
+    gc.collect()  # DDP modules, which live in cycles; where the group ends with one of them, its threads wait for the GIL for ever
     group.clear()
 
 
