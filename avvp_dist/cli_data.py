@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avvp_dist import ray_job, storage
-from avvp_dist.cli_labels import labels, noisy_labels
+from avvp_dist.cli_labels import labels, noisy_labels, ratios
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.config import Section, merge, parse_overrides, validate
 from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
@@ -261,6 +261,7 @@ def synth(
 
 data.command()(labels)
 data.command()(noisy_labels)
+data.command()(ratios)
 
 
 def _dataset(name: str, streams: Streams) -> Dataset:

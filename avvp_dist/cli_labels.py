@@ -1,4 +1,4 @@
-"""The commands ``avvp data labels`` and ``noisy-labels``: labels of segments from elsewhere, for `data.refined`."""
+"""The commands ``avvp data labels``, ``noisy-labels`` and ``ratios``: labels and noise ratios from and for elsewhere."""
 
 from __future__ import annotations
 
@@ -48,6 +48,26 @@ def noisy_labels(
     from avvp_dist.data import external
 
     _write_labels(out, external.noisy_labels(packed, flip, seed, split))
+
+
+def ratios(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|FILE", help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages.")
+    ],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.")],
+    storage_settings: STORAGE = None,
+) -> None:
+    """Export noise ratios as the .npz that the authors of JoMoLD write and its successors read.
+
+    It holds the arrays audio and visual, one ratio a class in LLP's official order; method.ratios takes it as well.
+    """
+    from avvp_dist.methods import ratio_files
+    from avvp_dist.methods.jomold import read_ratios
+
+    url = ratio_files.find(source)
+    found = read_ratios(url, ratio_files.class_names(url))
+    storage.write_bytes(out, ratio_files.to_npz(found))
+    typer.echo(f"{out}: noise ratios of {len(found['audio'])} classes, from {url}")
 
 
 def _write_labels(out: str, refined: RefinedLabels) -> None:

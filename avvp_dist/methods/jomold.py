@@ -19,6 +19,7 @@ from avvp_dist import storage
 from avvp_dist.config import Section, Url
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError
+from avvp_dist.methods import ratio_files
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
@@ -123,14 +124,20 @@ def warmup_factor(kind: str, warmup_epochs: float, progress: Progress) -> float:
 
 
 def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
-    """A noise-ratio file: ``{"audio": {class: ratio}, "visual": {class: ratio}}``.
+    """A noise-ratio file: ``{"audio": {class: ratio}, "visual": {class: ratio}}``, or the authors' .npz.
+
+    The .npz holds arrays ``audio`` and ``visual``, one ratio a class in LLP's official order (`ratio_files`). What the file
+    holds decides which of the two it is, not its name.
 
     Raises:
         ConfigError: it is not there, not such a file, lacks classes or holds ratios outside [0, 1]; every problem.
     """
     title = f"method.ratios: cannot use {url}"
     try:
-        content = json.loads(storage.read_text(url))
+        data = storage.read_bytes(url)
+        if ratio_files.is_npz(data):
+            return ratio_files.from_npz(data, classes, title)
+        content = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", title) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
