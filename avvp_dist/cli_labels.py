@@ -52,7 +52,8 @@ def noisy_labels(
 
 def ratios(
     source: Annotated[
-        str, typer.Argument(metavar="RUN|FILE", help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages.")
+        str,
+        typer.Argument(metavar="RUN|FILE", help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages."),
     ],
     out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.")],
     storage_settings: STORAGE = None,

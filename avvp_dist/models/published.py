@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import re
+import zipfile
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avvp_dist import storage
 from avvp_dist.data.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.models.han import HanConfig
@@ -35,22 +42,42 @@ _HEADS = ("fc_prob", "fc_frame_att", "fc_av_att")  # in the order AttentiveMMIL 
 
 _CONFIGS = {"han": HanConfig(), "ma": HanConfig(), "jomold": HanConfig(visual_dropout=0.5)}
 
+_WRAPPERS = ("model", "state_dict")  # keys under which a training's checkpoint holds the parameters
 
-def load(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
+# JoMoLD's checkpoints hold NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of Python
+# and CUDA are tuples and tensors. The array's functions moved in NumPy 2, and files keep the old name.
+_RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_GENERATOR_STATES = [
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+]
+
+
+def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
     """A published checkpoint as one of our networks, in eval mode.
 
     Args:
         name: ``han``, ``ma`` or ``jomold``.
-        state_dict: the authors' parameters by name; those that their forward pass never uses are ignored and listed in the
-            log. Read the file with ``torch.load(path, weights_only=True)``.
+        checkpoint: path or URL of the authors' file, or what it holds: their parameters by name, or a dict of a training that
+            holds them as ``model`` or ``state_dict``. Names may start with ``module.``, as DataParallel writes them. Those
+            that the forward pass never uses are ignored and listed in the log. No code in a file is run.
 
     Raises:
         ConfigError: unknown ``name``.
-        DataError: parameters missing or of another shape, all of them.
+        DataError: the file is missing, unreadable, or holds anything but parameters, optimiser and generator states;
+            parameters missing, of another shape, or with values that are not finite, all of them.
     """
     if name not in _CONFIGS:
         raise ConfigError(f"unknown published network {name!r}. Valid names: {', '.join(_CONFIGS)}")
-    given = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    source, content = "", checkpoint
+    if not isinstance(checkpoint, Mapping):
+        source = f"{os.fspath(checkpoint)}: "
+        content = _read(os.fspath(checkpoint))
+    title = f"{source}not a published {name} checkpoint"
+    given = _parameters(content, title)
     converted, used, problems = _convert(given)
     model = _CONFIGS[name].build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes))
     expected = model.state_dict()
@@ -60,7 +87,7 @@ def load(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
         if key in converted and converted[key].shape != expected[key].shape
     ]
     if problems:
-        raise DataError(problems, f"not a published {name} checkpoint")
+        raise DataError(problems, title)
     ignored = sorted(set(given) - used)
     if ignored:
         _log.info("%s: %d unused parameters of the checkpoint ignored: %s", name, len(ignored), ", ".join(ignored))
@@ -68,8 +95,67 @@ def load(name: str, state_dict: Mapping[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
+def _read(url: str) -> Any:
+    """What a checkpoint file holds, in torch's present or older format; nothing but what torch and we allow is unpickled."""
+    try:
+        content = storage.read_bytes(url)
+    except FileNotFoundError:
+        raise DataError(f"{url}: no such file") from None
+    _check_archive(url, content)
+    try:
+        with torch.serialization.safe_globals(_GENERATOR_STATES):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make torch and pickle raise nearly anything
+        met = re.search(r"GLOBAL (\S+)|(?:function|but got) (<[^>]+>)", str(error))
+        if met:
+            raise DataError(
+                f"{url}: refused: it holds {met[1] or met[2]}, beyond the parameters, optimiser and generator states of a "
+                "checkpoint, and could run code of its author. If you trust it, load it elsewhere and save its state_dict()"
+            ) from None
+        text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("Check the documentation")[0].split())
+        raise DataError(f"{url}: not a checkpoint that torch can read ({text[:160] or type(error).__name__})") from None
+
+
+def _check_archive(url: str, content: bytes) -> None:
+    """Refuses a zip archive with a wrong checksum, which torch does not look at; its older format has none."""
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            wrong = archive.testzip()
+    except Exception as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"{url}: damaged: checksum error in {wrong}; fetch it again")
+
+
+def _parameters(content: Any, title: str) -> dict[str, Tensor]:
+    """Parameters by their published names, out of whatever holds them."""
+    for _ in range(len(_WRAPPERS)):  # one may hold the other
+        inner = [content[key] for key in _WRAPPERS if key in content] if isinstance(content, Mapping) else []
+        if not inner:
+            break
+        content = inner[0]
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise DataError(f"holds a {kind} where parameters by name are expected; save the network's state_dict()", title)
+    given = {}
+    for key, value in content.items():
+        while isinstance(key, str) and key.startswith("module."):
+            key = key.removeprefix("module.")
+        given[str(key)] = value
+    strange = [
+        f"{key}: {type(value).__name__}, not a tensor" for key, value in given.items() if not isinstance(value, Tensor)
+    ]
+    if strange and len(strange) == len(given):
+        raise DataError(f"holds no parameters; its keys are {', '.join(list(given)[:10]) or 'none'}", title)
+    if strange:
+        raise DataError(strange, title)
+    return given
+
+
 def _convert(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str], list[str]]:
-    """Our parameters, the published names they came from, and a line for each missing one."""
+    """Our parameters, the published names they came from, and a line for each one that is missing or cannot be used."""
     names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _HAN_NAMES.items() for kind in ("weight", "bias")}
     names |= {f"{theirs}{kind}": f"{ours}{kind}" for theirs, ours in _ATTENTION_NAMES.items() for kind in ("weight", "bias")}
     heads = {kind: [f"{head}.{kind}" for head in _HEADS] for kind in ("weight", "bias")}
@@ -77,7 +163,22 @@ def _convert(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str], 
     missing = sorted(wanted - set(given))
     if missing:
         return {}, set(), [f"{key}: missing" for key in missing]
+    problems = [f"{key}: {problem}" for key in sorted(wanted) if (problem := _unusable(given[key]))]
+    for parts in heads.values():
+        shapes = {tuple(given[part].shape) for part in parts}
+        if len(shapes) > 1:
+            problems.append(f"{', '.join(parts)}: shapes {sorted(shapes)}, expected the same for all three")
+    if problems:
+        return {}, set(), problems
     converted = {ours: given[theirs] for theirs, ours in names.items()}
     for kind, parts in heads.items():
         converted[f"pooling.heads.{kind}"] = torch.cat([given[part] for part in parts])
     return converted, wanted, []
+
+
+def _unusable(value: Tensor) -> str:
+    """What is wrong with a parameter whatever its name; empty where nothing is."""
+    if value.layout != torch.strided or value.is_quantized or not value.dtype.is_floating_point or value.is_meta:
+        return f"a {value.dtype} tensor, expected dense floating-point numbers"
+    bad = int((~torch.isfinite(value)).sum())
+    return f"{bad} of {value.numel()} values are not finite" if bad else ""

@@ -49,14 +49,18 @@ def test_what_the_file_holds_counts_not_its_name_and_order_follows_the_data_set(
     assert list(found["audio"]) == list(backwards)
     assert found["audio"]["Speech"] == np.float32(values(0)[0])  # LLP's first class, though the data set's last
     np.savez(tmp_path / "own.npz", audio=[0.1, 0.2], visual=[0.3, 0.4])
-    assert read_ratios(str(tmp_path / "own.npz"), ("b", "a")) == {"audio": {"b": 0.1, "a": 0.2}, "visual": {"b": 0.3, "a": 0.4}}
+    assert read_ratios(str(tmp_path / "own.npz"), ("b", "a")) == {
+        "audio": {"b": 0.1, "a": 0.2},
+        "visual": {"b": 0.3, "a": 0.4},
+    }
 
 
 def test_both_forms_are_the_same_training(tmp_path):
     content = ratio_json(tmp_path / "ratios.json")
     np.savez(tmp_path / "ratios.npz", **{name: list(table.values()) for name, table in content.items()})
     first, second = (
-        Jomold(JomoldConfig(ratios=str(tmp_path / name)), LLP.classes, 10).stages()[0] for name in ("ratios.json", "ratios.npz")
+        Jomold(JomoldConfig(ratios=str(tmp_path / name)), LLP.classes, 10).stages()[0]
+        for name in ("ratios.json", "ratios.npz")
     )
     assert json.dumps(first.settings) == json.dumps(second.settings)
 
