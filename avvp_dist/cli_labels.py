@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from avvp_dist import storage
 from avvp_dist.cli_storage import STORAGE
+from avvp_dist.errors import ConfigError
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.data.refined import RefinedLabels
@@ -19,21 +21,97 @@ _REFINED = Annotated[
 _SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
 
+class LabelFormat(StrEnum):
+    """What ``labels`` reads."""
+
+    segments = "segments"
+    arrays = "arrays"
+    need_to_change = "need-to-change"
+
+
+class Aliasing(StrEnum):
+    """What becomes of a video's label whose audio label MA clears."""
+
+    published = "published"
+    fixed = "fixed"
+
+
 def labels(
     packed: _PACKED,
-    audio: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, segments by classes: what is heard.")],
-    visual: Annotated[str, typer.Option(metavar="DIR", help="Folder of <id>.npy, likewise: what is seen.")],
     out: _REFINED,
+    audio: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|FILE", help="What is heard. segments: folder of <id>.npy; arrays: .npy or .npz file."),
+    ] = None,
+    visual: Annotated[str | None, typer.Option(metavar="DIR|FILE", help="What is seen, likewise.")] = None,
+    kind: Annotated[
+        LabelFormat,
+        typer.Option(
+            "--format",
+            help="segments: a file a video, as VALOR publishes them; arrays: [rows, classes] or [rows, segments, classes] "
+            "in the order of AVVP_train.csv; need-to-change: MA's lists of labels to clear.",
+        ),
+    ] = LabelFormat.segments,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="need_to_change.pkl; or the .npz with both arrays, audio and visual."),
+    ] = None,
+    annotations: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the annotation files whose rows arrays and need-to-change number."),
+    ] = None,
+    aliasing: Annotated[
+        Aliasing,
+        typer.Option(
+            help="published: clearing an audio label clears the video's label too, as in MA's code; fixed: it does not."
+        ),
+    ] = Aliasing.published,
+    keep_outside_weak: Annotated[
+        bool, typer.Option("--keep-outside-weak", help="arrays: keep labels that the video's weak label lacks.")
+    ] = False,
     split: _SPLIT = "train",
     storage_settings: STORAGE = None,
 ) -> None:
-    """Import another tool's labels of segments, in the layout that VALOR publishes.
+    """Import another tool's refined labels: of segments or of whole videos.
 
-    Every file is checked first; nothing is written while one is missing or bad.
+    Every file is checked first; nothing is written while one is missing or bad. Pickles are read without running code.
     """
-    from avvp_dist.data.external import import_labels
+    from avvp_dist.data import external, row_labels
 
-    _write_labels(out, import_labels(packed, audio, visual, split))
+    given = {"--audio": audio, "--visual": visual, "--file": file, "--annotations": annotations}
+    _check_options(kind, given, aliasing, keep_outside_weak)
+    if kind is LabelFormat.segments:
+        found = external.import_labels(packed, audio or "", visual or "", split)
+    elif kind is LabelFormat.arrays:
+        found = row_labels.import_arrays(
+            packed, audio or file or "", visual or file or "", annotations or "", keep_outside_weak, split
+        )
+    else:
+        found = row_labels.import_need_to_change(packed, file or "", annotations or "", aliasing.value, split)
+    _write_labels(out, found)
+
+
+def _check_options(kind: LabelFormat, given: dict[str, str | None], aliasing: Aliasing, keep_outside_weak: bool) -> None:
+    """Refuses options that a format lacks or does not have.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    wanted = {
+        LabelFormat.segments: {"--audio", "--visual"},
+        LabelFormat.arrays: {"--annotations"} | ({"--file"} if given["--file"] else {"--audio", "--visual"}),
+        LabelFormat.need_to_change: {"--annotations", "--file"},
+    }[kind]
+    have = {name for name, value in given.items() if value}
+    problems = [f"{name}: missing" for name in sorted(wanted - have)]
+    if kind is LabelFormat.arrays and not given["--file"] and problems:
+        problems.append("or --file with an .npz that holds both arrays")
+    have |= {"--aliasing"} if aliasing is not Aliasing.published else set()
+    have |= {"--keep-outside-weak"} if keep_outside_weak else set()
+    own = {LabelFormat.arrays: {"--keep-outside-weak"}, LabelFormat.need_to_change: {"--aliasing"}}
+    problems += [f"{name}: of no use here" for name in sorted(have - wanted - own.get(kind, set()))]
+    if problems:
+        raise ConfigError(problems, f"--format {kind.value}:")
 
 
 def noisy_labels(
@@ -76,6 +154,10 @@ def _write_labels(out: str, refined: RefinedLabels) -> None:
     if refined.provenance["synthetic"]:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
     if refined.provenance["outside_weak"]:
-        typer.echo(f"{refined.provenance['outside_weak']} labels of segments lie outside their video's weak label; kept")
+        typer.echo(f"{refined.provenance['outside_weak']} labels lie outside their video's weak label; kept")
+    if "cleared" in refined.provenance:
+        cleared = refined.provenance["cleared"]
+        typer.echo(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
     heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
-    typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of segments and classes")
+    of = "segments and classes" if refined.of_segments else "classes"
+    typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")

@@ -29,7 +29,7 @@ def import_labels(data: str, audio: str, visual: str, split: str = "train") -> R
     Raises:
         DataError: every file that is missing, unreadable, of another shape or out of range.
     """
-    index, labels = _open(data, split)
+    index, labels = open_split(data, split)
     problems = [
         f"{modality}: no folder {folder}"
         for modality, folder in zip(MODALITIES, (audio, visual), strict=True)
@@ -48,7 +48,7 @@ def import_labels(data: str, audio: str, visual: str, split: str = "train") -> R
         raise DataError(problems, f"{len(problems)} problems with these labels of segments; nothing was written")
     heard, seen = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
     origin = {"audio": storage.absolute(audio), "visual": storage.absolute(visual)}
-    return _labels(data, index, labels, heard, seen, {"importer": "external labels", **origin})
+    return refined(data, index, labels, None, heard, seen, {"importer": "external labels", **origin})
 
 
 def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
@@ -65,7 +65,7 @@ def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> Ref
     problems += [] if seed >= 0 else [f"seed: {seed} is negative"]
     if problems:
         raise ConfigError(problems)
-    index, labels = _open(data, split)
+    index, labels = open_split(data, split)
     if labels.audio is None or labels.visual is None:
         raise DataError(f"{data}: split {split} has no annotated segments to make labels of; synthetic data have")
     rng = np.random.default_rng(seed)
@@ -73,10 +73,15 @@ def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> Ref
         ((truth ^ (rng.random(truth.shape) < flip)) & labels.weak[:, None]).astype(np.float32)
         for truth in (labels.audio, labels.visual)
     )
-    return _labels(data, index, labels, heard, seen, {"maker": "truth with noise", "flip": flip, "seed": seed})
+    return refined(data, index, labels, None, heard, seen, {"maker": "truth with noise", "flip": flip, "seed": seed})
 
 
-def _open(data: str, split: str) -> tuple[Index, Labels]:
+def open_split(data: str, split: str) -> tuple[Index, Labels]:
+    """The index of a packed data set and the labels of one split.
+
+    Raises:
+        DataError: no such data set or split.
+    """
     index = Index.load(data)
     labels = read_labels(data, index)
     if split not in labels:
@@ -84,14 +89,26 @@ def _open(data: str, split: str) -> tuple[Index, Labels]:
     return index, labels[split]
 
 
-def _labels(
-    data: str, index: Index, labels: Labels, heard: NDArray, seen: NDArray, provenance: dict[str, Any]
+def refined(
+    data: str,
+    index: Index,
+    labels: Labels,
+    video: NDArray | None,
+    heard: NDArray,
+    seen: NDArray,
+    provenance: dict[str, Any],
 ) -> RefinedLabels:
+    """Labels of the videos of one split, [N,C] or [N,T,C], with what is known of where they come from."""
     provenance |= {"data": storage.absolute(data), "fingerprint": index.fingerprint, "split": labels.split}
     provenance["synthetic"] = index.synthetic
     # VALOR masks its labels by the weak ones; whoever does not should know
-    provenance["outside_weak"] = sum(int(((values > 0) & ~labels.weak[:, None]).sum()) for values in (heard, seen))
-    return RefinedLabels(labels.ids, index.classes, None, heard, seen, provenance)
+    provenance["outside_weak"] = sum(int(outside_weak(values, labels.weak).sum()) for values in (heard, seen))
+    return RefinedLabels(labels.ids, index.classes, video, heard, seen, provenance)
+
+
+def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where labels [N,C] or [N,T,C] are above 0 although the video's weak label [N,C] lacks the class."""
+    return (values > 0) & ~(weak[:, None] if values.ndim == 3 else weak)
 
 
 def _harmless(name: str) -> bool:

@@ -130,6 +130,22 @@ def read_annotations(folder: str | os.PathLike[str]) -> Annotations:
     return Annotations(records, tuple(sorted(found.flaws, key=lambda flaw: (files.index(flaw.file), flaw.row, flaw.kind))))
 
 
+def read_weak_labels(folder: str | os.PathLike[str], split: str = "train") -> tuple[VideoRecord, ...]:
+    """The videos of one split alone, without events, in the order of its file's rows, by which other tools number them.
+
+    Raises:
+        DataError: every problem of that file, or no such split.
+    """
+    if split not in SPLIT_FILES:
+        raise DataError(f"no split {split!r}; LLP has {', '.join(SPLIT_FILES)}")
+    found = _Findings()
+    videos: dict[str, _Video] = {}
+    _read_split(folder, split, SPLIT_FILES[split], videos, found)
+    if found.problems:
+        raise DataError(found.problems, f"{os.fspath(folder)}: these annotations cannot be used")
+    return tuple(_record(video, annotated=False) for video in videos.values())
+
+
 def _record(video: _Video, annotated: bool) -> VideoRecord:
     audio, visual = (tuple(video.events[modality]) if annotated else None for modality in MODALITIES)
     return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)

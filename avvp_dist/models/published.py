@@ -44,10 +44,10 @@ _CONFIGS = {"han": HanConfig(), "ma": HanConfig(), "jomold": HanConfig(visual_dr
 
 _WRAPPERS = ("model", "state_dict")  # keys under which a training's checkpoint holds the parameters
 
-# JoMoLD's checkpoints hold NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of Python
-# and CUDA are tuples and tensors. The array's functions moved in NumPy 2, and files keep the old name.
+# JoMoLD's checkpoints hold NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of
+# Python and CUDA are tuples and tensors. The array's functions moved in NumPy 2, and files keep the old name.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
-_GENERATOR_STATES = [
+_GENERATOR_STATES: list[Any] = [
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
     np.ndarray,
@@ -61,9 +61,9 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
 
     Args:
         name: ``han``, ``ma`` or ``jomold``.
-        checkpoint: path or URL of the authors' file, or what it holds: their parameters by name, or a dict of a training that
-            holds them as ``model`` or ``state_dict``. Names may start with ``module.``, as DataParallel writes them. Those
-            that the forward pass never uses are ignored and listed in the log. No code in a file is run.
+        checkpoint: path or URL of the authors' file, or what it holds: their parameters by name, or a dict of a training
+            that holds them as ``model`` or ``state_dict``. Names may start with ``module.``, as DataParallel writes them.
+            Those that the forward pass never uses are ignored and listed in the log. No code in a file is run.
 
     Raises:
         ConfigError: unknown ``name``.

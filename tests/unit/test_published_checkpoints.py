@@ -176,7 +176,8 @@ def test_parameters_that_cannot_be_used_are_named(parameters):
     assert caught.value.problems == [
         "fc_a.weight: 65536 of 65536 values are not finite",
         "fc_v.bias: a torch.int64 tensor, expected dense floating-point numbers",
-        "fc_prob.weight, fc_frame_att.weight, fc_av_att.weight: shapes [(25, 64), (25, 512)], expected the same for all three",
+        "fc_prob.weight, fc_frame_att.weight, fc_av_att.weight: shapes [(25, 64), (25, 512)], "
+        "expected the same for all three",
     ]
     with pytest.raises(DataError, match="fc_a.bias: int, not a tensor"):
         load("jomold", parameters | {"fc_a.bias": 3})
