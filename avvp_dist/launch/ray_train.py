@@ -16,7 +16,7 @@ import ray.train
 import torch
 from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from avvp_dist import app, storage
 from avvp_dist.data.source import check_plan
@@ -24,6 +24,7 @@ from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollecti
 from avvp_dist.dist.runtime import stop_on_sigterm
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
 from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.repeating import Repeating
@@ -146,7 +147,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "storage": storage.settings().model_dump(),
             "desk": desk,
         },
-        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
