@@ -11,6 +11,7 @@ import errno
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import threading
 from datetime import timedelta
@@ -42,6 +43,9 @@ def join(world: World, backend: str, timeout: timedelta = TIMEOUT) -> None:
     )
     waiting.daemon = True
     waiting.start()
+    main = threading.current_thread() is threading.main_thread()
+    # torch waits in native code, where Python's own handler would not run; nothing is lost yet
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL) if main else None
     try:
         if world.one_machine:
             use_loopback()
@@ -57,6 +61,8 @@ def join(world: World, backend: str, timeout: timedelta = TIMEOUT) -> None:
         ) from error
     finally:
         waiting.cancel()
+        if main:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def enter(store: dist.Store, backend: str, rank: int, size: int, timeout: timedelta) -> None:
@@ -106,7 +112,7 @@ def _store(world: World, timeout: timedelta) -> dist.TCPStore:
 def _listen(address: str, port: int) -> socket.socket:
     family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     # the name of a machine often is loopback in its own /etc/hosts, where other machines do not get
-    if address == LOOPBACK or not ipaddress.ip_address(place[0].split("%")[0]).is_loopback:
+    if address == LOOPBACK or not ipaddress.ip_address(str(place[0]).split("%")[0]).is_loopback:
         try:
             return _bound(family, place)
         except OSError as error:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -105,7 +104,7 @@ class LocalRuntime:
         return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
 
     def stop_requested(self) -> bool:
-        """See `Runtime`; ``stop`` is set by who started the process, see `stop_on_sigterm`."""
+        """See `Runtime`; ``stop`` is set by who started the process, see `signals.stop_on_signals`."""
         return self.stop.is_set()
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
@@ -129,16 +128,6 @@ def _let_go(group: list[Any]) -> None:
     """
     gc.collect()  # DDP modules, which live in cycles; where the group ends with one of them, its threads wait for the GIL for ever
     group.clear()
-
-
-@contextmanager
-def stop_on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls ``stop`` when this process is asked to end; what else SIGTERM did comes back afterwards. Main thread only."""
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -6,13 +6,17 @@ Ray's own backend opens torch.distributed's store on all interfaces, and for a s
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import ray
 import torch.distributed as dist
-from ray.train.backend import Backend
+from ray.train.backend import Backend, BackendConfig
 from ray.train.torch import TorchConfig
 
 from avvp_dist.dist import rendezvous
+
+if TYPE_CHECKING:
+    from ray.train._internal.base_worker_group import BaseWorkerGroup
 
 _LEAVE = 10.0  # seconds for workers to leave a group before their processes are ended
 _kept: list[dist.Store] = []  # of the process that is rank 0: the store ends with its last reference
@@ -23,8 +27,9 @@ class _Group(Backend):
 
     share_cuda_visible_devices = True
 
-    def on_start(self, worker_group, backend_config: GroupConfig) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """See `Backend`."""
+        assert isinstance(backend_config, GroupConfig)
         size = len(worker_group)
         if size == 1:
             return
@@ -42,7 +47,7 @@ class _Group(Backend):
             ]
         )
 
-    def on_shutdown(self, worker_group, backend_config: GroupConfig) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """See `Backend`."""
         ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=_LEAVE)
 
@@ -68,9 +73,7 @@ def _open(address: str, timeout: timedelta) -> int:
     return store.port
 
 
-def _enter(
-    address: str, port: int, backend: str, rank: int, size: int, one_machine: bool, timeout: timedelta
-) -> None:
+def _enter(address: str, port: int, backend: str, rank: int, size: int, one_machine: bool, timeout: timedelta) -> None:
     if one_machine:
         rendezvous.use_loopback()
     store = _kept[-1] if rank == 0 else rendezvous.reach_store(address, port, timeout)
