@@ -19,6 +19,7 @@ from avvp_dist.cli_doctor import doctor
 from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
+from avvp_dist.dist.world import rank
 from avvp_dist.errors import AvvpError, DataError
 from avvp_dist.report.console import set_up_logging
 
@@ -50,13 +51,16 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
     """Train a recipe: all its stages, final scores, pictures, a tracked run.
 
     Give at least data=URL. Running the same command again goes on where the last one stopped and reuses finished stages.
-    Several processes: torchrun --nproc-per-node 2 -m avvp_dist train ..., or launch=ray launch.workers=2.
+    Several processes: torchrun --nproc-per-node 2 -m avvp_dist train ..., srun --ntasks 2 python -m avvp_dist train ... in
+    a Slurm job, or launch=ray launch.workers=2.
+
+    SIGTERM and Ctrl-C leave a checkpoint and exit code 75; a second Ctrl-C ends the run at once.
     """
     from avvp_dist.launch import launch  # torch and its friends take seconds to import
 
     config = _load(recipe, overrides or []).absolute()
     result = launch(config)
-    if _rank() == 0:
+    if _rank() == 0 or config.launch.name == "ray":
         _print_scores({config.recipe: result})
         where = storage.join(config.output, "result.json")
         Console().print(
@@ -154,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments))
     except AvvpError as error:
-        who = f"[rank {_rank()}] " if "RANK" in os.environ else ""
+        who = f"[rank {_rank()}] " if "RANK" in os.environ or _rank() else ""
         print(f"{who}error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 
@@ -173,7 +177,7 @@ def _reach(url: str, overrides: list[str]) -> None:
 
 
 def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
+    return rank(os.environ)
 
 
 def _print_scores(results: dict[str, dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ AvvpError
 │   ├── DataError      annotations, features, shards, index
 │   └── StorageError   object storage that refuses or does not answer
 ├── TrainingError      the run itself went wrong (loss not finite): exit code 3
-└── Preempted          the run was asked to end and left a checkpoint: exit code 75
+└── Preempted          the command was asked to end and left a checkpoint: exit code 75
 """
 
 from __future__ import annotations
@@ -76,6 +76,6 @@ class TrainingError(AvvpError):
 
 
 class Preempted(AvvpError):
-    """The run was asked to end (SIGTERM) and left a checkpoint; the same command goes on from there."""
+    """The command was asked to end (SIGTERM, Ctrl-C) and left a checkpoint; the same command goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

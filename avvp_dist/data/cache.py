@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
+from avvp_dist.folders import user_cache
 
 if TYPE_CHECKING:
     from avvp_dist.data.index import ShardInfo
@@ -67,10 +68,14 @@ class WrongBytes(Exception):
 
 
 def default_folder() -> Path:
-    """$AVVP_CACHE, else avvp_dist in the user's cache directory ($XDG_CACHE_HOME or ~/.cache)."""
+    """$AVVP_CACHE, else avvp_dist in the user's cache directory ($XDG_CACHE_HOME or ~/.cache).
+
+    Raises:
+        ConfigError: the user has no home folder.
+    """
     if chosen := os.environ.get("AVVP_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "avvp_dist"
+    return user_cache("AVVP_CACHE") / "avvp_dist"
 
 
 class ShardCache:
@@ -79,15 +84,20 @@ class ShardCache:
     Threads may share one; each process makes its own (it may be pickled), all of the same folder.
 
     Args:
-        folder: where; None for `default_folder`. Made when first needed: local data sets never need it.
+        folder: where; None for `default_folder`. Looked up and made when first needed: local data sets never need it.
         limit_bytes: what all entries together may take; those used longest ago make room.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, limit_bytes: int = int(DEFAULT_GB * GB)) -> None:
-        self.folder = Path(folder) if folder else default_folder()
+        self._given = folder
         self.limit_bytes = limit_bytes
         self._checked: dict[Path, tuple[int, ...]] = {}
         self._complained = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the entries lie; may not exist yet."""
+        return Path(self._given) if self._given else default_folder()
 
     def open(self, url: str, shard: ShardInfo | ShardRef) -> BinaryIO:
         """The file of one shard of the data set at ``url``, at its beginning, its bytes checked; the caller closes it.

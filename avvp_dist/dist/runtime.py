@@ -5,11 +5,9 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +18,8 @@ import torch.distributed.nn  # noqa: F401
 
 from avvp_dist import storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
+from avvp_dist.dist.rendezvous import join
+from avvp_dist.dist.world import World, read
 from avvp_dist.errors import ConfigError
 
 _KEEP = 2  # checkpoints kept: the newest may be damaged by what made us need it
@@ -55,25 +55,30 @@ class Runtime(Protocol):
 
 
 class LocalRuntime:
-    """A plain process, or one of torchrun's; checkpoints are files under ``<output>/checkpoints``.
+    """A plain process, or one of torchrun's or srun's; checkpoints are files under ``<output>/checkpoints``.
 
     Args:
         output: folder or URL of the run.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        world: this process among its ranks; None for what the environment says.
+
+    Raises:
+        ConfigError: the environment of a launcher that is incomplete, or no such device.
+        AvvpError: the ranks did not find each other.
     """
 
     lineage = ""
 
-    def __init__(self, output: str, device: str = "auto") -> None:
+    def __init__(self, output: str, device: str = "auto", world: World | None = None) -> None:
+        world = world or read(os.environ)
         self.stop = threading.Event()
         self._folder = storage.join(output, "checkpoints")
-        self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = pick_device(device, world.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.collective: Collective = LocalCollective()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        if world.size > 1:
+            join(world, "nccl" if self.device.type == "cuda" else "gloo")
             self.collective = TorchCollective()
 
     def close(self) -> None:
@@ -99,7 +104,7 @@ class LocalRuntime:
         return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
 
     def stop_requested(self) -> bool:
-        """See `Runtime`; ``stop`` is set by who started the process, see `stop_on_sigterm`."""
+        """See `Runtime`; ``stop`` is set by who started the process, see `signals.stop_on_signals`."""
         return self.stop.is_set()
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
@@ -123,16 +128,6 @@ def _let_go(group: list[Any]) -> None:
     """
     gc.collect()  # DDP modules, which live in cycles; where the group ends with one of them, its threads wait for the GIL for ever
     group.clear()
-
-
-@contextmanager
-def stop_on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls ``stop`` when this process is asked to end; what else SIGTERM did comes back afterwards. Main thread only."""
-    before = signal.signal(signal.SIGTERM, lambda *_: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

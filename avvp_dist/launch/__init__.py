@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import ray_job, storage
 from avvp_dist.data import workers
+from avvp_dist.launch import ray_environment
 from avvp_dist.recipe import RunConfig, load
 from avvp_dist.sweep import SweepConfig
 
@@ -24,7 +24,7 @@ def launch(config: RunConfig) -> dict[str, Any]:
     storage.configure(config.storage)
     config = _in_job(config)
     if config.launch.name == "ray":
-        _before_ray()
+        ray_environment.prepare()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
 
         return train(config)
@@ -41,7 +41,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     """
     if ray_job.submission_id():
         _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
-    _before_ray()
+    ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
     return ray_tune.run(name, spec, overrides=overrides, output=output)
@@ -51,7 +51,7 @@ def pack_pool(name: str) -> workers.OpenPool:
     """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster."""
     if name == "local":
         return workers.pool
-    _before_ray()
+    ray_environment.prepare()
     from avvp_dist.launch import ray_pack
 
     return ray_pack.pool
@@ -59,18 +59,10 @@ def pack_pool(name: str) -> workers.OpenPool:
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
     """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
-    _before_ray()
+    ray_environment.prepare()
     from avvp_dist.launch import sweep_plan
 
     return sweep_plan.plan(spec, overrides, output)
-
-
-def _before_ray() -> None:
-    """A Ray of our own listens on loopback only; read when ray is imported."""
-    if "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
 
 
 def _in_job(config: RunConfig) -> RunConfig:

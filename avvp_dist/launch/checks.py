@@ -19,13 +19,13 @@ import pyarrow.fs
 import torch
 from packaging.requirements import Requirement
 
-from avvp_dist import storage
+from avvp_dist import folders, storage
 from avvp_dist.credentials import redact
 from avvp_dist.data.cache import default_folder
 from avvp_dist.data.index import Index, read_labels
 from avvp_dist.dist.probe import FLOATS, all_reduce_seconds
 from avvp_dist.errors import ConfigError
-from avvp_dist.launch import ray_start
+from avvp_dist.launch import ray_environment, ray_start
 from avvp_dist.tracking.spool import explain
 
 GB = 1e9
@@ -105,7 +105,11 @@ def shared_memory() -> Finding:
 
 def disk() -> Finding:
     """Free space where features are cached."""
-    place = _existing(default_folder())
+    try:
+        place = _existing(default_folder())
+    except ConfigError as error:
+        figure, _, advice = str(error).partition("; ")
+        return Finding("warn", figure, f"{advice}; data on this machine need none")
     free = shutil.disk_usage(place).free
     figure = f"{free / GB:.1f} GB free for {default_folder()}"
     if free < 2 * GB:
@@ -155,11 +159,12 @@ def ray(timeout: float) -> Finding:
     if address not in ("local", "auto"):
         return _reach_ray(address, version, timeout)
     code = _START_RAY if address == "local" else _START_RAY.replace(_OF_OUR_OWN, 'address="auto"')
-    environment = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # listen on loopback only
+    try:
+        ray_environment.prepare()
+    except ConfigError as error:
+        return Finding("fail", str(error), "launch=ray will not work; launch=local does")
     with tempfile.TemporaryFile("w+") as told:  # no pipe: what Ray starts would hold it open
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stdin=subprocess.DEVNULL, stdout=told, stderr=told
-        )
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=told, stderr=told)
         try:
             failed = process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -258,6 +263,7 @@ def mlflow(uri: str, experiment: str) -> Finding:
     except metadata.PackageNotFoundError:
         return Finding("warn", "not installed", "to keep runs: pip install 'avvp_dist[mlflow]'; else tracking=none")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # looked at when MLflow is imported
+    folders.ensure_home()  # MLflow asks for it when it is imported
     from avvp_dist.tracking.mlflow import probe
 
     try:

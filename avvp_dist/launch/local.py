@@ -1,13 +1,16 @@
-"""Trains in this process: alone, or as one of torchrun's ranks."""
+"""Trains in this process: alone, or as one of torchrun's or srun's ranks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from avvp_dist import app
-from avvp_dist.dist.runtime import LocalRuntime, stop_on_sigterm
+from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError
 from avvp_dist.recipe import RunConfig
+from avvp_dist.signals import stop_on_signals
+
+WHAT_HAPPENS = "a checkpoint is written at the next step that all ranks agree on"
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -15,7 +18,7 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: several workers are asked for, which this process is not.
-        Preempted: SIGTERM came; a checkpoint is left.
+        Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
     """
     if config.launch.workers > 1:
         raise ConfigError(
@@ -24,7 +27,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         )
     runtime = LocalRuntime(config.output, config.train.device)
     try:
-        with stop_on_sigterm(runtime.stop.set):
+        with stop_on_signals(runtime.stop.set, WHAT_HAPPENS):
             return app.run(config, runtime)
     finally:
         runtime.close()

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,21 @@ import ray.train
 import torch
 from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
 
 from avvp_dist import app, storage
 from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
-from avvp_dist.dist.runtime import stop_on_sigterm
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
 from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.local import WHAT_HAPPENS
+from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.repeating import Repeating
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
+from avvp_dist.signals import stop_on_signals
 from avvp_dist.storage_config import StorageConfig
 
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
@@ -107,7 +110,7 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
 
     Raises:
         ConfigError, DataError: before any worker starts where that can be known.
-        Preempted: SIGTERM came; a checkpoint is left.
+        Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
     index, labels = app.open_data(config)
@@ -118,8 +121,7 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
     if started_here:
         start_ray()
     try:
-        with _stopping(config.output):
-            _trainer(config, callbacks, desk).fit()
+        _fit(_trainer(config, callbacks, desk), config.output)
     except ray.train.TrainingFailedError as error:
         _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
@@ -146,7 +148,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "storage": storage.settings().model_dump(),
             "desk": desk,
         },
-        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
@@ -199,11 +201,21 @@ def _stop_mark(output: str) -> str:
     return storage.join(output, "ray", "stop")
 
 
-def _stopping(output: str) -> AbstractContextManager[None]:
-    """SIGTERM of the driver asks the workers to stop; a trial of a sweep is no main thread and leaves signals alone."""
+def _fit(trainer: TorchTrainer, output: str) -> None:
+    """Trains; SIGTERM and Ctrl-C of the driver ask the workers to stop.
+
+    A trial of a sweep is no main thread and leaves signals alone. In the main thread Ray Train would take Ctrl-C for an
+    order to end without a checkpoint, so it gets a thread of its own there.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return nullcontext()
-    return stop_on_sigterm(lambda: storage.write_text(_stop_mark(output), ""))
+        trainer.fit()
+        return
+    with ThreadPoolExecutor(1) as thread, stop_on_signals(lambda: _ask_to_stop(output), WHAT_HAPPENS):
+        thread.submit(trainer.fit).result()
+
+
+def _ask_to_stop(output: str) -> None:
+    storage.write_text(_stop_mark(output), "")
 
 
 def _failure(config: RunConfig) -> str:

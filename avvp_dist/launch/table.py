@@ -17,6 +17,7 @@ from avvp_dist.data.catalog import FEATURE_SETS, LLP
 from avvp_dist.data.external import noisy_labels
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.source import check_plan
+from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch import launch
 from avvp_dist.paper_tables import PaperTable, configs, only_for_oracles
@@ -89,7 +90,7 @@ def run(
     Raises:
         ConfigError, DataError: rows, settings or data that cannot be used; before anything runs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if read(os.environ).size > 1:
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
     output = storage.absolute(output)
     wanted = configs(table, settings)

@@ -19,6 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from avvp_dist import app, storage
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.dist.world import World
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import ray_train
 from avvp_dist.launch.claims import Claim, claims
@@ -174,7 +175,7 @@ class TrialRuntime(LocalRuntime):
     """One process that is a trial; checkpoints are files of the run, as in local mode."""
 
     def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
-        super().__init__(config.output, config.train.device)
+        super().__init__(config.output, config.train.device, World())  # whatever the environment says of ranks
         self._told = told
         self._claim = claim
         self._metrics = RunMetrics(config.output, rank=0)

@@ -20,6 +20,7 @@ from typing import Any
 
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.folders import user_cache
 from avvp_dist.tracking.spool import journals, read_run, write_run
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def _known(url: str) -> dict[str, Any] | None:
 
 
 def _fetched(url: str, known: dict[str, Any]) -> TrackingHome:
-    folder = Path.home() / ".cache" / "avvp" / "tracking" / known["key"]
+    folder = user_cache("XDG_CACHE_HOME") / "avvp" / "tracking" / known["key"]
     if not (folder / _RUN).is_file():  # else this machine wrote them, and they are the newest
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -29,6 +29,7 @@ from filelock import FileLock
 from avvp_dist import storage
 from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
+from avvp_dist.folders import ensure_home
 from avvp_dist.tracking.base import Status, TrackingConfig, absolute_uri, flatten
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,7 @@ class Sender:
 
     def _connect(self) -> Sink:
         if self._sink is None:
+            ensure_home()  # MLflow asks for it when it is imported
             from avvp_dist.tracking.mlflow import MlflowSink  # takes seconds: imported by the thread that sends
 
             self._sink = MlflowSink(self._folder, self._uri)
