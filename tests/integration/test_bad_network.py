@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy
+from benchmarks.fault_proxy import FaultProxy
 
 from avvp_dist import storage
 from avvp_dist.data.verify import verify

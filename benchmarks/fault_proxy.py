@@ -1,7 +1,9 @@
 """A bad network: an HTTP proxy that stands in front of an S3 endpoint and spoils chosen answers.
 
-Faults, each hitting the next ``times`` matching GETs:
+Faults, each hitting the next ``times`` matching requests (GETs, where nothing else is said):
     slowdown   503 SlowDown, as S3 says under load
+    a status   429, 408, 500, ...: that answer in place of the store's
+    drop       the connection is reset before the request reaches the store
     reset      the connection is reset in the middle of the body
     short      half of the body, then a clean end of the connection
     stall      half of the body, then silence for ``seconds``
@@ -20,19 +22,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["slowdown", "reset", "short", "stall", "wrong"]
+Kind = Literal["slowdown", "drop", "reset", "short", "stall", "wrong"] | str
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailers", "upgrade", "date", "server"}
-_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_CODES = {
+    "408": "RequestTimeout",
+    "409": "OperationAborted",
+    "425": "TooEarly",
+    "429": "TooManyRequests",
+    "500": "InternalError",
+    "503": "SlowDown",
+}
 
 
 @dataclass
 class Fault:
-    """One kind of trouble for GETs whose path contains ``match``; ``times`` counts down, -1 never ends."""
+    """One kind of trouble for requests whose path contains ``match``; ``times`` counts down, -1 never ends."""
 
     kind: Kind
     match: str
     times: int
     seconds: float = 0.0
+    method: str = "GET"
 
 
 class FaultProxy:
@@ -52,10 +62,10 @@ class FaultProxy:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def inject(self, kind: Kind, match: str = "", times: int = 1, seconds: float = 0.0) -> None:
-        """From now on ``times`` GETs of paths with ``match`` in them go wrong; faults apply in the order they came."""
+    def inject(self, kind: Kind, match: str = "", times: int = 1, seconds: float = 0.0, method: str = "GET") -> None:
+        """From now on ``times`` requests of paths with ``match`` in them go wrong; faults apply in the order they came."""
         with self._lock:
-            self._faults.append(Fault(kind, match, times, seconds))
+            self._faults.append(Fault(kind, match, times, seconds, method))
 
     def clear(self) -> None:
         """Back to a good network."""
@@ -63,11 +73,11 @@ class FaultProxy:
             self._faults.clear()
             self.hits.clear()
 
-    def due(self, path: str) -> Fault | None:
-        """The fault that this GET meets, counted as met."""
+    def due(self, method: str, path: str) -> Fault | None:
+        """The fault that this request meets, counted as met."""
         with self._lock:
             for fault in self._faults:
-                if fault.times and fault.match in path:
+                if fault.times and fault.method == method and fault.match in path:
                     fault.times -= 1
                     self.hits.append((fault.kind, path))
                     return fault
@@ -91,9 +101,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self) -> None:
         body = self._body()
-        fault = self.owner.due(self.path) if self.command == "GET" else None
-        if fault and fault.kind == "slowdown":
-            self._answer(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
+        fault = self.owner.due(self.command, self.path)
+        if fault and (status := "503" if fault.kind == "slowdown" else fault.kind).isdecimal():
+            error = f"<?xml version='1.0'?><Error><Code>{_CODES[status]}</Code><Message>as told</Message></Error>"
+            self._answer(int(status), [("Content-Type", "application/xml")], error.encode())
+            return
+        if fault and fault.kind == "drop":
+            self._reset()
             return
         upstream = http.client.HTTPConnection(self.owner.upstream.hostname or "", self.owner.upstream.port, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -148,7 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if fault.kind == "stall":
             time.sleep(fault.seconds)
-        if fault.kind == "reset":  # no lingering: the other side sees a reset and no end of the stream
+        self._reset(linger=fault.kind != "reset")
+
+    def _reset(self, linger: bool = False) -> None:
+        """Ends the connection; without lingering the other side sees a reset and no end of the stream."""
+        if not linger:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         for end in (self.wfile, self.rfile, self.connection):  # all of them: the socket closes with its last user

@@ -1,0 +1,1 @@
+"""Cases of `benchmarks.robustness` and what runs and judges them."""

@@ -1,0 +1,355 @@
+"""Files that can be read and say what cannot be: index, labels, noise ratios, annotations, features, runs, sweeps, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.robustness_cases.inputs import BadInput
+from benchmarks.robustness_cases.material import Damage, Material, array, arrays, edited, holding, remove, replace
+
+_RUN = "output={here}/out {small}"
+_NAN = float("nan")
+
+
+def _set(*path: str | int, value: Any) -> Damage:
+    """Gives one place of a JSON file another value."""
+
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
+
+    return edited(change)
+
+
+def _without(*path: str | int) -> Damage:
+    """Takes one place of a JSON file away."""
+
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        del content[path[-1]]
+
+    return edited(change)
+
+
+def _twice(*path: str | int) -> Damage:
+    """Lists the first element of a JSON array again in place of the second."""
+
+    def change(content: Any) -> None:
+        for key in path:
+            content = content[key]
+        content[1] = content[0]
+
+    return edited(change)
+
+
+INDEX: Mapping[str, Damage] = {
+    "a class twice": _twice("classes"),
+    "a class less": _without("classes", 0),
+    "no classes": _set("classes", value=[]),
+    "overlapping streams": _set("streams", 1, "offset", value=0),
+    "a stream twice": _twice("streams"),
+    "a gap between streams": _set("streams", 2, "offset", value=10**6),
+    "a stream of width 0": _set("streams", 0, "dim", value=0),
+    "a stream of 2^40": _set("streams", 0, "dim", value=2**40),
+    "no streams": _set("streams", value=[]),
+    "a shard twice": _twice("shards"),
+    "a shard elsewhere": _set("shards", 0, "name", value="../../etc/train-000000.tar"),
+    "a hash that is none": _set("shards", 0, "sha256", value="0"),
+    "another hash": _set("shards", 0, "sha256", value="0" * 64),
+    "samples too many": _set("shards", 0, "samples", value=9),
+    "bytes too few": _set("shards", 0, "bytes", value=512),
+    "segments 0": _set("segments", value=0),
+    "segments 2^31": _set("segments", value=2**31),
+    "segments negative": _set("segments", value=-10),
+    "segments a word": _set("segments", value="ten"),
+    "another split": _set("shards", 0, "split", value="trian"),
+    "a newer version": _set("schema_version", value=99),
+    "no version": _without("schema_version"),
+    "markup": _set("dataset", value="[/red]\x1b[31m"),
+    "null": edited(lambda content: [None]),
+    "deep": holding("[" * 100_000),
+    "NaN": _set("segments", value=_NAN),
+}
+
+
+def _rows(change: Callable[[list[dict[str, Any]]], None]) -> Damage:
+    """Changes rows of labels.parquet."""
+
+    def edit(path: Path) -> None:
+        table = pq.ParquetFile(path).read()
+        rows = table.to_pylist()
+        change(rows)
+        remove(path)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+
+    return edit
+
+
+LABELS: Mapping[str, Damage] = {
+    "a video twice": _rows(lambda rows: rows[1].update(id=rows[0]["id"])),
+    "a row less": _rows(lambda rows: rows.pop()),
+    "no rows": _rows(lambda rows: rows.clear()),
+    "a class beyond": _rows(lambda rows: rows[0].update(weak=[99])),
+    "another weak label": _rows(lambda rows: rows[0].update(weak=[(rows[0]["weak"][0] + 1) % 25])),
+    "an event beyond": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 5, "offset": 99}])),
+    "an event backwards": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 7, "offset": 3}])),
+    "a place swapped": _rows(lambda rows: rows[0].update(offset=rows[1]["offset"])),
+    "a place negative": _rows(lambda rows: rows[0].update(offset=-1)),
+    "a shard beyond": _rows(lambda rows: rows[0].update(shard=77)),
+    "another order": _rows(lambda rows: rows.reverse()),
+    "other columns": lambda path: (remove(path), pq.write_table(pa.table({"id": ["a"]}), path))[0],
+}
+
+RATIOS: Mapping[str, Damage] = {
+    "NaN": edited(lambda content: _first(content).update({_key(content): _NAN})),
+    "infinite": edited(lambda content: _first(content).update({_key(content): float("inf")})),
+    "negative": edited(lambda content: _first(content).update({_key(content): -0.5})),
+    "above 1": edited(lambda content: _first(content).update({_key(content): 1.5})),
+    "a word": edited(lambda content: _first(content).update({_key(content): "much"})),
+    "true": edited(lambda content: _first(content).update({_key(content): True})),
+    "a class less": _without("audio", "Dog"),
+    "an unknown class": edited(lambda content: _first(content).update({"[/x] Yodelling": 0.5})),
+    "a modality less": _without("visual"),
+    "a list": edited(lambda content: [1, 2]),
+    "empty": edited(lambda content: {}),
+}
+
+
+def _first(content: dict[str, Any]) -> dict[str, Any]:
+    return content["audio"]
+
+
+def _key(content: dict[str, Any]) -> str:
+    return next(iter(content["audio"]))
+
+
+def _put(name: str, value: Any) -> Damage:
+    """Gives one value of an array in a .npz file another value, or the array another form."""
+
+    def change(content: dict[str, np.ndarray]) -> None:
+        values = content[name].copy()
+        if callable(value):
+            content[name] = value(values)
+        else:
+            values.flat[0] = value
+            content[name] = values
+
+    return arrays(change)
+
+
+REFINED: Mapping[str, Damage] = {
+    "1e30": _put("audio", 1e30),
+    "negative": _put("audio", -1.0),
+    "NaN": _put("visual", np.nan),
+    "infinite": _put("visual", np.inf),
+    "complex": _put("audio", lambda values: values.astype(np.complex64) + 1j),
+    "words": _put("audio", lambda values: values.astype(str)),
+    "another shape": _put("audio", lambda values: values[:, :5]),
+    "a video less": _put("audio", lambda values: values[1:]),
+    "a video twice": _put("ids", lambda values: np.concatenate([values[:1], values[:-1]])),
+    "no ids": arrays(lambda content: content.__delitem__("ids")),
+    "about is no JSON": _put("about", lambda values: np.array("{")),
+    "about is empty": _put("about", lambda values: np.array("{}")),
+    "windows out of range": _put(
+        "about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[0, 99]]}))
+    ),
+    "windows backwards": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[5, 2]]}))),
+    "classes of others": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "classes": ["x"]}))),
+}
+
+RESULT: Mapping[str, Damage] = {
+    "no scores": _without("scores"),
+    "scores a list": _set("scores", value=[1]),
+    "no data": _without("data"),
+    "seed a word": _set("seed", value="one"),
+    "a list": edited(lambda content: [content]),
+    "null": holding("null"),
+    "deep": holding("[" * 100_000),
+}
+
+
+def _csv(change: Callable[[str], str | bytes]) -> Damage:
+    return lambda path: replace(path, change(path.read_text()))
+
+
+def _line(text: str, number: int, change: Callable[[str], str]) -> str:
+    lines = text.splitlines()
+    lines[number] = change(lines[number])
+    return "\n".join(lines) + "\n"
+
+
+# (file, change, what must be named)
+ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
+    "no header": ("AVVP_train.csv", _csv(lambda text: text.split("\n", 1)[1]), "AVVP_train.csv"),
+    "commas": ("AVVP_train.csv", _csv(lambda text: text.replace("\t", ";")), "AVVP_train.csv"),
+    "an unknown class": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",Yodelling")), "Yodelling"),
+    "a class in markup": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",[/red]")), r"\[/red\]"),
+    "an id with escapes": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: "\x1b[31m" + line)), "AVVP_train.csv:2"),
+    "an id too short": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: "abc_0_10\tSpeech")), "AVVP_train.csv:3"),
+    "no label": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: line.split("\t")[0] + "\t")), "AVVP_train.csv:3"),
+    "a column more": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: line + "\tx")), "AVVP_train.csv:3"),
+    "a video twice": ("AVVP_train.csv", _csv(lambda text: text + text.splitlines()[1] + "\n"), "twice|again|also|already"),
+    "not UTF-8": ("AVVP_train.csv", _csv(lambda text: text.encode() + b"\xff\xfe\n"), "AVVP_train.csv"),
+    "NUL": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + "\0")), "AVVP_train.csv"),
+    "one line of 5 MB": ("AVVP_train.csv", holding("x" * 5_000_000), "AVVP_train.csv"),
+    "all videos unknown": (
+        "AVVP_train.csv",
+        holding("filename\tevent_labels\n" + "".join(f"bad id {n}_0_10\tLabel {n}\n" for n in range(5000))),
+        "AVVP_train.csv",
+    ),
+    "onset after the end": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\t11\t12\tSpeech\n"), "AVVP_eval_audio.csv"),
+    "onset a word": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tone\t2\tSpeech\n"), "one"),
+    "onset NaN": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tnan\t2\tSpeech\n"), "nan"),
+    "onset 2^70": ("AVVP_eval_visual.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + f"\t{2**70}\t2\tSpeech\n"), "AVVP_eval_visual.csv"),
+    "thousands of problems": (
+        "AVVP_eval_visual.csv",
+        holding("filename\tonset\toffset\tevent_labels\n" + "".join(f"no{n}\t{n}\tx{n}\tClass {n}\n" for n in range(5000))),
+        "AVVP_eval_visual.csv",
+    ),
+}
+
+FEATURES: Mapping[str, Damage] = {
+    "another shape": array(lambda: np.zeros((10, 2048), np.float32)),
+    "no axis": array(lambda: np.float32(3.0)),
+    "integers": array(lambda: np.zeros((80, 2048), np.int32)),
+    "complex": array(lambda: np.zeros((80, 2048), np.complex64)),
+    "words": array(lambda: np.full((80, 2048), "a")),
+    "NaN": array(lambda: np.full((80, 2048), np.nan, np.float32)),
+    "infinite": array(lambda: np.full((80, 2048), np.inf, np.float32)),
+    "beyond float16": array(lambda: np.full((80, 2048), 1e6, np.float32)),
+    "pickled": array(lambda: np.array([{"a": 1}], dtype=object)),
+    "a header of 2^40": holding(
+        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2048), }".ljust(117) + b"\n"
+    ),
+}
+
+_SWEEP = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1, 0.2]}}, "seeds": [1]}
+# key -> (value, what must be named)
+SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
+    "unknown metric": ({"metric": "segment.tpye"}, "segment.tpye"),
+    "unknown mode": ({"mode": "largest"}, "mode"),
+    "unknown recipe": ({"recipe": "nosuch"}, "nosuch"),
+    "no space": ({"space": {}}, "space"),
+    "unknown key": ({"space": {"method.temprature": {"grid": [1]}}}, "temprature"),
+    "value out of range": ({"space": {"method.temperature": {"grid": [0]}}}, "temperature"),
+    "infinite value": ({"space": {"method.temperature": {"grid": [float("inf")]}}}, "temperature"),
+    "infinite bound": ({"space": {"method.temperature": {"uniform": [0.1, float("inf")]}}, "search": {"name": "random"}}, "uniform|temperature"),
+    "NaN bound": ({"space": {"method.temperature": {"uniform": [_NAN, 1]}}, "search": {"name": "random"}}, "uniform|temperature"),
+    "bounds backwards": ({"space": {"method.temperature": {"uniform": [2, 1]}}, "search": {"name": "random"}}, "uniform"),
+    "tiny step": ({"space": {"method.temperature": {"uniform": [0, 1], "step": 1e-12}}}, "step|temperature|settings"),
+    "a seed of 2^70": ({"seeds": [2**70]}, "seed"),
+    "a negative seed": ({"seeds": [-1]}, "seeds"),
+    "override unreadable": ({"overrides": ["optim.lr"]}, "optim.lr"),
+    "override out of range": ({"overrides": ["optim.lr=nan"]}, "optim.lr"),
+    "no cpus": ({"cpus_per_trial": 0}, "cpus_per_trial"),
+    "infinite hours": ({"hours": float("inf")}, "hours"),
+    "markup": ({"title": "[/red]", "metric": "[/x]"}, "metric"),
+    "when unknown": ({"space": {"method.temperature": {"grid": [1], "when": {"x": 1}}}}, "when"),
+}
+_TABLE = {
+    "title": "t",
+    "source": "s",
+    "columns": {"segment": ["type"]},
+    "rows": [{"label": "a", "recipe": "han", "protocol": "joint", "overrides": ["model.width=8"]}],
+}
+TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
+    "no rows": ({"rows": []}, "rows"),
+    "a row twice": ({"rows": [_TABLE["rows"][0]] * 2}, "twice"),
+    "unknown recipe": ({"rows": [{**_TABLE["rows"][0], "recipe": "nosuch"}]}, "nosuch"),
+    "unknown protocol": ({"rows": [{**_TABLE["rows"][0], "protocol": "nosuch"}]}, "protocol"),
+    "bad override": ({"rows": [{**_TABLE["rows"][0], "overrides": ["optim.lr=inf"]}]}, "optim.lr"),
+    "unknown column": ({"columns": {"segment": ["tpye"]}}, "columns"),
+    "noise of 2": ({"rows": [{**_TABLE["rows"][0], "oracle_noise": 2}]}, "oracle_noise"),
+}
+
+
+def _in(what: str, file: str, damage: Damage) -> Callable[[Path, Material], None]:
+    def prepare(here: Path, material: Material) -> None:
+        copy = material.copy(what, here)
+        damage(copy / file if file else copy)
+
+    return prepare
+
+
+def _annotated(file: str, damage: Damage) -> Callable[[Path, Material], None]:
+    def prepare(here: Path, material: Material) -> None:
+        for source in material.paths["raw"].glob("*.csv"):
+            replace(here / "annotations" / source.name, source.read_bytes())
+        damage(here / "annotations" / file)
+
+    return prepare
+
+
+def _carriage_returns(here: Path, material: Material) -> None:
+    """Files as old Macs wrote them, of which the header seems to be all."""
+    for source in material.paths["raw"].glob("*.csv"):
+        replace(here / "annotations" / source.name, source.read_text().replace("\n", "\r"))
+
+
+def _featured(damage: Damage) -> Callable[[Path, Material], None]:
+    def prepare(here: Path, material: Material) -> None:
+        source = material.paths["feats"]
+        for path in sorted(source.rglob("*.npy")):
+            target = here / "features" / "feats" / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.hardlink_to(path)
+        damage(next(iter(sorted((here / "features" / "feats" / "res152").glob("*.npy")))))
+
+    return prepare
+
+
+def _yaml(content: Mapping[str, Any]) -> Callable[[Path, Material], None]:
+    text = json.dumps(content).replace("Infinity", ".inf").replace("NaN", ".nan")  # JSON is YAML but for these
+    return lambda here, _: replace(here / "file.yaml", text)
+
+
+def cases() -> Iterator[BadInput]:
+    """All cases of this module."""
+    for name, damage in INDEX.items():
+        for words in ("data inspect {here}/tiny", "data verify {here}/tiny --workers 1", f"train han data={{here}}/tiny {_RUN}"):
+            # another hash of a shard is the shard's: which of both is wrong cannot be told
+            named = r"index\.json|train-000000\.tar|labels\.parquet"
+            leaves = r"out(/config\.yaml)?$" if words.startswith("train") else ""
+            if words.startswith("data inspect") and name in ("another hash", "markup"):
+                continue  # it reads no shard, and names are its own affair
+            yield BadInput("contents, index", words, named, (_in("tiny", "index.json", damage),), note=name, may_leave=leaves)
+    for name, damage in LABELS.items():
+        for words in ("data verify {here}/tiny --workers 1", f"train han data={{here}}/tiny {_RUN}"):
+            yield BadInput("contents, labels", words, r"labels\.parquet", (_in("tiny", "labels.parquet", damage),), note=name)
+    for name, damage in RATIOS.items():
+        words = f"train jomold data={{data}} method.ratios={{here}}/ratios.json {_RUN}"
+        yield BadInput("contents, ratios", words, r"ratios\.json", (_in("ratios.json", "", damage),), note=name)
+    for name, damage in REFINED.items():
+        words = f"train valor data={{data}} data.refined={{here}}/labels.npz {_RUN}"
+        yield BadInput("contents, refined labels", words, r"labels\.npz", (_in("labels", "", damage),), note=name)
+    for name, damage in RESULT.items():
+        for words in ("evaluate {here}/run", "compare {here}/run {other}"):
+            yield BadInput("contents, runs", words, r"result\.json", (_in("run", "result.json", damage),), note=name)
+    pack = "data pack llp --annotations {here}/annotations --features {raw} --out {here}/out --workers 1"
+    for name, (file, damage, says) in ANNOTATIONS.items():
+        for words in ("data check llp --annotations {here}/annotations --limit 5", pack):
+            yield BadInput("contents, annotations", words, says, (_annotated(file, damage),), note=name, may_leave=r".*problems")
+    for words in ("data check llp --annotations {here}/annotations", pack):  # may be read, as the field's other line ends
+        yield BadInput("contents, annotations", words, "AVVP_train|videos", (_carriage_returns,), codes=(0, 2), note="CR")
+    for name, damage in FEATURES.items():
+        for words in (
+            "data check llp --annotations {raw} --features {here}/features --workers 1",
+            "data pack llp --annotations {raw} --features {here}/features --out {here}/out --workers 1",
+        ):
+            prepare, table = (_featured(damage),), words.startswith("data check")
+            yield BadInput("contents, features", words, "res152/", prepare, note=name, table=table)
+    for name, (more, says) in SWEEPS.items():
+        words = "sweep {here}/file.yaml data={tiny} --dry-run --output {here}/out"
+        yield BadInput("contents, sweeps", words, says, (_yaml({**_SWEEP, **more}),), note=name)
+    for name, (more, says) in TABLES.items():
+        words = "table {here}/file.yaml --data {tiny} --output {here}/out --seeds 1 --epochs 1"
+        yield BadInput("contents, tables", words, says, (_yaml({**_TABLE, **more}),), note=name)

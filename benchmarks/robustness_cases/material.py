@@ -1,0 +1,199 @@
+"""What the cases are made of: small data sets and finished runs, and ways to damage a copy of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.robustness_cases.running import Result, Runner
+
+SMALL = (
+    "tracking=none",
+    "model.width=16",
+    "model.feedforward=16",
+    "train.batch_size=8",
+    "train.device=cpu",
+    "train.epochs=2",
+)
+"""What makes a training take a second."""
+
+Damage = Callable[[Path], None]
+
+
+class Material:
+    """Data sets and runs that cases copy, made once.
+
+    Attributes:
+        paths: placeholders of the cases' command lines -> folder or file.
+    """
+
+    def __init__(self, folder: Path, runner: Runner) -> None:
+        self.folder = folder
+        self.runner = runner
+        self.paths = {
+            name: folder / name for name in ("raw", "data", "tiny", "run", "other", "ma", "audio", "visual", "ratios.json")
+        }
+        self.paths |= {"feats": folder / "raw" / "feats", "labels": folder / "labels.npz"}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._data()
+        self._runs()
+
+    def expand(self, words: str | Sequence[str], here: Path) -> list[str]:
+        """A case's command line, split at spaces, with its placeholders filled in; ``{small}`` stands for `SMALL`."""
+        places = {name: str(path) for name, path in self.paths.items()} | {"here": str(here)}
+        found: list[str] = []
+        for word in words.split(" ") if isinstance(words, str) else words:
+            if word == "{small}":
+                found += SMALL
+                continue
+            for name, place in places.items():
+                word = word.replace(f"{{{name}}}", place)
+            found.append(word)
+        return found
+
+    def copy(self, name: str, here: Path) -> Path:
+        """A copy of a folder or file below ``here``, made of hard links: who changes a file has to replace it."""
+        source = self.paths[name]
+        target = here / source.name
+        if not target.exists():
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=os.link)
+            else:
+                os.link(source, target)
+        return target
+
+    def _avvp(self, *words: str) -> Result:
+        result = self.runner.run(words, self.folder, seconds=120)
+        if result.code:
+            raise RuntimeError(f"avvp {' '.join(words)}: exit code {result.code}\n{result.text}")
+        return result
+
+    def _data(self) -> None:
+        self._avvp("data", "synth", "raw", "--splits", "40,12,12", "--workers", "1")
+        self._avvp("data", "synth", "tiny", "--splits", "8,4,4", "--layout", "shards", "--workers", "1")
+        pack = ["data", "pack", "llp", "--annotations", "raw", "--features", "raw/feats", "--out", "data"]
+        self._avvp(*pack, "--shard-videos", "16", "--workers", "1")
+        self._avvp("data", "noisy-labels", "--data", "data", "--out", "labels.npz")
+        ids = [line.split("\t")[0][:11] for line in (self.folder / "raw" / "AVVP_train.csv").read_text().splitlines()[1:]]
+        rng = np.random.default_rng(0)
+        for modality in ("audio", "visual"):
+            (self.folder / modality).mkdir()
+            for name in ids:
+                np.save(self.folder / modality / f"{name}.npy", (rng.random((10, 25)) < 0.1).astype(np.float32))
+
+    def _runs(self) -> None:
+        def train(job: tuple[str, ...]) -> None:
+            recipe, output, *more = job
+            self._avvp("train", recipe, "data=data", f"output={output}", *SMALL, *more)
+
+        self.runner.map(train, [("jomold", "run"), ("jomold", "other", "seed=1"), ("ma", "ma")])
+        shutil.copy(next((self.folder / "run" / "stages").glob("ratios-*/ratios.json")), self.paths["ratios.json"])
+
+
+def replace(path: Path, content: bytes | str) -> None:
+    """Puts a file in the place of whatever is there, without writing through a hard link."""
+    remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove(path: Path) -> None:
+    """Takes away a file or folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def half(path: Path) -> None:
+    """Keeps the first half of a file."""
+    content = path.read_bytes()
+    replace(path, content[: len(content) // 2])
+
+
+def holding(content: bytes | str) -> Damage:
+    """Puts other content into a file."""
+    return lambda path: replace(path, content)
+
+
+def inverted(path: Path) -> None:
+    """Inverts the bytes in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 16] = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
+    replace(path, bytes(content))
+
+
+def folder(path: Path) -> None:
+    """A folder where a file should be."""
+    remove(path)
+    path.mkdir(parents=True)
+
+
+def loop(path: Path) -> None:
+    """A symbolic link to itself."""
+    remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.name)
+
+
+def fifo(path: Path) -> None:
+    """A named pipe into which nobody writes."""
+    remove(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+
+
+DAMAGES: dict[str, Damage] = {
+    "missing": remove,
+    "empty": holding(b""),
+    "half": half,
+    "text": holding("neither this nor that\n"),
+    "binary": holding(bytes(range(256)) * 8),
+    "folder": folder,
+    "loop": loop,
+    "fifo": fifo,
+}
+"""What may be in the place of a file."""
+
+
+def edited(change: Callable[[Any], Any]) -> Damage:
+    """Changes the content of a JSON file, in place or by returning other content."""
+
+    def edit(path: Path) -> None:
+        content = json.loads(path.read_text())
+        other = change(content)
+        replace(path, json.dumps(content if other is None else other))
+
+    return edit
+
+
+def array(make: Callable[[], np.ndarray]) -> Damage:
+    """Puts another array into a .npy file."""
+
+    def edit(path: Path) -> None:
+        remove(path)
+        with path.open("wb") as file:
+            np.save(file, make())
+
+    return edit
+
+
+def arrays(change: Callable[[dict[str, np.ndarray]], None]) -> Damage:
+    """Changes the arrays of a .npz file."""
+
+    def edit(path: Path) -> None:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        change(content)
+        remove(path)
+        with path.open("wb") as file:
+            np.savez_compressed(file, **content)  # type: ignore[arg-type]
+
+    return edit
