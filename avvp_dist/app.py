@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
+from safetensors import SafetensorError
 from torch import nn
 
 from avvp_dist import storage
+from avvp_dist.config import parse_yaml
 from avvp_dist.data.index import Index, Labels, LeftOut, read_labels
 from avvp_dist.data.quarantine import inspect, without
 from avvp_dist.data.refined import RefinedLabels
@@ -122,8 +123,10 @@ def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
     model = _build(config, index).to(runtime.device)
     try:
         model.load_state_dict(read_weights(url))
+    except SafetensorError as error:
+        raise DataError(f"{url}: damaged, not a model ({error}); train the run again") from None
     except RuntimeError as error:
-        raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:300]}") from None
+        raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
     final = _method(config, index).stages()[-1]
     labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
@@ -334,7 +337,7 @@ def _claim(config: RunConfig) -> None:
     """
     url = storage.join(config.output, "config.yaml")
     if storage.exists(url):
-        there = yaml.safe_load(storage.read_text(url))
+        there = parse_yaml(storage.read_text(url), url)
         changed = differences(what_it_is(there), what_it_is(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")

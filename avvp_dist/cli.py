@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from avvp_dist import storage
+from avvp_dist import json_files, storage
 from avvp_dist.cli_cache import cache
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
 from avvp_dist.cli_doctor import doctor
+from avvp_dist.cli_failure import Commands, one_message
+from avvp_dist.cli_output import say, usable
 from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
 from avvp_dist.dist.world import rank
-from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.errors import DataError, StorageError
 from avvp_dist.report.console import set_up_logging
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="avvp",
+    cls=Commands,
     help="Weakly-supervised audio-visual video parsing: pack features, train, evaluate, track.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -62,17 +64,16 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
     result = launch(config)
     if _rank() == 0 or config.launch.name == "ray":
         _print_scores({config.recipe: result})
-        where = storage.join(config.output, "result.json")
-        Console().print(
-            f"scores {where}\npictures {storage.join(config.output, 'pictures')}", highlight=False, soft_wrap=True
-        )
+        say(f"scores {storage.join(config.output, 'result.json')}\npictures {storage.join(config.output, 'pictures')}")
 
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).", callback=usable)],
     overrides: _OVERRIDES = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="Also write the scores to this file.", callback=usable)
+    ] = None,
 ) -> None:
     """Score a finished run's model again, on its own data or on data=URL, under every protocol.
 
@@ -82,6 +83,7 @@ def evaluate(
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
     from avvp_dist.recipe import load
+    from avvp_dist.storage_probe import refuse_unwritable
 
     _reach(run, overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
@@ -90,16 +92,17 @@ def evaluate(
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
     config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
     storage.configure(config.storage)
+    refuse_unwritable(files={"--json": json_file})
+    recorded = json_files.record(result_url, {"scores": dict, "data": dict}, "train the run again")
     found = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
-    recorded = json.loads(storage.read_text(result_url))
     result = recorded | {"scores": found.scores, "data": recorded["data"] | {"url": config.data.url}}
     _print_scores({config.recipe: result})
     worst = _largest_difference(found.scores, recorded["scores"])
     if worst < 1e-6:
-        Console().print("result.json reproduced")
+        say("result.json reproduced")
         _keep(storage.join(run, PER_VIDEO), found.per_video.to_bytes())
     else:
-        Console().print(f"differs from result.json by up to {worst:.3g} points")
+        say(f"differs from result.json by up to {worst:.3g} points")
     if json_file:
         storage.write_text(json_file, json.dumps(result, indent=1))
 
@@ -123,7 +126,9 @@ def list_recipes() -> None:
 def sync(
     run: Annotated[
         str,
-        typer.Argument(help="Folder or URL of a run whose tracking could not be sent, or of a sweep: all its trials."),
+        typer.Argument(
+            help="Folder or URL of a run whose tracking could not be sent, or of a sweep: all its trials.", callback=usable
+        ),
     ],
     uri: Annotated[
         str | None, typer.Option(help="MLflow address, where it is not the one the run was started with.")
@@ -142,25 +147,21 @@ def sync(
         report = send(home.folder, uri)
         home.keep()
         left += report.left
-        typer.echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
+        say(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
         for line in filter(None, [*report.refused, report.error]):
-            typer.echo(line, err=True)
+            say(line, err=True)
     raise typer.Exit(1 if left else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback.
+    """Runs a command; a user's mistake is one message on stderr and exit code 2, never a traceback (see `cli_failure`).
 
     Args:
         arguments: the command and what follows it; None takes those of this process.
     """
-    set_up_logging(quiet=_rank() != 0)
-    try:
+    with one_message():
+        set_up_logging(quiet=_rank() != 0)
         app(args=None if arguments is None else list(arguments))
-    except AvvpError as error:
-        who = f"[rank {_rank()}] " if "RANK" in os.environ or _rank() else ""
-        print(f"{who}error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
@@ -192,9 +193,9 @@ def _keep(url: str, content: bytes) -> None:
         return
     try:
         storage.write_bytes(url, content)
-        Console().print(f"scores of videos {url}", highlight=False, soft_wrap=True)
-    except OSError as error:
-        Console().print(f"{url}: not written: {error}", highlight=False, soft_wrap=True)
+        say(f"scores of videos {url}")
+    except (OSError, StorageError) as error:
+        say(f"{url}: not written: {error}")
 
 
 def _largest_difference(one: Any, other: Any) -> float:

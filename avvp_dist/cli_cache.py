@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from avvp_dist.cli_output import say, usable
+
 if TYPE_CHECKING:
     from avvp_dist.data.cache import ShardCache
 
@@ -19,7 +21,10 @@ cache = typer.Typer(
 _FOLDER = Annotated[
     str | None,
     typer.Option(
-        "--cache", metavar="DIR", help="A run's data.cache; default $AVVP_CACHE or avvp_dist in the user's cache directory."
+        "--cache",
+        metavar="DIR",
+        help="A run's data.cache; default $AVVP_CACHE or avvp_dist in the user's cache directory.",
+        callback=usable,
     ),
 ]
 
@@ -33,11 +38,11 @@ def info(folder: _FOLDER = None) -> None:
     from avvp_dist.data.cache import DEFAULT_GB
 
     found = _open(folder)
-    typer.echo(f"folder: {found.folder}")
+    say(f"folder: {found.folder}")
     entries, held = found.usage()
-    typer.echo(f"shards: {entries}")
-    typer.echo(f"bytes: {held:,}")
-    typer.echo(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
+    say(f"shards: {entries}")
+    say(f"bytes: {held:,}")
+    say(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
 
 
 @cache.command()
@@ -46,11 +51,11 @@ def clear(folder: _FOLDER = None) -> None:
     found = _open(folder)
     before = found.usage()
     left = found.clear()
-    typer.echo(f"folder: {found.folder}")
-    typer.echo(f"shards deleted: {before.entries - left.entries}")
-    typer.echo(f"bytes deleted: {before.bytes - left.bytes:,}")
+    say(f"folder: {found.folder}")
+    say(f"shards deleted: {before.entries - left.entries}")
+    say(f"bytes deleted: {before.bytes - left.bytes:,}")
     if left.entries:
-        typer.echo(f"shards kept, being read: {left.entries}")
+        say(f"shards kept, being read: {left.entries}")
 
 
 def _open(folder: str | None) -> ShardCache:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from avvp_dist import storage
+from avvp_dist.cli_output import console, say, usable
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.errors import ConfigError
+from avvp_dist.text import cell
 
 if TYPE_CHECKING:
     from avvp_dist.report.compare import Comparison
@@ -41,10 +41,14 @@ class _Rule(StrEnum):
 
 
 def compare(
-    runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=usable)
+    ] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FOLDER", help="All finished runs below this folder, or of the sweep of this name."),
+        typer.Option(
+            metavar="NAME|FOLDER", help="All finished runs below this folder, or of the sweep of this name.", callback=usable
+        ),
     ] = None,
     score: Annotated[
         str | None,
@@ -64,10 +68,18 @@ def compare(
     without_speech: Annotated[bool, typer.Option("--without-speech", help="Also the scores without Speech.")] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Also what papers print for LLP.")] = False,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every score to this file, one a row.")] = None,
-    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables to this file.")] = None,
-    latex: Annotated[str | None, typer.Option(metavar="FILE", help="Write the tables to this file.")] = None,
-    pictures: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write every score to this file, one a row.", callback=usable)
+    ] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
+    ] = None,
+    latex: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
+    ] = None,
+    pictures: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.", callback=usable)
+    ] = None,
     storage_settings: STORAGE = None,
 ) -> None:
     """Put finished runs side by side: mean, spread and interval over seeds, paired tests over videos.
@@ -81,9 +93,11 @@ def compare(
     from avvp_dist import comparison as reading  # torch and its friends take seconds to import
     from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
     from avvp_dist.report import compare as comparing
+    from avvp_dist.storage_probe import refuse_unwritable
 
     if score and score not in reading.SCORES:
         raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(reading.SCORES)}")
+    refuse_unwritable(files={"--csv": csv, "--markdown": markdown, "--latex": latex}, folders={"--pictures": pictures})
     found = reading.read_sweep(sweep) if sweep else None
     settings, notes = reading.read_settings([*(runs or []), *(found.runs if found else [])])
     if found and found.trials and found.trials > len(found.runs):
@@ -110,7 +124,7 @@ def _tell(
     csv: str | None,
     markdown: str | None,
     latex: str | None,
-    pictures: Path | None,
+    pictures: str | None,
 ) -> None:
     """Prints the comparison, and writes it to the files asked for."""
     from avvp_dist.report import compare_pictures, compare_tables, sheets
@@ -120,11 +134,11 @@ def _tell(
     tables = compare_tables.sheets(comparison, papers)
     lines = [*comparison.notes, *compare_tables.explain_tests(comparison)]
     lines += compare_tables.explain_published(comparison, papers) if papers else []
-    console = Console() if sys.stdout.isatty() else Console(width=120)
+    stdout = console()
     for table in tables:
-        console.print(sheets.terminal(table))
+        stdout.print(sheets.terminal(table))
     for line in lines:
-        console.print(Text(f"- {line}"))
+        stdout.print(cell(f"- {line}"))
     if csv:
         _write("csv", csv, compare_tables.csv_text(comparison))
     if markdown:
@@ -132,10 +146,13 @@ def _tell(
     if latex:
         _write("latex", latex, sheets.latex(tables, lines))
     if pictures:
-        drawn = compare_pictures.draw(pictures, comparison)
-        typer.echo(f"pictures {', '.join(map(str, drawn))}")
+        with TemporaryDirectory() as scratch:
+            drawn = compare_pictures.draw(Path(scratch), comparison)
+            for picture in drawn:
+                storage.write_bytes(storage.join(pictures, picture.name), picture.read_bytes())
+        say(f"pictures {', '.join(storage.join(pictures, picture.name) for picture in drawn)}")
 
 
 def _write(what: str, place: str, content: str) -> None:
     storage.write_text(place, content)
-    typer.echo(f"{what} {place}")
+    say(f"{what} {place}")

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
-from collections.abc import Iterable, Sequence
+import re
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from avvp_dist import ray_job, storage
+from avvp_dist.cli_data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
 from avvp_dist.cli_labels import labels, noisy_labels, ratios
+from avvp_dist.cli_output import console, say, usable
 from avvp_dist.cli_storage import STORAGE
-from avvp_dist.config import Section, merge, parse_overrides, validate
+from avvp_dist.config import LARGEST, Section, merge, parse_overrides, validate
 from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.storage_probe import refuse_unwritable
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
-    from avvp_dist.data.index import Index, Labels, LeftOut
-    from avvp_dist.data.llp import Annotations
+    from avvp_dist.data.index import LeftOut
 
 data = typer.Typer(
     name="data",
@@ -35,13 +33,18 @@ data = typer.Typer(
 )
 
 _DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
-_ANNOTATIONS = Annotated[str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).")]
-_WORKERS = Annotated[int | None, typer.Option(min=1, help="Processes at work; default one a core, 1 stays in this process.")]
+_ANNOTATIONS = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).", callback=usable)
+]
+_WORKERS = Annotated[
+    int | None, typer.Option(min=1, max=10_000, help="Processes at work; default one a core, 1 stays in this process.")
+]
 _PACK_OVERRIDES = Annotated[
     list[str] | None,
     typer.Argument(metavar="[launch=ray]", help="Pack with tasks on a Ray cluster; --workers is then the most at once."),
 ]
-_SHARD_VIDEOS = Annotated[int, typer.Option(min=1, help="Videos in one shard.")]
+_MOST = 10**9  # videos of a data set
+_SHARD_VIDEOS = Annotated[int, typer.Option(min=1, max=_MOST, help="Videos in one shard.")]
 _FEATURES = "feats/{vggish,res152,r2plus1d_18}/<id>.npy, and CLAP/ and CLIP/ for those features"
 
 
@@ -69,6 +72,10 @@ class _PackConfig(Section):
     launch: _PackLaunch = _PackLaunch()
 
 
+_URL = Annotated[
+    str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.", callback=usable)
+]
+_WIDTH = 160  # of tables where there is no terminal
 _STREAMS = Annotated[
     Streams,
     typer.Option(help="Features: VGGish and ResNet-152, or CLAP and CLIP as VALOR's authors publish them; R(2+1)D in both."),
@@ -82,10 +89,14 @@ def pack(
     features: Annotated[
         str,
         typer.Option(
-            metavar="URL", help=f"Folder or URL with {_FEATURES}. With launch=ray all nodes must see it under this name."
+            metavar="URL",
+            help=f"Folder or URL with {_FEATURES}. With launch=ray all nodes must see it under this name.",
+            callback=usable,
         ),
     ],
-    out: Annotated[str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.")],
+    out: Annotated[
+        str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.", callback=usable)
+    ],
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
     ] = False,
@@ -110,6 +121,7 @@ def pack(
     how = validate(_PackConfig, merge({}, parse_overrides(overrides or []), {"launch": "name"}), "data pack")
     ray_job.refuse_own_folder({"--out": out})
     chosen = _dataset(dataset, streams)
+    refuse_unwritable(folders={"--out": out})
     annotated = llp.read_annotations(annotations)
     source = llp.OfficialFeatures(features, chosen)
     provenance = {
@@ -118,7 +130,7 @@ def pack(
         "annotations": storage.absolute(annotations),
         "features": storage.absolute(features),
         "streams": {stream.name: stream.folder for stream in chosen.streams},
-        "flaws": _flaw_counts(annotated),
+        "flaws": flaw_counts(annotated),
         **_made_up(annotations, features),
     }
     index = shards.pack(
@@ -137,9 +149,9 @@ def pack(
     if annotated.flaws:
         typer.echo(f"{len(annotated.flaws)} known flaws of the annotations; `avvp data check {dataset}` lists them")
     if index.left_out:
-        _print_left_out(_console(), index.left_out, "left out")
+        print_left_out(console(_WIDTH), index.left_out, "left out")
     videos = sum(shard.samples for shard in index.shards)
-    typer.echo(f"{out}: {videos} videos in {len(index.shards)} shards, fingerprint {index.fingerprint[:16]}")
+    say(f"{out}: {videos} videos in {len(index.shards)} shards, fingerprint {index.fingerprint[:16]}")
 
 
 @data.command()
@@ -147,11 +159,17 @@ def check(
     dataset: _DATASET,
     annotations: _ANNOTATIONS,
     features: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also check every feature file below this folder.")
+        str | None,
+        typer.Option(metavar="DIR", help="Also check every feature file below this folder.", callback=usable),
     ] = None,
     streams: _STREAMS = Streams.vggish_resnet,
-    json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.")] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Show at most so many flaws; the JSON holds all.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=usable)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=0, help="Show at most so many flaws, bad features and other problems; the JSON holds all."),
+    ] = None,
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
@@ -159,7 +177,12 @@ def check(
     from avvp_dist.data import llp, shards
 
     chosen = _dataset(dataset, streams)
-    annotated = llp.read_annotations(annotations)
+    refuse_unwritable(files={"--json": json_file})
+    try:
+        annotated = llp.read_annotations(annotations)
+    except DataError as error:
+        error.limit = limit
+        raise
     bad: tuple[LeftOut, ...] = ()
     if features is not None:
         bad = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
@@ -168,23 +191,23 @@ def check(
             "dataset": chosen.name,
             "annotations": annotations,
             "features": features,
-            "counts": _flaw_counts(annotated),
+            "counts": flaw_counts(annotated),
             "flaws": [asdict(flaw) for flaw in annotated.flaws],
             "bad_features": [asdict(video) for video in bad],
         }
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
-    console = _console()
-    _print_flaws(console, annotated, limit)
+    stdout = console(_WIDTH)
+    print_flaws(stdout, annotated, limit)
     if bad:
-        _print_left_out(console, bad, "bad features")
+        print_left_out(stdout, bad, "bad features", limit)
         raise typer.Exit(2)
     if features is not None:
-        console.print(f"features of {len(annotated.records)} videos: all good")
+        stdout.print(f"features of {len(annotated.records)} videos: all good")
 
 
 @data.command()
 def inspect(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.")],
+    url: _URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
     storage_settings: STORAGE = None,
 ) -> None:
@@ -192,16 +215,16 @@ def inspect(
     from avvp_dist.data.index import Index, read_labels
 
     index = Index.load(url)
-    content = _describe(url, index, read_labels(url, index))
+    content = describe(url, index, read_labels(url, index))
     if as_json:
         typer.echo(json.dumps(content, indent=1))
     else:
-        _print_inspection(_console(), index, content)
+        print_inspection(console(_WIDTH), index, content)
 
 
 @data.command()
 def verify(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.")],
+    url: _URL,
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
@@ -217,18 +240,21 @@ def verify(
             [f"{bad.split} {bad.id}: {bad.reason}" for bad in found.bad],
             f"{url}: {len(found.bad)} of {found.videos} videos are bad",
         )
-    typer.echo(f"{url}: {found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB: all as the index says")
+    say(f"{url}: {found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB: all as the index says")
 
 
 @data.command()
 def synth(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write to.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write to.", callback=usable)],
     videos: Annotated[
-        int | None, typer.Option(help="Videos in all, shared out over the splits as in LLP; default all.")
+        int | None, typer.Option(max=_MOST, help="Videos in all, shared out over the splits as in LLP; default all.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed: the same one makes the same data.")] = 0,
+    seed: Annotated[int, typer.Option(max=LARGEST, help="Seed: the same one makes the same data.")] = 0,
     annotations: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Take videos and labels from these annotation files, not made-up ones.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Take videos and labels from these annotation files, not made-up ones.", callback=usable
+        ),
     ] = None,
     layout: Annotated[
         Layout, typer.Option(help="Files as LLP's authors lay them out, to be packed; or packed shards at once.")
@@ -244,6 +270,7 @@ def synth(
     """Make up a data set that looks like LLP, with planted truth."""
     from avvp_dist.data import synthetic
 
+    refuse_unwritable(folders={"OUT": out})
     summary = synthetic.write(
         out,
         videos=videos,
@@ -256,7 +283,7 @@ def synth(
         shard_videos=shard_videos,
     )
     for name, value in summary.items():
-        typer.echo(f"{name}: {value}")
+        say(f"{name}: {value}")
 
 
 data.command()(labels)
@@ -275,10 +302,9 @@ def _dataset(name: str, streams: Streams) -> Dataset:
 def _counts(splits: str | None) -> tuple[int, int, int] | None:
     if splits is None:
         return None
-    try:
-        train, val, test = (int(part) for part in splits.split(","))
-    except ValueError:
-        raise ConfigError(f"--splits {splits!r}: expected three whole numbers, e.g. 2500,649,1200") from None
+    if not re.fullmatch(r"-?\d{1,9}(,-?\d{1,9}){2}", splits.replace(" ", ""), re.ASCII):
+        raise ConfigError(f"--splits {splits[:100]!r}: expected three whole numbers, e.g. 2500,649,1200")
+    train, val, test = (int(part) for part in splits.split(","))
     return train, val, test
 
 
@@ -302,90 +328,3 @@ def _version() -> str:
         return version("avvp_dist")
     except PackageNotFoundError:  # run from a checkout
         return "unknown"
-
-
-def _flaw_counts(annotated: Annotations) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for (kind, file), number in sorted(annotated.count().items()):
-        counts.setdefault(kind, {})[file] = number
-    return counts
-
-
-def _describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any]:
-    """What ``inspect`` tells, as JSON would have it."""
-    splits = {}
-    for name, split in labels.items():
-        mine = [shard for shard in index.shards if shard.split == name]
-        known = split.audio is not None and split.visual is not None
-        splits[name] = {
-            "videos": len(split.ids),
-            "shards": len(mine),
-            "bytes": sum(shard.bytes for shard in mine),
-            "segments_with_truth": len(split.ids) * index.segments if known else 0,
-        }
-    return {
-        "url": url,
-        "dataset": index.dataset,
-        "fingerprint": index.fingerprint,
-        "synthetic": index.synthetic,
-        "segments": index.segments,
-        "splits": splits,
-        "streams": [asdict(stream) for stream in index.streams],
-        "weak_labels": {
-            label: {name: int(split.weak[:, number].sum()) for name, split in labels.items()}
-            for number, label in enumerate(index.classes)
-        },
-        "left_out": [asdict(video) for video in index.left_out],
-        "provenance": index.provenance,
-    }
-
-
-def _console() -> Console:
-    return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=160)
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
-    return table
-
-
-def _print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
-    from avvp_dist.data.llp import FLAWS
-
-    counts = annotated.count()
-    rows = [(kind, file, counts[kind, file], FLAWS[kind]) for kind, file in sorted(counts)]
-    console.print(_table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
-    shown = annotated.flaws[:limit]
-    if shown:
-        lines = ((flaw.file, str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
-        console.print(_table("flaws", ("file", "row", "kind", "detail"), lines, numbers=("row",)))
-    if len(shown) < len(annotated.flaws):
-        console.print(f"{len(annotated.flaws) - len(shown)} more flaws not shown")
-    console.print(f"{len(annotated.records)} videos, {len(annotated.flaws)} known flaws")
-
-
-def _print_left_out(console: Console, videos: Sequence[LeftOut], title: str) -> None:
-    rows = ((video.split, video.id, video.reason) for video in videos)
-    console.print(_table(f"{title}: {len(videos)} videos", ("split", "id", "reason"), rows))
-
-
-def _print_inspection(console: Console, index: Index, content: dict[str, Any]) -> None:
-    splits = content["splits"]
-    columns = ["split", "videos", "shards", "bytes", "segments with truth"]
-    rows = [[name, *split.values()] for name, split in splits.items()]
-    console.print(_table(f"{content['url']}: {index.dataset}", columns, rows, numbers=columns[1:]))
-    columns = ["stream", "dim", "offset"]
-    rows = [[*stream.values()] for stream in content["streams"]]
-    console.print(_table(f"streams of {index.dataset}", columns, rows, numbers=columns[1:]))
-    columns = ["class", *splits]
-    rows = [[label, *counts.values()] for label, counts in content["weak_labels"].items()]
-    console.print(_table("weak labels", columns, rows, numbers=columns[1:]))
-    if index.left_out:
-        _print_left_out(console, index.left_out, "left out")
-    rows = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in index.provenance.items()]
-    console.print(_table("provenance", ["key", "value"], rows))
-    console.print(f"fingerprint {index.fingerprint}")

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from avvp_dist.text import visible
+
 _COLOURS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
 
 
@@ -39,7 +41,7 @@ def doctor(
         if not as_json:
             status = typer.style(f"{finding.status:4}", fg=_COLOURS[finding.status])
             advice = f"; {finding.advice}" if finding.advice else ""
-            typer.echo(f"{status}  {checked.check:14} {finding.figure}{advice}")
+            typer.echo(f"{status}  {checked.check:14} {visible(f'{finding.figure}{advice}')}")
     failed = any(checked.finding.status == "fail" for checked in seen)
     if as_json:
         rows = [{"check": checked.check, **asdict(checked.finding)} for checked in seen]

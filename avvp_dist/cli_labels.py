@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avvp_dist import storage
+from avvp_dist.cli_output import say, usable
 from avvp_dist.cli_storage import STORAGE
+from avvp_dist.config import LARGEST
 from avvp_dist.errors import ConfigError
+from avvp_dist.storage_probe import refuse_unwritable
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.data.refined import RefinedLabels
 
-_PACKED = Annotated[str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.")]
+_PACKED = Annotated[
+    str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.", callback=usable)
+]
 _REFINED = Annotated[
-    str, typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.")
+    str,
+    typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.", callback=usable),
 ]
 _SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
@@ -41,9 +47,13 @@ def labels(
     out: _REFINED,
     audio: Annotated[
         str | None,
-        typer.Option(metavar="DIR|FILE", help="What is heard. segments: folder of <id>.npy; arrays: .npy or .npz file."),
+        typer.Option(
+            metavar="DIR|FILE",
+            help="What is heard. segments: folder of <id>.npy; arrays: .npy or .npz file.",
+            callback=usable,
+        ),
     ] = None,
-    visual: Annotated[str | None, typer.Option(metavar="DIR|FILE", help="What is seen, likewise.")] = None,
+    visual: Annotated[str | None, typer.Option(metavar="DIR|FILE", help="What is seen, likewise.", callback=usable)] = None,
     kind: Annotated[
         LabelFormat,
         typer.Option(
@@ -54,11 +64,19 @@ def labels(
     ] = LabelFormat.segments,
     file: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="need_to_change.pkl; or the .npz with both arrays, audio and visual."),
+        typer.Option(
+            metavar="FILE",
+            help="need_to_change.pkl; or the .npz with both arrays, audio and visual.",
+            callback=usable,
+        ),
     ] = None,
     annotations: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder of the annotation files whose rows arrays and need-to-change number."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the annotation files whose rows arrays and need-to-change number.",
+            callback=usable,
+        ),
     ] = None,
     aliasing: Annotated[
         Aliasing,
@@ -80,6 +98,7 @@ def labels(
 
     given = {"--audio": audio, "--visual": visual, "--file": file, "--annotations": annotations}
     _check_options(kind, given, aliasing, keep_outside_weak)
+    refuse_unwritable(files={"--out": out})
     if kind is LabelFormat.segments:
         found = external.import_labels(packed, audio or "", visual or "", split)
     elif kind is LabelFormat.arrays:
@@ -118,22 +137,27 @@ def noisy_labels(
     packed: _PACKED,
     out: _REFINED,
     flip: Annotated[float, typer.Option(help="Probability with which a segment's label is turned over.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed: the same one makes the same labels.")] = 0,
+    seed: Annotated[int, typer.Option(max=LARGEST, help="Seed: the same one makes the same labels.")] = 0,
     split: _SPLIT = "train",
     storage_settings: STORAGE = None,
 ) -> None:
     """Make labels of segments from the truth of an annotated split, with noise put in; for synthetic data."""
     from avvp_dist.data import external
 
+    refuse_unwritable(files={"--out": out})
     _write_labels(out, external.noisy_labels(packed, flip, seed, split))
 
 
 def ratios(
     source: Annotated[
         str,
-        typer.Argument(metavar="RUN|FILE", help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages."),
+        typer.Argument(
+            metavar="RUN|FILE",
+            help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages.",
+            callback=usable,
+        ),
     ],
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.")],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.", callback=usable)],
     storage_settings: STORAGE = None,
 ) -> None:
     """Export noise ratios as the .npz that the authors of JoMoLD write and its successors read.
@@ -143,21 +167,22 @@ def ratios(
     from avvp_dist.methods import ratio_files
     from avvp_dist.methods.jomold import read_ratios
 
+    refuse_unwritable(files={"--out": out})
     url = ratio_files.find(source)
     found = read_ratios(url, ratio_files.class_names(url))
     storage.write_bytes(out, ratio_files.to_npz(found))
-    typer.echo(f"{out}: noise ratios of {len(found['audio'])} classes, from {url}")
+    say(f"{out}: noise ratios of {len(found['audio'])} classes, from {url}")
 
 
 def _write_labels(out: str, refined: RefinedLabels) -> None:
     storage.write_bytes(out, refined.to_bytes())
     if refined.provenance["synthetic"]:
-        typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
+        say("SYNTHETIC data: scores on them say nothing about real videos")
     if refined.provenance["outside_weak"]:
-        typer.echo(f"{refined.provenance['outside_weak']} labels lie outside their video's weak label; kept")
+        say(f"{refined.provenance['outside_weak']} labels lie outside their video's weak label; kept")
     if "cleared" in refined.provenance:
         cleared = refined.provenance["cleared"]
-        typer.echo(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
+        say(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
     heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
     of = "segments and classes" if refined.of_segments else "classes"
-    typer.echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")
+    say(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -10,9 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from avvp_dist import storage
+from avvp_dist import json_files, storage
+from avvp_dist.cli_output import say, seed_list, usable
 from avvp_dist.errors import ConfigError
+from avvp_dist.text import cell
 
+_RECORDED = {"name": str, "spec": dict, "overrides": list, "trials": list}  # what --resume needs of sweep.json
 _UNFINISHED = 75  # "try again": what is left goes on with the same command
 
 
@@ -22,10 +24,12 @@ def sweep(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of all trials, at least data=URL.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.")
+        str | None,
+        typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=usable),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Go on with the sweep in this folder; needs nothing else.")
+        str | None,
+        typer.Option(metavar="DIR", help="Go on with the sweep in this folder; needs nothing else.", callback=usable),
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="S,S,...", help="Seeds of every setting.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Settings that a random or Optuna search tries.")] = None,
@@ -56,7 +60,7 @@ def sweep(
     if (name is None) == (resume is None):
         raise ConfigError(f"sweep: give a name ({', '.join(sweeps.shipped())}), the path of a .yaml file, or --resume DIR")
     given = {
-        "seeds": None if seeds is None else _seeds(seeds),
+        "seeds": None if seeds is None else seed_list(seeds),
         "search.samples": samples,
         "concurrency": concurrency,
         "hours": hours,
@@ -79,10 +83,10 @@ def sweep(
     content = launch_sweep(short, spec, settings, output)
     _show(content)
     folder = storage.absolute(output)
-    typer.echo(f"sweep {storage.join(folder, 'sweep.json')}\ncompare its settings: avvp compare --sweep {folder}")
+    say(f"sweep {storage.join(folder, 'sweep.json')}\ncompare its settings: avvp compare --sweep {folder}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        typer.echo(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {folder}", err=True)
+        say(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {folder}", err=True)
         raise typer.Exit(_UNFINISHED)
     raise typer.Exit(1 if "failed" in states else 0)
 
@@ -98,20 +102,21 @@ def _recorded(
     url = storage.join(folder, "sweep.json")
     if not storage.exists(url):
         raise ConfigError(f"{url}: not there, no sweep was started in this folder")
-    content = json.loads(storage.read_text(url))
+    content = json_files.record(url, _RECORDED, "start the sweep anew in another folder")
     return content["name"], sweeps.changed(content["spec"], changes, url), content["overrides"], folder
 
 
 def _show(content: dict[str, Any]) -> None:
     """Trials in the order of their score."""
-    table = Table(title=content["title"], title_justify="left")
+    table = Table(title=cell(content["title"], style="italic"), title_justify="left")
     for column in ("setting", "seed", "status", content["metric"]):
-        table.add_column(column, justify="right" if column in ("seed", content["metric"]) else "left")
+        table.add_column(cell(column), justify="right" if column in ("seed", content["metric"]) else "left")
     sign = -1 if content["mode"] == "max" else 1
     rows = sorted(content["trials"], key=lambda row: sign * row["score"] if "score" in row else float("inf"))
     for row in rows:
         status = row["status"] + (f": {row['reason']}" if "reason" in row else "")
-        table.add_row(row["label"], str(row["seed"]), status, f"{row['score']:.2f}" if "score" in row else "")
+        score = f"{row['score']:.2f}" if "score" in row else ""
+        table.add_row(cell(row["label"]), str(row["seed"]), cell(status), score)
     Console().print(table)
 
 
@@ -119,18 +124,12 @@ def _dry_run(short: str, spec: Any, overrides: list[str], output: str) -> None:
     from avvp_dist.launch import plan_sweep
 
     plan = plan_sweep(spec, overrides, output)
-    table = Table(title=f"{short}: {len(plan.trials)} trials in {storage.absolute(output)}", title_justify="left")
+    title = f"{short}: {len(plan.trials)} trials in {storage.absolute(output)}"
+    table = Table(title=cell(title, style="italic"), title_justify="left")
     for column in ("setting", "seed", "stages"):
         table.add_column(column)
     for trial in plan.trials:
-        table.add_row(trial.label, str(trial.seed), ", ".join(trial.stages))
+        table.add_row(cell(trial.label), str(trial.seed), cell(", ".join(trial.stages)))
     console = Console()
     console.print(table)
-    console.print("\n".join(plan.summary), highlight=False)
-
-
-def _seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--seeds {text!r}: expected whole numbers from 0 on, e.g. 1,2,3")
-    return [int(part) for part in parts]
+    console.print(cell("\n".join(plan.summary)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from avvp_dist import storage
+from avvp_dist.cli_output import console, say, seed_list, usable
 from avvp_dist.cli_storage import configure
 from avvp_dist.errors import ConfigError
 
@@ -21,11 +21,15 @@ def table(
             metavar="URL",
             help="Packed data set, given again for each further one that rows ask for; `synthetic`, the default, makes them "
             "up below the output.",
+            callback=usable,
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; every row runs with each.")] = "1,2,3",
     output: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.", callback=usable
+        ),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs of each training stage, for a quick look; the table says so.")
@@ -43,9 +47,12 @@ def table(
         typer.Option(metavar="N|TRAIN,VAL,TEST", help="Synthetic videos in all or by split; default 2500,649,1200."),
     ] = None,
     annotations: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Synthetic features for the labels of these annotation files.")
+        str | None,
+        typer.Option(metavar="DIR", help="Synthetic features for the labels of these annotation files.", callback=usable),
     ] = None,
-    markdown: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the table to this file.")] = None,
+    markdown: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write the table to this file.", callback=usable)
+    ] = None,
     list_tables: Annotated[bool, typer.Option("--list", help="List the shipped tables.")] = False,
 ) -> None:
     """Reproduce a paper's table: run its rows over seeds, print the scores beside the published ones.
@@ -65,7 +72,7 @@ def table(
     paper_tables.refuse_reserved(settings or [])
     wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]
     rows = paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
-    numbers, output = _seeds(seeds), output or f"outputs/tables/{short}"
+    numbers, output = seed_list(seeds), output or f"outputs/tables/{short}"
     counts = _videos(videos)
     made_up = data in (None, [], ["synthetic"])
     if not made_up and (videos or annotations):
@@ -73,31 +80,23 @@ def table(
 
     from avvp_dist.launch import table as tables  # torch and its friends take seconds to import
     from avvp_dist.report import paper
+    from avvp_dist.storage_probe import refuse_unwritable
 
+    storage.configure(rows[0].storage)
+    refuse_unwritable(folders={"--output": output}, files={"--markdown": markdown})
     urls = tables.synthetic_data(storage.absolute(output), rows, counts, annotations) if made_up else data or []
     content = tables.run(short, chosen, urls=urls, output=output, seeds=numbers, settings=wanted)
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(paper.table(content), highlight=False)
-    typer.echo(f"table {storage.join(output, 'table.json')}")
+    console().print(paper.table(content), highlight=False)
+    say(f"table {storage.join(output, 'table.json')}")
     if markdown:
         storage.write_text(markdown, paper.markdown(content))
-        typer.echo(f"markdown {markdown}")
-
-
-def _seeds(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise ConfigError(f"--seeds {text!r}: expected different whole numbers from 0 on, e.g. 1,2,3")
-    return [int(part) for part in parts]
+        say(f"markdown {markdown}")
 
 
 def _videos(text: str | None) -> int | tuple[int, int, int] | None:
     if text is None:
         return None
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
+    counts = [int(part) for part in text.split(",")] if re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII) else []
     if len(counts) == 1:
         return counts[0]
     if len(counts) == 3:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from avvp_dist import storage
+from avvp_dist import json_files, storage
 from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -141,10 +141,16 @@ def _read(url: str) -> tuple[RunConfig, Run]:
     if missing:
         raise DataError([f"{each}; train the run first, or name its folder" for each in missing])
     try:
-        result = json.loads(storage.read_text(result_url))
+        result = json_files.read(result_url, "train the run again")
         seed, data, scores = result["seed"], result["data"], result["scores"]
         if not isinstance(seed, int) or not {"fingerprint", "dataset", "synthetic"} <= data.keys() or not scores:
             raise ValueError
+        for scored in (of_protocol for of_split in scores.values() for of_protocol in of_split.values()):
+            figures = [scored["segment_threshold"], scored["video_threshold"]]
+            for where in (scored, scored.get("without_speech")):
+                figures += [where[level][metric] for level in LEVELS for metric in METRICS] if where else []
+            if not all(isinstance(figure, int | float) for figure in figures):
+                raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{result_url}: not the result of a finished run; train it again") from None
     try:

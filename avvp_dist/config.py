@@ -13,8 +13,13 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from avvp_dist import yaml_text
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
 from avvp_dist.errors import ConfigError
+from avvp_dist.urls import malformed
+
+LARGEST = 2**63 - 1
+"""Largest whole number that a setting takes."""
 
 
 class Section(BaseModel):
@@ -26,24 +31,27 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
-def _without_credentials(url: str) -> str:
+def _usable(url: str) -> str:
     if holds_credentials(url):
         raise ValueError(f"credentials do not belong into a URL; {WHERE_THEY_GO}")
+    wrong = malformed(url)
+    if wrong:
+        raise ValueError(wrong)
     return url
 
 
-Url = Annotated[str, AfterValidator(_without_credentials)]
-"""A path or URL; one with credentials in it is refused."""
+Url = Annotated[str, AfterValidator(_usable)]
+"""A path or URL; one with credentials in it is refused, and so is what cannot be one."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A YAML mapping as a plain dict.
 
     Raises:
-        ConfigError: not YAML, or not a mapping; names ``source`` and the line.
+        ConfigError: not YAML, not a mapping, or refused by `yaml_text.load`; names ``source`` and the line.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml_text.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
@@ -68,6 +76,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
             continue
         try:
             parsed.append((path, _scalar(value)))
+        except yaml_text.Refused as error:
+            problems.append(f"{key.strip()}: {error.problem}")
         except yaml.YAMLError:
             problems.append(f"{key.strip()}: the value is not valid YAML; quote it")  # it may be a secret
     if problems:
@@ -76,7 +86,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text) if text else None
+    value = yaml_text.load(text) if text else None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             return float(value)
@@ -130,11 +140,27 @@ def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
     Raises:
         ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
     """
+    too_large = list(_too_large(content))
+    if too_large:
+        raise ConfigError(too_large, f"{source}: numbers that no setting takes")
     try:
         return section.model_validate(content)
     except ValidationError as error:
         problems = [_explain(section, content, detail) for detail in error.errors(include_url=False)]
         raise ConfigError(problems, f"{source}: {len(problems)} problem{'s' if len(problems) > 1 else ''}") from None
+
+
+def _too_large(content: Any, path: str = "") -> Iterable[str]:
+    """Whole numbers beyond 64 bits, which torch, NumPy and pyarrow take nowhere."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _too_large(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(content, list | tuple):
+        for number, value in enumerate(content):
+            yield from _too_large(value, f"{path}.{number}")
+    elif isinstance(content, int) and abs(content) > LARGEST:
+        shown = str(content) if content.bit_length() < 200 else f"a number of {content.bit_length()} bits"
+        yield f"{path}: too large, a whole number of at most {LARGEST} is meant, got {shown}"
 
 
 def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) -> str:

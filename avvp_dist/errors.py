@@ -34,6 +34,8 @@ class UserError(AvvpError):
     def __init__(self, problems: str | Sequence[str], title: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         self.title = title
+        self.limit: int | None = None
+        """Most problems that a terminal is to show; None leaves it to `messages.brief`."""
         super().__init__(str(self))
 
     def __str__(self) -> str:

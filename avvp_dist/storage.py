@@ -27,10 +27,12 @@ from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
+from avvp_dist import devices
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage_config import StorageConfig
 from avvp_dist.storage_errors import attempt, unreachable
+from avvp_dist.urls import malformed
 
 T = TypeVar("T")
 
@@ -158,8 +160,18 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
 
 
 def read_text(url: str | os.PathLike[str]) -> str:
-    """Whole UTF-8 content of the file at ``url``."""
-    return read_bytes(url).decode("utf-8")
+    """Whole UTF-8 content of the file at ``url``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is no UTF-8 text.
+    """
+    try:
+        return read_bytes(url).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{os.fspath(url)}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
@@ -167,6 +179,9 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     target = local_path(url)
     if target is None:
         _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
+        return
+    if devices.is_device(target):
+        devices.write(target, content)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
@@ -176,8 +191,11 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())  # a crash of the machine must not leave an empty file under the final name
         aside.replace(target)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # a full disk's names no file, others' the one aside
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
 
 
@@ -230,6 +248,14 @@ def sweep(url: str | os.PathLike[str]) -> int:
 
 
 def _is_local(url: str | os.PathLike[str]) -> bool:
+    """Whether ``url`` is a path of this machine; the door through which every URL comes.
+
+    Raises:
+        ConfigError: it can be no URL; fsspec would take it for a local path.
+    """
+    wrong = malformed(os.fspath(url))
+    if wrong:
+        raise ConfigError(f"{os.fspath(url)!r} {wrong}")
     return get_protocol(os.fspath(url)) in _LOCAL
 
 

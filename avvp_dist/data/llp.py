@@ -26,6 +26,7 @@ from avvp_dist.data import feature_files
 from avvp_dist.data.catalog import LLP, Dataset, Stream
 from avvp_dist.data.reduction import to_segments
 from avvp_dist.errors import DataError
+from avvp_dist.text import shortened
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
 SPLIT_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
@@ -48,6 +49,7 @@ _SECONDS = r"[0-9]+(?:\.[0-9]+)?"
 _NAME = re.compile(f"({_ID})_{_SECONDS}_{_SECONDS}")
 _WEAK_COLUMNS = ("filename", "event_labels")
 _EVENT_COLUMNS = ("filename", "onset", "offset", "event_labels")
+_ECHOED = 100  # characters of a malformed line that a message repeats
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -167,7 +169,8 @@ def _rows(
     missing = [name for name in columns if name not in header]
     if missing:
         hint = "; it seems separated by commas, expected tabs" if len(header) == 1 and "," in lines[0] else ""
-        problems.append(f"{file}:1: no column {', '.join(missing)} in the header {lines[0].strip()!r}{hint}")
+        shown = shortened(lines[0].strip(), _ECHOED)
+        problems.append(f"{file}:1: no column {', '.join(missing)} in the header {shown!r}{hint}")
         return []
     places = [header.index(name) for name in columns]
     rows = []
@@ -176,7 +179,8 @@ def _rows(
         if len(values) == len(header):
             rows.append((number, [values[place] for place in places]))
         elif line.strip():
-            problems.append(f"{file}:{number}: {len(values)} tab-separated values, the header has {len(header)}: {line!r}")
+            shown = shortened(line, _ECHOED)
+            problems.append(f"{file}:{number}: {len(values)} tab-separated values, the header has {len(header)}: {shown!r}")
     return rows
 
 

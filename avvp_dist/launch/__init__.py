@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import ray_job, storage
 from avvp_dist.data import workers
+from avvp_dist.dist.world import rank
 from avvp_dist.launch import ray_environment
 from avvp_dist.recipe import RunConfig, load
+from avvp_dist.storage_probe import refuse_unwritable
 from avvp_dist.sweep import SweepConfig
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ def launch(config: RunConfig) -> dict[str, Any]:
     """
     storage.configure(config.storage)
     config = _in_job(config)
+    if rank(os.environ) == 0:
+        refuse_unwritable(folders=_written(config))
     if config.launch.name == "ray":
         ray_environment.prepare()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
@@ -41,6 +46,9 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     """
     if ray_job.submission_id():
         _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
+    base = load(spec.recipe, [*spec.overrides, *overrides])
+    storage.configure(base.storage)
+    refuse_unwritable(folders={"--output": output})
     ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
@@ -70,6 +78,16 @@ def _in_job(config: RunConfig) -> RunConfig:
     _check_places(config, config.output)
     tags = {**config.tracking.tags, **ray_job.tags()}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
+
+
+def _written(config: RunConfig) -> dict[str, str | None]:
+    """Folders that a run writes into, by the key that places them; on a disk those below its output too."""
+    folders = {"output": config.output, "store": config.store}
+    if storage.local_path(config.output) is not None:
+        own = ["checkpoints", "pictures", *(["stages"] if config.store is None else [])]
+        own += ["tracking"] if config.tracking.name != "none" else []
+        folders |= {f"output ({name})": storage.join(config.output, name) for name in own}
+    return folders
 
 
 def _check_places(config: RunConfig, output: str) -> None:

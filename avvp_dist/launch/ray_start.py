@@ -7,10 +7,14 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, UserError
 
 ADVICE = "start the cluster, mend RAY_ADDRESS, or unset it for a Ray of your own"
 _LOCKED = "if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+_SLOW = (
+    "see with `avvp doctor timeout=120` what it wants; on a slow or busy machine set RAY_raylet_start_wait_time_s=120, or "
+    "train with launch=local"
+)
 _PORTS = {"http": 80, "https": 443, "ray": 10001}
 
 
@@ -45,10 +49,12 @@ def start_ray(log_to_driver: bool = True) -> None:
         reach(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver)
-    except (ConnectionError, RuntimeError) as error:
-        if address == "local":
+    except Exception as error:  # what Ray's own start ends in is of many classes
+        if isinstance(error, UserError) or (address != "local" and not isinstance(error, ConnectionError | RuntimeError)):
             raise
         said = " ".join(str(error).split()).rstrip(".")
+        if address == "local":
+            raise ConfigError(f"Ray did not start on this machine: {said[:400]}; {_SLOW}") from error
         if isinstance(error, ConnectionError):  # what else it may be, a version of Ray for one, Ray tells well
             said += f"; {ADVICE if address == 'auto' else _LOCKED}"
         raise ConfigError(f"RAY_ADDRESS={address}: {said}") from error

@@ -11,6 +11,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from avvp_dist.text import drawn
+
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
 COLOURS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
@@ -40,7 +42,7 @@ def picture(path: Path, width: float, height: float, title: str, synthetic: bool
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        figure.suptitle(f"{title}\nsynthetic data" if synthetic else title)
+        figure.suptitle(drawn(f"{title}\nsynthetic data" if synthetic else title))
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure).print_png(path)

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from avvp_dist import text
 from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
 from avvp_dist.metrics.significance import Interval, t_interval
 from avvp_dist.report.compare import Comparison, Pair
@@ -47,21 +48,31 @@ def csv_text(comparison: Comparison) -> str:
     keys = _keys(comparison.settings)
     tests = {(pair.setting.label, pair.split, pair.protocol, pair.without_speech): pair for pair in comparison.pairs}
     what = ["split", "protocol", "level", "metric", "class", "speech"]
-    head = ["setting", *keys, *what, "seeds", "values", "mean", "std", "low", "high", "synthetic"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    head = ["setting", *map(text.csv, keys), *what, "seeds", "values", "mean", "std", "low", "high", "synthetic"]
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*head, *_TEST_COLUMNS])
     for split in comparison.view.splits:
         for setting in comparison.shown(split):
-            start = [setting.label, *(setting.keys.get(key, "") for key in keys), split]
+            start = [text.csv(each) for each in (setting.label, *(setting.keys.get(key, "") for key in keys), split)]
             for protocol in PROTOCOLS:
                 for level, metric, name, speech, values in _all_scores(setting, split, protocol):
                     pair = tests.get((setting.label, split, protocol, speech == "without"))
                     tested = pair is not None and not name and f"{level}.{metric}" == comparison.view.score
                     seeds = [" ".join(map(str, setting.seeds)), " ".join(f"{value:.6g}" for value in values)]
-                    row = [*start, protocol, level, metric, name, speech, *seeds, *_figures(values), setting.synthetic]
+                    row = [
+                        *start,
+                        protocol,
+                        level,
+                        metric,
+                        text.csv(name),
+                        speech,
+                        *seeds,
+                        *_figures(values),
+                        setting.synthetic,
+                    ]
                     writer.writerow([*row, *(_test_figures(comparison, pair) if tested and pair else _UNTESTED)])
-    return text.getvalue()
+    return content.getvalue()
 
 
 _TEST_COLUMNS = [
@@ -76,7 +87,7 @@ def _test_figures(comparison: Comparison, pair: Pair) -> list[Any]:
     found = pair.difference
     seeds = found.seeds or ("", "")
     figures = [found.mean, *found.videos, found.videos_p, pair.videos_p, *seeds, found.seeds_p, pair.seeds_p]
-    return [comparison.baseline.label, *("" if value in (None, "") else f"{value:.6g}" for value in figures)]
+    return [text.csv(comparison.baseline.label), *("" if value in (None, "") else f"{value:.6g}" for value in figures)]
 
 
 def _all_scores(setting: Setting, split: str, protocol: str) -> Iterator[tuple[str, str, str, str, list[float]]]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from avvp_dist.text import VisibleFormatter, cell
+
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
     from avvp_dist.types import Progress as TrainProgress
 
@@ -18,7 +20,9 @@ _log = logging.getLogger(__name__)
 
 def set_up_logging(quiet: bool = False) -> None:
     """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
     logging.getLogger().setLevel(logging.WARNING)  # Ray has set the root logger up already, at INFO
     logging.getLogger("avvp_dist").setLevel(logging.WARNING if quiet else logging.INFO)
 
@@ -77,6 +81,6 @@ class TrainingConsole:
 
     def _say(self, line: str) -> None:
         if self._bar:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(cell(line))
         else:
             _log.info(line)

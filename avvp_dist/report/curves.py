@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, NAMES, ORANGE, PURPLE, RED, SKY, picture
+from avvp_dist.text import drawn
 
 LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 SPARE_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")
@@ -92,7 +93,13 @@ def _stage_bands(axis: Axes, history: Sequence[Mapping[str, Any]], named: bool) 
             axis.axvline(first - 0.5, color="#999999", linewidth=1, linestyle=":")
         if named:
             axis.text(
-                (first + last) / 2, 0.97, stage, transform=axis.get_xaxis_transform(), ha="center", va="top", color="#555555"
+                (first + last) / 2,
+                0.97,
+                drawn(stage),
+                transform=axis.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                color="#555555",
             )
         first = last + 1
 
@@ -132,5 +139,5 @@ def class_bars(
 
 
 def readable(name: str) -> str:
-    """A class name as a person writes it."""
-    return name.replace("_", " ")
+    """A class name as a person writes it, and as matplotlib draws it."""
+    return drawn(name.replace("_", " "))

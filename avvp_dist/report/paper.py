@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
+from avvp_dist import text
 from avvp_dist.report.tables import LEVELS, METRICS
+from avvp_dist.text import cell
 
 Content = Mapping[str, Any]
 _DASH = "-"
@@ -48,22 +49,27 @@ def summary(results: Sequence[Mapping[str, Any]], protocol: str, split: str = "t
 
 def table(content: Content) -> Group:
     """For a terminal: at each level every row's published figures and below them ours, then ours without Speech."""
-    title = Text(_title(content), style="bold red" if content["data"]["synthetic"] else "bold")
+    title = cell(_title(content), style="bold red" if content["data"]["synthetic"] else "bold")
     blocks = [_block(_heading(content, level), _lines(content, level)) for level in LEVELS]
     without = [_block(f"{level} level, without Speech", _without_speech(content, level)) for level in LEVELS]
-    notes = [Text(line) for line in caption(content)]
+    notes = [cell(line) for line in caption(content)]
     return Group(title, *(block for block in [*blocks, *without] if block.row_count), *notes)
 
 
 def markdown(content: Content) -> str:
     """The same as Markdown, segment and event level side by side."""
     heads = ["row", "figures", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
-    lines = [f"**{_title(content)}**", "", f"| {' | '.join(heads)} |", f"|{'---|' * 3}{'--:|' * (len(heads) - 3)}"]
+    lines = [
+        f"**{text.markdown(_title(content))}**",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * 3}{'--:|' * (len(heads) - 3)}",
+    ]
     for segment, event in zip(*(_lines(content, level, every_label=True) for level in LEVELS), strict=True):
         lines.append(_markdown_row(segment, event.cells))
     for segment, event in zip(*(_without_speech(content, level) for level in LEVELS), strict=True):
         lines.append(_markdown_row(segment._replace(row=f"{segment.row}, without Speech"), event.cells))
-    return "\n".join([*lines, "", *(f"- {line}" for line in caption(content))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {text.markdown(line)}" for line in caption(content))]) + "\n"
 
 
 def caption(content: Content) -> list[str]:
@@ -133,14 +139,14 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _block(heading: str, lines: Iterable[_Line]) -> Table:
-    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=heading, title_justify="left")
+    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=cell(heading, style="italic"), title_justify="left")
     block.add_column("row", overflow="fold", min_width=12)
     block.add_column("figures", no_wrap=True)
     block.add_column("protocol", no_wrap=True)
     for name in METRICS.values():
         block.add_column(name, justify="right", no_wrap=True)
     for line in lines:
-        block.add_row(Text(line.row), line.figures, line.protocol, *line.cells)
+        block.add_row(cell(line.row), line.figures, line.protocol, *line.cells)
     return block
 
 
@@ -194,5 +200,5 @@ def _cell(spread: Mapping[str, Any]) -> str:
 
 
 def _markdown_row(line: _Line, more: Sequence[str]) -> str:
-    cells = [line.row.replace("|", "\\|"), line.figures, line.protocol, *line.cells, *more]
+    cells = [text.markdown(line.row), line.figures, line.protocol, *line.cells, *more]
     return f"| {' | '.join(cells)} |"

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "|": r"$|$",
-    "±": r"$\pm$",
-    "★": r"$\star$",
-    "\N{DAGGER}": r"$\dagger$",
-}
+from avvp_dist import text
+from avvp_dist.text import cell, visible
 
 
 @dataclass(frozen=True)
@@ -42,14 +31,15 @@ class Sheet:
 
 def terminal(sheet: Sheet) -> Table:
     """For a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=Text(sheet.title, style="bold"), title_justify="left")
+    title = cell(sheet.title, style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
     for number, head in enumerate(sheet.heads):
         left = number < sheet.words
         table.add_column(
-            Text(head), justify="left" if left else "right", overflow="fold", no_wrap=not left, min_width=8 if left else None
+            cell(head), justify="left" if left else "right", overflow="fold", no_wrap=not left, min_width=8 if left else None
         )
     for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(cell, row))
     return table
 
 
@@ -57,19 +47,19 @@ def markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """As Markdown tables under their titles, the notes as a list below."""
     parts = []
     for sheet in sheets:
-        lines = [f"**{_marked(sheet.title)}**", "", _bar(sheet.heads)]
+        lines = [f"**{text.markdown(sheet.title)}**", "", _bar(sheet.heads)]
         lines.append(f"|{'---|' * sheet.words}{'--:|' * (len(sheet.heads) - sheet.words)}")
         parts.append("\n".join([*lines, *(_bar(row) for row in sheet.rows)]) + "\n")
-    parts.append("\n".join(f"- {_marked(note)}" for note in notes) + "\n")
+    parts.append("\n".join(f"- {text.markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 
 
 def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """As LaTeX tables (they need ``booktabs``), the notes as comments above."""
-    lines = [f"% {' '.join(note.split())}" for note in notes]
+    lines = [f"% {visible(' '.join(note.split()))}" for note in notes]
     for sheet in sheets:
         columns = "l" * sheet.words + "r" * (len(sheet.heads) - sheet.words)
-        lines += ["", r"\begin{table}[t]", r"\centering", r"\small", rf"\caption{{{_escaped(sheet.title)}}}"]
+        lines += ["", r"\begin{table}[t]", r"\centering", r"\small", rf"\caption{{{text.latex(sheet.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(sheet.heads), r"\midrule"]
         lines += [_row(row) for row in sheet.rows]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
@@ -77,24 +67,16 @@ def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
 
 
 def _bar(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(_marked(cell) for cell in cells)} |"
-
-
-def _marked(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+    return f"| {' | '.join(text.markdown(each) for each in cells)} |"
 
 
 def _row(cells: Sequence[str]) -> str:
     return " & ".join(_cell(cell) for cell in cells) + r" \\"
 
 
-def _cell(text: str) -> str:
-    lines = [_escaped(line) for line in text.split("\n")]
+def _cell(content: str) -> str:
+    lines = [text.latex(line) for line in content.split("\n")]
     # {} keeps the [ of an interval from being read as the line break's own argument
     if len(lines) == 1:
         return "{}" * lines[0].startswith("[") + lines[0]
     return r"\shortstack[r]{" + r"\\{}".join(lines) + "}"
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)

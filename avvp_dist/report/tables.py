@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from avvp_dist.metrics.parsing import PROTOCOLS
+from avvp_dist.text import cell
 
 LEVELS = {"segment": "seg.", "event": "ev."}
 METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
@@ -31,7 +32,7 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
         protocol: ``joint``, ``modality`` or ``none``; None shows all that were evaluated.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=_title(split), title_justify="left")
-    table.caption, table.caption_justify = caption(results, split, protocol), "left"
+    table.caption, table.caption_justify = cell(caption(results, split, protocol), style="dim italic"), "left"
     table.add_column("\nrun", overflow="fold", min_width=14)
     table.add_column("\nprotocol", no_wrap=True)
     for level in LEVELS.values():
@@ -39,13 +40,13 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
             head = level if name == "A" else ""
             table.add_column(f"{head}\n{name[:2]}", justify="right", no_wrap=True)
     for row in _rows(results, split, protocol):
-        table.add_row(row.run, row.protocol, *row.cells)
+        table.add_row(cell(row.run), row.protocol, *row.cells)
     without = list(_rows(results, split, protocol, without_speech=True))
     if without:
         table.add_section()
         table.add_row("[italic]without Speech")
     for row in without:
-        table.add_row(row.run, row.protocol, *row.cells)
+        table.add_row(cell(row.run), row.protocol, *row.cells)
     return table
 
 

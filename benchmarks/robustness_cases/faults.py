@@ -71,7 +71,9 @@ class Bench:
         target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
         return self.runner.run(self.material.expand([*words, *target], here), here, pictures=False, **more)
 
-    def ends_well(self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = "") -> tuple[str, list[Result]]:
+    def ends_well(
+        self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""
+    ) -> tuple[str, list[Result]]:
         """Runs the command to its end; returns what is wrong, if anything, and all results."""
         last = self.run(words, here, seconds=90)
         results = [*before, last]
@@ -123,7 +125,9 @@ def _kills(bench: Bench, rng: random.Random) -> Iterator[Case]:
                 break
         killed = sum(result.code == -signal.SIGKILL for result in results)
         why, results = bench.ends_well(name, words, here, results)
-        return verdict("faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, max(killed, 1))
+        return verdict(
+            "faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, max(killed, 1)
+        )
 
     for name, words in (*TRAININGS.items(), ("pack", PACK)):
         for number in range(KILLS.get(name, 10)):

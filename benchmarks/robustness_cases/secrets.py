@@ -151,7 +151,9 @@ def planted() -> Iterator[Planted]:
         uri = SPELLINGS[name]
         yield Planted("tracking.uri", f"doctor, {name}", ("doctor", f"tracking={uri}", "output={here}/out"))
         words = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
-        yield Planted("tracking.uri", f"table, {name}", (*words, "--set", f"tracking.uri={uri}"), files={"given.yaml": _table()})
+        yield Planted(
+            "tracking.uri", f"table, {name}", (*words, "--set", f"tracking.uri={uri}"), files={"given.yaml": _table()}
+        )
         recipe = f"recipe: han\nmodel: {{name: han}}\nmethod: {{name: han}}\ntracking: {{name: mlflow, uri: '{uri}'}}\n"
         given = ("train", "{here}/given.yaml", *_TRAIN[2:])
         yield Planted("tracking.uri", f"recipe, {name}", given, files={"given.yaml": recipe})
@@ -173,7 +175,9 @@ def planted() -> Iterator[Planted]:
         for words in (("evaluate", url), ("compare", url), ("sync", url), ("data", "inspect", url), ("data", "verify", url)):
             yield Planted("addresses", " ".join(words[:-1]), words)
         yield Planted("addresses", "train, recipe", ("train", f"{url}.yaml"))
-        yield Planted("addresses", "data synth", ("data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1"))
+        yield Planted(
+            "addresses", "data synth", ("data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1")
+        )
     for override in OVERRIDES:
         yield Planted("overrides", f"train, {override}", (*_TRAIN, "tracking=none", override))
         yield Planted("overrides", f"config, {override}", ("config", "han", override))
@@ -184,7 +188,9 @@ def planted() -> Iterator[Planted]:
 
 def on_ray() -> Iterator[Planted]:
     """A sweep and a training on Ray, every variable of the environment and the tracking server's address marked."""
-    env = {variable: SECRET for variable in ENVIRONMENT if variable != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_TOKEN": f"{SECRET}{SECRET}"}
+    env = {variable: SECRET for variable in ENVIRONMENT if variable != "RAY_AUTH_TOKEN"} | {
+        "RAY_AUTH_TOKEN": f"{SECRET}{SECRET}"
+    }
     uri = f"tracking.uri={SPELLINGS['password']}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", uri, *_TRACKED, "--output", "{here}/out")
     yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True, secrets=len(env) + 1)
@@ -225,7 +231,9 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
         env |= {"RAY_AUTH_MODE": "token", "AWS_EC2_METADATA_DISABLED": "true"}
     try:
         run = material.runner.cold if case.cold else material.runner.run
-        result = run(words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False}))
+        result = run(
+            words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False})
+        )
         places = [here, *([ray] if ray else []), *([case.beside] if case.beside else [])]
         found = leaks(marks, places, result, set(files))
     finally:

@@ -9,18 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
-    {
-        "errors",
-        "types",
-        "config",
-        "storage",
-        "storage_config",
-        "credentials",
-        "storage_errors",
-        "ray_job",
-        "folders",
-        "signals",
-    },
+    {"text", "messages", "failures", "urls", "devices", "yaml_text", "json_files", "storage_probe", "folders", "signals"}
+    | {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"},
     {"data", "models", "dist", "metrics"},
     {"methods"},
     {"train", "tracking", "report"},
@@ -29,7 +19,20 @@ LAYERS = [
     {"app"},
     {"comparison", "paper_tables", "sweep"},
     {"launch"},
-    {"cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_labels", "cli_storage", "cli_table", "cli_sweep", "cli"},
+    {
+        "cli_failure",
+        "cli_output",
+        "cli_data_view",
+        "cli_cache",
+        "cli_compare",
+        "cli_data",
+        "cli_doctor",
+        "cli_labels",
+        "cli_storage",
+        "cli_table",
+        "cli_sweep",
+        "cli",
+    },
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

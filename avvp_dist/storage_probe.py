@@ -1,0 +1,112 @@
+"""Finds out whether a command can write what it is to write, before it does the work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from avvp_dist import devices, storage
+from avvp_dist.errors import AvvpError, ConfigError, UserError
+from avvp_dist.failures import of_system
+from avvp_dist.urls import malformed
+
+_MARKER = ".aside-probe-"  # begins as what `storage` writes aside: never taken for data
+_BLOCK = 1 << 16  # bytes of a local marker: a full disk may still take a byte
+_NAME, _PATH = 255, 4095  # bytes that Linux takes
+_LONGEST = "stages/" + "x" * 60 + "/model.safetensors"  # about the longest path that is made below a folder
+
+
+def refuse_unwritable(
+    *, folders: Mapping[str, str | os.PathLike[str] | None] | None = None, files: Mapping[str, str | None] | None = None
+) -> None:
+    """Writes a marker to each target and deletes it; makes none of the targets and leaves nothing.
+
+    Args:
+        folders: path or URL of folders to be written into, by the option or key that names each; None for unset ones.
+        files: likewise of files to be written.
+
+    Raises:
+        ConfigError: every target that cannot be written.
+    """
+    problems: list[str] = []
+    for targets, is_file in ((folders, False), (files, True)):
+        for name, target in (targets or {}).items():
+            if target is None:
+                continue
+            url = os.fspath(target)
+            try:
+                wrong = malformed(url)
+                if wrong:
+                    raise UserError(f"{url} {wrong}" if url else wrong)
+                _probe(url, is_file)
+            except OSError as error:
+                problems.append(f"{name}: {of_system(error)}")
+            except AvvpError as error:
+                told = error.problems if isinstance(error, UserError) else [str(error)]
+                problems += [f"{name}: {problem}" for problem in told]
+    if problems:
+        raise ConfigError(problems, "what this command would write cannot be written; nothing was done")
+
+
+def _probe(url: str, is_file: bool) -> None:
+    here = storage.local_path(url)
+    if here is not None:
+        (_probe_file if is_file else _probe_folder)(here.absolute())
+        return
+    folder = url.rstrip("/").rpartition("/")[0] if is_file else url
+    marker = storage.join(folder, f"{_MARKER}{uuid.uuid4().hex}")
+    storage.write_bytes(marker, b"")
+    storage.remove(marker)
+
+
+def _probe_file(path: Path) -> None:
+    if devices.is_device(path):
+        devices.check(path)
+        return
+    _refuse_name(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _probe_folder(path.parent)
+
+
+def _probe_folder(folder: Path) -> None:
+    """Writes a marker into ``folder``, or, where it is not there, into the nearest one above that is."""
+    _refuse_name(folder / _LONGEST)
+    there = folder
+    while not _is_there(there):
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    marker = there / f"{_MARKER}{uuid.uuid4().hex}"
+    try:
+        with marker.open("wb") as handle:
+            handle.write(bytes(_BLOCK))
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        code = errno.EACCES if error.errno == errno.ENOENT else error.errno  # as /proc and /sys refuse
+        raise OSError(code, f"cannot be written to ({os.strerror(error.errno or 0)})", str(there)) from None
+    finally:
+        with contextlib.suppress(OSError):
+            marker.unlink(missing_ok=True)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything lies at ``path``; a symbolic link to nothing does, and no folder can be made of it."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise FileNotFoundError(errno.ENOENT, "is a symbolic link to nothing", str(path)) from None
+        return False
+    return True
+
+
+def _refuse_name(path: Path) -> None:
+    """Refuses names that the system would not take, also below folders that are not there yet."""
+    if max(len(os.fsencode(part)) for part in path.parts) > _NAME or len(os.fsencode(path)) > _PATH:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))
