@@ -30,6 +30,8 @@ class Runtime(Protocol):
 
     device: torch.device
     collective: Collective
+    launcher: str
+    """Who started the workers, as result.json records it."""
     lineage: str
     """Names the run in the key of its last stage where weights may come from another run; empty elsewhere."""
 
@@ -66,6 +68,7 @@ class LocalRuntime:
 
     def __init__(self, output: str, device: str = "auto") -> None:
         self.stop = threading.Event()
+        self.launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "local"
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
@@ -133,6 +136,11 @@ def stop_on_sigterm(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def named_device(device: torch.device) -> str:
+    """A device as result.json records it: its kind and, of a GPU, the model."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -34,13 +34,13 @@ def launch(config: RunConfig) -> dict[str, Any]:
 
 
 def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
-    """Runs a sweep on Ray Tune; see `launch.ray_tune.run`.
+    """Runs a sweep, whose paths are absolute (see `sweep.absolute`), on Ray Tune; see `launch.ray_tune.run`.
 
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
     if ray_job.submission_id():
-        _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
+        _check_places(load(spec.recipe, [*spec.overrides, *overrides]), output)
     _before_ray()
     from avvp_dist.launch import ray_tune
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"recipe"},
     {"outcome"},
     {"app"},
-    {"comparison", "paper_tables", "sweep"},
+    {"comparison", "paper_tables", "search_space", "sweep"},
     {"launch"},
     {"cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_labels", "cli_storage", "cli_table", "cli_sweep", "cli"},
     {"__main__"},
