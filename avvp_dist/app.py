@@ -27,7 +27,7 @@ from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import Outcome, provenance
-from avvp_dist.recipe import RunConfig, differences, what_it_is
+from avvp_dist.recipe import RunConfig, differences, of_stages, what_it_is
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
@@ -54,11 +54,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         TrainingError: the loss stopped being finite.
         Preempted: the runtime was asked to stop; a checkpoint is left.
     """
-    index, labels = open_data(config)
-    check_plan(config.data, index, labels, config.train.batch_size, runtime.collective.world_size)
-    method = _method(config, index)
-    method.stages()  # refuses what it cannot use before any data is read
-    refined = refined_labels(config, index, labels["train"])
+    index, labels, method, refined = check(config, runtime.collective.world_size)
     rank_0 = runtime.collective.rank == 0
     if rank_0:
         _claim(config)
@@ -66,11 +62,15 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
-    observer = _Observer(config, index, rank_0)
+    observer = _Observer(config, provenance(index, config, runtime), rank_0)
     try:
         runner = StageRunner(
             store=store(config),
             identity=_identity(config, index, labels["train"], refined, left_out, runtime.lineage),
+            seed=config.seed,
+            train=config.train,
+            optim=config.optim,
+            evaluate=config.evaluate,
             build=lambda: _build(config, index),
             splits=splits,
             runtime=runtime,
@@ -81,7 +81,18 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(config, index, labels, probabilities, trained, collected, refined, left_out)
+        outcome = Outcome(
+            config=config,
+            index=index,
+            labels=labels,
+            probabilities=probabilities,
+            trained=trained,
+            collected=collected,
+            cross_modal=final.cross_modal,
+            provenance=provenance(index, config, runtime),
+            given=refined,
+            left_out=left_out,
+        )
         result = outcome.result()
         if rank_0:
             outcome.publish(result, observer.tracker)
@@ -113,6 +124,8 @@ class Evaluation:
 def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
     """Scores the model in ``config.output`` on the data of ``config.data``.
 
+    Files that only its training read (noise ratios, refined labels) may be gone.
+
     Raises:
         DataError: no finished run there, or data it cannot read.
     """
@@ -127,14 +140,36 @@ def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
         raise DataError(f"{url}: damaged, not a model ({error}); train the run again") from None
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
-    final = _method(config, index).stages()[-1]
+    cross_modal = _recorded_cross_modal(config)
+    if cross_modal is None:
+        cross_modal = _method(config, index).stages()[-1].cross_modal
     labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
     for name in EVALUATED:
         with closing(_load(config, index, labels[name], runtime)) as split:
-            found[name] = _predict(model, split, config, runtime, final.cross_modal)
+            found[name] = _predict(model, split, config, runtime, cross_modal)
     scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
     return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
+
+
+def _recorded_cross_modal(config: RunConfig) -> bool | None:
+    """Forward option with which the run's network was evaluated; None where a version wrote its result that did not say."""
+    url = storage.join(config.output, "result.json")
+    result = json.loads(storage.read_text(url)) if storage.exists(url) else {}
+    return result.get("evaluation", {}).get("cross_modal")
+
+
+def check(config: RunConfig, world: int) -> tuple[Index, dict[str, Labels], Method, RefinedLabels | None]:
+    """Refuses what could not be run by ``world`` workers, before any video is read; gives what it opened for that.
+
+    Raises:
+        ConfigError, DataError: data, method or numbers that cannot work together.
+    """
+    index, labels = open_data(config)
+    check_plan(config.data, index, labels, config.train.batch_size, world)
+    method = _method(config, index)
+    method.stages()
+    return index, labels, method, refined_labels(config, index, labels["train"])
 
 
 def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
@@ -196,9 +231,8 @@ def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
     Raises:
         ConfigError, DataError: the run could not start.
     """
-    index, labels = open_data(config)
-    refined = refined_labels(config, index, labels["train"])
-    return _identity(config, index, labels["train"], refined, (), lineage).plan(_method(config, index))
+    index, labels, method, refined = check(config, config.launch.workers)
+    return _identity(config, index, labels["train"], refined, (), lineage).plan(method)
 
 
 def store(config: RunConfig) -> str:
@@ -209,7 +243,7 @@ def store(config: RunConfig) -> str:
 class _Observer:
     """Tells console and tracker how training goes; both only on rank 0."""
 
-    def __init__(self, config: RunConfig, index: Index, rank_0: bool) -> None:
+    def __init__(self, config: RunConfig, facts: Mapping[str, Any], rank_0: bool) -> None:
         self._home = _tracking_home(config) if rank_0 else None
         self.tracker: Tracker = _tracker(config, self._home)
         self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
@@ -222,7 +256,7 @@ class _Observer:
         places = {"output": config.output} | ({"store": config.store} if config.store else {})
         self.tracker.params(config.model_dump(exclude={"tracking", "storage", "output", "store"}))
         self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags({**provenance(index), **places, **config.tracking.tags})
+        self.tracker.tags({**facts, **places, **config.tracking.tags})
 
     def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
         assert self._console
@@ -272,11 +306,7 @@ def _identity(
     fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
     return Identity(
         data_fingerprint=fingerprint + (refined.fingerprint if refined else ""),
-        model=config.model,
-        seed=config.seed,
-        train=config.train,
-        optim=config.optim,
-        evaluate=config.evaluate,
+        config=of_stages(config),
         order=order_settings(config.data, index, train),
         lineage=lineage,
     )

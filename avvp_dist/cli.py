@@ -80,6 +80,7 @@ def evaluate(
     Writes the scores of the videos into the run's folder where they are missing: `avvp compare` needs them.
     """
     from avvp_dist import app as composition
+    from avvp_dist.config import assignment
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
     from avvp_dist.recipe import load
@@ -90,7 +91,7 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
-    config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
+    config = load(config_url, [assignment("output", run), *(overrides or [])]).absolute()
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
     recorded = json_files.record(result_url, {"scores": dict, "data": dict}, "train the run again")
@@ -139,9 +140,11 @@ def sync(
 
     Exit code 1: something is left.
     """
+    from avvp_dist.tracking.base import absolute_uri
     from avvp_dist.tracking.home import find_homes
     from avvp_dist.tracking.spool import sync as send
 
+    uri = absolute_uri(uri) if uri else None
     left = 0
     for home in find_homes(run):
         report = send(home.folder, uri)

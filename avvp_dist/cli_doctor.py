@@ -31,9 +31,10 @@ def doctor(
     """
     from avvp_dist.config import merge, parse_overrides, validate
     from avvp_dist.launch.doctor import DoctorConfig, examine  # torch and its friends take seconds to import
+    from avvp_dist.recipe import absolute
 
     content = merge({}, parse_overrides(settings or []), {})
-    config = validate(DoctorConfig, content, "doctor")
+    config = absolute(validate(DoctorConfig, content, "doctor"))
     seen = []
     for checked in examine(config):
         seen.append(checked)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from avvp_dist import json_files, storage
 from avvp_dist.cli_output import say, seed_list, usable
+from avvp_dist.cli_storage import configure
 from avvp_dist.errors import ConfigError
 from avvp_dist.text import cell
 
@@ -73,8 +74,12 @@ def sweep(
         short, spec, settings, output = _recorded(resume, overrides, output, changes)
     else:
         assert name
+        configure(overrides or [])  # the file itself may lie in an object store
         short, spec = sweeps.read(name, changes)
         settings, output = list(overrides or []), output or f"outputs/sweeps/{short}"
+    configure([*spec.overrides, *settings])  # and the recipe
+    spec, settings = sweeps.absolute(spec, settings)
+    output = storage.absolute(output)
     if dry_run:
         _dry_run(short, spec, settings, output)
         return
@@ -82,11 +87,10 @@ def sweep(
 
     content = launch_sweep(short, spec, settings, output)
     _show(content)
-    folder = storage.absolute(output)
-    say(f"sweep {storage.join(folder, 'sweep.json')}\ncompare its settings: avvp compare --sweep {folder}")
+    say(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        say(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {folder}", err=True)
+        say(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {output}", err=True)
         raise typer.Exit(_UNFINISHED)
     raise typer.Exit(1 if "failed" in states else 0)
 
@@ -124,7 +128,7 @@ def _dry_run(short: str, spec: Any, overrides: list[str], output: str) -> None:
     from avvp_dist.launch import plan_sweep
 
     plan = plan_sweep(spec, overrides, output)
-    title = f"{short}: {len(plan.trials)} trials in {storage.absolute(output)}"
+    title = f"{short}: {len(plan.trials)} trials in {output}"
     table = Table(title=cell(title, style="italic"), title_justify="left")
     for column in ("setting", "seed", "stages"):
         table.add_column(column)

@@ -60,6 +60,7 @@ def table(
     The same command goes on where it was stopped: finished runs are not run again, finished stages are shared by rows.
     """
     from avvp_dist import paper_tables
+    from avvp_dist.recipe import absolute_overrides
 
     if list_tables:
         for known, listed in paper_tables.shipped().items():
@@ -70,9 +71,9 @@ def table(
     configure(settings or [])
     short, chosen = paper_tables.read(name)
     paper_tables.refuse_reserved(settings or [])
-    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]
+    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *absolute_overrides(settings or [])]
     rows = paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
-    numbers, output = seed_list(seeds), output or f"outputs/tables/{short}"
+    numbers, output = seed_list(seeds), storage.absolute(output or f"outputs/tables/{short}")
     counts = _videos(videos)
     made_up = data in (None, [], ["synthetic"])
     if not made_up and (videos or annotations):
@@ -84,7 +85,8 @@ def table(
 
     storage.configure(rows[0].storage)
     refuse_unwritable(folders={"--output": output}, files={"--markdown": markdown})
-    urls = tables.synthetic_data(storage.absolute(output), rows, counts, annotations) if made_up else data or []
+    given = [storage.absolute(url) for url in data or []]
+    urls = tables.synthetic_data(output, rows, counts, annotations) if made_up else given
     content = tables.run(short, chosen, urls=urls, output=output, seeds=numbers, settings=wanted)
     console().print(paper.table(content), highlight=False)
     say(f"table {storage.join(output, 'table.json')}")

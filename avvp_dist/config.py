@@ -6,8 +6,10 @@ Each section is a pydantic model beside the class it configures; `avvp_dist.reci
 from __future__ import annotations
 
 import difflib
+import json
 import types as pytypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -31,6 +33,17 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Marks a string field that may name a local file or folder, so that a relative path in it can be made absolute.
+
+    Attributes:
+        absolute: how, for a field that is neither a plain path nor a URL; None for `storage.absolute`.
+    """
+
+    absolute: Callable[[str], str] | None = None
+
+
 def _usable(url: str) -> str:
     if holds_credentials(url):
         raise ValueError(f"credentials do not belong into a URL; {WHERE_THEY_GO}")
@@ -40,8 +53,10 @@ def _usable(url: str) -> str:
     return url
 
 
-Url = Annotated[str, AfterValidator(_usable)]
-"""A path or URL; one with credentials in it is refused, and so is what cannot be one."""
+Url = Annotated[str, AfterValidator(_usable), Place()]
+"""A path or URL; one with credentials in it is refused, and so is what cannot be one.
+
+Every field that holds one is annotated so: see `convert_places`."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -92,6 +107,54 @@ def _scalar(text: str) -> Any:
             return float(value)
         except ValueError:
             return value
+    return value
+
+
+def assignment(key: str, value: Any) -> str:
+    """``key=value`` that `parse_overrides` reads back."""
+    plain = isinstance(value, str) and value == value.strip() and _reads_as(value)
+    return f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"
+
+
+def _reads_as(text: str) -> bool:
+    try:
+        return _scalar(text) == text
+    except yaml.YAMLError:
+        return False
+
+
+def convert_places(kind: Any, value: Any, convert: Callable[[str, Place], str], marks: Sequence[Any] = ()) -> Any:
+    """``value`` with ``convert`` applied to each string in it that a `Place` marks.
+
+    Args:
+        kind: type of ``value``: a section, whose content may be incomplete, or the annotation of a field.
+        value: content as read from YAML or dumped.
+        convert: given the string and its mark, what to put in its place; must leave what it returned alone.
+        marks: metadata of ``kind``, where it was taken off the annotation.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return convert_places(arguments[0], value, convert, (*marks, *arguments[1:]))
+    mark = next((each for each in marks if isinstance(each, Place)), None)
+    if mark and isinstance(value, str):
+        return convert(value, mark)
+    if origin in (Union, pytypes.UnionType):
+        for member in arguments:
+            value = convert_places(member, value, convert, marks)
+        return value
+    if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
+        fields = kind.model_fields
+        variants = get_args(fields["name"].annotation) if "name" in fields else ()
+        if variants and value.get("name", variants[0]) not in variants:
+            return value  # of another member of the union
+        return {
+            key: convert_places(fields[key].annotation, child, convert, fields[key].metadata) if key in fields else child
+            for key, child in value.items()
+        }
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return type(value)(convert_places(arguments[0], child, convert) for child in value)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: convert_places(arguments[1], child, convert) for key, child in value.items()}
     return value
 
 

@@ -17,6 +17,7 @@ import torch
 from avvp_dist import storage
 from avvp_dist.data.index import Index, Labels, LeftOut
 from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.dist.runtime import Runtime, named_device
 from avvp_dist.metrics.denoising import Levels, judge, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -38,6 +39,8 @@ class Outcome:
         trained, collected: what each stage left, by its name, in order.
         given: the refined labels of ``data.refined``, where the run has them.
         left_out: bad videos that the run did without.
+        cross_modal: forward option of the network, in evaluation.
+        provenance: see `provenance`.
     """
 
     config: RunConfig
@@ -46,6 +49,8 @@ class Outcome:
     probabilities: Mapping[str, Probabilities]
     trained: Mapping[str, Trained]
     collected: Mapping[str, Any]
+    cross_modal: bool
+    provenance: Mapping[str, Any]
     given: RefinedLabels | None = None
     left_out: tuple[LeftOut, ...] = ()
 
@@ -93,13 +98,14 @@ class Outcome:
                 "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
+            "evaluation": {"cross_modal": self.cross_modal},  # with config.yaml, all it takes to score the model again
             "scores": {
                 name: all_scores(found, self.labels[name], config.evaluate, index.classes)
                 for name, found in self.probabilities.items()
             },
             **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
             "artefacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
-            "provenance": provenance(index),
+            "provenance": dict(self.provenance),
         }
 
     def per_video(self) -> PerVideo:
@@ -137,8 +143,8 @@ class Outcome:
         )
 
 
-def provenance(index: Index) -> dict[str, str]:
-    """What it takes to make the run again: commit, data, versions."""
+def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """What it takes to make the run again: commit, data, versions, and how it was run."""
     try:
         version = metadata.version("avvp_dist")
     except metadata.PackageNotFoundError:  # run from files alone, as a Ray job's upload is
@@ -149,6 +155,10 @@ def provenance(index: Index) -> dict[str, str]:
         "data_synthetic": str(index.synthetic).lower(),
         "avvp_dist": version,
         "torch": torch.__version__,
+        "world_size": runtime.collective.world_size,
+        "device": named_device(runtime.device),
+        "launcher": runtime.launcher,
+        "precision": config.train.precision,
     }
 
 

@@ -118,7 +118,7 @@ def read(table: str) -> tuple[str, PaperTable]:
 
 
 def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
-    """The config of every row, with ``settings`` (``key=value``) applied to all of them.
+    """The config of every row, with ``settings`` (``key=value``) applied to all of them and all paths absolute.
 
     ``data.refined`` is for the rows with an ``oracle_noise``, where there are any: the others train on weak labels.
 
@@ -129,8 +129,8 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
     for row in table.rows:
         mine = [setting for setting in settings if row.oracle_noise is not None or not only_for_oracles(table, setting)]
         try:
-            config = load(row.recipe, [*row.overrides, *mine])
-            again = load(row.recipe, [*mine, *row.overrides])  # where the order matters, one undoes the other
+            config = load(row.recipe, [*row.overrides, *mine]).absolute()
+            again = load(row.recipe, [*mine, *row.overrides]).absolute()  # where the order matters, one undoes the other
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue

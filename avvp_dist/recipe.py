@@ -6,23 +6,35 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, model_validator
 
 from avvp_dist import storage
-from avvp_dist.config import Section, Url, merge, parse_overrides, parse_yaml, validate
+from avvp_dist.config import (
+    Place,
+    Section,
+    Url,
+    assignment,
+    convert_places,
+    merge,
+    parse_overrides,
+    parse_yaml,
+    validate,
+)
 from avvp_dist.credentials import redact
 from avvp_dist.data.source import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.tracking.base import TrackingConfig, absolute_uri
+from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
+
+S = TypeVar("S", bound=Section)
 
 # what a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
@@ -31,6 +43,14 @@ _HOW = {
     "": ("tracking", "launch", "store", "storage"),
     "train": ("device",),
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
+}
+# by section, what no artefact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
+# data and labels, and the order of the videos
+_NOT_OF_STAGES = {
+    "": ("recipe", "output"),
+    "train": ("check_every", "checkpoint_every"),
+    "data": ("url", "dataset", "refined", "mode", "memory_gb", "streams", "window"),
+    "evaluate": ("batch_size",),
 }
 
 
@@ -91,14 +111,50 @@ class RunConfig(Section):
         return yaml.safe_dump(content, sort_keys=False)
 
     def absolute(self) -> RunConfig:
-        """With local paths made absolute: workers run elsewhere, and config.yaml is read from elsewhere."""
-        content = self.model_dump()
-        places = [(content, "output"), (content, "store"), *((content["data"], key) for key in ("url", "refined", "cache"))]
-        for section, key in [*places, (content["method"], "ratios")]:
-            if section.get(key):
-                section[key] = storage.absolute(section[key])
-        content["tracking"]["uri"] = absolute_uri(content["tracking"]["uri"])
-        return RunConfig.model_validate(content)
+        """See `absolute`."""
+        return absolute(self)
+
+    def relative(self) -> dict[str, str]:
+        """Dotted keys that hold a relative local path, each with the absolute one."""
+        return {key: new for key, (_, new) in changed(self.model_dump(), self.absolute().model_dump()).items()}
+
+
+def absolute(section: S) -> S:
+    """A section with every local path in it made absolute.
+
+    Called once, where a command starts: workers and trials run in other folders, and config.yaml is read from elsewhere.
+    """
+    return type(section).model_validate(convert_places(type(section), section.model_dump(), _absolute))
+
+
+def absolute_overrides(overrides: Sequence[str]) -> list[str]:
+    """``key=value`` overrides of a run with every local path in them made absolute; the others stay as they were written.
+
+    Raises:
+        ConfigError: every override that cannot be read.
+    """
+    found = []
+    for override, (path, value) in zip(overrides, parse_overrides(overrides), strict=True):
+        moved = absolute_value(path, value)
+        found.append(override if moved == value else assignment(".".join(path), moved))
+    return found
+
+
+def absolute_value(path: Sequence[str], value: Any) -> Any:
+    """The value of one key of a run, e.g. ``("data", "refined")``, with every local path in it made absolute."""
+    short = _SHORTHAND.get(path[0]) if len(path) == 1 and not isinstance(value, Mapping) else None
+    keys = [*path, *([short] if short else [])]
+    content = value
+    for key in reversed(keys):
+        content = {key: content}
+    content = convert_places(RunConfig, content, _absolute)
+    for key in keys:
+        content = content[key]
+    return content
+
+
+def _absolute(url: str, place: Place) -> str:
+    return (place.absolute or storage.absolute)(url) if url else url
 
 
 def recipes() -> dict[str, str]:
@@ -147,9 +203,19 @@ def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 
 def what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
-    kept = {key: value for key, value in content.items() if key not in _HOW[""]}
-    for section in kept.keys() & _HOW.keys():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in _HOW[section]}
+    return _without(content, _HOW)
+
+
+def of_stages(config: RunConfig) -> dict[str, Any]:
+    """All of a dumped config that artefacts of stages may depend on; each stage drops what of the method it does without."""
+    return _without(what_it_is(config.model_dump(mode="json")), _NOT_OF_STAGES)
+
+
+def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """A dumped config without the keys named by section."""
+    kept = {key: value for key, value in content.items() if key not in names[""]}
+    for section in kept.keys() & names.keys():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in names[section]}
     return kept
 
 

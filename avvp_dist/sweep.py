@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,104 +17,17 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from avvp_dist import storage
-from avvp_dist.config import Section, parse_yaml, validate
+from avvp_dist.config import Section, assignment, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.recipe import RunConfig, load, what_it_is
+from avvp_dist.recipe import RunConfig, absolute_overrides, absolute_value, load, what_it_is
+from avvp_dist.search_space import Dimension, SchedulerConfig, SearchConfig
+from avvp_dist.train.evaluate import SCORES
 
 Setting = dict[str, Any]
 """Swept keys with their values, in the order of the space."""
 
 # keys that a sweep gives each trial itself -> how to choose them
 _RESERVED = {"seed": "use seeds", "output": "use --output", "store": "a sweep shares the stages of all its trials itself"}
-
-
-class Dimension(Section):
-    """Values of one config key. Exactly one of grid, choice, uniform, loguniform."""
-
-    grid: tuple[Any, ...] | None = None
-    """Every one of these values."""
-    choice: tuple[Any, ...] | None = None
-    """One of these values; under search=grid the same as grid."""
-    uniform: tuple[float, float] | None = None
-    """A number between two bounds."""
-    loguniform: tuple[float, float] | None = None
-    """A number between two bounds above 0 whose logarithm is uniform."""
-    step: float | None = Field(None, gt=0)
-    """uniform: distance between the values it can take, counted from the lower bound; whole numbers stay whole."""
-    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """The key is swept only where each of these other swept keys has one of these values; elsewhere the recipe's holds."""
-
-    @field_validator("when", mode="before")
-    @classmethod
-    def _one_value(cls, when: Any) -> Any:
-        if not isinstance(when, Mapping):
-            return when
-        return {key: value if isinstance(value, list | tuple) else [value] for key, value in when.items()}
-
-    @model_validator(mode="after")
-    def _check(self) -> Dimension:
-        kinds = [name for name in ("grid", "choice", "uniform", "loguniform") if getattr(self, name) is not None]
-        if len(kinds) != 1:
-            raise ValueError(f"needs exactly one of grid, choice, uniform, loguniform; has {', '.join(kinds) or 'none'}")
-        if self.values is not None and not self.values:
-            raise ValueError(f"{kinds[0]} is empty")
-        bounds = self.uniform or self.loguniform
-        if bounds and not bounds[0] < bounds[1]:
-            raise ValueError(f"{kinds[0]}: the first bound must be the smaller one, got {list(bounds)}")
-        if self.loguniform and self.loguniform[0] <= 0:
-            raise ValueError("loguniform: bounds must be above 0")
-        if self.step and not self.uniform:
-            raise ValueError("step goes with uniform")
-        return self
-
-    @property
-    def values(self) -> tuple[Any, ...] | None:
-        """All values it can take; None where they cannot be counted."""
-        if self.grid is not None or self.choice is not None:
-            return self.grid if self.grid is not None else self.choice
-        if self.uniform is None or self.step is None:
-            return None
-        low, high = self.uniform
-        whole = all(float(number).is_integer() for number in (low, self.step))
-        count = math.floor((high - low) / self.step + 1e-9) + 1
-        # rounded: 0.1 + 2 * 0.1 must read 0.3 in tables and folders
-        numbers = [round(low + place * self.step, 12) for place in range(count)]
-        return tuple(int(number) for number in numbers) if whole else tuple(numbers)
-
-    def draw(self, rng: np.random.Generator) -> Any:
-        """One value at random."""
-        if self.values is not None:
-            return self.values[int(rng.integers(len(self.values)))]
-        if self.loguniform:
-            low, high = (math.log(bound) for bound in self.loguniform)
-            return math.exp(rng.uniform(low, high))
-        assert self.uniform
-        return float(rng.uniform(*self.uniform))
-
-
-class SearchConfig(Section):
-    """How settings are chosen."""
-
-    name: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination; random: draws; optuna: each next setting from the scores of those before it (TPE)."""
-    samples: int = Field(16, ge=1)
-    """random, optuna: settings to try, each with every seed."""
-    seed: int = Field(0, ge=0)
-    """random, optuna: root of the draws."""
-
-
-class SchedulerConfig(Section):
-    """Which trials are ended early."""
-
-    name: Literal["fifo", "asha", "pbt"] = "fifo"
-    """fifo: none; asha: those that are behind after some epochs (successive halving); pbt: those behind take over weights
-    and changed settings of those in front (population-based training)."""
-    grace_epochs: int = Field(5, ge=1)
-    """asha: epochs of the last stage that every trial gets."""
-    reduction: int = Field(3, ge=2)
-    """asha: of this many trials one goes on at each rung."""
-    perturb_every: int = Field(4, ge=1)
-    """pbt: epochs of the last stage between two exchanges."""
 
 
 class SweepConfig(Section):
@@ -148,9 +60,20 @@ class SweepConfig(Section):
     trials: int | None = Field(None, ge=1)
     """Most trials in all, counting each seed of a setting."""
 
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in SCORES:
+            close = difflib.get_close_matches(metric, SCORES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown score{hint} Valid names: {', '.join(SCORES)}")
+        return metric
+
     @model_validator(mode="after")
     def _coherent(self) -> SweepConfig:
         problems = [f"space.{key}: {_RESERVED[key]}" for key in self.space if key in _RESERVED]
+        set_here = [override.partition("=")[0].strip() for override in self.overrides]
+        problems += [f"overrides: {key}: {_RESERVED[key]}" for key in set_here if key in _RESERVED]
         before: list[str] = []
         for key, dimension in self.space.items():
             problems += [
@@ -235,6 +158,38 @@ def changed(content: dict[str, Any], changes: Mapping[str, Any], source: str) ->
     return validate(SweepConfig, content, source)
 
 
+def absolute(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """A sweep and the user's overrides with every local path made absolute: trials run, and go on, in other folders.
+
+    Relative paths that only the recipe file or a default names become overrides of the sweep.
+
+    Raises:
+        ConfigError: no run can be made of recipe and overrides.
+    """
+    mine, own = absolute_overrides(overrides), absolute_overrides(sweep.overrides)
+    recipe = storage.absolute(sweep.recipe) if sweep.recipe.endswith((".yaml", ".yml")) else sweep.recipe
+    base = load(recipe, [*own, *mine])
+    moved = {key: value for key, value in base.relative().items() if key not in _RESERVED}
+    fixed = [key for key in moved if {(name := key.partition(".")[0]), f"{name}.name"} & sweep.space.keys()]
+    if fixed:
+        raise ConfigError(
+            [f"{key}: give an absolute path in {recipe}, since the sweep varies {key.partition('.')[0]}" for key in fixed],
+            f"sweep {sweep.title!r}: relative paths that are not of every trial",
+        )
+    space = {key: _absolute(key, dimension) for key, dimension in sweep.space.items()}
+    own += [assignment(key, value) for key, value in moved.items()]
+    return sweep.model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), mine
+
+
+def _absolute(key: str, dimension: Dimension) -> Dimension:
+    def moved(name: str, values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+        return None if values is None else tuple(absolute_value(name.split("."), value) for value in values)
+
+    update = {"grid": moved(key, dimension.grid), "choice": moved(key, dimension.choice)}
+    when = {other: moved(other, values) for other, values in dimension.when.items()}
+    return dimension.model_copy(update={**update, "when": when})
+
+
 def settings(sweep: SweepConfig) -> list[Setting]:
     """The settings of a grid, or the draws of a random search; each once, in a fixed order."""
     if sweep.search.name == "grid":
@@ -290,7 +245,7 @@ def trial(sweep: SweepConfig, setting: Setting, seed: int, overrides: Sequence[s
         ConfigError: what is wrong with its config.
     """
     # values as JSON, which is YAML: what overrides are read as
-    swept = [f"{key}={json.dumps(value)}" for key, value in setting.items()]
+    swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in setting.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
     what = what_it_is(config.model_dump(mode="json", exclude={"output"}))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
@@ -303,6 +258,29 @@ def example(sweep: SweepConfig, overrides: Sequence[str], fingerprint: str) -> T
     rng = np.random.default_rng(0)
     setting = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
     return trial(sweep, setting, sweep.seeds[0], overrides, fingerprint)
+
+
+def settings_to_check(sweep: SweepConfig) -> list[Setting]:
+    """Settings in which every value of every key comes at least once, see `Dimension.values_to_check`.
+
+    They stand for those that a searcher or a population has yet to choose.
+    """
+    found: list[Setting] = []
+    first = {key: dimension.values_to_check()[0] for key, dimension in sweep.space.items()}
+    for key, dimension in sweep.space.items():
+        for value in dimension.values_to_check():
+            setting = applicable(sweep, {**first, **_conditions(sweep, key), key: value})
+            if setting not in found:
+                found.append(setting)
+    return found
+
+
+def _conditions(sweep: SweepConfig, key: str) -> Setting:
+    """Values of other keys with which ``key`` is swept."""
+    found: Setting = {}
+    for other, values in sweep.space[key].when.items():
+        found |= {**_conditions(sweep, other), other: values[0]}
+    return found
 
 
 def applicable(sweep: SweepConfig, values: Mapping[str, Any]) -> Setting:

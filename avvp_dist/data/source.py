@@ -48,7 +48,7 @@ class DataConfig(Section):
     """Batches read ahead."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Bad shards and videos end the run, or are left out: everything is read and checked before training then."""
-    cache: str | None = None
+    cache: Url | None = None
     """Folder, on each node, for shards of a remote URL; null for $AVVP_CACHE or avvp_dist in the user's cache directory."""
     cache_gb: float = Field(DEFAULT_GB, gt=0)
     """Gigabytes (of 10^9 bytes) in that folder; shards used longest ago make room."""

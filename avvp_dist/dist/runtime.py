@@ -30,6 +30,8 @@ class Runtime(Protocol):
 
     device: torch.device
     collective: Collective
+    launcher: str
+    """Who started the workers, as result.json records it."""
     lineage: str
     """Names the run in the key of its last stage where weights may come from another run; empty elsewhere."""
 
@@ -72,6 +74,7 @@ class LocalRuntime:
     def __init__(self, output: str, device: str = "auto", world: World | None = None) -> None:
         world = world or read(os.environ)
         self.stop = threading.Event()
+        self.launcher: str = "local" if world.launcher == "none" else world.launcher
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, world.local_rank)
         if self.device.type == "cuda":
@@ -128,6 +131,11 @@ def _let_go(group: list[Any]) -> None:
     """
     gc.collect()  # DDP modules, which live in cycles; where the group ends with one of them, its threads wait for the GIL for ever
     group.clear()
+
+
+def named_device(device: torch.device) -> str:
+    """A device as result.json records it: its kind and, of a GPU, the model."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -39,14 +39,14 @@ def launch(config: RunConfig) -> dict[str, Any]:
 
 
 def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
-    """Runs a sweep on Ray Tune; see `launch.ray_tune.run`.
+    """Runs a sweep, whose paths are absolute (see `sweep.absolute`), on Ray Tune; see `launch.ray_tune.run`.
 
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
-    if ray_job.submission_id():
-        _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
     base = load(spec.recipe, [*spec.overrides, *overrides])
+    if ray_job.submission_id():
+        _check_places(base, output)
     storage.configure(base.storage)
     refuse_unwritable(folders={"--output": output})
     ray_environment.prepare()

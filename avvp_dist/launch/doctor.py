@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import PositiveFloat
 
 from avvp_dist import storage
-from avvp_dist.config import Section, Url
+from avvp_dist.config import Place, Section, Url
 from avvp_dist.credentials import redact
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import checks
@@ -30,7 +31,7 @@ class DoctorConfig(Section):
     """Packed data set to be read; null for none."""
     output: Url = "outputs"
     """Folder or URL to be written to: where runs are to go."""
-    tracking: str = TrackingConfig().uri
+    tracking: Annotated[str, Place(absolute_uri)] = TrackingConfig().uri
     """MLflow tracking URI; none for no look at MLflow."""
     experiment: str = TrackingConfig().experiment
     """MLflow experiment of the throwaway run."""
@@ -68,7 +69,7 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
         "output by ray": lambda: checks.ray_output(config.output),
     }
     if config.tracking != "none":
-        plan["mlflow"] = lambda: checks.mlflow(absolute_uri(config.tracking), config.experiment)
+        plan["mlflow"] = lambda: checks.mlflow(config.tracking, config.experiment)
     if config.data is not None:
         url = config.data
         plan["data"] = lambda: checks.data(url)

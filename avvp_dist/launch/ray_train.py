@@ -44,6 +44,7 @@ _WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 class RayRuntime:
     """`dist.runtime.Runtime` inside a Ray Train worker; checkpoints go through Ray."""
 
+    launcher = "ray"
     lineage = ""
 
     def __init__(self, output: str, claim: Claim | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,16 +14,16 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from avvp_dist import app, ray_job, storage
 from avvp_dist.data.index import Index
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch.claims import open_desk
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.ray_train import place
 from avvp_dist.launch.search import exchange, optuna_search
 from avvp_dist.launch.sweep_book import RECORD, Book, recorded
 from avvp_dist.launch.trial import DRIVER_CPUS, Plan, run_trial
-from avvp_dist.recipe import LaunchConfig, RunConfig, differences, load
-from avvp_dist.sweep import SweepConfig, Trial, example, refused_overrides, settings, trials
-from avvp_dist.tracking.base import Tracker, open_tracker
+from avvp_dist.recipe import LaunchConfig, RunConfig, differences, load, what_it_is
+from avvp_dist.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
+from avvp_dist.tracking.base import Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 
 _log = logging.getLogger(__name__)
@@ -41,36 +42,54 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
         name: short name of the sweep.
         sweep: the sweep.
         overrides: ``key=value`` for all trials, at least data=URL.
-        output: folder or URL.
+        output: folder or URL, absolute like all paths of the other two.
 
     Raises:
         ConfigError, DataError: before anything runs.
     """
-    output = storage.absolute(output)
     base = load(sweep.recipe, [*sweep.overrides, *overrides])
     storage.configure(base.storage)
     index, planned = prepare(sweep, overrides)
-    _claim(sweep, overrides, output)
-    home = open_home(output)
-    tracker = _tracker(name, sweep, overrides, home)
-    book = Book(name, sweep, overrides, output, index.fingerprint, planned)
+    _claim(sweep, base, output)
     started_here = not ray.is_initialized()
     try:
         if started_here:
             start_ray(log_to_driver=False)
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
         _check_resources(sweep, base.launch)
-        with open_desk() as desk:
-            shared = (tracker.reference, storage.settings(), desk)
-            plan = Plan(name, sweep, tuple(overrides), index.fingerprint, output, *shared)
-            for phase in _phases(plan, book):
-                phase.fit()
+        plan = Plan(
+            name=name,
+            sweep=sweep,
+            overrides=tuple(overrides),
+            fingerprint=index.fingerprint,
+            output=output,
+            parent=None,
+            storage=storage.settings(),
+            tracking_uri=base.tracking.uri,
+        )
+        return _run(plan, planned, base)
     finally:
-        content = book.write()
-        _finish(tracker, content)
-        home.keep()
         if started_here:
             ray.shutdown()
+
+
+def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any]:
+    """Runs a sweep that nothing is left to refuse; only from here on does it leave anything."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
+    home = open_home(plan.output)
+    tracker = _tracker(plan, base, home)
+    book = Book(plan.name, plan.sweep, plan.overrides, plan.output, plan.fingerprint, planned)
+    error: BaseException | None = None
+    try:
+        with open_desk() as desk:
+            for phase in _phases(replace(plan, parent=tracker.reference, desk=desk), book):
+                phase.fit()
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        content = book.write()
+        _finish(tracker, content, error)
+        home.keep()
     return content
 
 
@@ -83,11 +102,36 @@ def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[T
     problems = refused_overrides(sweep, overrides)
     if problems:
         raise ConfigError(problems, "these belong to the sweep")
-    index, _ = app.open_data(load(sweep.recipe, [*sweep.overrides, *overrides]).absolute())
-    if sweep.search.name == "optuna":
-        example(sweep, overrides, index.fingerprint)  # a key that does not exist is told before Ray starts
-        return index, []
-    return index, trials(sweep, settings(sweep), overrides, index.fingerprint)
+    index, _ = app.open_data(load(sweep.recipe, [*sweep.overrides, *overrides]))
+    planned = [] if sweep.search.name == "optuna" else trials(sweep, settings(sweep), overrides, index.fingerprint)
+    checked = list(planned)
+    if sweep.search.name == "optuna" or sweep.scheduler.name == "pbt":  # which choose as they go
+        one_seed = sweep.model_copy(update={"seeds": sweep.seeds[:1], "trials": None})
+        checked += trials(one_seed, settings_to_check(sweep), overrides, index.fingerprint)
+    _check_trials(sweep, checked)
+    return index, planned
+
+
+def _check_trials(sweep: SweepConfig, checked: Sequence[Trial]) -> None:
+    """Refuses settings whose trials would only fail: files that are not there, data or numbers that do not fit.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    problems: list[str] = []
+    alike = set()
+    for todo in checked:
+        parts = todo.config.model_dump_json(include={"data": True, "model": True, "method": True, "launch": {"workers"}})
+        key = (parts, todo.config.train.batch_size)
+        if key in alike:
+            continue
+        alike.add(key)
+        try:
+            app.check(todo.config, todo.config.launch.workers)
+        except UserError as error:
+            problems += [f"setting {label(todo.setting)}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(problems, f"sweep {sweep.title!r}: settings that cannot be run")
 
 
 def _phases(plan: Plan, book: Book) -> Any:
@@ -185,8 +229,8 @@ def _check_resources(sweep: SweepConfig, launch: LaunchConfig) -> None:
         raise ConfigError(problems, "no trial could ever start")
 
 
-def _claim(sweep: SweepConfig, overrides: Sequence[str], output: str) -> None:
-    """Refuses a folder that holds another sweep; budgets, seeds and samples may change.
+def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:
+    """Refuses a folder that holds another sweep; budgets, seeds and samples may change, and how trials are run.
 
     Raises:
         ConfigError: names the keys in which that sweep differs.
@@ -197,32 +241,43 @@ def _claim(sweep: SweepConfig, overrides: Sequence[str], output: str) -> None:
     content = json.loads(storage.read_text(url))
     here, there = sweep.model_dump(mode="json"), content["spec"]
     for spec in (here, there):
-        for key in (*_BUDGET, "seeds"):
+        for key in (*_BUDGET, "seeds", "recipe", "overrides"):
             spec.pop(key, None)
         if spec["scheduler"]["name"] != "pbt":  # a population keeps its size
             spec["search"].pop("samples", None)
     changed = differences(there, here)
-    if sorted(content["overrides"]) != sorted(overrides):
-        changed.append(f"overrides: {content['overrides']} there, {list(overrides)} here")
+    before = load(content["spec"]["recipe"], [*content["spec"]["overrides"], *content["overrides"]])
+    changed += differences(*(what_it_is(config.model_dump(mode="json", exclude={"output"})) for config in (before, base)))
     if changed:
         raise ConfigError(changed, f"{output} holds another sweep; choose another --output or delete it")
 
 
-def _tracker(name: str, sweep: SweepConfig, overrides: Sequence[str], home: TrackingHome) -> Tracker:
+def _tracker(plan: Plan, base: RunConfig, home: TrackingHome) -> Tracker:
     """The sweep's own run, under which its trials are nested."""
-    config = load(sweep.recipe, [*sweep.overrides, *overrides]).absolute().tracking
-    named = config.model_copy(
-        update={"run_name": config.run_name or f"sweep {name}", "tags": {**config.tags, **ray_job.tags(), "sweep": name}}
-    )
+    config, sweep = base.tracking, plan.sweep
+    tags = {**config.tags, **ray_job.tags(), "sweep": plan.name}
+    named = config.model_copy(update={"run_name": config.run_name or f"sweep {plan.name}", "tags": tags})
     tracker = open_tracker(named, home.folder)
     spec = sweep.model_dump(mode="json", exclude={"space", "overrides"})
-    tracker.params({"sweep": spec, "overrides": [*sweep.overrides, *overrides]})
+    # MLflow refuses a param of another value: what may change when a sweep goes on is a tag
+    budget = {key: spec.pop(key) for key in (*_BUDGET, "seeds")} | {"samples": spec["search"].pop("samples")}
+    tracker.tags({f"sweep.{key}": value for key, value in budget.items() if value is not None})
+    tracker.params({"sweep": spec, "overrides": [*sweep.overrides, *plan.overrides]})
     tracker.params({f"space.{key}": value.model_dump(exclude_defaults=True) for key, value in sweep.space.items()})
     return tracker
 
 
-def _finish(tracker: Tracker, content: Mapping[str, Any]) -> None:
+def _finish(tracker: Tracker, content: Mapping[str, Any], error: BaseException | None) -> None:
     tracker.text(RECORD, json.dumps(content, indent=1))
     states = [row["status"] for row in content["trials"]]
     tracker.metrics({f"trials/{state}": states.count(state) for state in ("finished", "stopped", "failed", "pending")}, 0)
-    tracker.finish("KILLED" if "pending" in states else "FINISHED")
+    tracker.finish(_status(states, error))
+
+
+def _status(states: Sequence[str], error: BaseException | None) -> Status:
+    """FAILED where the sweep broke off, or none of its trials gave a score; KILLED where some are left."""
+    if isinstance(error, Exception):
+        return "FAILED"
+    if error is not None or "pending" in states:
+        return "KILLED"
+    return "FAILED" if states and set(states) == {"failed"} else "FINISHED"

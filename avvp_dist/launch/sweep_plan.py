@@ -15,7 +15,7 @@ from avvp_dist.dist.runtime import pick_device
 from avvp_dist.launch.ray_tune import prepare
 from avvp_dist.launch.trial import Plan
 from avvp_dist.methods.base import TrainStage
-from avvp_dist.recipe import RunConfig
+from avvp_dist.recipe import RunConfig, load
 from avvp_dist.sweep import SweepConfig, example, label
 from avvp_dist.types import Batch
 
@@ -45,7 +45,7 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
     Raises:
         ConfigError, DataError: everything that is wrong with the sweep.
     """
-    output = storage.absolute(output)
+    storage.configure(load(sweep.recipe, [*sweep.overrides, *overrides]).storage)
     index, known = prepare(sweep, overrides)
     shared = Plan("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
     sample = known or [example(sweep, overrides, index.fingerprint)]

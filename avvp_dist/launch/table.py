@@ -75,9 +75,9 @@ def run(
     Args:
         name: short name of the table.
         table: the table.
-        urls: packed data sets. A row that asks for one (``data.dataset``) takes the first of that name, any other row the
-            first of all.
-        output: folder or URL for runs, stages and table.json.
+        urls: packed data sets, absolute. A row that asks for one (``data.dataset``) takes the first of that name, any other
+            row the first of all.
+        output: folder or URL for runs, stages and table.json, absolute.
         seeds: every row runs with each of them.
         settings: ``key=value`` for all rows, on top of each row's own.
 
@@ -92,7 +92,6 @@ def run(
     """
     if read(os.environ).size > 1:
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
-    output = storage.absolute(output)
     wanted = configs(table, settings)
     storage.configure(wanted[0].storage)
     rows = _with_labels(table, _with_data(table, wanted, urls), output)
@@ -155,7 +154,7 @@ def synthetic_data(
 
 def _with_data(table: PaperTable, rows: Sequence[RunConfig], urls: Sequence[str]) -> list[_Row]:
     """Each row with its data, checked for what the row needs."""
-    held = {url: Index.load(url) for url in map(storage.absolute, urls)}
+    held = {url: Index.load(url) for url in urls}
     found, problems = [], []
     for row, config in zip(table.rows, rows, strict=True):
         wanted = config.data.dataset
@@ -192,7 +191,7 @@ def _with_labels(table: PaperTable, rows: Sequence[_Row], output: str) -> list[_
         config, labels = each.config, None
         if row.oracle_noise is not None:
             flip = None if config.data.refined else row.oracle_noise
-            url = storage.absolute(config.data.refined or _oracle(each, row.oracle_noise, output))
+            url = config.data.refined or _oracle(each, row.oracle_noise, output)
             config, labels = _with(config, refined=url), {"url": url, "oracle_noise": flip}
         try:
             refined = app.refined_labels(config, each.index, each.splits["train"])
@@ -231,7 +230,7 @@ def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: s
         "store": config.store or storage.join(output, "stages"),
         "tracking": named,
     }
-    return _Run(row, seed, config.model_copy(update=placed).absolute())
+    return _Run(row, seed, config.model_copy(update=placed))
 
 
 def _result(todo: _Run, where: str) -> Mapping[str, Any]:

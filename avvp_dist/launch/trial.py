@@ -48,6 +48,7 @@ class Plan:
         parent: names the sweep's own tracked run, for ``tracking.parent_run``; None without.
         storage: how the driver reaches object storage.
         desk: gives out shared stages.
+        tracking_uri: the driver's MLflow tracking URI: a trial's own environment may name another one; None for that one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Plan:
     parent: str | None
     storage: StorageConfig
     desk: ActorHandle | None = None
+    tracking_uri: str | None = None
 
     def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
         """A trial's config, with its place in the sweep's folder and below the sweep's tracked run.
@@ -72,6 +74,7 @@ class Plan:
         named = {
             "run_name": f"{label(setting)}, seed {seed}{name.removeprefix(todo.name)}",
             "parent_run": self.parent,
+            "uri": self.tracking_uri or tracking.uri,
             "tags": {**tracking.tags, "sweep": self.name, "setting": label(setting)},
         }
         placed = {
@@ -79,7 +82,7 @@ class Plan:
             "store": storage.join(self.output, "stages"),
             "tracking": tracking.model_copy(update=named),
         }
-        return todo.config.model_copy(update=placed).absolute()
+        return todo.config.model_copy(update=placed)
 
 
 def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
@@ -177,6 +180,7 @@ class TrialRuntime(LocalRuntime):
 
     def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
         super().__init__(config.output, config.train.device, World())  # whatever the environment says of ranks
+        self.launcher = "ray tune"
         self._told = told
         self._claim = claim
         self._metrics = RunMetrics(config.output, rank=0)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -23,15 +24,22 @@ class Stage(ABC):
 
     Attributes:
         name: unique within the method; names logs, metrics and artefacts.
-        needs: earlier stages whose artefact `start` wants.
         cross_modal: forward option of the network, in training and in evaluation.
-        settings: everything of the method's config that this stage depends on; part of its artefact's key.
+        irrelevant: keys of the method's config that change nothing in this stage's artefact. All other keys are part of the
+            artefact's key: one that is missing here costs a computation, one too many lets a wrong artefact be reused.
+        given: what the stage was given besides the config, such as the content of a file that the config names; part of the
+            artefact's key.
     """
 
     name: str
-    needs: tuple[str, ...] = ()
     cross_modal: bool = True
-    settings: Mapping[str, Any]
+    irrelevant: frozenset[str] = frozenset()
+    given: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Earlier stages whose artefacts this one is made of; their keys are part of its own."""
 
 
 class TrainStage(Stage):
@@ -39,23 +47,31 @@ class TrainStage(Stage):
 
     Attributes:
         judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
-        labels_from: earlier collect stage whose `RefinedLabels` it is trained on (one of ``needs``).
+        starts_from: earlier collect stages whose artefacts `start` takes.
+        labels_from: earlier collect stage whose `RefinedLabels` it is trained on.
         partners: videos without a common label to be drawn anew each epoch for each video; in ``batch.partners``.
         networks: networks of one kind, each with fresh weights of its own, that are trained side by side; `targets` and
             `losses` find what the others say in ``outputs.peers``. The first one is validated and kept.
     """
 
     judge: Pass | None = None
+    starts_from: tuple[str, ...] = ()
     labels_from: str | None = None
     partners: int = 0
     networks: int = 1
+
+    @property
+    @final
+    def needs(self) -> tuple[str, ...]:
+        """See `Stage`."""
+        return tuple(dict.fromkeys([*self.starts_from, *([self.labels_from] if self.labels_from else [])]))
 
     def also(self, batch: Batch) -> Sequence[Batch]:
         """Further batches, made of ``batch`` and its partners, that the network is trained on; see ``Outputs.others``."""
         return ()
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
-        """Takes the artefacts of the stages it needs, once, before the first step."""
+        """Takes the artefacts of the stages it starts from, once, before the first step."""
 
     @abstractmethod
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
@@ -88,6 +104,12 @@ class CollectStage(Stage):
     source: str
     partners: int = 0
     partner_seed: int = 0
+
+    @property
+    @final
+    def needs(self) -> tuple[str, ...]:
+        """See `Stage`."""
+        return (self.source,)
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
         """The batches the network is run over, made of one batch of the split and its partners."""

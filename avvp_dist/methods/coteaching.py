@@ -76,7 +76,6 @@ class _Train(TrainStage):
 
     def __init__(self, config: CoTeachingConfig) -> None:
         self.config = config
-        self.settings = config.model_dump()
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         plain = han_targets(batch, self.config)

@@ -49,7 +49,6 @@ class _Train(TrainStage):
 
     def __init__(self, config: HanMethodConfig) -> None:
         self.config = config
-        self.settings = config.model_dump()
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         audio, visual = batch.audio_labels, batch.visual_labels

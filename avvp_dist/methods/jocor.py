@@ -51,7 +51,6 @@ class _Train(TrainStage):
 
     def __init__(self, config: JocorConfig) -> None:
         self.config = config
-        self.settings = config.model_dump()
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         plain = han_targets(batch, self.config)

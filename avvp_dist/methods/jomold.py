@@ -25,6 +25,10 @@ from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
 
+# keys of the config that the stages before do without
+_OF_RATIOS = frozenset({"audio_threshold", "visual_threshold", "visual_target"})
+_OF_DENOISING = frozenset({"ratios", "warmup", "warmup_epochs", "rounding", "ranking_dropout", "overlap", "audio_weight"})
+
 
 class JomoldConfig(Section):
     """JoMoLD's training; defaults are the published code's."""
@@ -164,12 +168,11 @@ class _Estimate(TrainStage):
     """Stage A: plain training, by default without exchange: each modality has to stand on its own evidence."""
 
     name = "estimate"
+    irrelevant = _OF_RATIOS | _OF_DENOISING
 
     def __init__(self, config: JomoldConfig) -> None:
         self.config = config
         self.cross_modal = not config.skip_exchange
-        settings = config.model_dump(include={"visual_smoothing", "contrastive_weight", "temperature"})
-        self.settings = {**settings, **_exchange_setting(config)}
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         return Targets(batch.video_labels, *_modality_targets(batch, self.config))
@@ -183,13 +186,12 @@ class _Ratios(CollectStage):
 
     name = "ratios"
     source = "estimate"
-    needs = ("estimate",)  # whose key tells whether the exchange was on
+    irrelevant = _OF_DENOISING
 
     def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
         self.config = config
         self.classes = classes
         self.cross_modal = not config.skip_exchange
-        self.settings = config.model_dump(include={"audio_threshold", "visual_threshold", "visual_target"})
         self._table = SplitTable()
 
     def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
@@ -198,7 +200,7 @@ class _Ratios(CollectStage):
 
     def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any]:
         audio, visual, weak = self._table.gather(collective)
-        ratio_audio, ratio_visual = noise_ratios(audio, visual, weak, **self.settings)
+        ratio_audio, ratio_visual = noise_ratios(audio, visual, weak, **self.config.model_dump(include=set(_OF_RATIOS)))
         return {
             "audio": dict(zip(self.classes, ratio_audio.tolist(), strict=True)),
             "visual": dict(zip(self.classes, ratio_visual.tolist(), strict=True)),
@@ -212,14 +214,13 @@ class _Denoise(TrainStage):
 
     def __init__(self, config: JomoldConfig, ratios: Mapping[str, Mapping[str, float]] | None) -> None:
         self.config = config
-        self.needs = () if ratios else ("ratios",)
+        self.starts_from = () if ratios else ("ratios",)
         self.judge = Pass(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
-        elsewhere = {"audio_threshold", "visual_threshold", "visual_target", "ratios", "skip_exchange"}
-        self.settings = {**config.model_dump(exclude=elsewhere), **_exchange_setting(config), "ratios": ratios}
-        self._given = ratios
+        self.irrelevant = frozenset({"ratios"}) | (_OF_RATIOS if ratios else frozenset())  # of a file its content counts
+        self.given = {"ratios": ratios}
 
     def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
-        ratios = self._given or artefacts["ratios"]
+        ratios = self.given["ratios"] or artefacts["ratios"]
         self.ratio_audio = torch.tensor(list(ratios["audio"].values()), dtype=torch.float64, device=device)  # [C]
         self.ratio_visual = torch.tensor(list(ratios["visual"].values()), dtype=torch.float64, device=device)
         self.carry_audio = torch.zeros_like(self.ratio_audio)
@@ -264,11 +265,6 @@ class _Denoise(TrainStage):
         if self.config.overlap == "keep_one":
             return resolve_overlap(noisy_audio, noisy_visual, loss_audio, loss_visual)
         return noisy_audio, noisy_visual
-
-
-def _exchange_setting(config: JomoldConfig) -> dict[str, bool]:
-    """The setting where it is not the published one: stages finished before it was there keep their keys."""
-    return {} if config.skip_exchange else {"skip_exchange": False}
 
 
 def _modality_targets(batch: Batch, config: JomoldConfig) -> tuple[Tensor, Tensor]:

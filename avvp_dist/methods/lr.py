@@ -55,7 +55,7 @@ class Lr(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         """See `Method`."""
-        return _Base(self.config, self.windows), _Relabel(self.config, self.classes, self.windows), _Refine(self.config)
+        return _Base(self.config, self.windows), _Relabel(self.config, self.classes, self.windows), _Refine()
 
 
 def windows(segments: int, length: int, stride: int) -> tuple[tuple[int, int], ...]:
@@ -80,12 +80,12 @@ class _Base(TrainStage):
     """HAN's losses on whole videos, and the video loss on videos mixed with a partner."""
 
     name = "base"
+    irrelevant = frozenset({"tau", "partner_seed"})
 
     def __init__(self, config: LrConfig, spans: Sequence[tuple[int, int]]) -> None:
         self.config = config
         self.windows = tuple(spans)
         self.partners = 1 if config.mixing_weight else 0
-        self.settings = config.model_dump(include={"window", "stride", "mixing_weight", "visual_smoothing"})
 
     def also(self, batch: Batch) -> Sequence[Batch]:
         """For each window the partner's video with this one's window in it."""
@@ -115,7 +115,6 @@ class _Relabel(CollectStage):
 
     name = "relabel"
     source = "base"
-    needs = ("base",)
     partners = 1
 
     def __init__(self, config: LrConfig, classes: Sequence[str], spans: Sequence[tuple[int, int]]) -> None:
@@ -123,7 +122,7 @@ class _Relabel(CollectStage):
         self.windows = tuple(spans)
         self.tau = config.tau
         self.partner_seed = config.partner_seed
-        self.settings = config.model_dump(include={"window", "stride", "tau", "partner_seed"})
+        self._about = {"refiner": "lr", **config.model_dump(include={"window", "stride", "tau", "partner_seed"})}
         self._table = SplitTable()
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
@@ -145,7 +144,7 @@ class _Relabel(CollectStage):
             video=None,
             audio=torch.stack(kept[0::2], dim=1).numpy(),  # [N,S,C]
             visual=torch.stack(kept[1::2], dim=1).numpy(),
-            provenance={"refiner": "lr", **self.settings},
+            provenance=self._about,
             windows=self.windows,
         )
 
@@ -154,11 +153,7 @@ class _Refine(TrainStage):
     """From scratch: the video's weak label, and the windows' refined ones in the place of guided losses."""
 
     name = "refine"
-    needs = ("relabel",)
     labels_from = "relabel"
-
-    def __init__(self, config: LrConfig) -> None:
-        self.settings = {}
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         return Targets(batch.video_labels, batch.audio_labels, batch.visual_labels)

@@ -20,6 +20,8 @@ from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, Trai
 from avvp_dist.methods.losses import bce, cross_entropy_contrastive, modality_targets
 from avvp_dist.types import Batch, Outputs, Progress, Targets
 
+_OF_EXCHANGE = frozenset({"refine", "rule", "aliasing", "partners", "partner_seed"})  # keys that come after base training
+
 
 class MaConfig(Section):
     """MA's training; defaults are the published code's."""
@@ -107,8 +109,7 @@ class _Train(TrainStage):
         self.config = config
         self.name = name
         self.labels_from = labels_from
-        self.needs = (labels_from,) if labels_from else ()
-        self.settings = config.model_dump(include={"contrastive_weight", "temperature", "visual_smoothing"})
+        self.irrelevant = frozenset() if labels_from else _OF_EXCHANGE
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
@@ -131,14 +132,12 @@ class _Exchange(CollectStage):
 
     name = "exchange"
     source = "base"
-    needs = ("base",)
 
     def __init__(self, config: MaConfig, classes: Sequence[str]) -> None:
         self.config = config
         self.classes = tuple(classes)
         self.partners = config.partners
         self.partner_seed = config.partner_seed
-        self.settings = config.model_dump(include={"refine", "rule", "aliasing", "partners", "partner_seed"})
         self._table = SplitTable()
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
@@ -175,5 +174,5 @@ class _Exchange(CollectStage):
             video=video.float().cpu().numpy(),
             audio=(labels & ~cleared_audio).float().cpu().numpy(),
             visual=(labels & ~cleared_visual).float().cpu().numpy(),
-            provenance={"refiner": "ma", **self.settings},
+            provenance={"refiner": "ma", **self.config.model_dump(include=set(_OF_EXCHANGE))},
         )

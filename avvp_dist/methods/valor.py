@@ -33,14 +33,11 @@ class Valor(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         """See `Method`."""
-        return (_Train(self.config),)
+        return (_Train(),)
 
 
 class _Train(TrainStage):
     name = "train"
-
-    def __init__(self, config: ValorConfig) -> None:
-        self.settings = config.model_dump()
 
     def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
         assert batch.refined is not None  # app.run refuses to train without (Method.segment_labels)

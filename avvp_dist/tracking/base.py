@@ -9,12 +9,12 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat
 
 from avvp_dist import storage
-from avvp_dist.config import Section
+from avvp_dist.config import Place, Section
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,20 @@ SQLITE = "sqlite:///"
 """What the URI of a store in a local file begins with."""
 
 
+def absolute_uri(uri: str) -> str:
+    """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
+    path = uri.removeprefix(SQLITE)
+    return f"{SQLITE}{storage.absolute(path)}" if path != uri and path and not path.startswith(":") else uri
+
+
 class TrackingConfig(Section):
     """Which tracking server keeps the run, and under which names."""
 
     name: Literal["mlflow", "none"] = "mlflow"
     """`mlflow`, or `none` to keep nothing beyond the run folder."""
-    uri: str = Field(default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db")
+    uri: Annotated[str, Place(absolute_uri)] = Field(
+        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    )
     """MLflow tracking URI, by default that of MLFLOW_TRACKING_URI; a relative SQLite path counts from the folder in which
     the run was started."""
     experiment: str = "avvp"
@@ -101,12 +109,6 @@ def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
     except OSError as error:
         log.warning("this run is not tracked, its folder cannot be written: %s", error)
         return NullTracker()
-
-
-def absolute_uri(uri: str) -> str:
-    """``uri`` with a relative SQLite path made absolute, for workers and commands that run elsewhere."""
-    path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{storage.absolute(path)}" if path != uri and path and not path.startswith(":") else uri
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,7 +30,7 @@ from avvp_dist import storage
 from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
 from avvp_dist.folders import ensure_home
-from avvp_dist.tracking.base import Status, TrackingConfig, absolute_uri, flatten
+from avvp_dist.tracking.base import Status, TrackingConfig, flatten
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +211,10 @@ class SpoolTracker:
     def __init__(self, config: TrackingConfig, folder: Path) -> None:
         self._folder = folder = folder.absolute()
         self._flush_timeout = config.flush_timeout
-        uri = absolute_uri(config.uri)
-        _prepare_run(config, uri, folder)
+        _prepare_run(config, folder)
         self._values, self._artifacts = journals(folder)
         self._values.append({"kind": "start", "time": _now()})
-        self._sender = Sender(folder, uri)
+        self._sender = Sender(folder, config.uri)
         self._last_error = ""
         self._closing = threading.Event()
         if config.tags:
@@ -328,7 +327,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
     stored = read_run(folder)["uri"]
     if uri is None and "***" in stored:
         raise DataError(f"{folder}: the server's address {stored} needs its password; give the whole address again")
-    sender = Sender(folder, absolute_uri(uri or stored))
+    sender = Sender(folder, uri or stored)
     error = None
     try:
         sender.send()
@@ -362,11 +361,11 @@ def explain(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:200]}"
 
 
-def _prepare_run(config: TrackingConfig, uri: str, folder: Path) -> None:
+def _prepare_run(config: TrackingConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = read_run(folder) if (folder / "run.json").is_file() else {"key": uuid.uuid4().hex, "started": _now()}
     names = {"experiment": config.experiment, "run_name": config.run_name, "parent_run": config.parent_run}
-    write_run(folder, {**known, "uri": redact(uri), **names})
+    write_run(folder, {**known, "uri": redact(config.uri), **names})
 
 
 def _now() -> int:

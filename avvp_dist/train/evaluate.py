@@ -18,9 +18,10 @@ from avvp_dist.dist.runtime import Runtime
 from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
 from avvp_dist.metrics.per_video import PerVideo
 
-_METRICS = tuple(
+SCORES = tuple(
     f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
 )
+"""Names of the scores of one split under one protocol: level and metric."""
 
 
 class EvaluateConfig(Section):
@@ -32,7 +33,7 @@ class EvaluateConfig(Section):
     """A second is predicted when its probability reaches this."""
     video_threshold: float = Field(0.5, ge=0, le=1)
     """The video-level filter lets through what reaches this."""
-    select: Literal[(*_METRICS, "last")] = "segment.type"  # type: ignore[valid-type]
+    select: Literal[(*SCORES, "last")] = "segment.type"  # type: ignore[valid-type]
     """Score on val that names the best epoch; last takes the last epoch."""
     ties: Literal["later", "first"] = "later"
     """Which of equally good epochs is the best: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""

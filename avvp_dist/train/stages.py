@@ -1,7 +1,8 @@
 """Runs a method's stages in order; each finished stage is an artefact that later runs reuse.
 
-An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, settings,
-network, seed, and the keys of the stages before it. ``stage.json`` is written last: without it the stage is not finished.
+An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, the whole
+config but for what is known not to matter, and the keys of the stages before it. ``stage.json`` is written last: without it
+the stage is not finished.
 A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or ``refined.npz``, which other
 runs take as they are.
 """
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from avvp_dist import storage
-from avvp_dist.config import Section
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
@@ -33,7 +33,7 @@ from avvp_dist.train.optim import OptimConfig
 
 _REFINED = "refined.npz"
 _DONE = "stage.json"
-_VERSION = 1  # raised when a change of the code makes a stage come out differently
+_VERSION = 2  # raised when a change of the code makes a stage come out differently
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,17 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Identity:
-    """What the stages of a run depend on, beside their own settings.
+    """What the stages of a run depend on.
 
     Attributes:
         data_fingerprint: of the packed data.
-        model: the network's settings.
+        config: of the run, dumped, without what no artefact depends on, see `recipe.of_stages`.
         order: what the order of the training split depends on, see `data.source.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
 
     data_fingerprint: str
-    model: Section
-    seed: int
-    train: TrainConfig
-    optim: OptimConfig
-    evaluate: EvaluateConfig
+    config: Mapping[str, Any]
     order: Mapping[str, Any] = field(default_factory=dict)
     lineage: str = ""
 
@@ -87,24 +83,16 @@ class Identity:
         return planned
 
     def _depends(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
-        depends: dict[str, Any] = {
+        method = {key: value for key, value in self.config["method"].items() if key not in stage.irrelevant}
+        return {
             "version": _VERSION,
             "stage": stage.name,
-            "settings": dict(stage.settings),
             "needs": {name: keys[name] for name in stage.needs},
+            "fingerprint": self.data_fingerprint,
+            "config": {**self.config, "method": method},
+            "given": dict(stage.given),
+            "order": dict(self.order),
         }
-        if isinstance(stage, TrainStage):
-            depends |= {
-                "data": self.data_fingerprint,
-                "seed": self.seed,
-                "model": self.model.model_dump(),
-                "optim": self.optim.model_dump(),
-                "train": self.train.model_dump(include={"epochs", "batch_size", "precision"}),
-                "evaluate": self.evaluate.model_dump(exclude={"batch_size"}),
-            }
-        if self.order and (isinstance(stage, TrainStage) or (isinstance(stage, CollectStage) and stage.partners)):
-            depends["order"] = dict(self.order)
-        return depends
 
 
 @dataclass(frozen=True)
@@ -119,6 +107,10 @@ class StageRunner:
 
     store: str
     identity: Identity
+    seed: int
+    train: TrainConfig
+    optim: OptimConfig
+    evaluate: EvaluateConfig
     build: Callable[[], nn.Module]
     splits: Mapping[str, Source]
     runtime: Runtime
@@ -168,11 +160,11 @@ class StageRunner:
         job = StageJob(
             stage=stage,
             key=planned.key,
-            seed=self.identity.seed,
+            seed=self.seed,
             build=self.build,
-            train=self.identity.train,
-            optim=self.identity.optim,
-            evaluate=self.identity.evaluate,
+            train=self.train,
+            optim=self.optim,
+            evaluate=self.evaluate,
             train_split=self._train_split(stage, collected),
             val_split=self.splits["val"],
         )
@@ -195,9 +187,9 @@ class StageRunner:
             self.observer.stage_started(stage.name, 1, None)
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
-        bfloat16 = self.identity.train.precision == "bfloat16"
+        bfloat16 = self.train.precision == "bfloat16"
         batches = split.once(
-            self.identity.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
+            self.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
         )
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
         with closing(batches), torch.inference_mode(), autocast:

@@ -9,7 +9,7 @@ from avvp_dist.data import resident, synthetic
 from avvp_dist.data.external import noisy_labels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.methods import METHODS
-from avvp_dist.recipe import load
+from avvp_dist.recipe import load, of_stages
 from avvp_dist.train.stages import Identity, StageRunner
 
 SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device=cpu", "tracking=none"]
@@ -51,7 +51,11 @@ def train(config):
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,
-        identity=Identity(index.fingerprint, config.model, config.seed, config.train, config.optim, config.evaluate),
+        identity=Identity(index.fingerprint, of_stages(config)),
+        seed=config.seed,
+        train=config.train,
+        optim=config.optim,
+        evaluate=config.evaluate,
         build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,

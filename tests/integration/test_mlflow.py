@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from avvp_dist import cli
 from avvp_dist.errors import DataError
+from avvp_dist.recipe import absolute
 from avvp_dist.tracking.base import NullTracker, TrackingConfig, open_tracker
 from avvp_dist.tracking.spool import explain, read_run, sync
 from avvp_dist.tracking.system import SystemSampler
@@ -350,7 +351,8 @@ def test_a_tracker_never_stops_training(tmp_path):
 
 def test_a_relative_store_is_where_the_run_was_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    open_tracker(TrackingConfig(uri="sqlite:///here.db", flush_timeout=0.01), tmp_path / "run").finish("KILLED")
+    config = absolute(TrackingConfig(uri="sqlite:///here.db", flush_timeout=0.01))  # as a command does when it starts
+    open_tracker(config, tmp_path / "run").finish("KILLED")
     assert read_run(tmp_path / "run")["uri"] == f"sqlite:///{tmp_path}/here.db"
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"recipe"},
     {"outcome"},
     {"app"},
-    {"comparison", "paper_tables", "sweep"},
+    {"comparison", "paper_tables", "search_space", "sweep"},
     {"launch"},
     {
         "cli_failure",
