@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from avvp_dist import storage
+from avvp_dist import integrity, storage
 from avvp_dist.cli_cache import cache
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
@@ -77,6 +77,7 @@ def evaluate(
     from avvp_dist import app as composition
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+    from avvp_dist.outcome import CONFIG, check_files, read_result
     from avvp_dist.recipe import load
 
     _reach(run, overrides or [])
@@ -84,16 +85,17 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
+    recorded = read_result(run)
+    check_files(run, recorded, [CONFIG])
     config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
     storage.configure(config.storage)
     found = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
-    recorded = json.loads(storage.read_text(result_url))
     result = recorded | {"scores": found.scores, "data": recorded["data"] | {"url": config.data.url}}
     _print_scores({config.recipe: result})
     worst = _largest_difference(found.scores, recorded["scores"])
     if worst < 1e-6:
         Console().print("result.json reproduced")
-        _keep(storage.join(run, PER_VIDEO), found.per_video.to_bytes())
+        _keep(run, recorded, PER_VIDEO, found.per_video.to_bytes())
     else:
         Console().print(f"differs from result.json by up to {worst:.3g} points")
     if json_file:
@@ -182,12 +184,20 @@ def _print_scores(results: dict[str, dict[str, Any]]) -> None:
     Console().print(scores(results))
 
 
-def _keep(url: str, content: bytes) -> None:
-    """Writes a file that is not there or holds something else; a folder that cannot be written is only told."""
+def _keep(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
+    """Writes a file that is not there or holds something else, and its checksum into result.json where that lists files.
+
+    A folder that cannot be written is only told.
+    """
+    url = storage.join(run, name)
     if storage.exists(url) and storage.read_bytes(url) == content:
         return
     try:
         storage.write_bytes(url, content)
+        if integrity.FILES in result:
+            files = {**result[integrity.FILES], name: integrity.describe(content)}
+            sealed = integrity.seal({**result, integrity.FILES: files})
+            storage.write_text(storage.join(run, "result.json"), json.dumps(sealed, indent=1))
         Console().print(f"scores of videos {url}", highlight=False, soft_wrap=True)
     except OSError as error:
         Console().print(f"{url}: not written: {error}", highlight=False, soft_wrap=True)

@@ -32,6 +32,8 @@ _HOW = {
     "train": ("device",),
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
 }
+# likewise, where a run lies, and how often it looks after itself
+_PACE = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
 
 
 class LaunchConfig(Section):
@@ -147,9 +149,22 @@ def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
 
 def what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
-    kept = {key: value for key, value in content.items() if key not in _HOW[""]}
-    for section in kept.keys() & _HOW.keys():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in _HOW[section]}
+    return _without(content, _HOW)
+
+
+def what_comes_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`what_it_is` without its place and its pace as well: two runs in which nothing else differs leave the same.
+
+    Names of run folders hash `what_it_is`, so that those of earlier versions are found again.
+    """
+    return _without(what_it_is(content), _PACE)
+
+
+def _without(content: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    kept = {key: value for key, value in content.items() if key not in keys[""]}
+    for section in kept.keys() & keys.keys():
+        if isinstance(kept[section], Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key not in keys[section]}
     return kept
 
 

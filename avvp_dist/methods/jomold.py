@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avvp_dist import storage
+from avvp_dist import integrity, storage
 from avvp_dist.config import Section, Url
 from avvp_dist.dist.collective import Collective
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
@@ -130,11 +130,13 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
     """
     title = f"method.ratios: cannot use {url}"
     try:
-        content = json.loads(storage.read_text(url))
+        content = _whole(json.loads(storage.read_text(url)))
     except FileNotFoundError:
         raise ConfigError("no such file", title) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"not JSON: {error}", title) from None
+    except DataError as error:
+        raise ConfigError(error.problems, title) from None
     problems = []
     for modality in ("audio", "visual"):
         table = content.get(modality) if isinstance(content, dict) else None
@@ -151,6 +153,17 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, title)
     return {modality: {name: float(content[modality][name]) for name in classes} for modality in ("audio", "visual")}
+
+
+def _whole(content: Any) -> Any:
+    """The content of a noise-ratio file, checked where it holds a checksum; those that others made have none.
+
+    Raises:
+        DataError: it is another content than the one that was written.
+    """
+    if isinstance(content, dict) and integrity.is_sealed(content):
+        integrity.check_seal(content, "the file")
+    return content
 
 
 class _Estimate(TrainStage):

@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
-    {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"},
+    {
+        "errors",
+        "types",
+        "config",
+        "storage",
+        "storage_config",
+        "credentials",
+        "storage_errors",
+        "ray_job",
+        "integrity",
+        "locks",
+        "processes",
+    },
     {"data", "models", "dist", "metrics"},
     {"methods"},
     {"train", "tracking", "report"},
