@@ -4,7 +4,7 @@
     seal, unseal       a JSON document that holds a checksum of its own content
     wrap, unwrap       bytes behind a header with their checksum
 
-Every reader checks before it interprets, so a damaged file is an `errors.DataError` that names the file, never other numbers.
+Every reader checks before it interprets: a damaged file is an `errors.DataError` that names the file, never other numbers.
 """
 
 from __future__ import annotations

@@ -198,8 +198,8 @@ class StageRunner:
         if not planned.finished(self.store):
             return None
         if not isinstance(planned.stage, TrainStage):
-            return _read_collected(folder, planned.stage.name)
-        trained = _read_trained(folder)
+            return read_collected(folder, planned.stage.name)
+        trained = read_trained(folder)
         problem = checkpoint.weights_misfit(trained.weights, self._blank)
         if problem:
             raise DataError(f"{storage.join(folder, WEIGHTS)}: {problem}")
@@ -324,7 +324,12 @@ def _read_done(folder: str) -> tuple[dict[str, Any], list[str]]:
     return content, list(content[integrity.FILES] if integrity.FILES in content else storage.names(folder))
 
 
-def _read_collected(folder: str, name: str) -> Any:
+def read_collected(folder: str, name: str) -> Any:
+    """What a collect stage left in ``folder``.
+
+    Raises:
+        DataError: a file of it is missing or damaged.
+    """
     content, files = _read_done(folder)
     plain = f"{name}.json"
     if plain in files:
@@ -334,7 +339,12 @@ def _read_collected(folder: str, name: str) -> Any:
     return RefinedLabels.from_bytes(integrity.read_listed(folder, _REFINED, content), storage.join(folder, _REFINED))
 
 
-def _read_trained(folder: str) -> Trained:
+def read_trained(folder: str) -> Trained:
+    """What a train stage left in ``folder``.
+
+    Raises:
+        DataError: a file of it is missing or damaged.
+    """
     content, files = _read_done(folder)
     if "best" not in content or "history" not in content:
         raise DataError(f"{storage.join(folder, _DONE)}: damaged, not of a training stage")
