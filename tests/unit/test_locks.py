@@ -164,7 +164,9 @@ def test_a_lock_that_is_no_json_is_nobodys(place):
 
 
 def test_a_lock_holds_no_secret(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["avvp", "train", "han", "tracking.uri=http://me:hunter2@server", "http://me:hunter2@b"])
+    monkeypatch.setattr(
+        sys, "argv", ["avvp", "train", "han", "tracking.uri=http://me:hunter2@server", "http://me:hunter2@b"]
+    )
     with locks.hold_folder(str(tmp_path)):
         text = (tmp_path / storage.LOCK).read_text()
     assert "train han" in text
