@@ -218,19 +218,20 @@ class _InStore:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: str, advice: str = "choose another output") -> Iterator[None]:
+def hold_folder(folder: str, advice: str = "choose another output", patience: float | None = None) -> Iterator[None]:
     """Keeps other processes of this package from writing to ``folder``.
-
-    A second one waits 10 s for an owner that runs, in case it is about to end, and up to a minute for one that may be dead.
 
     Args:
         folder: folder or URL.
         advice: what a second one is told to do.
+        patience: seconds that it waits for an owner that runs, in case that is about to end; None for 10. For one that may
+            be dead it waits a minute.
 
     Raises:
         ConfigError: another process has it; says which.
     """
-    with _held(storage.join(folder, storage.LOCK), folder, Owner.this_process(), advice):
+    patience = _PATIENCE if patience is None else patience
+    with _held(storage.join(folder, storage.LOCK), folder, Owner.this_process(), patience, advice):
         yield
 
 
@@ -244,15 +245,15 @@ def claim_stage(store: str, key: str, group: str | None = None) -> Iterator[None
         group: see `Owner`.
     """
     url = storage.join(store, f"{storage.LOCK}-{key}")
-    with _held(url, f"stage {key} of {store}", Owner.this_process(group), None):
+    with _held(url, f"stage {key} of {store}", Owner.this_process(group), float("inf")):
         yield
 
 
 @contextlib.contextmanager
-def _held(url: str, what: str, me: Owner, advice: str | None) -> Iterator[None]:
+def _held(url: str, what: str, me: Owner, patience: float, advice: str = "") -> Iterator[None]:
     path = storage.local_path(url)
     place: _Place = _InStore(url) if path is None else _OnDisk(path)
-    _acquire(place, what, me, advice)
+    _acquire(place, what, me, patience, advice)
     done = threading.Event()
     thread = threading.Thread(target=_keep_renewing, args=(place, what, done), name="lock", daemon=True)
     thread.start()
@@ -267,8 +268,8 @@ def _held(url: str, what: str, me: Owner, advice: str | None) -> Iterator[None]:
             LOGGER.warning("%s: the lock was not released (%s); others wait a minute for it", what, error)
 
 
-def _acquire(place: _Place, what: str, me: Owner, advice: str | None) -> None:
-    """Waits for the lock: without end where there is no ``advice``, else until its owner is known to run on."""
+def _acquire(place: _Place, what: str, me: Owner, patience: float, advice: str) -> None:
+    """Waits for the lock; no longer than ``patience`` once its owner is known to run."""
     started = changed = time.monotonic()
     version, stale, certain, told = None, None, False, False
     while (taken := place.take(me, stale)) is not None:
@@ -279,10 +280,10 @@ def _acquire(place: _Place, what: str, me: Owner, advice: str | None) -> None:
             version, changed = taken.version, now
         stale = taken.version if now - changed > _STALE and not taken.certain else None
         owner = taken.owner or "a process that has not said who it is"
-        if advice and (certain or taken.certain) and now - started > _PATIENCE:
+        if (certain or taken.certain) and now - started > patience:
             raise ConfigError(f"{what}: in use by {owner}; {advice}, or wait until that process has ended")
         if not told:
-            limit = f"; giving up after {_PATIENCE:g} s if it runs on" if advice else ""
+            limit = f"; giving up after {patience:g} s if it runs on" if patience < float("inf") else ""
             LOGGER.info("%s: waiting for %s%s", what, owner, limit)
             told = True
         time.sleep(place.poll)

@@ -108,7 +108,12 @@ class RayRuntime:
             self._asked.set()
 
 
-def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: ActorHandle | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    callbacks: list[UserCallback] | None = None,
+    desk: ActorHandle | None = None,
+    patience: float | None = None,
+) -> dict[str, Any]:
     """Runs ``config`` on Ray workers and returns the content of result.json.
 
     Uses the cluster that RAY_ADDRESS names (as it does inside a Ray job), or starts Ray on this machine for the run.
@@ -117,15 +122,16 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
         config: the run.
         callbacks: told of every report of the workers.
         desk: gives out the stages that this run shares with others (see `launch.claims`).
+        patience: see `locks.hold_folder`.
 
     Raises:
-        ConfigError, DataError: before any worker starts where that can be known.
+        ConfigError, DataError: before any worker starts where that can be known; or another run works on the output.
         Preempted: SIGTERM came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
     index, labels = app.open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
-    with locks.hold_folder(config.output):
+    with locks.hold_folder(config.output, patience=patience):
         return _train(config, callbacks, desk)
 
 

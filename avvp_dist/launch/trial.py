@@ -17,7 +17,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from avvp_dist import app, storage
+from avvp_dist import app, locks, storage
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import ray_train
@@ -129,7 +129,7 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
     if known:
         return known
     if config.launch.workers > 1:
-        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk)
+        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk, _WIND_DOWN)
     torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
     runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
@@ -185,6 +185,10 @@ class TrialRuntime(LocalRuntime):
         """See `LocalRuntime.close`."""
         self._metrics.close()
         super().close()
+
+    def hold(self, output: str) -> AbstractContextManager[None]:
+        """See `Runtime`; the process that had this trial before may be winding down."""
+        return locks.hold_folder(output, patience=_WIND_DOWN)
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; the sweep's desk serves the whole cluster."""
