@@ -78,3 +78,22 @@ def test_a_second_run_on_one_stage_waits_and_takes_it(packed, tmp_path, caplog):
     assert not (tmp_path / "two" / "checkpoints").exists()
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "han", *SMALL, "data={data}", "output={place}", "launch=ray"],
+        ["table", "main", "--data", "{data}", "--output", "{place}", "--seeds", "1"],
+        ["sweep", "jomold-denoising", "data={data}", "--output", "{place}"],
+    ],
+)
+def test_every_command_that_writes_a_folder_says_who_has_it(packed, tmp_path, monkeypatch, command):
+    """Before Ray starts, and before a file in the folder is touched."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
+    place = tmp_path / "place"
+    with locks.hold_folder(str(place)):
+        done = CliRunner().invoke(cli.app, [word.format(data=packed, place=place) for word in command])
+        assert isinstance(done.exception, ConfigError)
+        assert f"place: in use by process {os.getpid()} of" in str(done.exception)
+        assert [path.name for path in place.iterdir()] == [storage.LOCK]
