@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from avvp_dist import storage
@@ -26,14 +25,14 @@ from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.outcome import Outcome, provenance
-from avvp_dist.recipe import RunConfig, differences, of_stages, what_it_is
+from avvp_dist.outcome import CONFIG, RESULT, Outcome, check_files, finished, provenance
+from avvp_dist.recipe import RunConfig, differences, of_stages, what_comes_out
 from avvp_dist.report.console import TrainingConsole
 from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
-from avvp_dist.train.stages import Identity, PlannedStage, StageRunner, read_weights
+from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 from avvp_dist.types import Progress
 
 LOGGER = logging.getLogger(__name__)
@@ -56,8 +55,22 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     """
     index, labels, method, refined = check(config, runtime.collective.world_size)
     rank_0 = runtime.collective.rank == 0
-    if rank_0:
-        _claim(config)
+    with runtime.hold(config.output) if rank_0 else nullcontext():
+        if rank_0:
+            _claim(config)
+        return _train(config, index, labels, refined, method, runtime)
+
+
+def _train(
+    config: RunConfig,
+    index: Index,
+    labels: dict[str, Labels],
+    refined: RefinedLabels | None,
+    method: Method,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """What `run` does once everything is checked and the output is this run's."""
+    rank_0 = runtime.collective.rank == 0
     labels, left_out = _sound(config, index, labels, runtime)
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
@@ -95,7 +108,7 @@ def run(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
         )
         result = outcome.result()
         if rank_0:
-            outcome.publish(result, observer.tracker)
+            result = outcome.publish(result, observer.tracker)
         observer.finish("FINISHED")
     except BaseException as error:
         # a trial that its sweep ends early leaves by SystemExit
@@ -130,14 +143,13 @@ def evaluate(config: RunConfig, runtime: Runtime) -> Evaluation:
         DataError: no finished run there, or data it cannot read.
     """
     index, labels = open_data(config)
-    url = storage.join(config.output, "model.safetensors")
+    url = storage.join(config.output, WEIGHTS)
     if not storage.exists(url):
         raise DataError(f"{config.output}: no model.safetensors; train a run into this folder first")
+    check_files(config.output, finished(config.output) or {}, [WEIGHTS])
     model = _build(config, index).to(runtime.device)
     try:
         model.load_state_dict(read_weights(url))
-    except SafetensorError as error:
-        raise DataError(f"{url}: damaged, not a model ({error}); train the run again") from None
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
     cross_modal = _recorded_cross_modal(config)
@@ -360,17 +372,22 @@ def _predict(model: nn.Module, split: Source, config: RunConfig, runtime: Runtim
 
 
 def _claim(config: RunConfig) -> None:
-    """Writes config.yaml, unless the folder belongs to another run.
+    """Writes config.yaml, unless the folder belongs to another run; beside a result.json, it is written with the next one.
 
     Raises:
-        ConfigError: names the keys in which that run differs.
+        ConfigError: names the keys in which that run differs, or its config cannot be read.
     """
-    url = storage.join(config.output, "config.yaml")
+    url = storage.join(config.output, CONFIG)
     if storage.exists(url):
-        there = parse_yaml(storage.read_text(url), url)
-        changed = differences(what_it_is(there), what_it_is(config.model_dump(mode="json")))
+        try:
+            there = parse_yaml(storage.read_text(url), url)
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{url}: damaged ({error}); restore it, choose another output, or delete this one") from None
+        changed = differences(what_comes_out(there), what_comes_out(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
+        if storage.exists(storage.join(config.output, RESULT)):
+            return
     storage.write_text(url, config.to_yaml())
 
 

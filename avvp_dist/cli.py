@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from avvp_dist import json_files, storage
+from avvp_dist import integrity, json_files, storage
 from avvp_dist.cli_cache import cache
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
@@ -83,6 +83,7 @@ def evaluate(
     from avvp_dist.config import assignment
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+    from avvp_dist.outcome import CONFIG, check_files, read_result
     from avvp_dist.recipe import load
     from avvp_dist.storage_probe import refuse_unwritable
 
@@ -91,17 +92,18 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
+    recorded = json_files.expect(read_result(run), result_url, {"scores": dict, "data": dict}, "train the run again")
+    check_files(run, recorded, [CONFIG])
     config = load(config_url, [assignment("output", run), *(overrides or [])]).absolute()
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
-    recorded = json_files.record(result_url, {"scores": dict, "data": dict}, "train the run again")
     found = composition.evaluate(config, LocalRuntime(config.output, config.train.device))
     result = recorded | {"scores": found.scores, "data": recorded["data"] | {"url": config.data.url}}
     _print_scores({config.recipe: result})
     worst = _largest_difference(found.scores, recorded["scores"])
     if worst < 1e-6:
         say("result.json reproduced")
-        _keep(storage.join(run, PER_VIDEO), found.per_video.to_bytes())
+        _keep(run, recorded, PER_VIDEO, found.per_video.to_bytes())
     else:
         say(f"differs from result.json by up to {worst:.3g} points")
     if json_file:
@@ -190,12 +192,20 @@ def _print_scores(results: dict[str, dict[str, Any]]) -> None:
     Console().print(scores(results))
 
 
-def _keep(url: str, content: bytes) -> None:
-    """Writes a file that is not there or holds something else; a folder that cannot be written is only told."""
+def _keep(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
+    """Writes a file that is not there or holds something else, and its checksum into result.json where that lists files.
+
+    A folder that cannot be written is only told.
+    """
+    url = storage.join(run, name)
     if storage.exists(url) and storage.read_bytes(url) == content:
         return
     try:
         storage.write_bytes(url, content)
+        if integrity.FILES in result:
+            files = {**result[integrity.FILES], name: integrity.describe(content)}
+            sealed = integrity.seal({**result, integrity.FILES: files})
+            storage.write_text(storage.join(run, "result.json"), json.dumps(sealed, indent=1))
         say(f"scores of videos {url}")
     except (OSError, StorageError) as error:
         say(f"{url}: not written: {error}")

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from avvp_dist import json_files, storage
+from avvp_dist import integrity, storage
 from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.recipe import RunConfig, changed, load, what_it_is
+from avvp_dist.outcome import CONFIG, check_files, read_result
+from avvp_dist.recipe import RunConfig, changed, load, what_comes_out
 from avvp_dist.report.runs import Run, Setting
 from avvp_dist.report.tables import METRICS
 from avvp_dist.tracking.base import flatten
@@ -24,9 +25,8 @@ from avvp_dist.tracking.base import flatten
 SCORES = tuple(f"{level}.{metric}" for level in LEVELS for metric in METRICS)
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # no such key: not the same as a key whose value is null
-# besides what only says how a run is run; data are told apart by their fingerprint
-_ASIDE = {"output", "seed", "recipe"}
-_ASIDE_BELOW = {"train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",), "data": ("url",)}
+# besides what decides nothing about what comes out; data are told apart by their fingerprint
+_ASIDE = {"seed", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def _read(url: str) -> tuple[RunConfig, Run]:
     missing = [f"{each}: not there" for each in (result_url, config_url) if not storage.exists(each)]
     if missing:
         raise DataError([f"{each}; train the run first, or name its folder" for each in missing])
+    result = read_result(url)
     try:
-        result = json_files.read(result_url, "train the run again")
         seed, data, scores = result["seed"], result["data"], result["scores"]
         if not isinstance(seed, int) or not {"fingerprint", "dataset", "synthetic"} <= data.keys() or not scores:
             raise ValueError
@@ -153,6 +153,7 @@ def _read(url: str) -> tuple[RunConfig, Run]:
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{result_url}: not the result of a finished run; train it again") from None
+    check_files(url, result, [CONFIG])
     try:
         config = load(config_url)
     except ConfigError as error:
@@ -166,7 +167,7 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
     if not storage.exists(where):
         return Run(url, result, None, f"{where}: not there; {how}")
     try:
-        per_video = PerVideo.load(where)
+        per_video = PerVideo.from_bytes(integrity.read_listed(url, PER_VIDEO, result), where)
     except DataError as error:
         return Run(url, result, None, f"{error}; {how} anew")
     for split, protocols in result["scores"].items():
@@ -180,9 +181,8 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
 
 def _what(config: RunConfig, run: Run) -> dict[str, Any]:
     """All of a config that decides what comes out, the seed aside."""
-    content = what_it_is(config.model_dump(mode="json", exclude=_ASIDE))
-    for section, keys in _ASIDE_BELOW.items():
-        content[section] = {key: value for key, value in content[section].items() if key not in keys}
+    content = what_comes_out(config.model_dump(mode="json", exclude=_ASIDE))
+    content["data"] = {key: value for key, value in content["data"].items() if key != "url"}
     content["data"]["fingerprint"] = str(run.result["data"]["fingerprint"])[:12]
     return content
 

@@ -35,7 +35,15 @@ def record(url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is not JSON, no object, or lacks keys.
     """
-    content = read(url, remedy)
+    return expect(read(url, remedy), url, keys, remedy)
+
+
+def expect(content: Any, url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
+    """``content`` of the file ``url``, if it is an object with ``keys``, each a value of its type.
+
+    Raises:
+        DataError: it is not.
+    """
     if not isinstance(content, dict):
         raise DataError(f"{url}: not what it should be, an object with {', '.join(keys)}; {remedy}")
     wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 import torch
 
-from avvp_dist import storage
+from avvp_dist import integrity, storage
 from avvp_dist.data.index import Index, Labels, LeftOut
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import Runtime, named_device
+from avvp_dist.errors import DataError
 from avvp_dist.metrics.denoising import Levels, judge, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -27,7 +29,10 @@ from avvp_dist.report.pictures import draw
 from avvp_dist.tracking.base import Tracker
 from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
 from avvp_dist.train.loop import Trained
-from avvp_dist.train.stages import write_weights
+from avvp_dist.train.stages import WEIGHTS, weights_bytes
+
+LOGGER = logging.getLogger(__name__)
+CONFIG, RESULT = "config.yaml", "result.json"
 
 
 @dataclass(frozen=True)
@@ -112,23 +117,34 @@ class Outcome:
         """The scores of every video that those in result.json are means of."""
         return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
 
-    def publish(self, result: Mapping[str, Any], tracker: Tracker) -> None:
-        """Writes and tracks everything, result.json last."""
+    def publish(self, result: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
+        """Writes and tracks everything, result.json last: it lists the checksums of what `evaluate` and `compare` read.
+
+        Returns:
+            the content of result.json: ``result`` with ``files`` and a ``checksum`` of its own.
+        """
         output = self.config.output
-        write_weights(storage.join(output, "model.safetensors"), self.final.weights)
-        storage.write_bytes(storage.join(output, PER_VIDEO), self.per_video().to_bytes())
+        model = weights_bytes(self.final.weights)
+        config = self.config.to_yaml().encode()
+        files = {WEIGHTS: model, PER_VIDEO: self.per_video().to_bytes(), CONFIG: config}
+        listed = {name: integrity.describe(content) for name, content in files.items()}
+        result = integrity.seal({**result, integrity.FILES: listed})
+        for name in (WEIGHTS, PER_VIDEO):
+            storage.write_bytes(storage.join(output, name), files[name])
         history = [row for stage in self.trained.values() for row in stage.history]
         storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
         with tempfile.TemporaryDirectory() as scratch:
             for picture in self._draw(Path(scratch), history, result):
                 storage.write_bytes(storage.join(output, "pictures", picture.name), picture.read_bytes())
                 tracker.artifact(picture, "pictures")
-            weights = Path(scratch) / "model.safetensors"
-            write_weights(str(weights), self.final.weights)
+            weights = Path(scratch) / WEIGHTS
+            weights.write_bytes(model)
             tracker.artifact(weights, "checkpoints")
-        storage.write_text(storage.join(output, "result.json"), json.dumps(result, indent=1))
-        tracker.text("result.json", json.dumps(result, indent=1))
+        storage.write_bytes(storage.join(output, CONFIG), config)
+        storage.write_text(storage.join(output, RESULT), json.dumps(result, indent=1))
+        tracker.text(RESULT, json.dumps(result, indent=1))
         tracker.metrics(_final_metrics(self.config, result), step=0)
+        return result
 
     def _draw(self, folder: Path, history: list[dict[str, Any]], result: Mapping[str, Any]) -> list[Path]:
         return draw(
@@ -141,6 +157,43 @@ class Outcome:
             predicted=decide(self.probabilities["test"], self.config.evaluate),
             removed=self.removed(),
         )
+
+
+def read_result(output: str) -> dict[str, Any]:
+    """The checked content of a finished run's result.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged.
+    """
+    return integrity.read_sealed(storage.join(output, RESULT))
+
+
+def finished(output: str) -> dict[str, Any] | None:
+    """As `read_result`; None where there is none or, with a warning, a damaged one: then the run has to end again."""
+    try:
+        return read_result(output)
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        LOGGER.warning("%s; the run is scored again", error)
+        return None
+
+
+def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Compares files of a finished run with the checksums in its result.json; one of an earlier version lists none.
+
+    Raises:
+        DataError: they are missing or damaged; all of them.
+    """
+    problems = []
+    for name in names:
+        try:
+            integrity.read_listed(output, name, result)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError([f"{problem}; restore it from a copy, or train the run again" for problem in problems])
 
 
 def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:

@@ -44,13 +44,13 @@ _HOW = {
     "train": ("device",),
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
 }
+# likewise, where a run lies, and how often it looks after itself
+_PACE = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
 # by section, what no artefact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
 # data and labels, and the order of the videos
 _NOT_OF_STAGES = {
-    "": ("recipe", "output"),
-    "train": ("check_every", "checkpoint_every"),
+    "": ("recipe",),
     "data": ("url", "dataset", "refined", "mode", "memory_gb", "streams", "window"),
-    "evaluate": ("batch_size",),
 }
 
 
@@ -206,16 +206,25 @@ def what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
     return _without(content, _HOW)
 
 
+def what_comes_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`what_it_is` without its place and its pace as well: two runs in which nothing else differs leave the same.
+
+    Names of run folders hash `what_it_is`, so that those of earlier versions are found again.
+    """
+    return _without(what_it_is(content), _PACE)
+
+
 def of_stages(config: RunConfig) -> dict[str, Any]:
     """All of a dumped config that artefacts of stages may depend on; each stage drops what of the method it does without."""
-    return _without(what_it_is(config.model_dump(mode="json")), _NOT_OF_STAGES)
+    return _without(what_comes_out(config.model_dump(mode="json")), _NOT_OF_STAGES)
 
 
 def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """A dumped config without the keys named by section."""
-    kept = {key: value for key, value in content.items() if key not in names[""]}
+    kept = {key: value for key, value in content.items() if key not in names.get("", ())}
     for section in kept.keys() & names.keys():
-        kept[section] = {key: value for key, value in kept[section].items() if key not in names[section]}
+        if isinstance(kept[section], Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key not in names[section]}
     return kept
 
 

@@ -10,33 +10,33 @@ config; a process that is started by another is given `settings` and does the sa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import fsspec
-from filelock import FileLock
 from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
-from avvp_dist import devices
+from avvp_dist import devices, processes
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.storage_errors import attempt, unreachable
+from avvp_dist.storage_errors import attempt, precondition_failed, unreachable
 from avvp_dist.urls import malformed
 
 T = TypeVar("T")
 
+LOCK = ".avvp-lock"
+"""Prefix of the names of locks (see `locks`); never taken for data."""
 _ASIDE = ".aside-"  # prefix of files being written; never taken for data
+_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a file aside has no writer any more
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
 _GREETINGS = 3  # attempts to find anyone at an address that has not answered yet: a wrong one should not cost a minute
@@ -108,7 +108,7 @@ def names(url: str | os.PathLike[str]) -> list[str]:
         found = _on(url, "list", look)
     except FileNotFoundError:
         return []
-    return sorted(name for name in found if not name.startswith(_ASIDE))
+    return sorted(name for name in found if not name.startswith((_ASIDE, LOCK)))
 
 
 def find(url: str | os.PathLike[str], name: str) -> list[str]:
@@ -184,7 +184,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
         devices.write(target, content)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
+    aside = target.parent / f"{_ASIDE}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:
         with aside.open("wb") as handle:
             handle.write(content)
@@ -218,33 +218,76 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
     return PyFileSystem(FSSpecHandler(fs)), path
 
 
-def lock(url: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
-    """Held by one process at a time among those of this machine; nothing where ``url`` is not a local path."""
-    path = local_path(url)
-    return contextlib.nullcontext() if path is None else _file_lock(path)
+def create(url: str, content: bytes) -> bool:
+    """Puts an object at ``url`` of object storage unless one is there; returns whether it did.
+
+    S3 decides in one step (If-None-Match). A store that ignores the condition, or has none, is asked before: then two
+    writers of the same moment may both succeed.
+    """
+    return _put_if(url, content, {"mode": "create"})
 
 
-@contextlib.contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
-    # beside nobody's files, and for one user alone
-    folder = Path(tempfile.gettempdir()) / f"avvp-locks-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(folder / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]}.lock"):
-        yield
+def replace(url: str, content: bytes, version: str) -> bool:
+    """Puts ``content`` in place of the object whose ETag is ``version``; returns False where it is another by now.
+
+    As `create` where a store ignores the condition (If-Match).
+    """
+    return _put_if(url, content, {"IfMatch": version})
+
+
+def read_version(url: str) -> tuple[bytes, str] | None:
+    """Content of an object and its ETag (empty where the store has none); None where there is none."""
+
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, str]:
+        version = str(fs.info(path, refresh=True).get("ETag", "")) if get_protocol(url) in _S3 else ""
+        return bytes(fs.cat_file(path)), version
+
+    try:
+        return _on(url, "read", look)
+    except FileNotFoundError:
+        return None
+
+
+def _put_if(url: str, content: bytes, condition: dict[str, str]) -> bool:
+    known = read_version(url)
+    if (known is not None) if "mode" in condition else (known is None or known[1] != condition["IfMatch"]):
+        return False
+    conditional = get_protocol(url) in _S3
+
+    def put(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+        try:
+            fs.pipe_file(path, content, **(condition if conditional else {}))
+        except Exception as error:
+            if precondition_failed(error):
+                return False
+            raise
+        return True
+
+    return _on(url, "write", put)
 
 
 def sweep(url: str | os.PathLike[str]) -> int:
     """Deletes what killed writers left aside right below a local ``url``; returns how many files that were.
 
-    Only safe while nobody else is writing there.
+    A file is left if its writer may be alive: a process of this machine that runs, or one of another machine within a day.
     """
     folder = local_path(url)
     if folder is None or not folder.is_dir():
         return 0
-    stale = list(folder.glob(f"{_ASIDE}*"))
+    stale = [path for path in folder.glob(f"{_ASIDE}*") if _is_abandoned(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
+
+
+def _is_abandoned(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(_ASIDE).partition("-")
+    pid = rest.partition("-")[0]
+    if machine == processes.machine() and pid.isdecimal():
+        return not processes.is_alive(int(pid))
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
+    return False
 
 
 def _is_local(url: str | os.PathLike[str]) -> bool:

@@ -81,6 +81,11 @@ def unreachable(url: str, endpoint: str, reason: object) -> StorageError:
     )
 
 
+def precondition_failed(error: BaseException) -> bool:
+    """Whether a store refused to put an object because of one that is there, or just being put there."""
+    return _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict") or isinstance(error, FileExistsError)
+
+
 def _say(state: RetryCallState, url: str, doing: str) -> None:
     error = state.outcome and state.outcome.exception()
     assert error

@@ -17,11 +17,13 @@ Needs Linux, util-linux (unshare) and iproute2 (ip), and root or unprivileged us
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -139,7 +141,15 @@ def environment() -> dict[str, str]:
 
 
 def _running() -> psutil.Process | None:
-    """The process that holds the namespaces, if it is the one that was noted."""
+    """The process that holds the namespaces, if it is the one that was noted.
+
+    Raises:
+        ClusterError: the folder, which lies in a place that all users share, was made by another one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        found = STATE.lstat()
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise ClusterError(f"{STATE}: not a folder of this user; delete it, or set TMPDIR to a folder of your own")
     try:
         state: dict[str, Any] = json.loads((STATE / "state.json").read_text())
         process = psutil.Process(state["pid"])

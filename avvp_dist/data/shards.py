@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from avvp_dist import storage
+from avvp_dist import locks, storage
 from avvp_dist.data import index as indexes
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import Dataset
@@ -52,7 +52,7 @@ def pack(
     """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
 
     All features are checked before anything is written. A second call with the same inputs writes nothing but what is
-    missing or damaged. Nobody else may write to ``out`` meanwhile.
+    missing or damaged.
 
     Args:
         dataset: classes, streams and segments.
@@ -66,13 +66,29 @@ def pack(
         open_pool: who works; what is written does not depend on it.
 
     Raises:
-        ConfigError: numbers below 1.
+        ConfigError: numbers below 1, or another process writes to ``out``.
         DataError: records that contradict each other, every bad feature file (unless ``skip_bad``), or an ``out`` that
             holds other data.
     """
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
     _refuse_records(dataset, records)
+    with locks.hold_folder(out, "pack into another folder"):
+        return _pack(dataset, records, source, out, provenance, workers, shard_videos, skip_bad, open_pool)
+
+
+def _pack(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    provenance: Mapping[str, Any],
+    workers: int | None,
+    shard_videos: int,
+    skip_bad: bool,
+    open_pool: processes.OpenPool,
+) -> Index:
+    """What `pack` does once nobody else writes to ``out``."""
     parts = storage.join(out, indexes.PARTS_FOLDER)
     storage.sweep(out)
     storage.sweep(parts)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from avvp_dist import storage
+from avvp_dist import locks, storage
 from avvp_dist.data import llp, shards
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import FEATURE_SETS, LLP, Dataset, Stream
@@ -235,7 +235,8 @@ def write(
         shards.pack(dataset, made, source, out, provenance=provenance, workers=workers, shard_videos=shard_videos)
         following = f"avvp train han data={shlex.quote(out)}"
     else:
-        _write_official(out, made, source, provenance, workers)
+        with locks.hold_folder(out, "choose another folder"):
+            _write_official(out, made, source, provenance, workers)
         places = {"annotations": out, "features": storage.join(out, "feats"), "out": f"{out.rstrip('/')}-packed"}
         options = {**places, **({} if dataset == LLP else {"streams": streams})}
         following = " ".join(["avvp data pack llp", *(f"--{name} {shlex.quote(value)}" for name, value in options.items())])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,13 +17,14 @@ import torch.distributed as dist
 # DDP imports it late, when its functions' default arguments would keep the process group for ever
 import torch.distributed.nn  # noqa: F401
 
-from avvp_dist import storage
+from avvp_dist import locks, storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.dist.rendezvous import join
 from avvp_dist.dist.world import World, read
 from avvp_dist.errors import ConfigError
 
 _KEEP = 2  # checkpoints kept: the newest may be damaged by what made us need it
+_NAME = re.compile(r"[0-9]{8,18}\.pt")  # of a checkpoint
 
 
 class Runtime(Protocol):
@@ -39,12 +41,24 @@ class Runtime(Protocol):
         """Hands over an epoch's metrics and, on rank 0, a checkpoint. Every rank calls it at the same points."""
         ...
 
+    def hold(self, output: str) -> AbstractContextManager[None]:
+        """Keeps other runs out of ``output`` for as long as it is entered; for rank 0.
+
+        Raises:
+            ConfigError: another process works there.
+        """
+        ...
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """Entered once nobody else works on the stage ``key`` of ``store``; for rank 0."""
         ...
 
-    def latest_checkpoint(self) -> bytes | None:
-        """The newest checkpoint that was handed over completely, or None; the same on all ranks."""
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints that were handed over, newest first; rank 0 asks, and `read_checkpoint` takes them."""
+        ...
+
+    def read_checkpoint(self, name: str) -> bytes:
+        """Content of one of the `checkpoints`, unchecked; on any rank."""
         ...
 
     def stop_requested(self) -> bool:
@@ -95,24 +109,31 @@ class LocalRuntime:
         if checkpoint is None:
             return
         names = self._names()
-        storage.sweep(self._folder)  # what a killed rank 0 left; nobody else writes here
+        storage.sweep(self._folder)  # what a killed rank 0 left
         number = int(names[-1].removesuffix(".pt")) + 1 if names else 1
         storage.write_bytes(storage.join(self._folder, f"{number:08d}.pt"), checkpoint)
         for name in names[: 1 - _KEEP]:
             storage.remove(storage.join(self._folder, name))
 
-    def latest_checkpoint(self) -> bytes | None:
+    def checkpoints(self) -> list[str]:
         """See `Runtime`."""
-        names = self._names()
-        return storage.read_bytes(storage.join(self._folder, names[-1])) if names else None
+        return [storage.join(self._folder, name) for name in reversed(self._names())]
+
+    def read_checkpoint(self, name: str) -> bytes:
+        """See `Runtime`."""
+        return storage.read_bytes(name)
 
     def stop_requested(self) -> bool:
         """See `Runtime`; ``stop`` is set by who started the process, see `signals.stop_on_signals`."""
         return self.stop.is_set()
 
+    def hold(self, output: str) -> AbstractContextManager[None]:
+        """See `Runtime`; a lock in the folder itself."""
+        return locks.hold_folder(output)
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; a file lock, which ends with its process. An object store has none: there, two runs work twice."""
-        return storage.lock(storage.join(store, f"{key}.lock"))
+        """See `Runtime`; a lock in the store."""
+        return locks.claim_stage(store, key)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""
@@ -120,7 +141,9 @@ class LocalRuntime:
             storage.remove(storage.join(self._folder, name))
 
     def _names(self) -> list[str]:
-        return [name for name in storage.names(self._folder) if name.endswith(".pt")]
+        """Files of ours, oldest first; others in the folder are neither read nor deleted."""
+        found = [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+        return sorted(found, key=lambda name: int(name.removesuffix(".pt")))
 
 
 def _let_go(group: list[Any]) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from avvp_dist import ray_job, storage
+from avvp_dist import locks, ray_job, storage
 from avvp_dist.data import workers
 from avvp_dist.dist.world import rank
 from avvp_dist.launch import ray_environment
@@ -52,7 +52,8 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
-    return ray_tune.run(name, spec, overrides=overrides, output=output)
+    with locks.hold_folder(storage.absolute(output)):
+        return ray_tune.run(name, spec, overrides=overrides, output=output)
 
 
 def pack_pool(name: str) -> workers.OpenPool:

@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from avvp_dist import locks
+
 _log = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between two questions of one who waits
 _RENEW = 5.0
@@ -71,7 +73,8 @@ def claims(desk: ActorHandle) -> Claim:
 
         threading.Thread(target=renew, daemon=True).start()
         try:
-            yield
+            with locks.claim_stage(store, key):  # runs outside the sweep may share its store
+                yield
         finally:
             done.set()
             ray.get(desk.give_back.remote(key, owner))

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 
-from avvp_dist import app, storage
+from avvp_dist import app, locks, storage
 from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
@@ -29,6 +30,7 @@ from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.repeating import Repeating
+from avvp_dist.outcome import read_result
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.signals import stop_on_signals
@@ -36,6 +38,7 @@ from avvp_dist.storage_config import StorageConfig
 
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
+_EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # folders of Ray's, and a file of ours in them
 _LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
 # Ray looks for dead nodes every 20 seconds and until then waits for them, by default a minute a time
 _WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
@@ -47,12 +50,13 @@ class RayRuntime:
     launcher = "ray"
     lineage = ""
 
-    def __init__(self, output: str, claim: Claim | None = None) -> None:
+    def __init__(self, output: str, group: str, claim: Claim | None = None) -> None:
         self._mark = _stop_mark(output)
+        self._folder = storage.join(output, "ray", _EXPERIMENT)
         self._asked = threading.Event()
         # an object store answers in 20 to 100 ms, for which no step should wait
         self._watch = Repeating("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
-        self._claim = claim
+        self._claim, self._group = claim, group
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
         self.collective: Collective = TorchCollective() if several else LocalCollective()
@@ -70,16 +74,21 @@ class RayRuntime:
             ray.train.report(dict(metrics))
             return
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "checkpoint.pt").write_bytes(checkpoint)
+            (Path(folder) / _STATE).write_bytes(checkpoint)
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
-    def latest_checkpoint(self) -> bytes | None:
-        """See `Runtime`."""
+    def checkpoints(self) -> list[str]:
+        """See `Runtime`; Ray names the newest, and those before it lie beside it."""
         found = ray.train.get_checkpoint()
         if found is None:
-            return None
-        with found.as_directory() as folder:
-            return (Path(folder) / "checkpoint.pt").read_bytes()
+            return []
+        newest = Path(found.path).name
+        names = [name for name in storage.names(self._folder) if name.startswith(_CHECKPOINT) and name < newest]
+        return [storage.join(self._folder, name, _STATE) for name in (newest, *reversed(names))]
+
+    def read_checkpoint(self, name: str) -> bytes:
+        """See `Runtime`."""
+        return storage.read_bytes(name)
 
     def stop_requested(self) -> bool:
         """See `Runtime`; the driver leaves a mark in the run's folder, and a thread of rank 0 looks for it."""
@@ -87,9 +96,13 @@ class RayRuntime:
             self._watch.start()
         return self._asked.is_set()
 
+    def hold(self, output: str) -> AbstractContextManager[None]:
+        """See `Runtime`; the driver holds it, and its workers come and go."""
+        return nullcontext()
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; only the trials of a sweep share a store across machines."""
-        return self._claim(store, key) if self._claim else nullcontext()
+        """See `Runtime`; a lock in the store, and before it the sweep's desk where there is one."""
+        return self._claim(store, key) if self._claim else locks.claim_stage(store, key, self._group)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
@@ -99,7 +112,12 @@ class RayRuntime:
             self._asked.set()
 
 
-def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: ActorHandle | None = None) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    callbacks: list[UserCallback] | None = None,
+    desk: ActorHandle | None = None,
+    patience: float | None = None,
+) -> dict[str, Any]:
     """Runs ``config`` on Ray workers and returns the content of result.json.
 
     Uses the cluster that RAY_ADDRESS names (as it does inside a Ray job), or starts Ray on this machine for the run.
@@ -108,14 +126,21 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
         config: the run.
         callbacks: told of every report of the workers.
         desk: gives out the stages that this run shares with others (see `launch.claims`).
+        patience: see `locks.hold_folder`.
 
     Raises:
-        ConfigError, DataError: before any worker starts where that can be known.
+        ConfigError, DataError: before any worker starts where that can be known; or another run works on the output.
         Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
     index, labels = app.open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
+    with locks.hold_folder(config.output, patience=patience):
+        return _train(config, callbacks, desk)
+
+
+def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> dict[str, Any]:
+    """What `train` does once it has the output for itself."""
     for leftover in (_failure(config), _stop_mark(config.output)):
         storage.remove(leftover)
     started_here = not ray.is_initialized()
@@ -131,7 +156,7 @@ def train(config: RunConfig, callbacks: list[UserCallback] | None = None, desk: 
         if started_here:
             ray.shutdown()
     _raise_failure(config)
-    return json.loads(storage.read_text(storage.join(config.output, "result.json")))
+    return read_result(config.output)
 
 
 def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
@@ -148,12 +173,13 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "config": config.model_dump(mode="json"),
             "storage": storage.settings().model_dump(),
             "desk": desk,
+            "group": uuid.uuid4().hex,  # workers that are started again take over what those before them had locked
         },
         torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
-            name="train",
+            name=_EXPERIMENT,
             **place(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
@@ -182,7 +208,7 @@ def _work(arguments: dict[str, Any]) -> None:
     config = RunConfig.model_validate(arguments["config"])
     if storage.exists(_failure(config)):
         return
-    runtime = RayRuntime(config.output, claims(arguments["desk"]) if arguments["desk"] else None)
+    runtime = RayRuntime(config.output, arguments["group"], claims(arguments["desk"]) if arguments["desk"] else None)
     try:
         app.run(config, runtime)
     except (UserError, TrainingError, Preempted) as error:

@@ -13,6 +13,7 @@ from ray import tune
 
 from avvp_dist import storage
 from avvp_dist.launch.trial import FAILURE, SCORES, chosen_setting, final_score
+from avvp_dist.outcome import finished
 from avvp_dist.sweep import Setting, SweepConfig, Trial, label, trial
 
 _log = logging.getLogger(__name__)
@@ -118,10 +119,10 @@ class Book(tune.Callback):
     def _row(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
         folder = storage.join(self._output, "runs", name)
         row: dict[str, Any] = {"name": name, "setting": setting, "label": label(setting), "seed": seed, "status": "pending"}
-        result, scores = storage.join(folder, "result.json"), storage.join(folder, SCORES)
-        if storage.exists(result):
+        result, scores = finished(folder), storage.join(folder, SCORES)
+        if result:
             protocol = self._trial(setting, seed).config.evaluate.protocol
-            score = final_score(json.loads(storage.read_text(result)), protocol, self._sweep.metric)
+            score = final_score(result, protocol, self._sweep.metric)
             return row | {"status": "finished", "score": score}
         if storage.exists(scores):
             known = json.loads(storage.read_text(scores))

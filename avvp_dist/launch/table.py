@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from avvp_dist import app, storage
+from avvp_dist import app, locks, storage
 from avvp_dist.data import synthetic
 from avvp_dist.data.catalog import FEATURE_SETS, LLP
 from avvp_dist.data.external import noisy_labels
@@ -20,6 +20,7 @@ from avvp_dist.data.source import check_plan
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch import launch
+from avvp_dist.outcome import finished
 from avvp_dist.paper_tables import PaperTable, configs, only_for_oracles
 from avvp_dist.recipe import RunConfig, what_it_is
 from avvp_dist.report.paper import summary
@@ -94,7 +95,16 @@ def run(
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
     wanted = configs(table, settings)
     storage.configure(wanted[0].storage)
-    rows = _with_labels(table, _with_data(table, wanted, urls), output)
+    placed = _with_data(table, wanted, urls)
+    with locks.hold_folder(output):
+        return _run_all(name, table, placed, output, seeds, settings)
+
+
+def _run_all(
+    name: str, table: PaperTable, placed: Sequence[_Row], output: str, seeds: Sequence[int], settings: Sequence[str]
+) -> dict[str, Any]:
+    """What `run` does once everything is checked and the output is this table's."""
+    rows = _with_labels(table, placed, output)
     facts = _facts(name, table, rows[0], seeds, settings)
     runs = [_run(table, rows, row, seed, output) for seed in seeds for row in range(len(rows))]
     found: dict[int, list[tuple[_Run, Mapping[str, Any]]]] = {row: [] for row in range(len(rows))}
@@ -235,10 +245,10 @@ def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: s
 
 def _result(todo: _Run, where: str) -> Mapping[str, Any]:
     """The run's result.json: of a finished run, or of this one."""
-    url = storage.join(todo.config.output, "result.json")
-    if storage.exists(url):
+    known = finished(todo.config.output)
+    if known:
         _log.info("%s: finished before, %s", where, todo.config.output)
-        return json.loads(storage.read_text(url))
+        return known
     _log.info("%s: %s", where, todo.config.output)
     return launch(todo.config)
 

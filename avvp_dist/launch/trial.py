@@ -17,13 +17,14 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from avvp_dist import app, storage
+from avvp_dist import app, locks, storage
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.dist.world import World
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import ray_train
 from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.launch.ray_metrics import RunMetrics
+from avvp_dist.outcome import finished
 from avvp_dist.recipe import RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
@@ -33,6 +34,7 @@ from avvp_dist.train import checkpoint
 
 DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
 SCORES, FAILURE = "scores.json", "failure.json"
+_DONOR = "checkpoint of the trial whose weights are taken over"
 _WIND_DOWN = 600  # seconds for a trial that ends early to close what it has open, a tracking server that is slow included
 
 
@@ -126,13 +128,13 @@ def final_score(result: Mapping[str, Any], protocol: str, metric: str) -> float:
 
 
 def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any]:
-    url = storage.join(config.output, "result.json")
     told = _Scores(config, plan.sweep.metric)
     told.again()
-    if storage.exists(url):
-        return json.loads(storage.read_text(url))
+    known = finished(config.output)
+    if known:
+        return known
     if config.launch.workers > 1:
-        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk)
+        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk, _WIND_DOWN)
     torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
     runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
@@ -190,6 +192,10 @@ class TrialRuntime(LocalRuntime):
         self._metrics.close()
         super().close()
 
+    def hold(self, output: str) -> AbstractContextManager[None]:
+        """See `Runtime`; the process that had this trial before may be winding down."""
+        return locks.hold_folder(output, patience=_WIND_DOWN)
+
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; the sweep's desk serves the whole cluster."""
         return self._claim(store, key) if self._claim else super().claim(store, key)
@@ -223,12 +229,15 @@ class PopulationRuntime(TrialRuntime):
             (Path(folder) / "checkpoint.pt").write_bytes(checkpoint)
             tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
 
-    def latest_checkpoint(self) -> bytes | None:
-        """See `Runtime`; a donor's checkpoint comes first, as one of this run."""
-        found = tune.get_checkpoint()
-        own = super().latest_checkpoint()
-        if found is None or own is not None:
-            return own
+    def checkpoints(self) -> list[str]:
+        """See `Runtime`; a donor's checkpoint is the oldest, as one of this run."""
+        return [*super().checkpoints(), *([_DONOR] if tune.get_checkpoint() else [])]
+
+    def read_checkpoint(self, name: str) -> bytes:
+        """See `Runtime`."""
+        found = tune.get_checkpoint() if name == _DONOR else None
+        if found is None:
+            return super().read_checkpoint(name)
         with found.as_directory() as folder:
             return checkpoint.rekeyed((Path(folder) / "checkpoint.pt").read_bytes(), self._last.key)
 

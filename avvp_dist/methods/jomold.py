@@ -15,10 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avvp_dist import storage
+from avvp_dist import integrity, storage
 from avvp_dist.config import Section, Url
 from avvp_dist.dist.collective import Collective
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import ratio_files
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
@@ -141,11 +141,13 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
         data = storage.read_bytes(url)
         if ratio_files.is_npz(data):
             return ratio_files.from_npz(data, classes, title)
-        content = json.loads(data.decode("utf-8"))
+        content = _whole(json.loads(data.decode("utf-8")))
     except FileNotFoundError:
         raise ConfigError("no such file", title) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"not JSON: {error}", title) from None
+    except DataError as error:
+        raise ConfigError(error.problems, title) from None
     problems = []
     for modality in ("audio", "visual"):
         table = content.get(modality) if isinstance(content, dict) else None
@@ -162,6 +164,17 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, title)
     return {modality: {name: float(content[modality][name]) for name in classes} for modality in ("audio", "visual")}
+
+
+def _whole(content: Any) -> Any:
+    """The content of a noise-ratio file, checked where it holds a checksum; those that others made have none.
+
+    Raises:
+        DataError: it is another content than the one that was written.
+    """
+    if isinstance(content, dict) and integrity.is_sealed(content):
+        integrity.check_seal(content, "the file")
+    return content
 
 
 class _Estimate(TrainStage):

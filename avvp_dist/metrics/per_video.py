@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,12 +55,18 @@ class PerVideo:
         """Reads what `to_bytes` made.
 
         Raises:
+            FileNotFoundError: there is none.
             DataError: it is no such file.
         """
+        return cls.from_bytes(storage.read_bytes(url), url)
+
+    @classmethod
+    def from_bytes(cls, content: bytes, url: str) -> PerVideo:
+        """As `load`; ``url`` names the file in messages."""
         ids: dict[str, tuple[str, ...]] = {}
         values: dict[tuple[str, str, bool], Floats] = {}
         try:
-            with np.load(io.BytesIO(storage.read_bytes(url)), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 for name in arrays.files:
                     split, _, rest = name.partition("/")
                     if rest == "ids":
@@ -69,7 +74,7 @@ class PerVideo:
                     else:
                         protocol, _, without = rest.partition("/")
                         values[split, protocol, bool(without)] = np.asarray(arrays[name], dtype=np.float64)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of a damaged zip file, nearly anything
             raise DataError(f"{url}: no scores of videos: {' '.join(str(error).split())[:200]}") from None
         width = len(LEVELS) * len(_COLUMNS)
         wrong = [_name(*key) for key, scores in values.items() if scores.shape != (len(ids.get(key[0], ())), width)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from avvp_dist.config import Section
 from avvp_dist.data.plan import Plan
 from avvp_dist.data.source import Source
+from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.errors import Preempted
+from avvp_dist.errors import DataError, Preempted
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.peers import Peers
 from avvp_dist.train import checkpoint
@@ -27,6 +30,8 @@ from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Progress
+
+LOGGER = logging.getLogger(__name__)
 
 
 class TrainConfig(Section):
@@ -250,10 +255,9 @@ class StageTrainer:
         self.runtime.report(metrics, blob)
 
     def _restore(self) -> Progress | None:
-        """Goes on from this stage's newest checkpoint; None when there is none."""
-        blob = self.runtime.latest_checkpoint()
-        state = checkpoint.unpack(blob) if blob else None
-        if state is None or state["key"] != self.job.key:
+        """Goes on from this stage's newest checkpoint that is whole; None when there is none."""
+        state = self._choose_checkpoint()
+        if state is None:
             return None
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -265,5 +269,41 @@ class StageTrainer:
         self.trained = Trained(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
         if self.step:
             self.meter.restore(state["meter"], self.rank)
-        steps = self.job.train_split.plan(self.job.train.batch_size, self.job.seed, self.epoch).steps
-        return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, steps)
+        return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, self._steps(self.epoch))
+
+    def _choose_checkpoint(self) -> dict[str, Any] | None:
+        """State to go on from, the same on all ranks: rank 0 checks, and tells the others which checkpoint it is."""
+        chosen, state = "", None
+        if self.rank == 0:
+            for name in self.runtime.checkpoints():
+                try:
+                    state = self._read_checkpoint(name)
+                except DataError as error:
+                    LOGGER.warning("%s; going on without this checkpoint, from the one before it if there is one", error)
+                    continue
+                chosen = name if state else ""  # of another stage: this one has none yet
+                break
+        told = gather_lines(self.runtime.collective, [json.dumps(chosen)] if chosen else [], self.runtime.device)
+        if told and self.rank != 0:
+            state = self._read_checkpoint(json.loads(told[0]))
+        return state
+
+    def _read_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """A checkpoint's state, or None where it is of another stage.
+
+        Raises:
+            DataError: it is damaged, or cannot be of this stage; names it.
+        """
+        try:
+            state = checkpoint.unpack(self.runtime.read_checkpoint(name), name)
+        except FileNotFoundError:
+            raise DataError(f"{name}: missing") from None
+        if state.get("key") != self.job.key:
+            return None
+        problem = checkpoint.misfit(state, self.model.state_dict(), self.job.train.epochs, self._steps)
+        if problem:
+            raise DataError(f"{name}: {problem}")
+        return state
+
+    def _steps(self, epoch: int) -> int:
+        return self.job.train_split.plan(self.job.train.batch_size, self.job.seed, epoch).steps

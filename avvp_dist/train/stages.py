@@ -2,16 +2,18 @@
 
 An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, the whole
 config but for what is known not to matter, and the keys of the stages before it. ``stage.json`` is written last: without it
-the stage is not finished.
-A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or ``refined.npz``, which other
-runs take as they are.
+the stage is not finished. It lists the checksums of the other files, and holds one of its own; a stage whose artefact is
+damaged is run again. A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or
+``refined.npz``, which other runs take as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
@@ -22,16 +24,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from avvp_dist import storage
+from avvp_dist import integrity, storage
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
+from avvp_dist.errors import DataError, StorageError, TrainingError
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
+from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import Observer, StageJob, StageTrainer, TrainConfig, Trained
 from avvp_dist.train.optim import OptimConfig
 
-_REFINED = "refined.npz"
+LOGGER = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+_REFINED, _REMOVED = "refined.npz", "removed.npz"
 _DONE = "stage.json"
 _VERSION = 2  # raised when a change of the code makes a stage come out differently
 
@@ -125,35 +131,76 @@ class StageRunner:
         trained: dict[str, Trained] = {}
         collected: dict[str, Any] = {}
         for planned in self.identity.plan(method):
-            stage, folder = planned.stage, planned.folder(self.store)
-            if self._finished(planned):
-                if self.runtime.collective.rank == 0:
-                    self.observer.stage_reused(stage.name, planned.key)
+            artefact = self._read(planned, warn=False)
+            if artefact is None:
+                artefact = self._make(planned, trained, collected)
+            elif self.runtime.collective.rank == 0:
+                self.observer.stage_reused(planned.stage.name, planned.key)
+            if isinstance(artefact, Trained):
+                trained[planned.stage.name] = artefact
             else:
-                self._make(planned, trained, collected)
-            if isinstance(stage, TrainStage):
-                trained[stage.name] = _read_trained(folder)
-            else:
-                collected[stage.name] = _read_collected(folder, stage.name)
+                collected[planned.stage.name] = artefact
         return trained, collected
 
-    def _make(self, planned: PlannedStage, trained: Mapping[str, Trained], collected: Mapping[str, Any]) -> None:
+    def _make(self, planned: PlannedStage, trained: Mapping[str, Trained], collected: Mapping[str, Any]) -> Any:
         """Runs one stage; where several runs share a store, one at a time, and those that waited find it finished."""
         stage = planned.stage
         rank_0 = self.runtime.collective.rank == 0
         with self.runtime.claim(self.store, planned.key) if rank_0 else nullcontext():
-            if self._finished(planned):
-                return
+            self._everyone_here()  # rank 0 may have waited for another run, which has finished the stage
+            artefact = self._read(planned)
+            if artefact is not None:
+                return artefact
             if isinstance(stage, TrainStage):
                 self._train(planned, stage, collected)
             else:
                 assert isinstance(stage, CollectStage)
                 self._collect(planned, stage, trained[stage.source])
+        artefact = self._read(planned)
+        if artefact is None:
+            raise StorageError(
+                f"{planned.folder(self.store)}: what was just written there cannot be read; is the disk sound?"
+            )
+        return artefact
 
-    def _finished(self, planned: PlannedStage) -> bool:
-        """Whether the artefact is there; rank 0 looks for all, another run may be writing it at this moment."""
-        found = self.runtime.collective.rank == 0 and planned.finished(self.store)
-        return bool(self.runtime.collective.all_reduce_sum(torch.tensor([float(found)], device=self.runtime.device)).item())
+    def _read(self, planned: PlannedStage, warn: bool = True) -> Any:
+        """The checked artefact, or None where the stage has to run; the same on all ranks.
+
+        A rank that cannot read it, as another run may be writing it at this moment, decides for all.
+        """
+        artefact = None
+        try:
+            artefact = self._artefact(planned)
+        except DataError as error:
+            if warn:
+                LOGGER.warning("%s; stage %s is run again", error, planned.stage.name)
+        collective = self.runtime.collective
+        found = torch.tensor([float(artefact is not None)], device=self.runtime.device)
+        everyone = collective.all_reduce_sum(found).item() == collective.world_size
+        return artefact if everyone else None
+
+    def _artefact(self, planned: PlannedStage) -> Any:
+        """What the stage left; None where it is not finished.
+
+        Raises:
+            DataError: it is damaged; names the file.
+        """
+        folder = planned.folder(self.store)
+        if not planned.finished(self.store):
+            return None
+        if not isinstance(planned.stage, TrainStage):
+            return read_collected(folder, planned.stage.name)
+        trained = read_trained(folder)
+        problem = checkpoint.weights_misfit(trained.weights, self._blank)
+        if problem:
+            raise DataError(f"{storage.join(folder, WEIGHTS)}: {problem}")
+        return trained
+
+    @functools.cached_property
+    def _blank(self) -> dict[str, Tensor]:
+        """Weights of a fresh network, for their names and shapes."""
+        with torch.random.fork_rng(devices=[]):
+            return self.build().state_dict()
 
     def _train(self, planned: PlannedStage, stage: TrainStage, collected: Mapping[str, Any]) -> None:
         stage.start(collected, self.runtime.device)
@@ -169,6 +216,9 @@ class StageRunner:
             val_split=self.splits["val"],
         )
         trained = StageTrainer(job, self.runtime, self.observer).run()
+        problem = checkpoint.not_finite(trained.weights)
+        if problem:  # on all ranks alike
+            raise TrainingError(f"stage {stage.name}: {problem}; a smaller optim.lr may help")
         if self.runtime.collective.rank == 0:
             _write_trained(planned.folder(self.store), planned.depends, trained)
         self._everyone_here()
@@ -201,50 +251,100 @@ class StageRunner:
         self._everyone_here()
 
     def _everyone_here(self) -> None:
-        """Waits until rank 0 has written what the others are about to read."""
+        """Waits for rank 0, which is writing what the others are about to read, or waiting for its turn."""
         self.runtime.collective.all_reduce_sum(torch.zeros(1, device=self.runtime.device))
 
 
 def read_weights(url: str) -> dict[str, Tensor]:
-    """Weights of a safetensors file."""
-    return safetensors.torch.load(storage.read_bytes(url))
+    """Weights of a safetensors file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged, or holds values that are not finite.
+    """
+    return _weights(storage.read_bytes(url), url)
 
 
-def write_weights(url: str, weights: Mapping[str, Tensor]) -> None:
-    """Weights as a safetensors file."""
-    storage.write_bytes(url, safetensors.torch.save({name: value.contiguous() for name, value in weights.items()}))
+def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    """Weights as the content of a safetensors file."""
+    return safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
+
+
+def _weights(content: bytes, url: str) -> dict[str, Tensor]:
+    try:
+        weights = safetensors.torch.load(content)
+    except Exception as error:  # of a damaged header, nearly anything
+        raise DataError(f"{url}: damaged, not a safetensors file ({' '.join(str(error).split())[:120]})") from None
+    problem = checkpoint.not_finite(weights)
+    if problem:
+        raise DataError(f"{url}: {problem}")
+    return weights
+
+
+def _write(folder: str, files: Mapping[str, bytes], content: Mapping[str, Any]) -> None:
+    """The files of an artefact, and then the stage.json that lists them."""
+    for name, data in files.items():
+        storage.write_bytes(storage.join(folder, name), data)
+    listed = {name: integrity.describe(data) for name, data in files.items()}
+    sealed = integrity.seal({**content, integrity.FILES: listed})
+    storage.write_text(storage.join(folder, _DONE), json.dumps(sealed, indent=1))
 
 
 def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) -> None:
-    write_weights(storage.join(folder, "model.safetensors"), trained.weights)
+    files = {WEIGHTS: weights_bytes(trained.weights)}
     if trained.removed is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, removed=trained.removed)
-        storage.write_bytes(storage.join(folder, "removed.npz"), buffer.getvalue())
+        files[_REMOVED] = buffer.getvalue()
     content = {"stage": depends["stage"], "depends": depends, "best": trained.best, "history": trained.history}
-    storage.write_text(storage.join(folder, _DONE), json.dumps(content, indent=1))
+    _write(folder, files, content)
 
 
 def _write_collected(folder: str, depends: Mapping[str, Any], artefact: dict[str, Any] | RefinedLabels) -> None:
     name = depends["stage"]
     if isinstance(artefact, RefinedLabels):
-        storage.write_bytes(storage.join(folder, _REFINED), artefact.to_bytes())
+        files = {_REFINED: artefact.to_bytes()}
     else:
-        storage.write_text(storage.join(folder, f"{name}.json"), json.dumps(artefact, indent=1))
-    storage.write_text(storage.join(folder, _DONE), json.dumps({"stage": name, "depends": depends}, indent=1))
+        files = {f"{name}.json": json.dumps(integrity.seal(artefact), indent=1).encode()}
+    _write(folder, files, {"stage": name, "depends": depends})
 
 
-def _read_collected(folder: str, name: str) -> Any:
-    plain = storage.join(folder, f"{name}.json")
-    return (
-        json.loads(storage.read_text(plain)) if storage.exists(plain) else RefinedLabels.load(storage.join(folder, _REFINED))
-    )
+def _read_done(folder: str) -> tuple[dict[str, Any], list[str]]:
+    """Content of stage.json, and the names of the other files of the artefact."""
+    content = integrity.read_sealed(storage.join(folder, _DONE))
+    return content, list(content[integrity.FILES] if integrity.FILES in content else storage.names(folder))
 
 
-def _read_trained(folder: str) -> Trained:
-    content = json.loads(storage.read_text(storage.join(folder, _DONE)))
-    trained = Trained(read_weights(storage.join(folder, "model.safetensors")), content["best"], content["history"])
-    if storage.exists(storage.join(folder, "removed.npz")):
-        buffer = io.BytesIO(storage.read_bytes(storage.join(folder, "removed.npz")))
-        trained.removed = np.load(buffer, allow_pickle=False)["removed"]
+def read_collected(folder: str, name: str) -> Any:
+    """What a collect stage left in ``folder``.
+
+    Raises:
+        DataError: a file of it is missing or damaged.
+    """
+    content, files = _read_done(folder)
+    plain = f"{name}.json"
+    if plain in files:
+        url = storage.join(folder, plain)
+        found = integrity.unseal(integrity.read_listed(folder, plain, content), url)
+        return {key: value for key, value in found.items() if key != integrity.CHECKSUM}
+    return RefinedLabels.from_bytes(integrity.read_listed(folder, _REFINED, content), storage.join(folder, _REFINED))
+
+
+def read_trained(folder: str) -> Trained:
+    """What a train stage left in ``folder``.
+
+    Raises:
+        DataError: a file of it is missing or damaged.
+    """
+    content, files = _read_done(folder)
+    if "best" not in content or "history" not in content:
+        raise DataError(f"{storage.join(folder, _DONE)}: damaged, not of a training stage")
+    weights = _weights(integrity.read_listed(folder, WEIGHTS, content), storage.join(folder, WEIGHTS))
+    trained = Trained(weights, content["best"], content["history"])
+    if _REMOVED in files:
+        data = integrity.read_listed(folder, _REMOVED, content)
+        try:
+            trained.removed = np.load(io.BytesIO(data), allow_pickle=False)["removed"]
+        except Exception as error:  # of a damaged zip file, nearly anything
+            raise DataError(f"{storage.join(folder, _REMOVED)}: damaged ({type(error).__name__})") from None
     return trained

@@ -68,7 +68,8 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
 
 
 def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_path):
-    """A worker is killed in the middle, then the driver asked to end, then the driver killed, then nobody disturbs."""
+    """A worker is killed in the middle, then the driver asked to end, then the driver killed, then its newest checkpoint is
+    damaged, then nobody disturbs."""
     settings = ["train.epochs=16", "train.check_every=2"]
     ranks(2, arguments(packed, tmp_path / "whole", *settings))
     cut = tmp_path / "cut"
@@ -96,7 +97,15 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
     process.communicate()
     assert not (cut / "result.json").exists()
 
+    known = (cut / "ray" / "train" / "checkpoint_manager_snapshot.json").read_text()
+    newest = max(name for name in checkpoints() if name in known)
+    file = cut / "ray" / "train" / newest / "checkpoint.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
     process = start(*on_ray)
     _, told = process.communicate()
     assert process.returncode == 0, told
+    assert f"{newest}/checkpoint.pt: damaged" in told
     assert outcome(cut) == outcome(tmp_path / "whole")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from dying import DyingRuntime, Killed
 
 from avvp_dist import app
@@ -14,7 +13,7 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError, TrainingError
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.recipe import load
-from avvp_dist.train.checkpoint import unpack
+from avvp_dist.train.checkpoint import pack, unpack
 
 SMALL = [
     "train.epochs=3",
@@ -203,7 +202,7 @@ def test_checkpoints_run_no_code(tmp_path):
         def __reduce__(self):
             return (Path.touch, (tmp_path / "exploded",))
 
-    torch.save({"format": 1, "bomb": Bomb()}, tmp_path / "bomb.pt")
+    blob = pack({"bomb": Bomb()})
     with pytest.raises(DataError, match="cannot be read"):
-        unpack((tmp_path / "bomb.pt").read_bytes())
+        unpack(blob)
     assert not (tmp_path / "exploded").exists()

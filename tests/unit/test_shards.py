@@ -176,6 +176,7 @@ CRASHES = """
 import os, signal, sys, traceback
 from pathlib import Path
 from avvp_dist import storage
+from avvp_dist.processes import machine
 from avvp_dist.data.llp import OfficialFeatures, read_annotations
 from avvp_dist.data.shards import pack
 from llp_files import TINY
@@ -188,7 +189,7 @@ def run(folder, crash_at):
             nonlocal calls
             calls += 1
             if calls == crash_at:
-                aside = Path(url).parent / ".aside-0"
+                aside = Path(url).parent / f".aside-{machine()}-{os.getpid()}-0"  # as storage names it
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 aside.write_bytes(b"half of it")
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
 LAYERS = [
     {"text", "messages", "failures", "urls", "devices", "yaml_text", "json_files", "storage_probe", "folders", "signals"}
-    | {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"},
+    | {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"}
+    | {"integrity", "locks", "processes"},
     {"data", "models", "dist", "metrics"},
     {"methods"},
     {"train", "tracking", "report"},

@@ -1,0 +1,285 @@
+"""No flipped bit is read as other numbers: of checkpoints, stage artifacts, labels, ratios, weights, scores and results."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+from avvp_dist import app, cli, integrity, outcome
+from avvp_dist.comparison import read_settings
+from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.methods.jomold import read_ratios
+from avvp_dist.recipe import load
+from avvp_dist.train import checkpoint
+from avvp_dist.train.stages import read_collected, read_trained
+
+FLIPS = 300
+SMALL = ["train.epochs=1", "model.width=16", "model.feedforward=16", "tracking=none", "train.device=cpu"]
+CLASSES = ["Speech", "Dog", "Car"]
+
+
+@pytest.fixture(scope="module")
+def finished(packed, tmp_path_factory):
+    """A finished run of JoMoLD."""
+    output = str(tmp_path_factory.mktemp("run") / "run")
+    app.run(load("jomold", [f"data={packed}", f"output={output}", *SMALL]), LocalRuntime(output, "cpu"))
+    return Path(output)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def flipped(content):
+    """Copies of ``content`` with one random bit turned over, and some that are cut short."""
+    draw = random.Random(0)
+    for _ in range(FLIPS):
+        damaged, bit = bytearray(content), draw.randrange(8 * len(content))
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        yield content[:length]
+
+
+def same(one, other):
+    """Equal down to the bits of tensors and arrays; NaN equals itself."""
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if hasattr(one, "__dict__"):
+        return same(vars(one), vars(other))
+    return one == other
+
+
+def assert_no_flip_is_read(file, read, named=True):
+    """Whatever bit is flipped: the reader refuses, with the file's name, or reads the very same."""
+    whole, content = read(), file.read_bytes()
+    refused = 0
+    for damaged in flipped(content):
+        file.write_bytes(damaged)
+        try:
+            assert same(read(), whole)
+        except (DataError, ConfigError) as error:
+            told = str(error)
+            refused += 1
+            if named and file.name not in told:
+                pytest.fail(f"no {file.name} in {told}")
+    file.write_bytes(content)
+    assert refused > 0.6 * FLIPS
+    assert same(read(), whole)
+
+
+def stage(run, name):
+    (folder,) = (run / "stages").glob(f"{name}-*")
+    return folder
+
+
+def test_checkpoints(tmp_path):
+    file = tmp_path / "00000001.pt"
+    state = {"key": "k", "epoch": 2, "model": {"w": torch.randn(40, 9)}, "optimizer": {"state": {0: torch.randn(9)}}}
+    file.write_bytes(checkpoint.pack(state))
+    assert_no_flip_is_read(file, lambda: checkpoint.unpack(file.read_bytes(), str(file)))
+
+
+def test_old_checkpoints_are_refused_by_name(tmp_path):
+    torch.save({"format": 1, "key": "k"}, tmp_path / "old.pt")
+    with pytest.raises(DataError, match=r"old\.pt: a checkpoint of an earlier version"):
+        checkpoint.unpack((tmp_path / "old.pt").read_bytes(), "old.pt")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "removed.npz", "stage.json"])
+def test_trained_stages(copy, name):
+    folder = stage(copy, "denoise")
+    assert_no_flip_is_read(folder / name, lambda: read_trained(str(folder)))
+
+
+@pytest.mark.parametrize("name", ["ratios.json", "stage.json"])
+def test_collected_stages(copy, name):
+    folder = stage(copy, "ratios")
+    assert_no_flip_is_read(folder / name, lambda: read_collected(str(folder), "ratios"), named=name != "ratios.json")
+
+
+def test_a_missing_file_of_a_stage(copy):
+    folder = stage(copy, "denoise")
+    (folder / "removed.npz").unlink()
+    with pytest.raises(DataError, match=r"removed\.npz: missing"):
+        read_trained(str(folder))
+
+
+def test_ratios_that_are_copied_elsewhere(copy, tmp_path):
+    file = Path(shutil.copy(stage(copy, "ratios") / "ratios.json", tmp_path / "mine.json"))
+    classes = list(json.loads(file.read_text())["audio"])
+    assert_no_flip_is_read(file, lambda: read_ratios(str(file), classes))
+
+
+def test_ratios_without_a_checksum_are_read(copy, tmp_path):
+    content = json.loads((stage(copy, "ratios") / "ratios.json").read_text())
+    del content["checksum"]
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    assert read_ratios(str(tmp_path / "mine.json"), list(content["audio"]))["audio"] == content["audio"]
+
+
+def test_result_and_config(copy):
+    def read():
+        (setting,), _ = read_settings([str(copy)])
+        return {"keys": dict(setting.keys), "result": dict(setting.runs[0].result), "without": setting.runs[0].without}
+
+    assert_no_flip_is_read(copy / "result.json", read)
+    assert_no_flip_is_read(copy / "config.yaml", read)
+
+
+def test_scores_of_videos_that_are_damaged_are_not_used(copy):
+    file = copy / "per_video.npz"
+    content = file.read_bytes()
+    for damaged in flipped(content):
+        file.write_bytes(damaged)
+        run = read_settings([str(copy)])[0][0].runs[0]
+        assert run.per_video is None
+        assert "per_video.npz: damaged" in run.without
+    done = CliRunner().invoke(cli.app, ["evaluate", str(copy)])
+    assert done.exit_code == 0, done.exception
+    assert file.read_bytes() == content
+    assert read_settings([str(copy)])[0][0].runs[0].per_video is not None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "result.json"])
+def test_evaluate_refuses_damaged_files_by_name(copy, name):
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) * 2 // 3] ^= 1
+    (copy / name).write_bytes(content)
+    done = CliRunner().invoke(cli.app, ["evaluate", str(copy)])
+    assert isinstance(done.exception, DataError)
+    assert f"{name}: damaged" in str(done.exception)
+
+
+def test_weights_that_are_not_finite_are_refused_even_without_checksums(copy):
+    result = json.loads((copy / "result.json").read_text())
+    del result["files"], result["checksum"]  # as an earlier version left it
+    (copy / "result.json").write_text(json.dumps(result))
+    assert CliRunner().invoke(cli.app, ["evaluate", str(copy)]).exit_code == 0
+    weights = safetensors.torch.load((copy / "model.safetensors").read_bytes())
+    safetensors.torch.save_file({name: value * float("nan") for name, value in weights.items()}, copy / "model.safetensors")
+    done = CliRunner().invoke(cli.app, ["evaluate", str(copy)])
+    assert isinstance(done.exception, DataError)
+    assert "model.safetensors: weights are not finite" in str(done.exception)
+
+
+def labels(**changes):
+    draw = np.random.default_rng(0)
+    known = {
+        "ids": tuple(f"video{number}" for number in range(6)),
+        "classes": tuple(CLASSES),
+        "video": None,
+        "audio": draw.random((6, 4, 3), np.float32),
+        "visual": draw.random((6, 4, 3), np.float32),
+        "provenance": {"refiner": "test"},
+        "windows": ((0, 4), (2, 6), (4, 8), (6, 10)),
+    }
+    return RefinedLabels(**known | changes)
+
+
+def test_refined_labels(tmp_path):
+    file = tmp_path / "refined.npz"
+    file.write_bytes(labels().to_bytes())
+    assert_no_flip_is_read(file, lambda: RefinedLabels.load(str(file)))
+
+
+def test_refined_labels_of_others_need_no_checksum(tmp_path):
+    about = {"format": 1, "classes": CLASSES, "provenance": {}, "windows": None}
+    made = np.ones((2, 3), np.float64)
+    np.savez(tmp_path / "a.npz", audio=made, visual=made > 0, ids=np.array(["a", "b"]), about=np.array(json.dumps(about)))
+    found = RefinedLabels.load(str(tmp_path / "a.npz"))
+    assert found.audio.dtype == found.visual.dtype == np.float32
+
+
+SHAPE = (6, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"audio": np.full(SHAPE, 1e30, np.float32)}, "audio: 72 values outside 0..1, the first is 1"),
+        ({"audio": np.full(SHAPE, np.nan, np.float32)}, "audio: 72 values outside 0..1, the first is nan"),
+        ({"visual": np.full(SHAPE, np.inf, np.float32)}, "visual: 72 values outside 0..1"),
+        ({"visual": np.full(SHAPE, -0.5)}, "visual: 72 values outside 0..1"),
+        ({"video": np.full((6, 3), 2)}, "video: 18 values outside 0..1, the first is 2 at [0, 0]"),
+        ({"audio": np.ones(SHAPE, np.complex64)}, "audio: holds complex64"),
+        ({"audio": np.full(SHAPE, "a")}, "audio: holds <U1"),
+        ({"audio": np.ones((6, 4, 2))}, "audio: shape [6, 4, 2], expected [6, 3] or [6, 4, 3]"),
+        ({"audio": np.ones((5, 3))}, "audio: shape [5, 3]"),
+        ({"audio": np.ones((6, 5, 3))}, "audio: shape [6, 5, 3], expected [6, 3] or [6, 4, 3]"),
+        ({"video": np.ones((6, 4, 3))}, "video: shape [6, 4, 3], expected [6, 3]"),
+        ({"ids": ("a", "b", "a", "c", "d", "e")}, "ids: 1 listed more than once, such as 'a'"),
+        ({"classes": ("Speech", "Dog", "Dog")}, "classes: 1 listed more than once, such as 'Dog'"),
+        ({"windows": ((0, 4), (4, 2), (4, 8), (6, 10))}, "windows: [4, 2] as number 1"),
+        ({"windows": ((-1, 4), (2, 6), (4, 8), (6, 10))}, "windows: [-1, 4] as number 0"),
+        ({"windows": ((0, 4), (4, 8), (2, 6), (6, 10))}, "windows: [2, 6] comes after [4, 8]"),
+        ({"windows": ((0, 4), (2, 6.5), (4, 8), (6, 10))}, "windows: [2, 6.5] as number 1"),
+    ],
+)
+def test_what_cannot_be_refined_labels(tmp_path, changes, message):
+    file = tmp_path / "refined.npz"
+    file.write_bytes(labels(**changes).to_bytes())
+    with pytest.raises(DataError) as caught:
+        RefinedLabels.load(str(file))
+    assert message in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_every_problem_of_refined_labels_at_once(tmp_path):
+    file = tmp_path / "refined.npz"
+    bad = labels(audio=np.full(SHAPE, 7.0), visual=np.full(SHAPE, np.nan), ids=("a",) * 6)
+    file.write_bytes(bad.to_bytes())
+    with pytest.raises(DataError) as caught:
+        RefinedLabels.load(str(file))
+    assert len(caught.value.problems) == 3
+
+
+def test_windows_beyond_the_videos_end():
+    with pytest.raises(DataError, match="windows: the last one ends at segment 10 of 9"):
+        labels().aligned(labels().ids, CLASSES, 9, "refined.npz")
+
+
+def test_training_refuses_damaged_labels(packed, tmp_path):
+    file = tmp_path / "labels.npz"
+    arguments = ["data", "noisy-labels", "--data", packed, "--out", str(file)]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    arguments = ["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", f"data.refined={file}", *SMALL]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(done.exception, DataError)
+    assert str(file) in str(done.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sealed_documents():
+    sealed = integrity.seal({"a": [1.5, float("nan"), {"b": None}]})
+    text = json.dumps(sealed, indent=3).encode()
+    assert integrity.unseal(text, "x.json")["a"][2] == {"b": None}
+    assert integrity.unseal(b'{"old": 1}', "x.json") == {"old": 1}
+    for damaged in (text.replace(b"1.5", b"1.25"), text.replace(b'"a"', b'"c"'), b'{"files": {}}', b"[]", b"{", b"\xff"):
+        with pytest.raises(DataError, match=r"x\.json: damaged"):
+            integrity.unseal(damaged, "x.json")
+
+
+def test_a_sweep_scores_a_run_again_whose_result_is_damaged(copy, caplog):
+    assert outcome.finished(str(copy / "nowhere")) is None
+    assert outcome.finished(str(copy))["method"] == "jomold"
+    (copy / "result.json").write_text("{}{")
+    assert outcome.finished(str(copy)) is None
+    assert "result.json: damaged" in caplog.text
