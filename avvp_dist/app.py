@@ -377,6 +377,7 @@ def _claim(config: RunConfig) -> None:
     Raises:
         ConfigError: names the keys in which that run differs, or its config cannot be read.
     """
+    storage.sweep(config.output)
     url = storage.join(config.output, CONFIG)
     if storage.exists(url):
         try:

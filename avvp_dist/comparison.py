@@ -174,7 +174,7 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
         for protocol in PROTOCOLS:
             scores = per_video.scores(split, protocol, "segment", "type")
             recorded = protocols.get(protocol, {}).get("segment", {}).get("type")
-            if recorded is not None and (scores is None or abs(float(np.mean(scores)) - recorded) > 1e-6):
+            if recorded is not None and (scores is None or not abs(float(np.mean(scores)) - recorded) <= 1e-6):
                 return Run(url, result, None, f"{where}: not of the same networks as result.json; {how} anew")
     return Run(url, result, per_video)
 

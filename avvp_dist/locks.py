@@ -62,7 +62,7 @@ class Owner:
     @classmethod
     def this_process(cls, group: str | None = None) -> Owner:
         """Of a lock that this process is about to take."""
-        words = [Path(sys.argv[0] or "python").name, *(word for word in sys.argv[1:] if "=" not in word)]
+        words = ["avvp_dist", *(word for word in sys.argv[1:] if "=" not in word)]
         since = time.strftime("%Y-%m-%d %H:%M:%S%z")
         command = redact(" ".join(words))[:120]
         return cls(

@@ -28,7 +28,7 @@ from avvp_dist import devices, processes
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.storage_errors import attempt, precondition_failed, unreachable
+from avvp_dist.storage_errors import attempt, knows_no_conditions, precondition_failed, unreachable
 from avvp_dist.urls import malformed
 
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
 def create(url: str, content: bytes) -> bool:
     """Puts an object at ``url`` of object storage unless one is there; returns whether it did.
 
-    S3 decides in one step (If-None-Match). A store that ignores the condition, or has none, is asked before: then two
+    S3 decides in one step (If-None-Match). A store that ignores or does not know the condition is asked before: then two
     writers of the same moment may both succeed.
     """
     return _put_if(url, content, {"mode": "create"})
@@ -230,7 +230,7 @@ def create(url: str, content: bytes) -> bool:
 def replace(url: str, content: bytes, version: str) -> bool:
     """Puts ``content`` in place of the object whose ETag is ``version``; returns False where it is another by now.
 
-    As `create` where a store ignores the condition (If-Match).
+    As `create` where a store does not know the condition (If-Match).
     """
     return _put_if(url, content, {"IfMatch": version})
 
@@ -260,7 +260,9 @@ def _put_if(url: str, content: bytes, condition: dict[str, str]) -> bool:
         except Exception as error:
             if precondition_failed(error):
                 return False
-            raise
+            if not (conditional and knows_no_conditions(error)):
+                raise
+            fs.pipe_file(path, content)
         return True
 
     return _on(url, "write", put)

@@ -86,6 +86,12 @@ def precondition_failed(error: BaseException) -> bool:
     return _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict") or isinstance(error, FileExistsError)
 
 
+def knows_no_conditions(error: BaseException) -> bool:
+    """Whether a store refused a request for the condition in it, which it does not implement."""
+    status = (_response(error) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status in (400, 501) or _code(error) == "NotImplemented" or isinstance(error, NotImplementedError)
+
+
 def _say(state: RetryCallState, url: str, doing: str) -> None:
     error = state.outcome and state.outcome.exception()
     assert error

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fault_proxy import FaultProxy
 from typer.testing import CliRunner
 
 from avvp_dist import cli, locks, processes, storage
 from avvp_dist.errors import ConfigError
+from avvp_dist.storage_config import StorageConfig
 
 HOLD = """
 import socket, sys, time
@@ -181,6 +183,33 @@ def test_two_packs_into_one_target(tmp_path, quick, layout):
         assert isinstance(done.exception, ConfigError)
         assert f"out: in use by process {process.pid}" in str(done.exception)
         assert storage.names(str(tmp_path / "out")) == []
+
+
+@pytest.mark.parametrize("answer", ["ignored", "501"])
+def test_a_store_that_knows_no_conditions(s3, s3_server, quick, monkeypatch, answer):
+    """Then it is asked before it is told; only two in one moment may both get a lock."""
+    monkeypatch.setattr(locks, "_RENEW", 0.3)
+    with FaultProxy(s3_server) as proxy:
+        handler = proxy._server.RequestHandlerClass
+
+        def put(request):
+            conditions = [name for name in ("If-None-Match", "If-Match") if name in request.headers]
+            if conditions and answer == "501":
+                request._body()
+                request._answer(501, [], b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
+                return
+            for name in conditions:
+                del request.headers[name]
+            request._forward()
+
+        monkeypatch.setattr(handler, "do_PUT", put)
+        storage.configure(StorageConfig(endpoint=proxy.url))
+        with locks.hold_folder(s3), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} of"):
+            taken_within(1, s3)
+        taken_within(5, s3)
+        dead = locks.Owner("node-b", "another-machine", 1, "me", "avvp", "2026", group="run 7")
+        storage.write_bytes(storage.join(s3, storage.LOCK), dead.to_bytes())
+        taken_within(60, s3)
 
 
 def test_sweeping_leaves_what_a_writer_may_still_write(tmp_path):
