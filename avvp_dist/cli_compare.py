@@ -44,7 +44,7 @@ def compare(
     runs: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.")] = None,
     sweep: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FOLDER", help="All finished runs below this folder, or of the sweep of this name."),
+        typer.Option(metavar="NAME|FOLDER", help="Finished runs of the sweep in this folder, or of this name."),
     ] = None,
     score: Annotated[
         str | None,
@@ -81,9 +81,10 @@ def compare(
     from avvp_dist import comparison as reading  # torch and its friends take seconds to import
     from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
     from avvp_dist.report import compare as comparing
+    from avvp_dist.train.evaluate import SCORES
 
-    if score and score not in reading.SCORES:
-        raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(reading.SCORES)}")
+    if score and score not in SCORES:
+        raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
     found = reading.read_sweep(sweep) if sweep else None
     settings, notes = reading.read_settings([*(runs or []), *(found.runs if found else [])])
     if found and found.trials and found.trials > len(found.runs):

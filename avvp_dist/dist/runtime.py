@@ -68,7 +68,7 @@ class LocalRuntime:
 
     def __init__(self, output: str, device: str = "auto") -> None:
         self.stop = threading.Event()
-        self.launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "local"
+        self.launcher = "torchrun" if any(name.startswith("TORCHELASTIC_") for name in os.environ) else "local"
         self._folder = storage.join(output, "checkpoints")
         self.device = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
