@@ -47,7 +47,7 @@ def compare(
     sweep: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FOLDER", help="All finished runs below this folder, or of the sweep of this name.", callback=usable
+            metavar="NAME|FOLDER", help="Finished runs of the sweep in this folder, or of this name.", callback=usable
         ),
     ] = None,
     score: Annotated[
@@ -94,9 +94,10 @@ def compare(
     from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
     from avvp_dist.report import compare as comparing
     from avvp_dist.storage_probe import refuse_unwritable
+    from avvp_dist.train.evaluate import SCORES
 
-    if score and score not in reading.SCORES:
-        raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(reading.SCORES)}")
+    if score and score not in SCORES:
+        raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
     refuse_unwritable(files={"--csv": csv, "--markdown": markdown, "--latex": latex}, folders={"--pictures": pictures})
     found = reading.read_sweep(sweep) if sweep else None
     settings, notes = reading.read_settings([*(runs or []), *(found.runs if found else [])])

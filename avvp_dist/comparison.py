@@ -13,18 +13,19 @@ import numpy as np
 
 from avvp_dist import integrity, storage
 from avvp_dist.errors import ConfigError, DataError, UserError
-from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
+from avvp_dist.metrics.parsing import PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.outcome import CONFIG, check_files, read_result
 from avvp_dist.recipe import RunConfig, changed, load, what_comes_out
 from avvp_dist.report.runs import Run, Setting
-from avvp_dist.report.tables import METRICS
 from avvp_dist.tracking.base import flatten
+from avvp_dist.train.evaluate import SCORES
 
-SCORES = tuple(f"{level}.{metric}" for level in LEVELS for metric in METRICS)
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # no such key: not the same as a key whose value is null
+_EQUAL = 1e-6  # points by which scores of the same networks may differ
+_HOW = ("world_size", "launcher", "device", "torch", "avvp_dist", "git_commit")  # of provenance: what may change scores
 # besides what decides nothing about what comes out; data are told apart by their fingerprint
 _ASIDE = {"seed", "recipe"}
 
@@ -45,10 +46,11 @@ class Sweep:
 
 
 def read_sweep(sweep: str) -> Sweep:
-    """Finds the finished runs of a sweep: every result.json below its folder.
+    """Finds the finished runs of a sweep: those that its sweep.json names and no others.
 
     Args:
-        sweep: folder or URL of a sweep (or of anything that holds runs), or the name of one in ``outputs/sweeps``.
+        sweep: folder or URL of a sweep, or the name of one in ``outputs/sweeps``; or a folder without a sweep.json, whose
+            runs are the folders below it that hold a result.json and a config.yaml, but none inside a run.
 
     Raises:
         DataError: no such folder, nothing finished in it, or a sweep.json that is none.
@@ -57,20 +59,33 @@ def read_sweep(sweep: str) -> Sweep:
     folder = next((place for place in places if storage.exists(place)), None)
     if folder is None:
         raise DataError(f"no sweep {sweep!r}: looked for {' and '.join(places)}")
-    runs = [url.removesuffix("/result.json") for url in storage.find(folder, "result.json")]
-    if not runs:
-        raise DataError(f"{folder}: no finished run below it (no result.json)")
-    about: Any = {}
     url = storage.join(folder, "sweep.json")
-    if storage.exists(url):
+    if not storage.exists(url):
+        found = Sweep(_runs_below(folder), None, None)
+    else:
         try:
             about = json.loads(storage.read_text(url))
-            metric = str(about.get("metric") or "").removeprefix("val/").removeprefix("val ")
-            trials = len(about["trials"]) if "trials" in about else None
-        except (ValueError, AttributeError, TypeError):
-            raise DataError(f"{url}: expected an object with metric and trials") from None
-        return Sweep(runs, metric if metric in SCORES else None, trials)
-    return Sweep(runs, None, None)
+            metric = str(about["metric"]).removeprefix("val ")
+            names = [str(row["name"]) for row in about["trials"]]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{url}: expected an object with metric and trials; not the record of a sweep") from None
+        places = [storage.join(folder, "runs", name) for name in names]
+        finished = [place for place in places if storage.exists(storage.join(place, "result.json"))]
+        found = Sweep(finished, metric if metric in SCORES else None, len(names))
+    if not found.runs:
+        raise DataError(f"{folder}: no finished run of it (no result.json)")
+    return found
+
+
+def _runs_below(folder: str) -> list[str]:
+    """Folders of runs in ``folder``. What lies inside a run, such as the copies in its tracking journal, is no other run."""
+    configs = set(storage.find(folder, "config.yaml"))
+    runs: list[str] = []
+    for url in sorted(storage.find(folder, "result.json"), key=len):
+        place = url.removesuffix("/result.json")
+        if f"{place}/config.yaml" in configs and not any(place.startswith(f"{run}/") for run in runs):
+            runs.append(place)
+    return sorted(runs)
 
 
 def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
@@ -106,7 +121,7 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
             continue
         twin = next((other for other in group[2] if other.result["seed"] == run.result["seed"]), None)
         if twin:
-            notes.append(f"{run.url}: left out; the same setting with the same seed as {twin.url}")
+            notes.append(f"{run.url}: left out; the same setting with the same seed as {twin.url}{_other_scores(twin, run)}")
         else:
             group[2].append(run)
     keys = _keys([what for what, _, _ in groups], [config.recipe for _, config, _ in groups])
@@ -116,6 +131,22 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
         for label, of_setting, (_, config, runs_of) in zip(labels, keys, groups, strict=True)
     ]
     return settings, notes
+
+
+def _other_scores(one: Run, other: Run) -> str:
+    """By how much the scores of two runs of one setting and seed differ, and in what they were run otherwise."""
+    differ = []
+    for split in one.result["scores"].keys() & other.result["scores"].keys():
+        here, there = (flatten(run.result["scores"][split]) for run in (one, other))
+        pairs = [(here[key], there[key]) for key in here.keys() & there.keys()]
+        by = max((abs(a - b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)), default=0.0)
+        differ += [f"{split} by up to {by:.3g} points"] if by > _EQUAL else []
+    if not differ:
+        return ""
+    before, after = (run.result.get("provenance", {}) for run in (one, other))
+    known = [key for key in _HOW if key in before and key in after]
+    how = [f"{key} {before[key]} and {after[key]}" for key in known if before[key] != after[key]]
+    return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(how)})" if how else "")
 
 
 def named(settings: Sequence[Setting], wanted: str) -> Setting:
@@ -148,7 +179,7 @@ def _read(url: str) -> tuple[RunConfig, Run]:
         for scored in (of_protocol for of_split in scores.values() for of_protocol in of_split.values()):
             figures = [scored["segment_threshold"], scored["video_threshold"]]
             for where in (scored, scored.get("without_speech")):
-                figures += [where[level][metric] for level in LEVELS for metric in METRICS] if where else []
+                figures += [where[level][metric] for level, metric in (score.split(".") for score in SCORES)] if where else []
             if not all(isinstance(figure, int | float) for figure in figures):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -102,7 +102,7 @@ def _of_torchrun(given: Mapping[str, str]) -> World:
     if problems:
         raise ConfigError([*problems, _ADVICE], "the environment of a distributed run")
     if size == 1:
-        return World(local_rank=local)
+        return World(local_rank=local, launcher="torchrun" if "RANK" in given else "none")
     master, port = given["MASTER_ADDR"], numbers["MASTER_PORT"]
     return World(number, size, local, local_size, master, port, "torchrun")
 

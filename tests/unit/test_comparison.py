@@ -85,6 +85,25 @@ def test_a_seed_counts_once(tmp_path):
     assert len(setting.runs) == 1
     assert str(tmp_path / "again") in note
     assert "same seed" in note
+    assert "DIFFER" not in note
+
+
+def test_a_seed_with_other_scores_counts_once_and_is_told(tmp_path):
+    first = write_run(tmp_path / "first", seed=1)
+    other = write_run(tmp_path / "other", seed=1, val=0.0, test=0.1)
+    for run, world in ((first, 1), (other, 2)):
+        path = tmp_path / run / "result.json"
+        result = json.loads(path.read_text()) | {"provenance": {"world_size": world, "launcher": "torchrun"}}
+        path.write_text(json.dumps(result))
+    ((setting,), (note,)) = read_settings([first, other])
+    assert [run.url for run in setting.runs] == [first]
+    assert note.startswith(
+        f"{other}: left out; the same setting with the same seed as {first}, but its SCORES DIFFER: test by"
+    )
+    assert float(re.search(r"test by up to ([\d.]+) points", note).group(1)) == pytest.approx(10, abs=1)
+    assert "val by" not in note
+    assert note.endswith("(world_size 1 and 2)")
+    assert "SCORES DIFFER" in one_line(avvp_compare(first, other))
 
 
 def test_other_data_are_another_setting(tmp_path):
@@ -123,29 +142,50 @@ def test_runs_and_sweeps_may_lie_in_an_object_store(tmp_path):
 # sweeps
 
 
-def test_a_sweep_is_every_finished_run_below_its_folder(tmp_path, monkeypatch):
+def record(folder, names, metric="val event.visual"):
+    """A sweep.json, as `avvp sweep` writes it, in what is read of it."""
+    rows = [{"name": name, "setting": {}, "seed": 1, "status": "finished"} for name in names]
+    (folder / "sweep.json").write_text(json.dumps({"name": folder.name, "metric": metric, "mode": "max", "trials": rows}))
+
+
+def test_the_runs_of_a_sweep_are_those_that_its_record_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "warm"
     runs = [write_run(folder / "runs" / f"trial-{n}", f"method.temperature={n}") for n in (1, 2)]
-    (folder / "runs" / "trial-3").mkdir()
-    about = {"name": "warm", "metric": "val/event.visual", "mode": "max", "trials": ["trial-1", "trial-2", "trial-3"]}
-    (folder / "sweep.json").write_text(json.dumps(about))
+    write_run(folder / "runs" / "left-by-another", "method.temperature=5")
+    write_run(folder / "runs" / "trial-1" / "tracking" / "artifacts" / "kept", "method.temperature=6")  # as in a journal
+    (folder / "tracking").mkdir()
+    (folder / "tracking" / "result.json").write_text("{}")
+    record(folder, ["trial-2", "trial-1", "trial-3"])
     found = read_sweep(str(folder))
     assert sorted(found.runs) == sorted(runs)
     assert found.metric == "event.visual"
     shown = one_line(avvp_compare("--sweep", "warm"))
-    assert "event V minus that of method.temperature=1" in shown
+    assert "event V minus that of method.temperature=" in shown
     assert "1 of the sweep's 3 trials left no result" in shown
+    assert "method.temperature=5" not in shown
 
 
-def test_a_sweep_that_is_not_there_or_empty_is_refused(tmp_path):
+def test_without_a_record_runs_are_folders_that_hold_one(tmp_path):
+    runs = [write_run(tmp_path / name, f"method.temperature={number}") for number, name in enumerate("ab", start=1)]
+    write_run(tmp_path / "a" / "tracking" / "kept")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "result.json").write_text((tmp_path / "a" / "result.json").read_text())
+    assert read_sweep(str(tmp_path)).runs == sorted(runs)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"metric": "segment.type", "trials": ["a"]}', '{"trials": []}'])
+def test_a_sweep_that_is_not_there_or_empty_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="outputs/sweeps/nothing"):
         read_sweep("nothing")
     with pytest.raises(DataError, match="no finished run"):
         read_sweep(str(tmp_path))
-    write_run(tmp_path / "run")
-    (tmp_path / "sweep.json").write_text("[]")
-    with pytest.raises(DataError, match="sweep.json"):
+    write_run(tmp_path / "runs" / "a")
+    record(tmp_path, [])
+    with pytest.raises(DataError, match="no finished run"):
+        read_sweep(str(tmp_path))
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(DataError, match=r"sweep\.json: .*not the record of a sweep"):
         read_sweep(str(tmp_path))
 
 

@@ -108,14 +108,6 @@ def test_refined_labels_take_the_place_of_weak_ones():
     assert targets.visual[0, 2].item() == pytest.approx(0.05 * 0.5)
 
 
-def test_every_setting_is_part_of_the_stage():
-    default, *others = (
-        dict(Han(HanMethodConfig(**settings), (), 10).stages()[0].settings)
-        for settings in ({}, {"loss": "weak"}, {"loss": "guided"}, {"bootstrap": 0.95}, {"visual_smoothing": 0})
-    )
-    assert all(settings != default for settings in others)
-
-
 def test_settings_out_of_range_are_refused_together():
     with pytest.raises(ConfigError) as caught:
         load("han", ["method.loss=strong", "method.bootstrap=1.5"])

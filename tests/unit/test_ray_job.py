@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from avvp_dist import outcome, ray_job
+from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch import launch
 from avvp_dist.recipe import load
@@ -67,7 +68,7 @@ def test_mlflow_is_where_its_own_variable_says_unless_a_run_says_otherwise(monke
 
 def test_the_commit_of_an_upload_is_what_its_submitter_says(monkeypatch, tmp_path):
     def commit() -> str:
-        return outcome.provenance(index)["git_commit"]
+        return outcome.provenance(index, load("han"), LocalRuntime("run", "cpu"))["git_commit"]
 
     index = type("Index", (), {"fingerprint": "f", "synthetic": True})
     monkeypatch.delenv("AVVP_COMMIT", raising=False)

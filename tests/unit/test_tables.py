@@ -145,14 +145,15 @@ def test_settings_hold_for_all_rows_but_cannot_undo_one():
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
 
 
-def test_labels_of_segments_go_to_the_rows_that_ask_for_them():
+def test_labels_of_segments_go_to_the_rows_that_ask_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
     asked = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
-    assert {label: url for label, url in asked.items() if url} == {"VALOR": "labels.npz"}
+    assert {label: url for label, url in asked.items() if url} == {"VALOR": f"{tmp_path}/labels.npz"}
     assert len(asked) > 1
     assert {config.model.width for config in main} == {32}
     nobody_asks = paper_tables.configs(SHIPPED["jomold-batch"], ["data.refined=labels.npz"])
-    assert {config.data.refined for config in nobody_asks} == {"labels.npz"}
+    assert {config.data.refined for config in nobody_asks} == {f"{tmp_path}/labels.npz"}
 
 
 def test_every_shipped_row_on_labels_of_segments_says_how_they_are_made():
