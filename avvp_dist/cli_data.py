@@ -202,22 +202,27 @@ def inspect(
 @data.command()
 def verify(
     url: Annotated[str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.")],
+    record: Annotated[
+        bool, typer.Option("--record", help="If all is good, add the checksums that a data set of an earlier version lacks.")
+    ] = False,
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Read all of a packed data set and compare it with its index: every hash, every video.
+    """Read all of a packed data set: every hash, every video, and whether labels and shards say the same.
 
-    Exit code 2 where anything is bad; data.on_bad=skip trains without it, packing again mends it.
+    Exit code 2 where anything is bad; data.on_bad=skip trains without bad videos, packing again mends them. --record changes
+    the fingerprint of the data set: stages of earlier runs on it are not used again.
     """
+    from avvp_dist.data.index_checks import capped
     from avvp_dist.data.verify import verify as read_all
 
-    found = read_all(url, workers)
-    if found.bad:
-        raise DataError(
-            [f"{bad.split} {bad.id}: {bad.reason}" for bad in found.bad],
-            f"{url}: {len(found.bad)} of {found.videos} videos are bad",
-        )
-    typer.echo(f"{url}: {found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB: all as the index says")
+    found = read_all(url, workers, record)
+    if found.problems:
+        bad = f"; {found.bad_videos} of {found.videos} videos are bad" if found.bad_videos else ""
+        count = f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}"
+        raise DataError(capped(found.problems), f"{url}: {count}{bad}")
+    what = f"{found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB, fingerprint {found.fingerprint[:16]}"
+    typer.echo(f"{url}: {what}: all as the index says")
 
 
 @data.command()
@@ -344,12 +349,17 @@ def _console() -> Console:
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=_plain(title), title_justify="left")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        table.add_column(_plain(column), justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else escape(str(cell)) for cell in row))
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else _plain(str(cell)) for cell in row))
     return table
+
+
+def _plain(text: str) -> str:
+    """``text`` without rich's markup, and with characters that are none (escape codes) shown by their numbers."""
+    return escape("".join(each if each.isprintable() else ascii(each)[1:-1] for each in text))
 
 
 def _print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
