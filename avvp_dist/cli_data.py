@@ -225,22 +225,26 @@ def inspect(
 @data.command()
 def verify(
     url: _URL,
+    record: Annotated[
+        bool, typer.Option("--record", help="If all is good, add the checksums that a data set of an earlier version lacks.")
+    ] = False,
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Read all of a packed data set and compare it with its index: every hash, every video.
+    """Read all of a packed data set: every hash, every video, and whether labels and shards say the same.
 
-    Exit code 2 where anything is bad; data.on_bad=skip trains without it, packing again mends it.
+    Exit code 2 where anything is bad; data.on_bad=skip trains without bad videos, packing again mends them. --record changes
+    the fingerprint of the data set: stages of earlier runs on it are not used again.
     """
     from avvp_dist.data.verify import verify as read_all
 
-    found = read_all(url, workers)
-    if found.bad:
-        raise DataError(
-            [f"{bad.split} {bad.id}: {bad.reason}" for bad in found.bad],
-            f"{url}: {len(found.bad)} of {found.videos} videos are bad",
-        )
-    say(f"{url}: {found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB: all as the index says")
+    found = read_all(url, workers, record)
+    if found.problems:
+        bad = f"; {found.bad_videos} of {found.videos} videos are bad" if found.bad_videos else ""
+        count = f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}"
+        raise DataError(found.problems, f"{url}: {count}{bad}")
+    what = f"{found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB, fingerprint {found.fingerprint[:16]}"
+    say(f"{url}: {what}: all as the index says")
 
 
 @data.command()

@@ -179,7 +179,9 @@ def _read(url: str) -> tuple[RunConfig, Run]:
         for scored in (of_protocol for of_split in scores.values() for of_protocol in of_split.values()):
             figures = [scored["segment_threshold"], scored["video_threshold"]]
             for where in (scored, scored.get("without_speech")):
-                figures += [where[level][metric] for level, metric in (score.split(".") for score in SCORES)] if where else []
+                figures += (
+                    [where[level][metric] for level, metric in (score.split(".") for score in SCORES)] if where else []
+                )
             if not all(isinstance(figure, int | float) for figure in figures):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,12 +1,12 @@
-"""A split in memory in W processes at once: one map that they share, against a copy in each.
+"""A split in memory in W processes at once: the page cache, which they share, against a copy in each.
 
     python -m benchmarks.resident [--videos 2000] [--rounds 3] [--out benchmarks/results/resident.json]
 
 Every process opens the same split from local shards (in the page cache: the first round, which warms up, is not counted),
 makes a first batch of 128, then all batches of an epoch. Measured: seconds to the first batch, seconds for the epoch's
-gathers, and by how much the memory of all processes together grew (proportional set size, which counts a page that k
-processes map as 1/k to each). Shared and private rounds alternate in the same processes, all of them begin a round together;
-medians are compared.
+gathers, and how much memory it takes: by how much all processes together grew (proportional set size, which counts a page
+that k processes map as 1/k to each) and, where they share it, the shards in the page cache, once. Shared and private rounds
+alternate in the same processes, all of them begin a round together; medians are compared.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def work(url: str, rounds: int, together: Barrier, found: Queue) -> None:
                 found.put((share, number, loaded - started, finished - loaded, grew))
 
 
-def measure(url: str, world: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(url: str, world: int, rounds: int, shards_mb: float) -> dict[str, dict[str, float]]:
     """Medians over rounds of one number of processes: the slowest one's seconds, everyone's memory."""
     context = multiprocessing.get_context("spawn")
     together, found = context.Barrier(world), context.Queue()
@@ -87,7 +87,7 @@ def measure(url: str, world: int, rounds: int) -> dict[str, dict[str, float]]:
         figures[name] = {
             "seconds_to_first_batch": statistics.median(values[:, 0].max() for values in each),
             "seconds_of_gathers": statistics.median(values[:, 1].max() for values in each),
-            "memory_mb": statistics.median(values[:, 2].sum() for values in each) / 1e6,
+            "memory_mb": statistics.median(values[:, 2].sum() for values in each) / 1e6 + (shards_mb if share else 0),
         }
     return figures
 
@@ -101,7 +101,7 @@ def main() -> None:
     # else the allocator keeps what a private round gave back, and the next one seems to need less
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     report = {
-        "what": f"{arguments.videos} synthetic videos held in memory by W processes, a map they share or a copy in each",
+        "what": f"{arguments.videos} synthetic videos held in memory by W processes, the page cache or a copy in each",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "videos": arguments.videos,
@@ -113,7 +113,7 @@ def main() -> None:
         synthetic.write(folder, videos=None, seed=0, layout="shards", splits=splits)
         report["features_mb"] = sum(shard.bytes for shard in Index.load(folder).shards if shard.split == "train") / 1e6
         for world in WORLDS:
-            figures = measure(folder, world, arguments.rounds)
+            figures = measure(folder, world, arguments.rounds, report["features_mb"])
             shared, private = figures["shared"], figures["private"]
             ratio = {name: shared[name] / private[name] for name in shared}
             report["worlds"][world] = {**figures, "shared_to_private": ratio}

@@ -18,7 +18,7 @@ import platform
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,9 @@ def _rows(split: str, count: int, first: int, shard: int, offsets: NDArray[np.in
 
 def once(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Labels]:
     """What the data set's own files come to for every process that reads them, and the training split's labels."""
-    text, written = measured(index.to_json)
     content, packed = measured(lambda: indexes.labels_bytes([table]))
+    index = replace(index, labels=indexes.labels_info(content))
+    text, written = measured(index.to_json)
     storage.write_text(storage.join(url, indexes.INDEX_FILE), text)
     storage.write_bytes(storage.join(url, indexes.LABELS_FILE), content)
     files = {"index_mb": len(text) / 1e6, "labels_mb": len(content) / 1e6}

@@ -7,11 +7,12 @@
 Entries are named by content, so equal shards of two URLs are one entry. Nothing is written down about them: an entry's size
 is its file's, the time of its last use is its file's access time. So there is no state that a kill could leave wrong.
 
-A reader holds the entry open and share-locked; eviction passes over such entries, and if it did not, an open file or a
-memory map stays readable after its name is gone. That is why the cache hands out open files and maps, and no paths.
+A reader holds the entry open and share-locked; eviction passes over such entries, and if it did not, an open file stays
+readable after its name is gone. That is why the cache hands out open files, and no paths.
 
 The first time that a process opens a file it hashes all of it (about 1 GB a second and core, a fraction of what fetching
-takes), and again whenever the file is another or has changed. What is damaged is fetched again. No fsync: what a crash of
+takes), and again whenever the file is another or has changed, also while it is open (`checked_file.py`). What is damaged is
+fetched again. No fsync: what a crash of
 the machine leaves is found in the same way.
 """
 
@@ -21,9 +22,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import logging
-import mmap
 import os
 import re
 import time
@@ -33,11 +32,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import filelock
-import numpy as np
 import tenacity
-from numpy.typing import NDArray
 
 from avvp_dist import storage
+from avvp_dist.data.checked_file import GO_ON, CheckedFile, OpenShard, ShardInMemory, Stamp
 from avvp_dist.errors import DataError
 from avvp_dist.folders import user_cache
 
@@ -91,7 +89,7 @@ class ShardCache:
     def __init__(self, folder: str | os.PathLike[str] | None = None, limit_bytes: int = int(DEFAULT_GB * GB)) -> None:
         self._given = folder
         self.limit_bytes = limit_bytes
-        self._checked: dict[Path, tuple[int, ...]] = {}
+        self._checked: dict[Path, Stamp | None] = {}
         self._complained = False
 
     @property
@@ -99,7 +97,7 @@ class ShardCache:
         """Where the entries lie; may not exist yet."""
         return Path(self._given) if self._given else default_folder()
 
-    def open(self, url: str, shard: ShardInfo | ShardRef) -> BinaryIO:
+    def open(self, url: str, shard: ShardInfo | ShardRef) -> OpenShard:
         """The file of one shard of the data set at ``url``, at its beginning, its bytes checked; the caller closes it.
 
         Where the cache cannot keep it (disk full, folder not writable), one warning says so and what to do, and the shard
@@ -113,24 +111,6 @@ class ShardCache:
         if here is not None:
             return self._local(here, shard)
         return self._find(shard) or self._fetch_once(source, shard)
-
-    def content(self, url: str, shard: ShardInfo | ShardRef, share: bool = True) -> NDArray[np.uint8]:
-        """All bytes of a shard, read-only, checked.
-
-        With ``share`` they are a map of the file, of which a node holds one copy in memory for all its processes; without
-        it, or where the file cannot be mapped, they are this process's own.
-
-        Raises:
-            DataError: as `open`.
-        """
-        with self.open(url, shard) as handle:
-            if share and not isinstance(handle, io.BytesIO):
-                try:
-                    # the map keeps a duplicate of the descriptor, and with it the lock
-                    return np.frombuffer(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-                except OSError as error:
-                    LOGGER.warning("%s cannot be mapped (%s); this process keeps its own copy", shard.name, error)
-            return np.frombuffer(handle.read(), np.uint8)
 
     def usage(self) -> Usage:
         """What the cache holds now."""
@@ -156,9 +136,9 @@ class ShardCache:
                 raise DataError(f"{self.folder}: cannot be cleared: {error}") from None
         return self.usage()
 
-    def _local(self, path: Path, shard: ShardInfo | ShardRef) -> BinaryIO:
+    def _local(self, path: Path, shard: ShardInfo | ShardRef) -> CheckedFile:
         try:
-            handle = self._open_checked(path, shard, lock=False)
+            handle = self._open_checked(path, shard, cached=False)
         except FileNotFoundError:
             raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
         except OSError as error:
@@ -173,10 +153,10 @@ class ShardCache:
             raise DataError(f"{shard.name}: {what}; delete it and pack again ({_KEPT})")
         return handle
 
-    def _find(self, shard: ShardInfo | ShardRef) -> BinaryIO | None:
+    def _find(self, shard: ShardInfo | ShardRef) -> CheckedFile | None:
         """The entry of ``shard``, or None where there is none that can be used."""
         try:
-            handle = self._open_checked(self._entry(shard), shard, lock=True)
+            handle = self._open_checked(self._entry(shard), shard, cached=True)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -189,32 +169,33 @@ class ShardCache:
             os.utime(handle.fileno(), ns=(time.time_ns(), os.fstat(handle.fileno()).st_mtime_ns))
         return handle
 
-    def _open_checked(self, path: Path, shard: ShardInfo | ShardRef, lock: bool) -> BinaryIO | None:
+    def _open_checked(self, path: Path, shard: ShardInfo | ShardRef, cached: bool) -> CheckedFile | None:
         """The open file, or None when it does not hold the shard."""
+        remedy = (
+            f"{GO_ON}, and fetches it again" if cached else f"restore it, or delete it and pack again ({_KEPT}); {GO_ON}"
+        )
         with contextlib.ExitStack() as stack:
-            handle = stack.enter_context(path.open("rb"))
-            if lock:
+            handle = stack.enter_context(CheckedFile(path, shard, remedy, changes=not cached))
+            if cached:
                 _try_lock(handle, fcntl.LOCK_SH)  # refused while it is being evicted: then it stays readable all the same
-            found = os.fstat(handle.fileno())
-            stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-            if self._checked.get(path) != stamp:
-                if found.st_size != shard.bytes or hashlib.file_digest(handle, "sha256").hexdigest() != shard.sha256:
+            stamp = handle.stamp
+            if self._checked.get(path, ()) != stamp:
+                if not handle.whole():
                     return None
-                handle.seek(0)
                 self._checked[path] = stamp
             stack.pop_all()
             return handle
 
-    def _fetch_once(self, source: str, shard: ShardInfo | ShardRef) -> BinaryIO:
+    def _fetch_once(self, source: str, shard: ShardInfo | ShardRef) -> OpenShard:
         """Fetches the shard, unless another process has done so when this one's turn comes."""
         try:
             with self._lock(shard.sha256[:2], f"another process fetches {shard.name}"):
                 return self._find(shard) or self._keep(shard, _fetch(source, shard))
         except OSError as error:
             self._complain(shard, error)
-            return io.BytesIO(_fetch(source, shard))
+            return ShardInMemory(_fetch(source, shard), shard)
 
-    def _keep(self, shard: ShardInfo | ShardRef, content: bytes) -> BinaryIO:
+    def _keep(self, shard: ShardInfo | ShardRef, content: bytes) -> OpenShard:
         """Publishes ``content`` as an entry and opens it."""
         aside = self.folder / "partial" / uuid.uuid4().hex
         try:
@@ -229,8 +210,8 @@ class ShardCache:
                     aside.unlink(missing_ok=True)
         except OSError as error:
             self._complain(shard, error)
-            return io.BytesIO(content)
-        return self._find(shard) or io.BytesIO(content)
+            return ShardInMemory(content, shard)
+        return self._find(shard) or ShardInMemory(content, shard)
 
     def _make_room(self, needed: int) -> None:
         """Evicts until ``needed`` more bytes are within the limit; the caller holds the lock ``room``.
@@ -314,7 +295,7 @@ def _remove_unused(path: Path) -> bool:
 
 
 def _try_lock(handle: BinaryIO, how: int) -> bool:
-    """Locks an open file until its last descriptor or map is gone; False where another holds it."""
+    """Locks an open file until its last descriptor is gone; False where another holds it."""
     try:
         fcntl.flock(handle, how | fcntl.LOCK_NB)
     except BlockingIOError:

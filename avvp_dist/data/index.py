@@ -1,13 +1,17 @@
 """What lies beside the shards of a packed data set: index.json, and labels.parquet with a row for each video.
 
-Both together hold all that planning, drawing of partners and evaluation need, so that nobody opens a tar for it.
+Both together hold all that planning, drawing of partners and evaluation need, so that nobody opens a tar for it. index.json
+records size and hash of every shard and of labels.parquet, and ends in a checksum of itself. Data sets that were packed
+before there were these two checksums are read with a warning; `avvp data verify --record` adds them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from avvp_dist import storage
+from avvp_dist.data import index_checks as checks
 from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES
+
+LOGGER = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 INDEX_FILE = "index.json"
@@ -51,34 +58,55 @@ LABELS_SCHEMA = pa.schema(
 )
 
 # Names of shards become paths, so an index from elsewhere must not point out of its folder.
-_ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]+-[0-9]{6}\.tar\z")]
-_Count = Annotated[int, Field(ge=0)]
+_ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}-[0-9]{6}\.tar\z")]
+_Split = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}\z")]
+_Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(checks.printable)]
+_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+_Count = Annotated[int, Field(strict=True, ge=1, le=10**6)]
+_Bytes = Annotated[int, Field(strict=True, ge=1, le=2**53)]
+_FIELDS = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class IndexedStream:
     """One stream: columns ``offset`` to ``offset + dim`` of a video's feature array."""
 
-    name: str
+    __pydantic_config__ = _FIELDS
+
+    name: _Name
     dim: _Count
-    offset: _Count
+    offset: Annotated[int, Field(strict=True, ge=0, le=10**6)]
 
 
 @dataclass(frozen=True)
 class ShardInfo:
     """One tar file, and in ``source`` the fingerprint of what it was made from."""
 
+    __pydantic_config__ = _FIELDS
+
     name: _ShardName
-    split: str
+    split: _Split
     samples: _Count
-    bytes: _Count
-    sha256: str
+    bytes: _Bytes
+    sha256: _Sha256
     source: str
+
+
+@dataclass(frozen=True)
+class LabelsInfo:
+    """Size and hash of labels.parquet."""
+
+    __pydantic_config__ = _FIELDS
+
+    bytes: _Bytes
+    sha256: _Sha256
 
 
 @dataclass(frozen=True)
 class LeftOut:
     """A video that was not packed, and why."""
+
+    __pydantic_config__ = _FIELDS
 
     id: str
     split: str
@@ -98,16 +126,20 @@ class Index:
         left_out: videos that were skipped because of bad features.
         provenance: where the data come from; ``{"synthetic": True, ...}`` for made-up ones.
         source: fingerprint of all that went in; a second pack of the same inputs recognises its own work by it.
+        labels: labels.parquet; None where the data set was packed before that was recorded.
     """
 
-    dataset: str
+    __pydantic_config__ = _FIELDS
+
+    dataset: _Name
     segments: _Count
-    classes: tuple[str, ...]
-    streams: tuple[IndexedStream, ...]
+    classes: Annotated[tuple[_Name, ...], Field(min_length=1)]
+    streams: Annotated[tuple[IndexedStream, ...], Field(min_length=1)]
     shards: tuple[ShardInfo, ...]
     left_out: tuple[LeftOut, ...]
     provenance: dict[str, Any]
     source: str = ""
+    labels: LabelsInfo | None = None
 
     @property
     def width(self) -> int:
@@ -121,27 +153,31 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data whatever their place, provenance and history: sha256 over classes, streams and shards."""
+        """Identifies the data whatever their place, provenance and history: sha256 over classes, streams, shards and labels.
+
+        Labels count where their hash is recorded, so that data sets packed earlier keep the fingerprint they had.
+        """
         shards = [(shard.name, shard.split, shard.samples, shard.sha256) for shard in self.shards]
         streams = [(stream.name, stream.dim, stream.offset) for stream in self.streams]
         content = [SCHEMA_VERSION, self.dataset, self.segments, self.classes, streams, shards]
+        content += [self.labels.sha256] if self.labels else []
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The content of index.json."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=1) + "\n"
+        """The content of index.json, with its checksum."""
+        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        if self.labels is None:
+            del content["labels"]
+        return checks.seal(json.dumps(content, indent=1))
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = INDEX_FILE) -> Index:
         """Reads `to_json`'s text; ``source`` names it in messages.
 
         Raises:
-            DataError: not an index, malformed, or written by a newer version.
+            DataError: not an index, damaged, malformed, or written by a newer version.
         """
-        try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"{source}: not valid JSON ({error}); pack the data set again") from None
+        content, sealed = checks.unseal(text.encode() if isinstance(text, str) else text, source)
         version = content.pop("schema_version", None) if isinstance(content, dict) else None
         if not isinstance(version, int):
             raise DataError(f"{source}: not the index of a packed data set: it has no schema_version")
@@ -150,10 +186,16 @@ class Index:
                 f"{source}: schema version {version}, this avvp_dist reads up to {SCHEMA_VERSION}; install a newer avvp_dist"
             )
         try:
-            return _INDEX.validate_python(content)
+            index = _INDEX.validate_python(content)
         except ValidationError as error:
-            fields = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors()]
-            raise DataError([f"{name}: {message}" for name, message in fields], f"{source}: malformed") from None
+            fields = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors(include_url=False)]
+            problems = [f"{name}: {message}" for name, message in fields]
+            raise DataError(checks.capped(problems), f"{source}: malformed; {checks.RESTORE}") from None
+        if index.labels is not None and not sealed:
+            raise DataError(f"{source}: changed by hand: its checksum is missing; {checks.RESTORE}")
+        if problems := checks.contradictions(index):
+            raise DataError(checks.capped(problems), f"{source}: contradicts itself; {checks.RESTORE}")
+        return index
 
     @classmethod
     def load(cls, url: str) -> Index:
@@ -173,6 +215,7 @@ class Index:
 
 
 _INDEX = TypeAdapter(Index)
+_AGAIN = "run the pack command again"
 
 
 @dataclass(frozen=True)
@@ -213,69 +256,83 @@ def labels_bytes(tables: Sequence[pa.Table]) -> bytes:
     return sink.getvalue()
 
 
+def labels_info(content: bytes) -> LabelsInfo:
+    """What the index records of a labels.parquet with this content."""
+    return LabelsInfo(len(content), hashlib.sha256(content).hexdigest())
+
+
 def read_labels(url: str, index: Index) -> dict[str, Labels]:
     """Labels of every split of the data set at ``url``.
 
     Raises:
         DataError: labels.parquet is missing, unreadable or does not belong to ``index``.
     """
-    labels = _read_labels(storage.join(url, LABELS_FILE), index)
+    labels = labels_of(url, index, read_table(url, index))
     pa.default_memory_pool().release_unused()  # arrow would keep what the table took: 1 GB for 10 million videos
     return labels
 
 
-def _read_labels(source: str, index: Index) -> dict[str, Labels]:
+def read_table(url: str, index: Index) -> pa.Table:
+    """The rows of labels.parquet, with the columns of `LABELS_SCHEMA`, after a look at its hash.
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    source = storage.join(url, LABELS_FILE)
+    try:
+        content = storage.read_bytes(source)
+    except FileNotFoundError:
+        raise DataError(f"{source}: missing; {_AGAIN}") from None
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error}") from None
+    if index.labels is None:
+        _warn_without_hash(url)
+    elif len(content) != index.labels.bytes:
+        raise DataError(f"{source}: {len(content)} bytes, the index says {index.labels.bytes}; restore it, or {_AGAIN}")
+    elif labels_info(content) != index.labels:
+        raise DataError(f"{source}: content differs from what the index recorded; restore it, or {_AGAIN}")
     try:
         # not pq.read_table: its threads sometimes abort a process that ends soon after and has torch loaded
-        table = pq.ParquetFile(io.BytesIO(storage.read_bytes(source))).read(use_threads=False)
-    except FileNotFoundError:
-        raise DataError(f"{source}: missing; run the pack command again") from None
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{source}: not a readable parquet file ({error}); run the pack command again") from None
+        table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+        if index.labels is None:
+            table.validate(full=True)
+    except Exception as error:  # a damaged file makes pyarrow raise nearly anything
+        raise DataError(f"{source}: not a readable parquet file ({error}); {_AGAIN}") from None
     if not table.schema.equals(LABELS_SCHEMA):
-        raise DataError(f"{source}: not the columns of schema version {SCHEMA_VERSION}; run the pack command again")
+        raise DataError(f"{source}: not the columns of schema version {SCHEMA_VERSION}; {_AGAIN}")
+    return table
+
+
+@functools.cache
+def _warn_without_hash(url: str) -> None:
+    """Once a process."""
+    LOGGER.warning(
+        "%s: packed before index.json recorded a hash of %s, so that a change of it is not noticed; `avvp data verify %s "
+        "--record` checks all of it and adds the hash",
+        url,
+        LABELS_FILE,
+        url,
+    )
+
+
+def labels_of(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
+    """Labels of every split out of the rows of `read_table`.
+
+    Raises:
+        DataError: they do not belong to ``index``, or cannot be.
+    """
+    source = storage.join(url, LABELS_FILE)
     places = {name: table[name].to_numpy() for name in ("shard", "position", "offset", "nbytes")}
-    problems = _inconsistencies(index, places)
+    problems = checks.misplaced(index, places) or checks.misnamed(index, table)
     if problems:
-        raise DataError(problems, f"{source}: does not belong to {INDEX_FILE} beside it; run the pack command again")
+        title = f"{source}: does not belong to {INDEX_FILE} beside it; {_AGAIN}"
+        raise DataError(checks.capped(problems), title)
     splits = np.array([shard.split for shard in index.shards])
     row_splits = splits[places["shard"]] if len(table) else np.empty(0, str)
     return {
         split: _split_labels(source, index, split, table, np.flatnonzero(row_splits == split), places)
         for split in dict.fromkeys(splits.tolist())
     }
-
-
-def _inconsistencies(index: Index, places: Mapping[str, NDArray]) -> list[str]:
-    shard = places["shard"]
-    outside = int(((shard < 0) | (shard >= len(index.shards))).sum())
-    if outside:
-        return [f"{outside} rows name shards that the index lacks"]
-    # one pass over the rows for all shards: there may be tens of thousands of them, and every worker looks
-    length = index.segments * index.width * 2
-    counts = np.bincount(shard, minlength=len(index.shards))
-    samples = np.array([info.samples for info in index.shards])
-    ends = np.array([info.bytes for info in index.shards])[shard]
-    offset = places["offset"]
-    misfits = _count_by(shard, (places["nbytes"] != length) | (offset < 0) | (offset > ends - length), len(counts))
-    by_shard = np.argsort(shard, kind="stable")
-    in_order = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
-    unordered = _count_by(shard[by_shard], places["position"][by_shard] != in_order, len(counts))
-    problems = []
-    for number in np.flatnonzero((counts != samples) | (unordered > 0) | (misfits > 0)):
-        info = index.shards[number]
-        if counts[number] != info.samples:
-            problems.append(f"{info.name}: {counts[number]} videos, {info.samples} in the index")
-        elif unordered[number]:
-            problems.append(f"{info.name}: its videos are not in order")
-        if misfits[number]:
-            problems.append(f"{info.name}: byte ranges that do not fit")
-    return problems
-
-
-def _count_by(shard: NDArray, flags: NDArray[np.bool_], shards: int) -> NDArray[np.int64]:
-    """How many ``flags`` are set in each of the shards."""
-    return np.bincount(shard[flags], minlength=shards)
 
 
 def _split_labels(
@@ -292,9 +349,11 @@ def _split_labels(
         problems.append(f"{split}: weak labels outside 0..{len(index.classes) - 1}")
     else:
         weak[lists, labels] = True
-    audio, visual = (_dense(part[f"{name}_events"], f"{split}: {name} events", index, problems) for name in MODALITIES)
+        if weak.sum() != len(labels):
+            problems.append(f"{split}: weak labels that are listed twice for a video")
+    audio, visual = (_dense(part[f"{name}_events"], f"{split}: {name} events", index, ids, problems) for name in MODALITIES)
     if problems:
-        raise DataError(problems, f"{source}: labels that cannot be used; run the pack command again")
+        raise DataError(checks.capped(problems), f"{source}: labels that cannot be used; {_AGAIN}")
     return Labels(split, tuple(ids), weak, audio, visual, **{name: values[rows] for name, values in places.items()})
 
 
@@ -307,7 +366,9 @@ def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Any]:
     return rows, values if pa.types.is_struct(values.type) else values.to_numpy(zero_copy_only=False)
 
 
-def _dense(column: pa.ChunkedArray, what: str, index: Index, problems: list[str]) -> NDArray[np.bool_] | None:
+def _dense(
+    column: pa.ChunkedArray, what: str, index: Index, ids: Sequence[str], problems: list[str]
+) -> NDArray[np.bool_] | None:
     """Events as bool [N,T,C], overlapping ones united; None where no video has any annotation."""
     if column.null_count == len(column):
         return None
@@ -316,8 +377,13 @@ def _dense(column: pa.ChunkedArray, what: str, index: Index, problems: list[str]
         return None
     rows, events = _flat(column)
     label, onset, offset = (events.field(name).to_numpy(zero_copy_only=False) for name in ("label", "onset", "offset"))
-    if ((label < 0) | (label >= len(index.classes)) | (onset < 0) | (offset > index.segments)).any():
-        problems.append(f"{what}: labels or seconds out of range")
+    bad = (label < 0) | (label >= len(index.classes)) | (onset < 0) | (onset >= offset) | (offset > index.segments)
+    if bad.any():
+        first = np.flatnonzero(bad)[0]
+        problems.append(
+            f"{what}: {bad.sum()} with labels or seconds out of range, the first of video {ids[rows[first]]}: class "
+            f"{label[first]}, seconds {onset[first]} to {offset[first]}"
+        )
         return None
     dense = np.zeros((len(column), index.segments, len(index.classes)), bool)
     for segment in range(index.segments):

@@ -51,7 +51,13 @@ class Loader:
         # An unnamed file, in memory where there is enough (a container may have little): gone when the last user is gone
         roomy = os.path.isdir(_MEMORY) and shutil.disk_usage(_MEMORY).free > size
         with tempfile.TemporaryFile(dir=_MEMORY if roomy else None) as file:
-            file.truncate(size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)  # now, since a write beyond a full disk ends a process by SIGBUS
+            except OSError as error:
+                raise AvvpError(
+                    f"{size / 1e6:.3g} MB in {_MEMORY if roomy else tempfile.gettempdir()} for batches that are read ahead "
+                    f"cannot be had: {error}; make room there, lower data.prefetch, or set data.workers=0"
+                ) from None
             self._ring = np.frombuffer(mmap.mmap(file.fileno(), 0), np.float16).reshape(shape)
             for _ in range(readers):
                 self._readers.append(_ProcessReader(store, shape, file.fileno()))

@@ -15,7 +15,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.data.index import INDEX_FILE, Index, Labels, LeftOut, ShardInfo
-from avvp_dist.data.reading import REMEDY, ShardStore
+from avvp_dist.data.reading import REMEDY, ShardFile, ShardStore
 from avvp_dist.errors import DataError
 
 
@@ -104,11 +104,16 @@ def inspect_shard(store: ShardStore, videos: ShardVideos) -> list[LeftOut]:
         shard = store.open(videos.info, videos.shape)
     except DataError as error:
         return [LeftOut(name, videos.split, str(error)) for name in videos.ids]
+    with shard:
+        return inspect_videos(shard, videos)
+
+
+def inspect_videos(shard: ShardFile, videos: ShardVideos) -> list[LeftOut]:
+    """The bad videos of an open shard."""
     bad, scratch = [], np.empty(videos.shape, np.float16)
     for name, offset in zip(videos.ids, videos.offsets, strict=True):
         try:
             shard.read(name, offset, scratch)
         except DataError as error:
             bad.append(LeftOut(name, videos.split, str(error)))
-    shard.close()
     return bad

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import threading
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avvp_dist.data.cache import ShardCache
+from avvp_dist.data.checked_file import OpenShard, undisturbed
 from avvp_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,13 +46,12 @@ class ShardFile:
 
     Args:
         file: the tar.
-        name: of the shard, for messages.
         shape: T and width of a video's features.
     """
 
-    def __init__(self, file: BinaryIO, name: str, shape: tuple[int, int]) -> None:
+    def __init__(self, file: OpenShard, shape: tuple[int, int]) -> None:
         self._file = file
-        self._name = name
+        self._name = file.shard.name
         self._shape = shape
         self._lead = bytearray(_LEAD)
         self._headers = {_header(shape)}  # headers of arrays that were found right
@@ -61,12 +60,14 @@ class ShardFile:
         """Reads a video's features, whose data begin at byte ``offset``, into ``out`` [T,width].
 
         Raises:
-            DataError: it is not there, of another shape or type, or holds values that are not finite.
+            DataError: it is not there, of another shape or type, or holds values that are not finite; or the shard was
+                overwritten since it was opened.
         """
         member, start = f"{video}.{FEATURES}", min(_LEAD, offset)
         lead = memoryview(self._lead)[:start]
-        count = os.preadv(self._file.fileno(), [lead, out.reshape(-1).view(np.uint8).data], offset - start)
-        if count != start + out.nbytes or not self._is_array(bytes(lead), member):
+        parts = [lead, out.reshape(-1).view(np.uint8).data]
+        undisturbed(lambda: self._file.fill(parts, offset - start), [self._file])
+        if not self._is_array(bytes(lead), member):
             raise DataError(f"{self._name}: {self._what_is_wrong(member)}; pack into another folder")
         bits = out.view(np.uint16)
         if ((bits & _NOT_FINITE) == _NOT_FINITE).any():
@@ -140,14 +141,4 @@ class ShardStore(NamedTuple):
         Raises:
             DataError: it is missing, or its content is not what the index recorded.
         """
-        return ShardFile(_with_descriptor(self.cache.open(self.url, shard)), shard.name, shape)
-
-
-def _with_descriptor(file: BinaryIO) -> BinaryIO:
-    """A shard that the cache had no room for, as a file in memory: videos are read through descriptors."""
-    if not isinstance(file, io.BytesIO):
-        return file
-    memory = os.fdopen(os.memfd_create("shard"), "w+b")
-    memory.write(file.getbuffer())
-    memory.flush()
-    return memory
+        return ShardFile(self.cache.open(self.url, shard), shape)

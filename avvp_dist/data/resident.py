@@ -1,9 +1,9 @@
-"""A whole split in memory: the GPU's, where one trains and it fits, else one map that all processes of a node share.
+"""A whole split in memory: the GPU's, where one trains and it fits, else the page cache, which a node's processes share.
 
-The map is of the shards as they lie: a video's features are raw float16 in its tar, at an offset that the index knows. So
+Features are read from the shards as they lie: a video's are raw float16 in its tar, at an offset that the index knows. So
 there is no second copy on any disk, nothing to build before the first step, and the memory is the system's page cache, of
-which a node has one, whoever reads. (As with any map, a file that is cut short under a running process kills it; packing
-never does that, it puts new files in the place of old ones.)
+which a node has one, whoever reads. Shards stay open as long as the split does; whoever replaces or deletes one changes
+nothing for this run, and whoever overwrites one in place ends it with the shard's name (`checked_file.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avvp_dist.data.cache import GB
+from avvp_dist.data.checked_file import OpenShard, ShardInMemory, undisturbed
 from avvp_dist.data.index import Index, Labels
 from avvp_dist.data.partners import disjoint
 from avvp_dist.data.plan import EpochPlan, Plan, split_sizes
@@ -35,26 +36,42 @@ LOGGER = logging.getLogger(__name__)
 
 
 class ShardRows:
-    """Features of a split where they lie, in the bytes of its shards.
+    """Features of a split where they lie, in its shards.
 
     Args:
-        contents: bytes of each shard, by its number.
+        shards: each open shard, by its number.
         labels: where each of the N videos is.
         shape: N, T, width.
+        title: of errors.
     """
 
-    def __init__(self, contents: Mapping[int, NDArray[np.uint8]], labels: Labels, shape: tuple[int, int, int]) -> None:
-        self._contents = contents
+    def __init__(
+        self, shards: Mapping[int, OpenShard], labels: Labels, shape: tuple[int, int, int], title: str = ""
+    ) -> None:
+        self._shards = shards
+        self._title = title
         self._shard = labels.shard
         self._offset = labels.offset
         self.shape = shape
 
     def take(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Features of the videos ``numbers``, a copy, float16 [B,T,width]."""
+        """Features of the videos ``numbers``, a copy, float16 [B,T,width].
+
+        Raises:
+            DataError: a shard was overwritten or truncated since it was opened.
+        """
         rows = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.float16)
         to = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
-        for row, shard, offset in zip(to, self._shard[numbers].tolist(), self._offset[numbers].tolist(), strict=True):
-            row[:] = self._contents[shard][offset : offset + len(row)]
+        shards, offsets = self._shard[numbers].tolist(), self._offset[numbers].tolist()
+
+        def read() -> None:
+            for row, shard, offset in zip(to, shards, offsets, strict=True):
+                self._shards[shard].fill([row.data], offset)
+
+        try:
+            undisturbed(read, [self._shards[shard] for shard in set(shards)])
+        except DataError as error:
+            raise DataError(error.problems, self._title) from None
         return rows
 
     def on(self, device: torch.device) -> Tensor:
@@ -143,7 +160,7 @@ def load(
         store: where the shards are.
         device: what trains; a GPU takes the features into its own memory where they leave half of what is free there.
         dtype: of a batch's features.
-        share: whether features on CPU are a map that a node's processes share, or this process's own.
+        share: whether features on CPU are read from the page cache, which a node's processes share, or this process's own.
 
     Raises:
         DataError: every shard that is missing or is not what the index says, and every bad video in the others.
@@ -151,26 +168,27 @@ def load(
     device = device or torch.device("cpu")
     # each process begins elsewhere: those of one node then fetch different shards at the same time
     numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
-    share = share and _may_map(len(numbers), labels.split)
+    share = share and _may_keep_open(len(numbers), labels.split)
+    title = f"{store.url}: {labels.split} cannot be read; {REMEDY}"
 
-    def content(number: int) -> NDArray[np.uint8] | DataError:
+    def opened(number: int) -> OpenShard | DataError:
         try:
-            return _content(store, index, labels, number, share)
+            return _open(store, index, labels, number, share)
         except DataError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        contents = dict(zip(numbers, pool.map(content, numbers), strict=True))
-    problems = [line for found in contents.values() if isinstance(found, DataError) for line in found.problems]
+        shards = dict(zip(numbers, pool.map(opened, numbers), strict=True))
+    problems = [line for found in shards.values() if isinstance(found, DataError) for line in found.problems]
     if problems:
-        raise DataError(sorted(problems), f"{store.url}: {labels.split} cannot be read; {REMEDY}")
-    found = {number: values for number, values in contents.items() if not isinstance(values, DataError)}
-    rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width))
+        raise DataError(sorted(problems), title)
+    found = {number: shard for number, shard in shards.items() if not isinstance(shard, DataError)}
+    rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width), title)
     return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
 
 
-def _content(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> NDArray[np.uint8]:
-    """All bytes of one shard whose videos were found sound.
+def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> OpenShard:
+    """One shard whose videos were found sound.
 
     Raises:
         DataError: the shard is bad, or all its bad videos.
@@ -185,17 +203,29 @@ def _content(store: ShardStore, index: Index, labels: Labels, number: int, share
                 problems += error.problems
     if problems:
         raise DataError(problems)
-    return store.cache.content(store.url, shard, share)
+    opened = store.cache.open(store.url, shard)
+    if share:
+        return opened
+    content = b""
+
+    def read() -> None:
+        nonlocal content
+        opened.seek(0)
+        content = opened.read()
+
+    with opened:
+        undisturbed(read, [opened])
+    return ShardInMemory(content, shard)
 
 
-def _may_map(shards: int, split: str) -> bool:
-    """Whether this process may hold so many maps: each keeps a file open, and others need files too."""
+def _may_keep_open(shards: int, split: str) -> bool:
+    """Whether this process may keep so many files open: others need files too."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY or shards <= limit // 4:
         return True
     LOGGER.warning(
-        "%s: %d shards are too many to map with %d open files; this process keeps its own copy of them. Raise `ulimit -n`, "
-        "or pack more videos in a shard",
+        "%s: %d shards are too many to keep open with %d open files; this process keeps its own copy of them. Raise "
+        "`ulimit -n`, or pack more videos in a shard",
         split,
         shards,
         limit,

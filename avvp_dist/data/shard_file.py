@@ -122,7 +122,7 @@ def _tar(job: ShardJob) -> bytes:
                 )
             array = io.BytesIO()
             np.lib.format.write_array(array, np.ascontiguousarray(values, "<f2"), version=(1, 0), allow_pickle=False)
-            text = json.dumps(_describe(record, job.dataset.classes))
+            text = json.dumps(describe(record, job.dataset.classes))
             for name, content in ((_FEATURES, array.getvalue()), ("json", text.encode())):
                 member = tarfile.TarInfo(f"{record.id}.{name}")  # mode 644, time 0 and owner 0 unless told otherwise
                 member.size = len(content)
@@ -130,7 +130,8 @@ def _tar(job: ShardJob) -> bytes:
     return sink.getvalue()
 
 
-def _describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
+def describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
+    """The content of a video's ``<id>.json``."""
     description: dict[str, Any] = {
         "id": record.id,
         "name": record.name,

@@ -13,6 +13,7 @@ So a pack may be killed at any point and started again: what is complete is reco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -21,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+
 from avvp_dist import locks, storage
 from avvp_dist.data import index as indexes
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import Dataset
-from avvp_dist.data.index import Index, IndexedStream, LeftOut
+from avvp_dist.data.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.data.shard_file import FeatureSource, ShardJob, pack_shard
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.types import MODALITIES, VideoRecord
@@ -112,10 +115,19 @@ def _pack(
         packed = processes.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
     storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
     shards = tuple(shard.info for shard in packed)
+    labels = _labels(out, earlier, [shard.rows for shard in packed])
     index = Index(
-        dataset.name, dataset.segments, dataset.classes, _streams(dataset), shards, left_out, dict(provenance), inputs
+        dataset=dataset.name,
+        segments=dataset.segments,
+        classes=dataset.classes,
+        streams=_streams(dataset),
+        shards=shards,
+        left_out=left_out,
+        provenance=dict(provenance),
+        source=inputs,
+        labels=labels_info(labels),
     )
-    _write_if_changed(storage.join(out, indexes.LABELS_FILE), indexes.labels_bytes([shard.rows for shard in packed]))
+    _write_if_changed(storage.join(out, indexes.LABELS_FILE), labels)
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
@@ -261,6 +273,16 @@ def _plan(
             fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
             jobs.append(ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
     return jobs
+
+
+def _labels(out: str, earlier: Index | None, rows: Sequence[pa.Table]) -> bytes:
+    """The content of labels.parquet. One that is there stays if its rows are these, whichever pyarrow wrote it."""
+    content = indexes.labels_bytes(rows)
+    if earlier and earlier.labels and earlier.labels != labels_info(content):
+        with contextlib.suppress(DataError):
+            if indexes.read_table(out, earlier).equals(pa.concat_tables(rows)):
+                return storage.read_bytes(storage.join(out, indexes.LABELS_FILE))
+    return content
 
 
 def _tell_resumed(out: str, parts: str, shards: int) -> None:

@@ -53,7 +53,7 @@ class DataConfig(Section):
     cache_gb: float = Field(DEFAULT_GB, gt=0)
     """Gigabytes (of 10^9 bytes) in that folder; shards used longest ago make room."""
     share: bool = True
-    """Whether a node's processes read features on CPU from one memory map of the shards; false: each from its own copy."""
+    """Whether a node's processes read features on CPU from its page cache, one copy for all; false: a copy in each."""
 
     @field_validator("cache")
     @classmethod

@@ -1,4 +1,4 @@
-"""Whole runs on features from a shared map, from private memory and through the cache: the same numbers."""
+"""Whole runs on features from the shared page cache, from private memory and through the cache: the same numbers."""
 
 import shutil
 from pathlib import Path

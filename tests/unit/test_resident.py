@@ -1,5 +1,6 @@
-"""A split in memory: the same batches from a shared map of the shards and from private memory."""
+"""A split in memory: the same batches from the shards that processes share and from private memory."""
 
+import os
 import resource
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def remote_copy(packed: str, name: str) -> str:
     return url
 
 
-def maps() -> str:
-    return Path("/proc/self/maps").read_text()
+def open_files() -> set[str]:
+    return {os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()}
 
 
 @pytest.mark.parametrize("where", ["shared", "private", "cached"])
@@ -52,8 +53,8 @@ def test_batches_hold_the_features_of_their_videos(packed, tmp_path, where):
             np.testing.assert_array_equal(mine, values[:, stream.offset : stream.offset + stream.dim])
     assert split.batch(np.array([], np.int64), 6).visual.shape == (0, 10, 2048)
     torch.testing.assert_close(split.features.on(torch.device("cpu")), split.features.take(np.arange(62)))
-    mapped = {"shared": f"{packed}/train-000000.tar", "cached": f"{tmp_path}/cache/shards/{index.shards[0].sha256}"}
-    assert {name: path in maps() for name, path in mapped.items()} == {name: name == where for name in mapped}
+    held = {"shared": f"{packed}/train-000000.tar", "cached": f"{tmp_path}/cache/shards/{index.shards[0].sha256}"}
+    assert {name: path in open_files() for name, path in held.items()} == {name: name == where for name in held}
 
 
 def test_a_later_run_needs_the_remote_no_more(packed, tmp_path):
@@ -82,7 +83,7 @@ def test_every_bad_shard_is_named(packed, tmp_path):
 def test_more_shards_than_open_files_allow_are_read_into_memory(tmp_path, caplog):
     url = str(tmp_path / "many")
     synthetic.write(url, videos=None, seed=0, layout="shards", splits=(100, 1, 1), workers=1, shard_videos=1)
-    mapped = load(url).batch(np.arange(100), 100)
+    shared = load(url).batch(np.arange(100), 100)
     assert not caplog.records
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
@@ -90,8 +91,8 @@ def test_more_shards_than_open_files_allow_are_read_into_memory(tmp_path, caplog
         private = load(url).batch(np.arange(100), 100)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert "100 shards are too many to map with 300 open files" in caplog.text
-    torch.testing.assert_close(mapped.streams, private.streams)
+    assert "100 shards are too many to keep open with 300 open files" in caplog.text
+    torch.testing.assert_close(shared.streams, private.streams)
 
 
 def test_the_cache_of_a_config(tmp_path, monkeypatch):

@@ -458,6 +458,7 @@ def test_indexes_that_cannot_be_used(tmp_path, text, message):
 
 def test_an_index_does_not_point_out_of_its_folder(official, tmp_path):
     content = json.loads(pack_tiny(official, tmp_path / "out").to_json())
+    del content["checksum"]
     content["shards"][0]["name"] = "../../train-000000.tar"
     with pytest.raises(DataError, match=r"shards\.0\.name"):
         Index.from_json(json.dumps(content))
@@ -465,7 +466,7 @@ def test_an_index_does_not_point_out_of_its_folder(official, tmp_path):
 
 def test_labels_that_do_not_fit_the_index(official, tmp_path):
     out = tmp_path / "out"
-    index = pack_tiny(official, out)
+    index = replace(pack_tiny(official, out), labels=None)  # as packed before the hash was recorded
     path = out / "labels.parquet"
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
