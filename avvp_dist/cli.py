@@ -86,7 +86,8 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
-    config = load(config_url, [f"output={run}", *(overrides or [])]).absolute()
+    # not as an override: these are YAML, and a path need not be
+    config = load(config_url, overrides or []).model_copy(update={"output": run}).absolute()
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
     recorded = json_files.record(result_url, {"scores": dict, "data": dict}, "train the run again")

@@ -72,7 +72,7 @@ def _listed(problems: Sequence[str], most: int) -> list[str]:
     lines, told = [], 0
     for alike in kinds.values():
         more = _of_kind(alike, 1)
-        if len(lines) + len(more) > most:
+        if len(lines) + len(more) > min(most, LINES - 3):
             break
         lines += more
         told += len(alike)
