@@ -80,7 +80,6 @@ def evaluate(
     Writes the scores of the videos into the run's folder where they are missing: `avvp compare` needs them.
     """
     from avvp_dist import app as composition
-    from avvp_dist.config import assignment
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
     from avvp_dist.outcome import CONFIG, check_files, read_result
@@ -94,7 +93,8 @@ def evaluate(
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
     recorded = json_files.expect(read_result(run), result_url, {"scores": dict, "data": dict}, "train the run again")
     check_files(run, recorded, [CONFIG])
-    config = load(config_url, [assignment("output", run), *(overrides or [])]).absolute()
+    # not as an override: these are YAML, and a path need not be
+    config = load(config_url, overrides or []).model_copy(update={"output": run}).absolute()
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
     found = composition.evaluate(config, LocalRuntime(config.output, config.train.device))

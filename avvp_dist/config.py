@@ -92,7 +92,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         try:
             parsed.append((path, _scalar(value)))
         except yaml_text.Refused as error:
-            problems.append(f"{key.strip()}: {error.problem}")
+            problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
             problems.append(f"{key.strip()}: the value is not valid YAML; quote it")  # it may be a secret
     if problems:

@@ -25,8 +25,11 @@ def write(path: Path, content: bytes) -> None:
     with os.fdopen(_open(path), "wb", buffering=0) as handle:
         os.set_blocking(handle.fileno(), True)
         left = memoryview(content)
-        while left:
-            left = left[handle.write(left) or 0 :]
+        try:
+            while left:
+                left = left[handle.write(left) or 0 :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def check(path: Path) -> None:

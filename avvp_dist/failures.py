@@ -35,7 +35,15 @@ _EXTRAS = {
     **dict.fromkeys(("s3fs", "aiobotocore", "botocore", "boto3", "aiohttp"), "s3"),
 }
 # what reading a file that is cut short or of another kind ends in, by the class's name: nothing has to be imported for it
-_DAMAGED = {"SafetensorError", "BadZipFile", "JSONDecodeError", "UnpicklingError", "YAMLError", "ArrowInvalid"}
+_DAMAGED = {
+    "SafetensorError",
+    "BadZipFile",
+    "JSONDecodeError",
+    "UnpicklingError",
+    "YAMLError",
+    "ArrowInvalid",
+    "RecursionError",
+}
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Unable to allocate", "Storage size calculation overflowed")
 
 

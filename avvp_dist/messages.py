@@ -64,7 +64,7 @@ def _listed(problems: Sequence[str], most: int) -> list[str]:
         return [f"  - {problem}" for problem in problems]
     kinds: dict[str, list[str]] = {}
     for problem in problems:
-        kinds.setdefault(_VALUE.sub("…", problem[:WIDTH]), []).append(problem)
+        kinds.setdefault(_VALUE.sub("…", problem[: 4 * WIDTH]), []).append(problem)
     for examples in range(_EXAMPLES, 0, -1):
         lines = [shown for alike in kinds.values() for shown in _of_kind(alike, examples)]
         if len(lines) <= most:
@@ -72,7 +72,7 @@ def _listed(problems: Sequence[str], most: int) -> list[str]:
     lines, told = [], 0
     for alike in kinds.values():
         more = _of_kind(alike, 1)
-        if len(lines) + len(more) > most:
+        if len(lines) + len(more) > min(most, LINES - 3):
             break
         lines += more
         told += len(alike)

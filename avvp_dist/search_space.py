@@ -91,7 +91,7 @@ class SearchConfig(Section):
 
     name: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination; random: draws; optuna: each next setting from the scores of those before it (TPE)."""
-    samples: int = Field(16, ge=1)
+    samples: int = Field(16, ge=1, le=1_000_000)
     """random, optuna: settings to try, each with every seed."""
     seed: int = Field(0, ge=0)
     """random, optuna: root of the draws."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(/?)(.*)", re.DOTALL)
-_LOCAL = ("file", "local")
+_WITHOUT_HOST = ("file", "local", "memory")
 
 
 def malformed(url: str) -> str | None:
@@ -20,7 +20,7 @@ def malformed(url: str) -> str | None:
     scheme, second, rest = found.groups()
     if not second:
         return f"has one slash after {scheme!r}; give {scheme}://..., or for a folder of that name ./{url}"
-    if scheme in _LOCAL:
-        return None if rest.strip("/") else "names no path (a variable that is not set?); give file:///path or a plain path"
+    if scheme in _WITHOUT_HOST:
+        return None if rest.strip("/") else f"names no path (a variable that is not set?); give {scheme}:///path"
     host = rest.partition("/")[0]
     return None if host.strip() else f"names no bucket or server (a variable that is not set?); give {scheme}://NAME/..."

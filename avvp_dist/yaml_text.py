@@ -15,16 +15,16 @@ _PLAIN = re.compile(r"[^\[\]{}&*!|>\n#:\"'%@`-][^\[\]{}&*!\n#:]*")  # one scalar
 
 
 class Refused(yaml.YAMLError):
-    """YAML that is well formed and yet cannot be meant.
+    """YAML that is well formed and yet cannot be meant; its text repeats no values, which may be secret.
 
     Attributes:
-        problem: what is wrong, without the text, which may hold a secret.
+        problem: what is wrong.
+        problem_mark: where, as PyYAML's own errors have it.
     """
 
     def __init__(self, problem: str, mark: Any = None) -> None:
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        self.problem = f"{where}{problem}"
-        super().__init__(self.problem)
+        self.problem, self.problem_mark = problem, mark
+        super().__init__(f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem)
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,11 +35,11 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
         if twice:
-            raise Refused(f"{', '.join(map(repr, twice))}: given twice in the same place; keep one", node.start_mark)
+            raise Refused(f"{', '.join(twice)}: given twice in the same place; keep one", node.start_mark)
         mapping = super().construct_mapping(node, deep)
         odd = [key for key in mapping if not isinstance(key, str)]
         if odd:
-            raise Refused(f"{odd[0]!r} cannot be a key, as it is no text; quote it", node.start_mark)
+            raise Refused(f"{odd[0]} cannot be a key, as it is no text; quote it", node.start_mark)
         return mapping
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

@@ -38,13 +38,13 @@ class DataConfig(Section):
     its features take up to memory_gb. Other splits are resident up to memory_gb, or always where mode is resident."""
     memory_gb: float = Field(8.0, gt=0)
     """Gigabytes (of 10^9 bytes) that a split's features may take in the memory of each worker."""
-    streams: int = Field(16, ge=1)
+    streams: int = Field(16, ge=1, le=1_000_000)
     """Streams that are read side by side; divides the batch size, and is best divided by the workers. Changes the order."""
     window: int = Field(256, ge=1)
     """Places within which a stream is shuffled and partners are found; a shard's videos or more. Changes the order."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=0, le=1000)
     """Processes of each worker that read shards; 0 for a thread."""
-    prefetch: int = Field(4, ge=1)
+    prefetch: int = Field(4, ge=1, le=100_000)
     """Batches read ahead."""
     on_bad: Literal["fail", "skip"] = "fail"
     """Bad shards and videos end the run, or are left out: everything is read and checked before training then."""

@@ -36,7 +36,7 @@ class AveConfig(Section):
     name: Literal["ave"] = "ave"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
     """Feature streams that the network reads."""
-    width: int = Field(256, ge=2, multiple_of=2)
+    width: int = Field(256, ge=2, le=65_536, multiple_of=2)
     """Feature width D, half of it for each direction of an LSTM (AVE: 128 each)."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network has 0.5."""

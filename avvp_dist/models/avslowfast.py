@@ -33,9 +33,9 @@ class AvSlowFastConfig(Section):
     name: Literal["avslowfast"] = "avslowfast"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
     """Feature streams that the network reads."""
-    width: int = Field(256, ge=1)
+    width: int = Field(256, ge=1, le=65_536)
     """Feature width D of every pathway."""
-    stages: int = Field(2, ge=1)
+    stages: int = Field(2, ge=1, le=1000)
     """Convolutions over time of a pathway, with laterals before each."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network has 0.5."""

@@ -33,9 +33,9 @@ class HanConfig(Section):
     """Feature streams that the network reads."""
 
     name: Literal["han"] = "han"
-    width: int = Field(512, ge=1)
+    width: int = Field(512, ge=1, le=65_536)
     """Feature width D."""
-    feedforward: int = Field(512, ge=1)
+    feedforward: int = Field(512, ge=1, le=65_536)
     """Width of the feed-forward block."""
     heads: int = Field(1, ge=1)
     """Attention heads; divides width."""
@@ -45,7 +45,7 @@ class HanConfig(Section):
     """What aggregates segments over time. han: hybrid attention; none: nothing; gru, transformer: each modality alone, a
     bidirectional GRU layer or the hybrid layer without its cross-modal half, both reconstructions of the paper's ablation.
     heads, feedforward and dropout serve han and transformer only."""
-    layers: int = Field(1, ge=1)
+    layers: int = Field(1, ge=1, le=1000)
     """Layers on top of each other, each with weights of its own, which start as copies (published code); han and transformer
     only."""
     sequential: bool = False

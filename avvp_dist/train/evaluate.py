@@ -37,7 +37,7 @@ class EvaluateConfig(Section):
     """Score on val that names the best epoch; last takes the last epoch."""
     ties: Literal["later", "first"] = "later"
     """Which of equally good epochs is the best: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=1, le=10_000_000)
     """Videos a rank evaluates at a time."""
 
     @property

@@ -37,9 +37,9 @@ LOGGER = logging.getLogger(__name__)
 class TrainConfig(Section):
     """Length and size of training; every training stage of a method has the same."""
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(40, ge=1, le=1_000_000)
     """Epochs of each training stage."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=10_000_000)
     """Videos in a global batch, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' matrix products (autocast); weights and losses stay in float32."""
