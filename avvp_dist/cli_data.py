@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avvp_dist import ray_job, storage
+from avvp_dist.cli_findings import MEND, tell_edition
 from avvp_dist.cli_labels import labels, noisy_labels, ratios
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.config import Section, merge, parse_overrides, validate
@@ -90,6 +91,7 @@ def pack(
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
     ] = False,
     overrides: _PACK_OVERRIDES = None,
+    mend: MEND = False,
     streams: _STREAMS = Streams.vggish_resnet,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
@@ -110,7 +112,7 @@ def pack(
     how = validate(_PackConfig, merge({}, parse_overrides(overrides or []), {"launch": "name"}), "data pack")
     ray_job.refuse_own_folder({"--out": out})
     chosen = _dataset(dataset, streams)
-    annotated = llp.read_annotations(annotations)
+    annotated = llp.read_annotations(annotations, mend)
     source = llp.OfficialFeatures(features, chosen)
     provenance = {
         "importer": chosen.name,
@@ -134,6 +136,7 @@ def pack(
     )
     if index.synthetic:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
+    tell_edition(annotated.flaws)
     if annotated.flaws:
         typer.echo(f"{len(annotated.flaws)} known flaws of the annotations; `avvp data check {dataset}` lists them")
     if index.left_out:
@@ -149,6 +152,7 @@ def check(
     features: Annotated[
         str | None, typer.Option(metavar="DIR", help="Also check every feature file below this folder.")
     ] = None,
+    mend: MEND = False,
     streams: _STREAMS = Streams.vggish_resnet,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Show at most so many flaws; the JSON holds all.")] = None,
@@ -159,7 +163,7 @@ def check(
     from avvp_dist.data import llp, shards
 
     chosen = _dataset(dataset, streams)
-    annotated = llp.read_annotations(annotations)
+    annotated = llp.read_annotations(annotations, mend)
     bad: tuple[LeftOut, ...] = ()
     if features is not None:
         bad = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
@@ -175,6 +179,7 @@ def check(
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
     console = _console()
     _print_flaws(console, annotated, limit)
+    tell_edition(annotated.flaws)
     if bad:
         _print_left_out(console, bad, "bad features")
         raise typer.Exit(2)

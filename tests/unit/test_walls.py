@@ -18,7 +18,18 @@ LAYERS = [
     {"app"},
     {"comparison", "paper_tables", "sweep"},
     {"launch"},
-    {"cli_cache", "cli_compare", "cli_data", "cli_doctor", "cli_labels", "cli_storage", "cli_table", "cli_sweep", "cli"},
+    {
+        "cli_cache",
+        "cli_compare",
+        "cli_data",
+        "cli_doctor",
+        "cli_findings",
+        "cli_labels",
+        "cli_storage",
+        "cli_table",
+        "cli_sweep",
+        "cli",
+    },
     {"__main__"},
 ]
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
