@@ -14,6 +14,7 @@ import typer
 
 from avvp_dist import ray_job, storage
 from avvp_dist.cli_data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
+from avvp_dist.cli_findings import MEND, tell_edition
 from avvp_dist.cli_labels import labels, noisy_labels, ratios
 from avvp_dist.cli_output import console, say, usable
 from avvp_dist.cli_storage import STORAGE
@@ -101,6 +102,7 @@ def pack(
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
     ] = False,
     overrides: _PACK_OVERRIDES = None,
+    mend: MEND = False,
     streams: _STREAMS = Streams.vggish_resnet,
     workers: _WORKERS = None,
     shard_videos: _SHARD_VIDEOS = 256,
@@ -122,7 +124,7 @@ def pack(
     ray_job.refuse_own_folder({"--out": out})
     chosen = _dataset(dataset, streams)
     refuse_unwritable(folders={"--out": out})
-    annotated = llp.read_annotations(annotations)
+    annotated = llp.read_annotations(annotations, mend)
     source = llp.OfficialFeatures(features, chosen)
     provenance = {
         "importer": chosen.name,
@@ -146,6 +148,7 @@ def pack(
     )
     if index.synthetic:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
+    tell_edition(annotated.flaws)
     if annotated.flaws:
         typer.echo(f"{len(annotated.flaws)} known flaws of the annotations; `avvp data check {dataset}` lists them")
     if index.left_out:
@@ -162,6 +165,7 @@ def check(
         str | None,
         typer.Option(metavar="DIR", help="Also check every feature file below this folder.", callback=usable),
     ] = None,
+    mend: MEND = False,
     streams: _STREAMS = Streams.vggish_resnet,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=usable)
@@ -179,7 +183,7 @@ def check(
     chosen = _dataset(dataset, streams)
     refuse_unwritable(files={"--json": json_file})
     try:
-        annotated = llp.read_annotations(annotations)
+        annotated = llp.read_annotations(annotations, mend)
     except DataError as error:
         error.limit = limit
         raise
@@ -198,6 +202,7 @@ def check(
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
     stdout = console(_WIDTH)
     print_flaws(stdout, annotated, limit)
+    tell_edition(annotated.flaws)
     if bad:
         print_left_out(stdout, bad, "bad features", limit)
         raise typer.Exit(2)

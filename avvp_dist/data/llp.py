@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from avvp_dist import storage
-from avvp_dist.data import feature_files
+from avvp_dist.data import annotation_rows, feature_files, llp_editions
 from avvp_dist.data.catalog import LLP, Dataset, Stream
 from avvp_dist.data.reduction import to_segments
 from avvp_dist.errors import DataError
-from avvp_dist.text import shortened
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
 SPLIT_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
@@ -41,6 +40,8 @@ FLAWS = {
     "outside-weak": "annotated label that the weak label lacks (kept)",
     "unannotated": "weak label that no event shows (kept)",
     "repeated-label": "label twice in one weak label (counts once)",
+    llp_editions.OLDER: f"row that the mended edition of {llp_editions.DATE} corrects (--mend does)",
+    llp_editions.MENDED: f"row corrected as in the mended edition of {llp_editions.DATE}",
 }
 """Kinds of flaws that an import reports, and what becomes of each."""
 
@@ -99,8 +100,12 @@ class _Findings:
     flaws: list[Flaw] = field(default_factory=list)
 
 
-def read_annotations(folder: str | os.PathLike[str]) -> Annotations:
+def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Annotations:
     """Reads and checks the annotation files of LLP.
+
+    Args:
+        folder: path or URL of their folder.
+        mend: correct the rows of the older edition as LLP's authors did (`llp_editions`).
 
     Event rows find their video by the full file name. Validation and test videos without rows have no events; training
     videos have unknown ones (None), unless the two optional files are there.
@@ -118,7 +123,7 @@ def read_annotations(folder: str | os.PathLike[str]) -> Annotations:
         missing = next(file for file in TRAIN_EVENT_FILES.values() if file not in train_files)
         found.problems.append(f"{missing}: missing, while {train_files[0]} is there; training events need both or neither")
     for modality in MODALITIES:
-        _read_events(folder, EVENT_FILES[modality], modality, ("val", "test"), videos, found)
+        _read_events(folder, EVENT_FILES[modality], modality, ("val", "test"), videos, found, mend)
         if TRAIN_EVENT_FILES[modality] in train_files:
             _read_events(folder, TRAIN_EVENT_FILES[modality], modality, ("train",), videos, found)
     if found.problems:
@@ -153,40 +158,9 @@ def _record(video: _Video, annotated: bool) -> VideoRecord:
     return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)
 
 
-def _rows(
-    folder: str | os.PathLike[str], file: str, columns: Sequence[str], problems: list[str]
-) -> list[tuple[int, list[str]]]:
-    """(line, values of ``columns``) for each row of a tab-separated file; none where the file as a whole is unusable."""
-    try:
-        lines = storage.read_bytes(storage.join(folder, file)).decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        problems.append(f"{file}: missing from {os.fspath(folder)}")
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f"{file}: cannot be read as UTF-8 text ({error})")
-        return []
-    header = [name.strip() for name in lines[0].split("\t")]
-    missing = [name for name in columns if name not in header]
-    if missing:
-        hint = "; it seems separated by commas, expected tabs" if len(header) == 1 and "," in lines[0] else ""
-        shown = shortened(lines[0].strip(), _ECHOED)
-        problems.append(f"{file}:1: no column {', '.join(missing)} in the header {shown!r}{hint}")
-        return []
-    places = [header.index(name) for name in columns]
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        values = [value.strip() for value in line.split("\t")]
-        if len(values) == len(header):
-            rows.append((number, [values[place] for place in places]))
-        elif line.strip():
-            shown = shortened(line, _ECHOED)
-            problems.append(f"{file}:{number}: {len(values)} tab-separated values, the header has {len(header)}: {shown!r}")
-    return rows
-
-
 def _read_split(folder: str | os.PathLike[str], split: str, file: str, videos: dict[str, _Video], found: _Findings) -> None:
     places = {video.id: f"{video.file}:{video.row}" for video in videos.values()}
-    for row, (name, labels) in _rows(folder, file, _WEAK_COLUMNS, found.problems):
+    for row, (name, labels) in annotation_rows.read(folder, file, _WEAK_COLUMNS, found.problems):
         weak = [_label(label.strip(), file, row, found.problems) for label in labels.split(",")]
         match = _NAME.fullmatch(name)
         if match is None:
@@ -225,17 +199,23 @@ def _read_events(
     splits: Sequence[str],
     videos: Mapping[str, _Video],
     found: _Findings,
+    mend: bool = False,
 ) -> None:
     """Adds the events of one file to the videos of ``splits``."""
     seen: set[tuple[str, Event]] = set()
     outside: set[tuple[str, int]] = set()
-    for row, (name, onset, offset, label_name) in _rows(folder, file, _EVENT_COLUMNS, found.problems):
+    for row, (name, onset, offset, label_name) in annotation_rows.read(folder, file, _EVENT_COLUMNS, found.problems):
         label = _label(label_name, file, row, found.problems)
         start = _second(onset, "onset", file, row, found.problems)
         end = _second(offset, "offset", file, row, found.problems)
         if label is None or start is None or end is None:
             continue
         event = Event(label, start, end)
+        meant = llp_editions.correction(file, name, start, end, label_name)
+        if meant is not None and meant in videos:
+            kind = llp_editions.MENDED if mend else llp_editions.OLDER
+            found.flaws.append(Flaw(file, row, kind, f"{name}: {label_name} {start}-{end}, meant {meant}"))
+            name = meant if mend else name
         text = f"{name}: {label_name} {start}-{end}"
         kinds = []
         video = videos.get(name)
@@ -258,13 +238,11 @@ def _read_events(
 
 
 def _second(text: str, column: str, file: str, row: int, problems: list[str]) -> int | None:
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text):
-        problems.append(f"{file}:{row}: {column} {text!r} is not a whole number of seconds")
+    value = annotation_rows.second(text, LLP.segments)
+    if isinstance(value, str):
+        problems.append(f"{file}:{row}: {column} {value}")
         return None
-    if not 0 <= int(text) <= LLP.segments:
-        problems.append(f"{file}:{row}: {column} {text} is outside 0..{LLP.segments}")
-        return None
-    return int(text)
+    return value
 
 
 def _report_unannotated(video: _Video, found: _Findings) -> None:

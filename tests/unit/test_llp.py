@@ -81,7 +81,7 @@ def test_every_kind_of_flaw_is_reported_with_its_row_and_does_no_harm(tmp_path):
         ("AVVP_eval_audio.csv", 6, "duplicate"),
         ("AVVP_eval_audio.csv", 7, "overlap"),
     ]
-    assert {flaw.kind for flaw in found.flaws} == set(FLAWS)
+    assert {flaw.kind for flaw in found.flaws} == set(FLAWS) - {"older-edition", "mended"}  # test_annotation_editions.py
     train, test = found.records
     assert train.audio_events is None
     assert test.weak == (SPEECH, CAR)

@@ -28,6 +28,7 @@ LAYERS = [
         "cli_compare",
         "cli_data",
         "cli_doctor",
+        "cli_findings",
         "cli_labels",
         "cli_storage",
         "cli_table",
