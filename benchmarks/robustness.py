@@ -1,6 +1,7 @@
 """Attacks avvp_dist from outside, as a user, a disk, a network and a curious reader of logs would, and counts how it ends.
 
-    python -m benchmarks.robustness [--only faults,inputs,flips,secrets] [--seed S] [--verbose] [--out FILE] [--markdown FILE]
+    python -m benchmarks.robustness [--only faults,inputs,flips,secrets] [--seed S] [--verbose] [--out FILE]
+        [--markdown FILE]
 
 faults   kill -9, SIGTERM and Ctrl-C at random moments of train, pack and evaluate, full disks, an object store that answers
          wrongly, late or not at all, a tracking server likewise, damaged checkpoints, stages and shards: afterwards the same
@@ -9,7 +10,7 @@ inputs   bad settings, files, URLs, targets and environments: exit code 2 and on
          traceback, less than 64 KB of output, nothing half-written
 flips    one bit turned over in shards, labels, index, stages, models, checkpoints and scores: refused, or computed again,
          by the file's name; or the bit has no meaning in its format, which is proven by reading the file independently
-secrets  marked passwords and tokens in addresses, environment and files: searched in everything that commands leave and print
+secrets  marked passwords and tokens in addresses, environment and files: searched in all that commands leave and print
 
 Small synthetic data, two warm processes that fork for every command (torch takes seconds to import); what needs a fresh
 process has one. Each part has its share of ten minutes on two CPU cores, and says how many cases were left. Exit code 1 if
@@ -42,7 +43,7 @@ PARTS: dict[str, tuple[Cases, float]] = {
     "faults": (faults.run, 170.0),
     "secrets": (secrets.run, 90.0),
 }
-"""What makes the cases of each part, and the seconds within which they may begin; with what is made first under ten minutes."""
+"""What makes the cases of each part, and the seconds within which they may begin: all in all under ten minutes."""
 
 
 class Progress:

@@ -71,7 +71,9 @@ class Bench:
         target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
         return self.runner.run(self.material.expand([*words, *target], here), here, pictures=False, **more)
 
-    def ends_well(self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = "") -> tuple[str, list[Result]]:
+    def ends_well(
+        self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""
+    ) -> tuple[str, list[Result]]:
         """Runs the command to its end; returns what is wrong, if anything, and all results."""
         last = self.run(words, here, seconds=90)
         results = [*before, last]
@@ -109,11 +111,10 @@ def run(material: Material, folder: Path, seed: int) -> Iterator[Case]:
     cases = [*local, *_data(bench), *_evaluate(bench, rng), *_two_writers(bench), *faults_network.cases(bench, rng)]
     rng.shuffle(cases)
     yield from cases
-    yield faults_network.close
 
 
 def _kills(bench: Bench, rng: random.Random) -> Iterator[Case]:
-    """kill -9 at random moments, up to three times."""
+    """Random moments of ``kill -9``, up to three in a case."""
 
     def case(name: str, words: Sequence[str], number: int, moments: Sequence[float]) -> Verdict:
         here, results = bench.place(f"kill-{name}-{number}"), []
@@ -123,7 +124,9 @@ def _kills(bench: Bench, rng: random.Random) -> Iterator[Case]:
                 break
         killed = sum(result.code == -signal.SIGKILL for result in results)
         why, results = bench.ends_well(name, words, here, results)
-        return verdict("faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, max(killed, 1))
+        return verdict(
+            "faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, max(killed, 1)
+        )
 
     for name, words in (*TRAININGS.items(), ("pack", PACK)):
         for number in range(KILLS.get(name, 10)):
@@ -302,7 +305,7 @@ def _data(bench: Bench) -> Iterator[Case]:
 
 
 def _evaluate(bench: Bench, rng: random.Random) -> Iterator[Case]:
-    """kill -9 of evaluations."""
+    """The same for evaluations."""
 
     def case(number: int, moments: Sequence[float]) -> Verdict:
         here = bench.place(f"evaluate-{number}")
@@ -321,7 +324,8 @@ def _evaluate(bench: Bench, rng: random.Random) -> Iterator[Case]:
         return verdict("faults", "kill -9", f"evaluate {number}", why, [*results, last], max(killed, 1))
 
     for number in range(6):
-        yield lambda number=number, moments=[rng.uniform(0.01, 0.2) for _ in range(3)]: case(number, moments)
+        moments = [rng.uniform(0.01, 0.2) for _ in range(3)]
+        yield lambda number=number, moments=moments: case(number, moments)
 
 
 def _two_writers(bench: Bench) -> Iterator[Case]:

@@ -30,20 +30,12 @@ SINGLE: tuple[Fault, ...] = (
     ("drop", "PUT", "model.safetensors", 1),
 )
 ILLNESSES = ("500", "503", "429", "404", "401", "garbage", "html", "reset", "hang")
-_stores: list[Store] = []
-
-
-def close() -> Verdict:
-    """Ends the object store; the last case."""
-    while _stores:
-        _stores.pop().close()
-    return verdict("faults", "object store", "end of the server", "", tried=0)
 
 
 def cases(bench: Bench, rng: random.Random) -> Iterator[Case]:
     """Single faults of the object store, several at once, and ill tracking servers."""
     store = Store()
-    _stores.append(store)
+    bench.runner.at_end.callback(store.close)
     store.wait()
     many = [[rng.choice(SINGLE) for _ in range(5)] for _ in range(4)]
     for number, faults in enumerate([*([fault] for fault in SINGLE), *many]):

@@ -1,7 +1,7 @@
 """Single-bit flips in every kind of file that is read: caught by the file's name, or proven to be without meaning.
 
-Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves through whole
-commands. config.yaml is not among them: it is a text that people may change.
+Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves go through
+whole commands. config.yaml is not among them: it is a text that people may change.
 """
 
 from __future__ import annotations
@@ -298,18 +298,19 @@ def batch(number: str, count: str, first: str, salt: str, folder: str, copy: str
     else:
         path = Path(copy) / kind.file if kind.file else Path(copy)
     whole = path.read_bytes()
+    meaning = kind.meaning(whole)
     rng = random.Random(f"{number} {salt}")
     bits = [rng.randrange(8 * len(whole)) for _ in range(int(count))]
     with (here / "told.jsonl").open("a") as told:
         for bit in bits[int(first) :]:
             if kind.make:
                 kind.make(here)
-            line = judge(kind, here, path, whole, bit)
+            line = judge(kind, here, path, whole, meaning, bit)
             told.write(json.dumps(line) + "\n")
             told.flush()
 
 
-def judge(kind: Kind, here: Path, path: Path, whole: bytes, bit: int) -> dict[str, str]:
+def judge(kind: Kind, here: Path, path: Path, whole: bytes, meaning: Any, bit: int) -> dict[str, str]:
     """What becomes of one flip."""
     from avvp_dist.errors import AvvpError
 
@@ -328,7 +329,7 @@ def judge(kind: Kind, here: Path, path: Path, whole: bytes, bit: int) -> dict[st
     if any(name in said for name in names):
         return {"outcome": "caught", "why": ""}
     try:
-        same = kind.meaning(bytes(content)) == kind.meaning(whole)
+        same = kind.meaning(bytes(content)) == meaning
     except Exception:
         same = False
     return {"outcome": "harmless", "why": ""} if same else {"outcome": "unnoticed", "why": "used without a word"}

@@ -1,4 +1,4 @@
-"""Files that can be read and say what cannot be: index, labels, noise ratios, annotations, features, runs, sweeps, tables."""
+"""Files that can be read and say what cannot be: index, labels, ratios, labels of segments, annotations, runs."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ REFINED: Mapping[str, Damage] = {
     "windows out of range": _put(
         "about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[0, 99]]}))
     ),
-    "windows backwards": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[5, 2]]}))),
+    "windows backwards": _put(
+        "about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[5, 2]]}))
+    ),
     "classes of others": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "classes": ["x"]}))),
 }
 
@@ -193,9 +195,21 @@ ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
     "commas": ("AVVP_train.csv", _csv(lambda text: text.replace("\t", ";")), "AVVP_train.csv"),
     "an unknown class": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",Yodelling")), "Yodelling"),
     "a class in markup": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",[/red]")), r"\[/red\]"),
-    "an id with escapes": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: "\x1b[31m" + line)), "AVVP_train.csv:2"),
-    "an id too short": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: "abc_0_10\tSpeech")), "AVVP_train.csv:3"),
-    "no label": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: line.split("\t")[0] + "\t")), "AVVP_train.csv:3"),
+    "an id with escapes": (
+        "AVVP_train.csv",
+        _csv(lambda text: _line(text, 1, lambda line: "\x1b[31m" + line)),
+        "AVVP_train.csv:2",
+    ),
+    "an id too short": (
+        "AVVP_train.csv",
+        _csv(lambda text: _line(text, 2, lambda line: "abc_0_10\tSpeech")),
+        "AVVP_train.csv:3",
+    ),
+    "no label": (
+        "AVVP_train.csv",
+        _csv(lambda text: _line(text, 2, lambda line: line.split("\t")[0] + "\t")),
+        "AVVP_train.csv:3",
+    ),
     "a column more": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: line + "\tx")), "AVVP_train.csv:3"),
     "a video twice": ("AVVP_train.csv", _csv(lambda text: text + text.splitlines()[1] + "\n"), "twice|again|also|already"),
     "not UTF-8": ("AVVP_train.csv", _csv(lambda text: text.encode() + b"\xff\xfe\n"), "AVVP_train.csv"),
@@ -206,10 +220,26 @@ ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
         holding("filename\tevent_labels\n" + "".join(f"bad id {n}_0_10\tLabel {n}\n" for n in range(5000))),
         "AVVP_train.csv",
     ),
-    "onset after the end": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\t11\t12\tSpeech\n"), "AVVP_eval_audio.csv"),
-    "onset a word": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tone\t2\tSpeech\n"), "one"),
-    "onset NaN": ("AVVP_eval_audio.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tnan\t2\tSpeech\n"), "nan"),
-    "onset 2^70": ("AVVP_eval_visual.csv", _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + f"\t{2**70}\t2\tSpeech\n"), "AVVP_eval_visual.csv"),
+    "onset after the end": (
+        "AVVP_eval_audio.csv",
+        _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\t11\t12\tSpeech\n"),
+        "AVVP_eval_audio.csv",
+    ),
+    "onset a word": (
+        "AVVP_eval_audio.csv",
+        _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tone\t2\tSpeech\n"),
+        "one",
+    ),
+    "onset NaN": (
+        "AVVP_eval_audio.csv",
+        _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + "\tnan\t2\tSpeech\n"),
+        "nan",
+    ),
+    "onset 2^70": (
+        "AVVP_eval_visual.csv",
+        _csv(lambda text: text + text.split("\n")[1].split("\t")[0] + f"\t{2**70}\t2\tSpeech\n"),
+        "AVVP_eval_visual.csv",
+    ),
     "thousands of problems": (
         "AVVP_eval_visual.csv",
         holding("filename\tonset\toffset\tevent_labels\n" + "".join(f"no{n}\t{n}\tx{n}\tClass {n}\n" for n in range(5000))),
@@ -228,47 +258,10 @@ FEATURES: Mapping[str, Damage] = {
     "beyond float16": array(lambda: np.full((80, 2048), 1e6, np.float32)),
     "pickled": array(lambda: np.array([{"a": 1}], dtype=object)),
     "a header of 2^40": holding(
-        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2048), }".ljust(117) + b"\n"
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 2048), }".ljust(117)
+        + b"\n"
     ),
-}
-
-_SWEEP = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1, 0.2]}}, "seeds": [1]}
-# key -> (value, what must be named)
-SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
-    "unknown metric": ({"metric": "segment.tpye"}, "segment.tpye"),
-    "unknown mode": ({"mode": "largest"}, "mode"),
-    "unknown recipe": ({"recipe": "nosuch"}, "nosuch"),
-    "no space": ({"space": {}}, "space"),
-    "unknown key": ({"space": {"method.temprature": {"grid": [1]}}}, "temprature"),
-    "value out of range": ({"space": {"method.temperature": {"grid": [0]}}}, "temperature"),
-    "infinite value": ({"space": {"method.temperature": {"grid": [float("inf")]}}}, "temperature"),
-    "infinite bound": ({"space": {"method.temperature": {"uniform": [0.1, float("inf")]}}, "search": {"name": "random"}}, "uniform|temperature"),
-    "NaN bound": ({"space": {"method.temperature": {"uniform": [_NAN, 1]}}, "search": {"name": "random"}}, "uniform|temperature"),
-    "bounds backwards": ({"space": {"method.temperature": {"uniform": [2, 1]}}, "search": {"name": "random"}}, "uniform"),
-    "tiny step": ({"space": {"method.temperature": {"uniform": [0, 1], "step": 1e-12}}}, "step|temperature|settings"),
-    "a seed of 2^70": ({"seeds": [2**70]}, "seed"),
-    "a negative seed": ({"seeds": [-1]}, "seeds"),
-    "override unreadable": ({"overrides": ["optim.lr"]}, "optim.lr"),
-    "override out of range": ({"overrides": ["optim.lr=nan"]}, "optim.lr"),
-    "no cpus": ({"cpus_per_trial": 0}, "cpus_per_trial"),
-    "infinite hours": ({"hours": float("inf")}, "hours"),
-    "markup": ({"title": "[/red]", "metric": "[/x]"}, "metric"),
-    "when unknown": ({"space": {"method.temperature": {"grid": [1], "when": {"x": 1}}}}, "when"),
-}
-_TABLE = {
-    "title": "t",
-    "source": "s",
-    "columns": {"segment": ["type"]},
-    "rows": [{"label": "a", "recipe": "han", "protocol": "joint", "overrides": ["model.width=8"]}],
-}
-TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
-    "no rows": ({"rows": []}, "rows"),
-    "a row twice": ({"rows": [_TABLE["rows"][0]] * 2}, "twice"),
-    "unknown recipe": ({"rows": [{**_TABLE["rows"][0], "recipe": "nosuch"}]}, "nosuch"),
-    "unknown protocol": ({"rows": [{**_TABLE["rows"][0], "protocol": "nosuch"}]}, "protocol"),
-    "bad override": ({"rows": [{**_TABLE["rows"][0], "overrides": ["optim.lr=inf"]}]}, "optim.lr"),
-    "unknown column": ({"columns": {"segment": ["tpye"]}}, "columns"),
-    "noise of 2": ({"rows": [{**_TABLE["rows"][0], "oracle_noise": 2}]}, "oracle_noise"),
 }
 
 
@@ -307,24 +300,27 @@ def _featured(damage: Damage) -> Callable[[Path, Material], None]:
     return prepare
 
 
-def _yaml(content: Mapping[str, Any]) -> Callable[[Path, Material], None]:
-    text = json.dumps(content).replace("Infinity", ".inf").replace("NaN", ".nan")  # JSON is YAML but for these
-    return lambda here, _: replace(here / "file.yaml", text)
-
-
 def cases() -> Iterator[BadInput]:
     """All cases of this module."""
     for name, damage in INDEX.items():
-        for words in ("data inspect {here}/tiny", "data verify {here}/tiny --workers 1", f"train han data={{here}}/tiny {_RUN}"):
+        for words in (
+            "data inspect {here}/tiny",
+            "data verify {here}/tiny --workers 1",
+            f"train han data={{here}}/tiny {_RUN}",
+        ):
             # another hash of a shard is the shard's: which of both is wrong cannot be told
             named = r"index\.json|train-000000\.tar|labels\.parquet"
             leaves = r"out(/config\.yaml)?$" if words.startswith("train") else ""
             if words.startswith("data inspect") and name in ("another hash", "markup"):
                 continue  # it reads no shard, and names are its own affair
-            yield BadInput("contents, index", words, named, (_in("tiny", "index.json", damage),), note=name, may_leave=leaves)
+            yield BadInput(
+                "contents, index", words, named, (_in("tiny", "index.json", damage),), note=name, may_leave=leaves
+            )
     for name, damage in LABELS.items():
         for words in ("data verify {here}/tiny --workers 1", f"train han data={{here}}/tiny {_RUN}"):
-            yield BadInput("contents, labels", words, r"labels\.parquet", (_in("tiny", "labels.parquet", damage),), note=name)
+            yield BadInput(
+                "contents, labels", words, r"labels\.parquet", (_in("tiny", "labels.parquet", damage),), note=name
+            )
     for name, damage in RATIOS.items():
         words = f"train jomold data={{data}} method.ratios={{here}}/ratios.json {_RUN}"
         yield BadInput("contents, ratios", words, r"ratios\.json", (_in("ratios.json", "", damage),), note=name)
@@ -337,7 +333,9 @@ def cases() -> Iterator[BadInput]:
     pack = "data pack llp --annotations {here}/annotations --features {raw} --out {here}/out --workers 1"
     for name, (file, damage, says) in ANNOTATIONS.items():
         for words in ("data check llp --annotations {here}/annotations --limit 5", pack):
-            yield BadInput("contents, annotations", words, says, (_annotated(file, damage),), note=name, may_leave=r".*problems")
+            yield BadInput(
+                "contents, annotations", words, says, (_annotated(file, damage),), note=name, may_leave=r".*problems"
+            )
     for words in ("data check llp --annotations {here}/annotations", pack):  # may be read, as the field's other line ends
         yield BadInput("contents, annotations", words, "AVVP_train|videos", (_carriage_returns,), codes=(0, 2), note="CR")
     for name, damage in FEATURES.items():
@@ -347,9 +345,3 @@ def cases() -> Iterator[BadInput]:
         ):
             prepare, table = (_featured(damage),), words.startswith("data check")
             yield BadInput("contents, features", words, "res152/", prepare, note=name, table=table)
-    for name, (more, says) in SWEEPS.items():
-        words = "sweep {here}/file.yaml data={tiny} --dry-run --output {here}/out"
-        yield BadInput("contents, sweeps", words, says, (_yaml({**_SWEEP, **more}),), note=name)
-    for name, (more, says) in TABLES.items():
-        words = "table {here}/file.yaml --data {tiny} --output {here}/out --seeds 1 --epochs 1"
-        yield BadInput("contents, tables", words, says, (_yaml({**_TABLE, **more}),), note=name)

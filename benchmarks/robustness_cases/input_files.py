@@ -17,9 +17,25 @@ _NOT_MISSING = tuple(name for name in DAMAGES if name != "missing")
 # (what is copied, file in it, damages, commands, what the answer must name beside the file)
 READ: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("tiny", "index.json", _ALL, ("data inspect {here}/tiny",)),
-    ("tiny", "index.json", _SOME, ("data verify {here}/tiny --workers 1", f"train han data={{here}}/tiny {_SMALL_RUN}",)),
+    (
+        "tiny",
+        "index.json",
+        _SOME,
+        (
+            "data verify {here}/tiny --workers 1",
+            f"train han data={{here}}/tiny {_SMALL_RUN}",
+        ),
+    ),
     ("tiny", "labels.parquet", _ALL, ("data verify {here}/tiny --workers 1",)),
-    ("tiny", "labels.parquet", _SOME, ("data inspect {here}/tiny", f"train han data={{here}}/tiny {_SMALL_RUN}",)),
+    (
+        "tiny",
+        "labels.parquet",
+        _SOME,
+        (
+            "data inspect {here}/tiny",
+            f"train han data={{here}}/tiny {_SMALL_RUN}",
+        ),
+    ),
     ("tiny", "train-000000.tar", (*_ALL, "inverted"), ("data verify {here}/tiny --workers 1",)),
     ("tiny", "train-000000.tar", (*_ALL, "inverted"), (f"train han data={{here}}/tiny {_SMALL_RUN}",)),
     ("tiny", "test-000000.tar", ("missing", "half", "inverted", "fifo"), ("evaluate {run} data={here}/tiny",)),

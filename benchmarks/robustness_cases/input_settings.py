@@ -195,7 +195,12 @@ ENVIRONMENTS: tuple[tuple[str, dict[str, str | None], str, str], ...] = (
     ("WORLD_SIZE no number", {"WORLD_SIZE": "many"}, _TRAIN, "WORLD_SIZE"),
     ("RANK no number", {"RANK": "first"}, _TRAIN, "RANK"),
     ("RANK beyond", {"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, _TRAIN, "RANK|rank"),
-    ("MASTER_ADDR alone is missing", {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29511"}, _TRAIN, "MASTER_ADDR|launcher"),
+    (
+        "MASTER_ADDR alone is missing",
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "29511"},
+        _TRAIN,
+        "MASTER_ADDR|launcher",
+    ),
     ("bad endpoint", {"AWS_ENDPOINT_URL": "nowhere"}, "data inspect s3://bucket/x", "AWS_ENDPOINT_URL|endpoint"),
     ("closed endpoint", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "data inspect s3://bucket/x", "127.0.0.1:9"),
     ("no credentials", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "evaluate s3://bucket/x", "127.0.0.1:9"),

@@ -61,7 +61,9 @@ class BadInput:
         return f"{env}{words if len(words) < 200 else words[:200] + '...'}{note}"
 
 
-def run(material: Material, folder: Path, seed: int, cases: Sequence[BadInput] | None = None) -> Iterator[Callable[[], Verdict]]:
+def run(
+    material: Material, folder: Path, seed: int, cases: Sequence[BadInput] | None = None
+) -> Iterator[Callable[[], Verdict]]:
     """A function for each case, in random order, so that a run that is cut short has tried a bit of everything."""
     chosen = list(all_cases() if cases is None else cases)
     random.Random(seed).shuffle(chosen)
@@ -71,9 +73,9 @@ def run(material: Material, folder: Path, seed: int, cases: Sequence[BadInput] |
 
 def all_cases() -> list[BadInput]:
     """Every case there is."""
-    from benchmarks.robustness_cases import input_contents, input_files, input_settings
+    from benchmarks.robustness_cases import input_contents, input_documents, input_files, input_settings
 
-    return [*input_settings.cases(), *input_files.cases(), *input_contents.cases()]
+    return [*input_settings.cases(), *input_files.cases(), *input_contents.cases(), *input_documents.cases()]
 
 
 def _try(case: BadInput, material: Material, here: Path) -> Verdict:
@@ -121,7 +123,9 @@ def _seen(folder: Path) -> dict[str, tuple[int, int, int]]:
     found = {}
     for path in folder.rglob("*"):
         about = path.lstat()
-        found[str(path.relative_to(folder))] = (0, 0, 0) if path.is_dir() else (about.st_ino, about.st_size, about.st_mtime_ns)
+        found[str(path.relative_to(folder))] = (
+            (0, 0, 0) if path.is_dir() else (about.st_ino, about.st_size, about.st_mtime_ns)
+        )
     return found
 
 

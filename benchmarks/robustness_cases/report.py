@@ -64,10 +64,12 @@ def told(result: Result) -> str:
 
 def summarize(verdicts: Iterable[Verdict], left: dict[str, int]) -> dict[str, Any]:
     """Counts by section and kind, and every failed case; ``left`` counts cases for which time did not suffice."""
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = {
+        section: {"tried": 0, "good": 0, "cases": 0, "left": number, "kinds": {}} for section, number in left.items()
+    }
     failures = []
     for each in verdicts:
-        row = rows.setdefault(each.section, {"tried": 0, "good": 0, "cases": 0, "left": left.get(each.section, 0), "kinds": {}})
+        row = rows[each.section]
         kind = row["kinds"].setdefault(each.kind, {"tried": 0, "good": 0, "cases": 0})
         for counts in (row, kind):
             counts["tried"] += each.tried
@@ -107,7 +109,12 @@ def markdown(summary: dict[str, Any]) -> str:
     head, *rows = table(summary)
     lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|", *(f"| {' | '.join(row)} |" for row in rows), ""]
     for name, row in summary["rows"].items():
-        lines += [f"**{SECTIONS[name][0].capitalize()}, by kind**", "", "| kind | tried | ended well | |", "|---|--:|--:|---|"]
+        lines += [
+            f"**{SECTIONS[name][0].capitalize()}, by kind**",
+            "",
+            "| kind | tried | ended well | |",
+            "|---|--:|--:|---|",
+        ]
         for kind, counts in row["kinds"].items():
             more = ", ".join(f"{value:,} {key}" for key, value in counts.items() if key not in ("tried", "good", "cases"))
             lines.append(f"| {kind} | {counts['tried']:,} | {counts['good']:,} | {more} |")

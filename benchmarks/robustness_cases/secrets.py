@@ -6,6 +6,7 @@ import base64
 import binascii
 import gzip
 import io
+import json
 import os
 import random
 import secrets as entropy
@@ -30,7 +31,7 @@ from benchmarks.robustness_cases.servers import CREDENTIALS, free_port
 SECRET = "{secret}"
 """Placeholder of a marked secret, in words, environment and files."""
 _CLOSED = "127.0.0.1:9"  # nobody listens there
-_TRACKED = tuple(word for word in SMALL if word != "tracking=none") + ("train.epochs=1", "tracking.flush_timeout=1")
+_TRACKED = (*(word for word in SMALL if word != "tracking=none"), "train.epochs=1", "tracking.flush_timeout=1")
 _TRAIN = ("train", "han", "data={tiny}", "output={here}/out", *_TRACKED)
 
 # every spelling in which an address carries a secret
@@ -130,20 +131,22 @@ class Planted:
 def run(material: Material, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
     """A function for each case; those on Ray, which take longest, come first."""
     server = TrackingServer(folder / "server")
+    material.runner.at_end.callback(server.close)
     cases = list(planted())
     random.Random(seed).shuffle(cases)
     late = list(server.cases())
     for number, case in enumerate([*on_ray(), *cases, *late]):
         yield lambda number=number, case=case: _try(case, material, folder / str(number), server if case in late else None)
-    yield server.close
 
 
 def planted() -> Iterator[Planted]:
     """All cases that need no server and no Ray."""
     for name, uri in SPELLINGS.items():
         yield Planted("tracking.uri", f"train, {name}", (*_TRAIN, f"tracking.uri={uri}"))
-        yield Planted("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
         yield Planted("tracking.uri", f"config, {name}", ("config", "han", f"tracking.uri={uri}"))
+    for name in ("password", "user name", "password with @", "token", "odd name", "postgresql"):
+        uri = SPELLINGS[name]
+        yield Planted("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
         yield Planted("tracking.uri", f"sync, {name}", ("sync", "{here}/out", "--uri", uri), files=_unsent())
         dry = ("sweep", "{here}/given.yaml", "data={tiny}", f"tracking.uri={uri}", "--dry-run", "--output", "{here}/out")
         yield Planted("tracking.uri", f"sweep --dry-run, {name}", dry, files={"given.yaml": _SWEEP})
@@ -151,7 +154,9 @@ def planted() -> Iterator[Planted]:
         uri = SPELLINGS[name]
         yield Planted("tracking.uri", f"doctor, {name}", ("doctor", f"tracking={uri}", "output={here}/out"))
         words = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
-        yield Planted("tracking.uri", f"table, {name}", (*words, "--set", f"tracking.uri={uri}"), files={"given.yaml": _table()})
+        yield Planted(
+            "tracking.uri", f"table, {name}", (*words, "--set", f"tracking.uri={uri}"), files={"given.yaml": _table()}
+        )
         recipe = f"recipe: han\nmodel: {{name: han}}\nmethod: {{name: han}}\ntracking: {{name: mlflow, uri: '{uri}'}}\n"
         given = ("train", "{here}/given.yaml", *_TRAIN[2:])
         yield Planted("tracking.uri", f"recipe, {name}", given, files={"given.yaml": recipe})
@@ -173,7 +178,9 @@ def planted() -> Iterator[Planted]:
         for words in (("evaluate", url), ("compare", url), ("sync", url), ("data", "inspect", url), ("data", "verify", url)):
             yield Planted("addresses", " ".join(words[:-1]), words)
         yield Planted("addresses", "train, recipe", ("train", f"{url}.yaml"))
-        yield Planted("addresses", "data synth", ("data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1"))
+        yield Planted(
+            "addresses", "data synth", ("data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1")
+        )
     for override in OVERRIDES:
         yield Planted("overrides", f"train, {override}", (*_TRAIN, "tracking=none", override))
         yield Planted("overrides", f"config, {override}", ("config", "han", override))
@@ -184,7 +191,9 @@ def planted() -> Iterator[Planted]:
 
 def on_ray() -> Iterator[Planted]:
     """A sweep and a training on Ray, every variable of the environment and the tracking server's address marked."""
-    env = {variable: SECRET for variable in ENVIRONMENT if variable != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_TOKEN": f"{SECRET}{SECRET}"}
+    env = {variable: SECRET for variable in ENVIRONMENT if variable != "RAY_AUTH_TOKEN"} | {
+        "RAY_AUTH_TOKEN": f"{SECRET}{SECRET}"
+    }
     uri = f"tracking.uri={SPELLINGS['password']}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", uri, *_TRACKED, "--output", "{here}/out")
     yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True, secrets=len(env) + 1)
@@ -197,10 +206,9 @@ def _unsent() -> dict[str, str]:
 
 
 def _table() -> str:
-    return (
-        '{"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [{"label": "a", "recipe": "han", '
-        '"protocol": "joint", "overrides": ["model.width=8", "model.feedforward=8", "train.device=cpu", "tracking.flush_timeout=1"]}]}'
-    )
+    small = ["model.width=8", "model.feedforward=8", "train.device=cpu", "tracking.flush_timeout=1"]
+    row = {"label": "a", "recipe": "han", "protocol": "joint", "overrides": small}
+    return json.dumps({"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [row]})
 
 
 def _try(case: Planted, material: Material, here: Path, server: TrackingServer | None) -> Verdict:
@@ -225,7 +233,9 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
         env |= {"RAY_AUTH_MODE": "token", "AWS_EC2_METADATA_DISABLED": "true"}
     try:
         run = material.runner.cold if case.cold else material.runner.run
-        result = run(words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False}))
+        result = run(
+            words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False})
+        )
         places = [here, *([ray] if ray else []), *([case.beside] if case.beside else [])]
         found = leaks(marks, places, result, set(files))
     finally:
@@ -318,7 +328,7 @@ class TrackingServer:
         uri = f"http://user:{SECRET}@127.0.0.1:{self.port}"
         words = tuple(word for word in _TRAIN if "flush" not in word)
         yield Planted("answered", "train, password", (*words, f"tracking.uri={uri}"), beside=self.folder)
-        env = {variable: SECRET for variable in ENVIRONMENT}
+        env = dict.fromkeys(ENVIRONMENT, SECRET)
         plain = f"tracking.uri=http://127.0.0.1:{self.port}"
         yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder, secrets=len(env))
 
@@ -333,9 +343,8 @@ class TrackingServer:
             time.sleep(0.1)
         raise RuntimeError(f"no MLflow server: {(self.folder / 'log').read_text()[-500:]}")
 
-    def close(self) -> Verdict:
-        """Ends it with its workers; the last case."""
+    def close(self) -> None:
+        """Ends it with its workers."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, 15)
         self._process.wait(30)
-        return Verdict("secrets", "answered", "end of the server", tried=0)

@@ -78,7 +78,7 @@ class Store:
 
 @contextmanager
 def ill_server(illness: str) -> Iterator[str]:
-    """Address of an HTTP server that answers every request with a status, or with ``garbage``, ``html``, ``reset``, ``hang``."""
+    """Address of an HTTP server whose every answer is a status, ``garbage``, ``html``, ``reset`` or ``hang``."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.fault_proxy import FaultProxy
 
 from avvp_dist import storage
 from avvp_dist.data.verify import verify
@@ -12,6 +11,7 @@ from avvp_dist.errors import DataError, StorageError
 from avvp_dist.launch import launch
 from avvp_dist.recipe import load
 from avvp_dist.storage_config import StorageConfig
+from benchmarks.fault_proxy import FaultProxy
 
 SMALL = [
     "model.width=16",
