@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,6 @@ class Planted:
         env, files: what else it sees; files by their name in the case's folder, which are not searched.
         cold: whether it runs as a process of its own, on a Ray of its own.
         beside: a folder that is searched, too: where a server keeps what it was told.
-        secrets: how many different secrets there are.
     """
 
     kind: str
@@ -125,7 +124,6 @@ class Planted:
     files: Mapping[str, str] = field(default_factory=dict)
     cold: bool = False
     beside: Path | None = None
-    secrets: int = 1
 
 
 def run(material: Material, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
@@ -196,8 +194,8 @@ def on_ray() -> Iterator[Planted]:
     }
     uri = f"tracking.uri={SPELLINGS['password']}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", uri, *_TRACKED, "--output", "{here}/out")
-    yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True, secrets=len(env) + 1)
-    yield Planted("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True, secrets=len(env) + 1)
+    yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True)
+    yield Planted("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True)
 
 
 def _unsent() -> dict[str, str]:
@@ -215,13 +213,12 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
     here.mkdir(parents=True)
     if server:
         server.wait()
-    marks = [f"Zq{entropy.token_hex(9)}" for _ in range(case.secrets)]
-    left = iter(marks)
-    env = {name: _mark(value, left) for name, value in case.env.items()}
-    words = [_mark(word, left) for word in material.expand(case.words, here)]
+    marks: dict[str, str] = {}  # by the secret, where it is planted
+    env = {name: _mark(value, name, marks) for name, value in case.env.items()}
+    words = [_mark(word, "the command line", marks) for word in material.expand(case.words, here)]
     files = {}
     for name, text in case.files.items():
-        files[here / name] = _mark(text, left)
+        files[here / name] = _mark(text, name, marks)
         content = files[here / name]
         replace(here / name, content.encode("latin-1" if "\xe9" in content else "utf-8"))
     homes = {"HOME": str(here / "home"), "TMPDIR": str(here / "tmp"), "AVVP_CACHE": str(here / "cache")}
@@ -244,22 +241,26 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
     return _verdict(case, marks, found, result, here)
 
 
-def _verdict(case: Planted, marks: Sequence[str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
+def _verdict(case: Planted, marks: Mapping[str, str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
     if not found and not (result.timed_out or (case.cold and result.code)):
         shutil.rmtree(here, ignore_errors=True)
-    why = "; ".join(f"in {', '.join(places[:4])}" for places in found.values())
+    why = "; ".join(f"that of {marks[mark]} is in {', '.join(places[:4])}" for mark, places in found.items())
     if result.timed_out:
         why = (why + "; " if why else "") + "the command did not end"
     good = len(marks) - len(found) if not result.timed_out else 0
     return Verdict("secrets", case.kind, case.name, why, len(marks), good, output=told(result) if why else "")
 
 
-def _mark(text: str, left: Iterator[str]) -> str:
-    """Fills the next marked secret into a text that has a place for one."""
-    return text.replace(SECRET, next(left)) if SECRET in text else text
+def _mark(text: str, place: str, marks: dict[str, str]) -> str:
+    """Fills a new marked secret into a text that has a place for one, and notes where."""
+    if SECRET not in text:
+        return text
+    mark = f"Zq{entropy.token_hex(9)}"
+    marks[mark] = place
+    return text.replace(SECRET, mark)
 
 
-def leaks(marks: Sequence[str], places: Sequence[Path], result: Result, planted_files: set[Path]) -> dict[str, list[str]]:
+def leaks(marks: Iterable[str], places: Sequence[Path], result: Result, planted_files: set[Path]) -> dict[str, list[str]]:
     """Where which marked secret is found, in whatever spelling: in the streams, in files, and in archives among them."""
     found: dict[str, list[str]] = {}
     spelled = {mark: spellings(mark) for mark in marks}
@@ -317,7 +318,12 @@ class TrackingServer:
                 *("--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"),
             ],
             cwd=folder,
-            env={**os.environ, "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={
+                **os.environ,
+                "HOME": str(folder),
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdout=(folder / "log").open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -330,7 +336,7 @@ class TrackingServer:
         yield Planted("answered", "train, password", (*words, f"tracking.uri={uri}"), beside=self.folder)
         env = dict.fromkeys(ENVIRONMENT, SECRET)
         plain = f"tracking.uri=http://127.0.0.1:{self.port}"
-        yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder, secrets=len(env))
+        yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder)
 
     def wait(self) -> None:
         """Returns once it answers."""
