@@ -1,7 +1,7 @@
 """Single-bit flips in every kind of file that is read: caught by the file's name, or proven to be without meaning.
 
 Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves go through
-whole commands. config.yaml is not among them: it is a text that people may change.
+whole commands.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.robustness_cases.material import SMALL, Material, replace
 from benchmarks.robustness_cases.report import Verdict
@@ -173,6 +174,10 @@ def _json(content: bytes) -> Any:
     return json.loads(content)
 
 
+def _yaml(content: bytes) -> Any:
+    return yaml.safe_load(content)
+
+
 def _bytes(content: bytes) -> Any:
     return content
 
@@ -216,6 +221,7 @@ KINDS = (
     Kind("per_video.npz", "run", "per_video.npz", _per_video, _npz, 400),
     Kind("checkpoint", "checkpoint", "", _checkpoint, _pickled, 400, named=False),
     Kind("model.safetensors, evaluate", "run", "model.safetensors", _evaluate, _tensors, 100),
+    Kind("config.yaml, evaluate", "run", "config.yaml", _evaluate, _yaml, 100),
     Kind("result.json, compare", "run", "result.json", _compare, _json, 100),
     *(
         Kind(f"{stage}/{file}, train", "tiny", f"out/stages/{stage}-*/{file}", _train, meaning, 30, make=_finished)
