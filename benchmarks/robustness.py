@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "commit": _commit(),
         "seed": arguments.seed,
         "seconds": time.monotonic() - progress.started,
+        "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]),
         **summary,
     }
     for failure in summary["failures"]:
