@@ -24,7 +24,6 @@ import yaml
 
 from benchmarks.robustness_cases.material import SMALL, Material, replace
 from benchmarks.robustness_cases.report import Verdict
-from benchmarks.robustness_cases.running import Result
 
 _TINY = [*SMALL, "train.epochs=1", "train.batch_size=4", "model.width=8", "model.feedforward=8"]
 _BATCH = 100
@@ -267,24 +266,24 @@ def _try(number: int, count: int, material: Material, here: Path, salt: int) -> 
     kind = KINDS[number]
     here.mkdir(parents=True)
     copy = material.copy(kind.copy, here)
-    told, results = here / "told.jsonl", []
+    told = here / "told.jsonl"
     told.touch()
     lines: list[dict[str, Any]] = []
     while len(lines) < count:
         words = [str(number), str(count), str(len(lines)), str(salt), str(here), str(copy)]
         call = f"{__name__}:batch"
-        results.append(material.runner.run(words, here, seconds=60, pictures=False, call=call))
+        result = material.runner.run(words, here, seconds=60, pictures=False, call=call)
         found = [json.loads(line) for line in told.read_text().splitlines()]
         if len(found) < count:  # it ended in the middle
-            how = "did not end" if results[-1].timed_out else f"ended the process with {results[-1].code}"
-            found.append({"outcome": "failed", "why": f"{how}: {results[-1].err[-300:]}"})
+            how = "did not end" if result.timed_out else f"ended the process with {result.code}"
+            found.append({"outcome": "failed", "why": f"{how}: {result.err[-300:]}"})
             with told.open("a") as file:
                 file.write(json.dumps(found[-1]) + "\n")
         lines = found
-    return _sum_up(kind, lines[:count], results, here)
+    return _sum_up(kind, lines[:count], here)
 
 
-def _sum_up(kind: Kind, lines: list[dict[str, Any]], results: list[Result], here: Path) -> Verdict:
+def _sum_up(kind: Kind, lines: list[dict[str, Any]], here: Path) -> Verdict:
     outcomes = Counter(line["outcome"] for line in lines)
     good = outcomes["caught"] + outcomes["harmless"]
     bad = Counter(line["why"][:200] for line in lines if line["outcome"] not in ("caught", "harmless"))
@@ -292,7 +291,7 @@ def _sum_up(kind: Kind, lines: list[dict[str, Any]], results: list[Result], here
     notes = {"caught": outcomes["caught"], "without meaning": outcomes["harmless"]}
     notes |= {"unnoticed": outcomes["unnoticed"], "ended badly": outcomes["failed"]}
     shutil.rmtree(here, ignore_errors=True)
-    return Verdict("flips", kind.name, f"{len(lines)} flips", why, len(lines), good, notes)
+    return Verdict("flips", kind.name, f"{len(lines)} flips, {here.name}", why, len(lines), good, notes)
 
 
 def batch(number: str, count: str, first: str, salt: str, folder: str, copy: str) -> None:
