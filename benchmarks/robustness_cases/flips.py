@@ -173,6 +173,11 @@ def _json(content: bytes) -> Any:
     return json.loads(content)
 
 
+def _numbers(content: bytes) -> Any:
+    """Noise ratios without what else their file says, such as the name under which its checksum stands."""
+    return {modality: json.loads(content)[modality] for modality in ("audio", "visual")}
+
+
 def _yaml(content: bytes) -> Any:
     return yaml.safe_load(content)
 
@@ -215,7 +220,7 @@ KINDS = (
     Kind("labels.parquet, training", "tiny", "labels.parquet", _open, _bytes, 400),
     Kind("index.json, verify", "tiny", "index.json", _verify, _json, 400),
     Kind("index.json, training", "tiny", "index.json", _open, _json, 300),
-    Kind("ratios.json", "ratios.json", "", _ratios, _json, 400),
+    Kind("ratios.json", "ratios.json", "", _ratios, _numbers, 400),
     Kind("refined.npz", "labels", "", _refined, _npz, 400),
     Kind("per_video.npz", "run", "per_video.npz", _per_video, _npz, 400),
     Kind("checkpoint", "checkpoint", "", _checkpoint, _pickled, 400, named=False),
