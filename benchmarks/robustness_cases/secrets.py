@@ -49,7 +49,6 @@ SPELLINGS = {
     "signature": f"https://{_CLOSED}/?X-Amz-Signature={SECRET}",
     "SAS": f"https://{_CLOSED}/?sv=2024&sig={SECRET}",
     "odd name": f"http://{_CLOSED}/?pw={SECRET}",
-    "semicolons": f"http://{_CLOSED}/;auth={SECRET}",
     "fragment": f"http://{_CLOSED}/#access_token={SECRET}",
     "postgresql": f"postgresql+psycopg2://mlflow:{SECRET}@{_CLOSED}/mlflow",
     "upper case": f"HTTP://user:{SECRET}@{_CLOSED}",
@@ -161,12 +160,19 @@ def planted() -> Iterator[Planted]:
         for command in ("evaluate", "compare", "sync"):
             files = {"run/config.yaml": recipe, "run/result.json": '{"seed": 1, "scores": {}}'}
             yield Planted("run folder", f"{command}, {name}", (command, "{here}/run"), files=files)
-    for variable in ENVIRONMENT:
-        env = {variable: SECRET}
-        yield Planted("environment", f"train, {variable}", (*_TRAIN, f"tracking.uri=http://{_CLOSED}"), env)
-        reading = ("data", "inspect", "s3://bucket/x", "--storage", f"endpoint=http://{_CLOSED}")
-        yield Planted("environment", f"inspect, {variable}", reading, {**CREDENTIALS, **env})
-        yield Planted("environment", f"doctor, {variable}", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
+    env = dict.fromkeys(ENVIRONMENT, SECRET)
+    away = f"tracking.uri=http://{_CLOSED}"
+    sweep = ("sweep", "{here}/given.yaml", "data={tiny}", "--dry-run", "--output", "{here}/out")
+    table = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
+    yield Planted("environment", "train", (*_TRAIN, away), env)
+    yield Planted(
+        "environment", "inspect", ("data", "inspect", "s3://bucket/x", "--storage", f"endpoint=http://{_CLOSED}"), env
+    )
+    yield Planted("environment", "doctor", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
+    yield Planted("environment", "sweep --dry-run", sweep, env, {"given.yaml": _SWEEP})
+    yield Planted("environment", "table", (*table, "--set", away), env, {"given.yaml": _table()})
+    yield Planted("environment", "sync", ("sync", "{here}/out", "--uri", f"http://{_CLOSED}"), env, _unsent())
+    yield Planted("environment", "config", ("config", "jomold"), env)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "AWS_ENDPOINT_URL", "ALL_PROXY"):
         env = {variable: f"http://user:{SECRET}@{_CLOSED}", **CREDENTIALS}
         yield Planted("environment", f"inspect, {variable}", ("data", "inspect", "s3://bucket/x"), env)
