@@ -1,21 +1,23 @@
-"""Attacks avvp_dist from outside, as a user, a disk, a network and a curious reader of logs would, and counts how it ends.
+"""Robustness benchmark: injects faults, bad inputs, bit flips and secrets into the commands, and counts how they end.
 
     python -m benchmarks.robustness [--only faults,inputs,flips,secrets] [--seed S] [--minutes 10] [--verbose]
         [--out FILE] [--markdown FILE]
 
-faults   kill -9, SIGTERM and Ctrl-C at random moments of train, pack and evaluate, full disks, an object store that answers
-         wrongly, late or not at all, a tracking server likewise, damaged checkpoints, stages and shards: afterwards the same
-         command runs to its end, and its result is that of an undisturbed run, exactly
+faults   kill -9, SIGTERM and Ctrl-C at random moments of train, pack and evaluate; full disks; an object store and a
+         tracking server that fail, stall or answer wrongly; damaged checkpoints, stage artifacts and shards; two writers.
+         Afterwards the same command runs to its end, and its result equals that of an undisturbed run exactly
 inputs   bad settings, files, URLs, targets and environments: exit code 2 and one message that names what is wrong, no
          traceback, less than 64 KB of output, nothing half-written
-flips    one bit turned over in shards, labels, index, stages, models, checkpoints and scores: refused, or computed again,
-         by the file's name; or the bit has no meaning in its format, which is proven by reading the file independently
-secrets  marked passwords and tokens in addresses, environment and files: searched in all that commands leave and print
+flips    one bit flipped in shards, labels, index, stage artifacts, checkpoints, models, scores and configs: the file is
+         refused or recomputed with a message that names it; or the bit has no meaning, proven by reading the file
+         independently
+secrets  marked passwords and tokens in addresses, environment and files: all files, streams and databases that commands
+         leave are searched for them
 
-Small synthetic data, two warm processes that fork for every command (torch takes seconds to import); what needs a fresh
-process has one. Each part has its share of the minutes, which are enough on two CPU cores that nobody
-else uses, and says how many cases were left. Exit code 1 if
-anything did not end well; such cases are named, with --verbose with their commands and output.
+The data are small and synthetic. Two warm processes fork for every command, since importing torch takes seconds; what
+needs a new process has one. Each part has a share of the minutes, which suffice on two otherwise idle CPU cores; cases for
+which they did not are counted. Exit code 1 if anything did not end well: those cases are named, with --verbose also their
+commands and output.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ PARTS: dict[str, tuple[Cases, float]] = {
     "faults": (faults.run, 0.31),
     "secrets": (secrets.run, 0.18),
 }
-"""What makes the cases of each part, and its share of the time, within which they may begin; some is left for the last."""
+"""By part, what yields its cases, and the share of the time within which they may start; the rest is for setting up."""
 
 
 class Progress:
-    """A line for every part of the way, and one for every failed case."""
+    """Prints progress lines and, if verbose, failed cases."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose
@@ -57,11 +59,11 @@ class Progress:
         self._counts: dict[str, list[int]] = {}
 
     def say(self, text: str) -> None:
-        """One line, with the time."""
+        """Prints one line with the elapsed time."""
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     def tell(self, verdict: Verdict) -> None:
-        """Counts a case."""
+        """Counts a finished case."""
         counts = self._counts.setdefault(verdict.section, [0, 0])
         counts[0] += 1
         counts[1] += verdict.failed
@@ -73,13 +75,13 @@ class Progress:
             self.say(f"{verdict.section}: {counts[0]} cases, {counts[1]} of them failed")
 
 
-def attack(parts: Sequence[str], seed: int, seconds_in_all: float, folder: Path, progress: Progress) -> dict[str, Any]:
-    """All cases of the parts, as far as time suffices; returns the summary."""
+def run_parts(parts: Sequence[str], seed: int, seconds_in_all: float, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Runs all cases of the parts, as far as time suffices; returns the summary."""
     verdicts: list[Verdict] = []
     left: dict[str, int] = {}
     seconds: dict[str, float] = {}
     with Runner(folder / "runner") as runner:
-        progress.say("warm processes are up; making data sets and runs to attack")
+        progress.say("warm processes are up; making data sets and runs")
         material = Material(folder / "material", runner)
         for part in parts:
             cases, share = PARTS[part]
@@ -108,7 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _arguments(words)
     progress = Progress(arguments.verbose)
     with tempfile.TemporaryDirectory(prefix="avvp-robust-", ignore_cleanup_errors=True) as folder:
-        summary = attack(arguments.only, arguments.seed, 60 * arguments.minutes, Path(folder), progress)
+        summary = run_parts(arguments.only, arguments.seed, 60 * arguments.minutes, Path(folder), progress)
     summary = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "commit": _commit(),

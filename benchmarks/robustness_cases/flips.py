@@ -1,4 +1,4 @@
-"""Single-bit flips in every kind of file that is read: caught by the file's name, or proven to be without meaning.
+"""Single-bit flips in every kind of file that is read: detected with the file's name, or proven to have no meaning.
 
 Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves go through
 whole commands.

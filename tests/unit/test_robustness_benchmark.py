@@ -13,7 +13,7 @@ import pytest
 
 from avvp_dist.errors import DataError
 from benchmarks import robustness
-from benchmarks.robustness_cases import faults, flips, inputs, report, secrets
+from benchmarks.robustness_cases import fault_bench, flips, inputs, report, secrets
 from benchmarks.robustness_cases.inputs import BadInput
 from benchmarks.robustness_cases.material import Material
 from benchmarks.robustness_cases.report import Verdict
@@ -164,10 +164,10 @@ def test_planted_secrets_are_judged(tmp_path, material):
 
 
 def test_a_killed_training_is_run_again_and_compared(tmp_path, material):
-    bench = faults.Bench(material, tmp_path)
+    bench = fault_bench.Bench(material, tmp_path)
     words = ("train", "han", "data={tiny}", "{small}", "train.epochs=3")
     bench.run(words, bench.place("whole"))
-    bench.whole["han"] = faults.left(tmp_path / "whole" / "out")
+    bench.whole["han"] = fault_bench.left(tmp_path / "whole" / "out")
     here = bench.place("killed")
     killed = bench.run(words, here, kill=Kill(signal.SIGKILL, 0.0, f"{here}/out/checkpoints/*.pt"))
     assert killed.code == -signal.SIGKILL
@@ -178,7 +178,7 @@ def test_a_killed_training_is_run_again_and_compared(tmp_path, material):
 
 
 @pytest.fixture
-def attacked(monkeypatch, runner):
+def patched(monkeypatch, runner):
     """A benchmark whose parts the test chooses."""
 
     def choose(parts):
@@ -189,7 +189,7 @@ def attacked(monkeypatch, runner):
     return choose
 
 
-def test_the_table_has_a_row_for_each_part_and_failures_are_named(tmp_path, attacked, capsys):
+def test_the_table_has_a_row_for_each_part_and_failures_are_named(tmp_path, patched, capsys):
     def cases(section, *verdicts):
         def run(material, folder, seed):
             yield from ((lambda verdict=verdict: verdict) for verdict in verdicts)
@@ -197,7 +197,7 @@ def test_the_table_has_a_row_for_each_part_and_failures_are_named(tmp_path, atta
         return run
 
     parts = {name: (cases(name, Verdict(name, "a kind", "a case", tried=3, good=3)), 1.0) for name in report.SECTIONS}
-    attacked(parts)
+    patched(parts)
     out, page = tmp_path / "report.json", tmp_path / "report.md"
     assert robustness.main(["--out", str(out), "--markdown", str(page), "--only", ",".join(parts)]) == 0
     printed = capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_the_table_has_a_row_for_each_part_and_failures_are_named(tmp_path, atta
     assert len(content["failures"]) == 1
 
 
-def test_what_time_does_not_suffice_for_is_told(attacked, capsys):
-    attacked({"inputs": (lambda *_: iter([lambda: Verdict("inputs", "k", "c", good=1)] * 3), -1.0)})
+def test_what_time_does_not_suffice_for_is_told(patched, capsys):
+    patched({"inputs": (lambda *_: iter([lambda: Verdict("inputs", "k", "c", good=1)] * 3), -1.0)})
     robustness.main([])
     assert "3 cases not tried" in capsys.readouterr().out
