@@ -1,19 +1,23 @@
-"""Attacks avvp_dist from outside, as a user, a disk, a network and a curious reader of logs would, and counts how it ends.
+"""Robustness benchmark: injects faults, bad inputs, bit flips and secrets into the commands, and counts how they end.
 
-    python -m benchmarks.robustness [--only faults,inputs,flips,secrets] [--seed S] [--verbose] [--out FILE] [--markdown FILE]
+    python -m benchmarks.robustness [--only faults,inputs,flips,secrets] [--seed S] [--minutes 10] [--verbose]
+        [--out FILE] [--markdown FILE]
 
-faults   kill -9, SIGTERM and Ctrl-C at random moments of train, pack and evaluate, full disks, an object store that answers
-         wrongly, late or not at all, a tracking server likewise, damaged checkpoints, stages and shards: afterwards the same
-         command runs to its end, and its result is that of an undisturbed run, exactly
+faults   kill -9, SIGTERM and Ctrl-C at random moments of train, pack and evaluate; full disks; an object store and a
+         tracking server that fail, stall or answer wrongly; damaged checkpoints, stage artifacts and shards; two writers.
+         Afterwards the same command runs to its end, and its result equals that of an undisturbed run exactly
 inputs   bad settings, files, URLs, targets and environments: exit code 2 and one message that names what is wrong, no
          traceback, less than 64 KB of output, nothing half-written
-flips    one bit turned over in shards, labels, index, stages, models, checkpoints and scores: refused, or computed again,
-         by the file's name; or the bit has no meaning in its format, which is proven by reading the file independently
-secrets  marked passwords and tokens in addresses, environment and files: searched in everything that commands leave and print
+flips    one bit flipped in shards, labels, index, stage artifacts, checkpoints, models, scores and configs: the file is
+         refused or recomputed with a message that names it; or the bit has no meaning, proven by reading the file
+         independently
+secrets  marked passwords and tokens in addresses, environment and files: all files, streams and databases that commands
+         leave are searched for them
 
-Small synthetic data, two warm processes that fork for every command (torch takes seconds to import); what needs a fresh
-process has one. Each part has its share of ten minutes on two CPU cores, and says how many cases were left. Exit code 1 if
-anything did not end well; such cases are named, with --verbose with their commands and output.
+The data are small and synthetic. Two warm processes fork for every command, since importing torch takes seconds; what
+needs a new process has one. Each part has a share of the minutes, which suffice on two otherwise idle CPU cores; cases for
+which they did not are counted. Exit code 1 if anything did not end well: those cases are named, with --verbose also their
+commands and output.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,16 +42,16 @@ from benchmarks.robustness_cases.running import Runner
 
 Cases = Callable[[Material, Path, int], Iterator[Callable[[], Verdict]]]
 PARTS: dict[str, tuple[Cases, float]] = {
-    "inputs": (inputs.run, 150.0),
-    "flips": (flips.run, 130.0),
-    "faults": (faults.run, 170.0),
-    "secrets": (secrets.run, 90.0),
+    "inputs": (inputs.run, 0.28),
+    "flips": (flips.run, 0.14),
+    "faults": (faults.run, 0.31),
+    "secrets": (secrets.run, 0.18),
 }
-"""What makes the cases of each part, and the seconds within which they may begin; with what is made first under ten minutes."""
+"""By part, what yields its cases, and the share of the time within which they may start; the rest is for setting up."""
 
 
 class Progress:
-    """A line for every part of the way, and one for every failed case."""
+    """Prints progress lines and, if verbose, failed cases."""
 
     def __init__(self, verbose: bool) -> None:
         self.verbose = verbose
@@ -54,11 +59,11 @@ class Progress:
         self._counts: dict[str, list[int]] = {}
 
     def say(self, text: str) -> None:
-        """One line, with the time."""
+        """Prints one line with the elapsed time."""
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", file=sys.stderr, flush=True)
 
     def tell(self, verdict: Verdict) -> None:
-        """Counts a case."""
+        """Counts a finished case."""
         counts = self._counts.setdefault(verdict.section, [0, 0])
         counts[0] += 1
         counts[1] += verdict.failed
@@ -70,21 +75,21 @@ class Progress:
             self.say(f"{verdict.section}: {counts[0]} cases, {counts[1]} of them failed")
 
 
-def attack(parts: Sequence[str], seed: int, folder: Path, progress: Progress) -> dict[str, Any]:
-    """All cases of the parts; returns the summary."""
+def run_parts(parts: Sequence[str], seed: int, seconds_in_all: float, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Runs all cases of the parts, as far as time suffices; returns the summary."""
     verdicts: list[Verdict] = []
     left: dict[str, int] = {}
     seconds: dict[str, float] = {}
     with Runner(folder / "runner") as runner:
-        progress.say("warm processes are up; making data sets and runs to attack")
+        progress.say("warm processes are up; making data sets and runs")
         material = Material(folder / "material", runner)
         for part in parts:
-            cases, budget = PARTS[part]
+            cases, share = PARTS[part]
             started = time.monotonic()
             progress.say(f"{part}: begins")
             todo = list(cases(material, folder / part, seed))
 
-            def one(case: Callable[[], Verdict], until: float = started + budget) -> Verdict | None:
+            def one(case: Callable[[], Verdict], until: float = started + share * seconds_in_all) -> Verdict | None:
                 return case() if time.monotonic() < until else None
 
             def done(verdict: Verdict | None) -> None:
@@ -105,12 +110,13 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = _arguments(words)
     progress = Progress(arguments.verbose)
     with tempfile.TemporaryDirectory(prefix="avvp-robust-", ignore_cleanup_errors=True) as folder:
-        summary = attack(arguments.only, arguments.seed, Path(folder), progress)
+        summary = run_parts(arguments.only, arguments.seed, 60 * arguments.minutes, Path(folder), progress)
     summary = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "commit": _commit(),
         "seed": arguments.seed,
         "seconds": time.monotonic() - progress.started,
+        "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]),
         **summary,
     }
     for failure in summary["failures"]:
@@ -128,6 +134,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, separated by commas")
     parser.add_argument("--seed", type=int, default=0, help="of moments, places and bits")
+    parser.add_argument("--minutes", type=float, default=10.0, help="for all parts; cases that do not fit in are counted")
     parser.add_argument("--verbose", action="store_true", help="show each failed case's commands and output")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write counts and failed cases as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")

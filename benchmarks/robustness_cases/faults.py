@@ -12,98 +12,23 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from benchmarks.robustness_cases import faults_network
+from benchmarks.robustness_cases.fault_bench import PACK, TRACEBACK, TRAININGS, Bench, left
 from benchmarks.robustness_cases.material import DAMAGES, Material, folder, half, holding, inverted, remove, replace
 from benchmarks.robustness_cases.report import Verdict, verdict
 from benchmarks.robustness_cases.running import Kill, Result
 
 Case = Callable[[], Verdict]
 
-TRAININGS = {
-    "jomold": ("train", "jomold", "data={data}", "{small}", "train.epochs=5", "train.checkpoint_every=2"),
-    "ma": ("train", "ma", "data={data}", "{small}", "train.epochs=3"),
-    "streaming": (
-        *("train", "han", "data={data}", "{small}", "train.epochs=4", "train.checkpoint_every=2"),
-        *("data.mode=streaming", "data.streams=4", "data.window=8", "data.workers=0"),
-    ),
-}
-PACK = ("data", "pack", "llp", "--annotations", "{raw}", "--features", "{raw}", "--shard-videos", "4", "--workers", "1")
 KILLS = {"jomold": 8, "ma": 4, "streaming": 4}
 """Cases of each training, each of up to three kills at random moments."""
 STAGES = {"jomold": ("estimate", "ratios", "denoise"), "ma": ("exchange",)}
 _FULL = re.compile(r"No space left|full|File too large|space", re.IGNORECASE)
-_TRACEBACK = "Traceback (most recent call last)"
-
-
-class Bench:
-    """Undisturbed results, and how one is disturbed and compared."""
-
-    def __init__(self, material: Material, folder: Path) -> None:
-        self.material = material
-        self.runner = material.runner
-        self.folder = folder
-        self.whole: dict[str, Any] = {}
-        self.seconds: dict[str, float] = {}
-
-    def learn(self) -> None:
-        """Runs every command undisturbed."""
-        jobs = [*((name, words) for name, words in TRAININGS.items()), ("pack", PACK)]
-
-        def one(job: tuple[str, Sequence[str]]) -> None:
-            name, words = job
-            here = self.place(f"whole-{name}")
-            result = self.run(words, here)
-            if result.code:
-                raise RuntimeError(f"undisturbed {name}: exit code {result.code}\n{result.text}")
-            self.whole[name], self.seconds[name] = left(here / "out"), result.seconds
-
-        self.runner.map(one, jobs)
-
-    def place(self, name: str) -> Path:
-        """A folder of a case's own."""
-        here = self.folder / name
-        here.mkdir(parents=True)
-        return here
-
-    def run(self, words: Sequence[str], here: Path, **more: Any) -> Result:
-        """A command whose output is ``here/out``."""
-        target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
-        return self.runner.run(self.material.expand([*words, *target], here), here, pictures=False, **more)
-
-    def ends_well(
-        self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""
-    ) -> tuple[str, list[Result]]:
-        """Runs the command to its end; returns what is wrong, if anything, and all results."""
-        last = self.run(words, here, seconds=90)
-        results = [*before, last]
-        if wrong:
-            return wrong, results
-        if any(_TRACEBACK in result.text for result in results):
-            return "traceback", results
-        if last.code:
-            return f"the same command, run again: exit code {last.code}", results
-        found = left(here / "out")
-        if found != self.whole[name]:
-            return "another result than undisturbed", results
-        if stale := [path.name for path in (here / "out").rglob(".aside-*")]:
-            return f"files of killed writers left: {stale[:3]}", results
-        shutil.rmtree(here, ignore_errors=True)
-        return "", results
-
-
-def left(out: Path) -> Any:
-    """What must not depend on any fault: scores of a run, or the bytes of packed data."""
-    if (out / "result.json").exists():
-        result = json.loads((out / "result.json").read_text())
-        return {key: result[key] for key in ("scores", "best", "denoising", "artefacts")}
-    return {path.name: path.read_bytes() for path in sorted(out.glob("*")) if path.is_file() and "lock" not in path.name}
 
 
 def run(material: Material, folder: Path, seed: int) -> Iterator[Case]:
     """A function for each case; undisturbed runs come first."""
-    from benchmarks.robustness_cases import faults_network
-
     bench = Bench(material, folder)
     bench.learn()
     rng = random.Random(seed)
@@ -111,11 +36,10 @@ def run(material: Material, folder: Path, seed: int) -> Iterator[Case]:
     cases = [*local, *_data(bench), *_evaluate(bench, rng), *_two_writers(bench), *faults_network.cases(bench, rng)]
     rng.shuffle(cases)
     yield from cases
-    yield faults_network.close
 
 
 def _kills(bench: Bench, rng: random.Random) -> Iterator[Case]:
-    """kill -9 at random moments, up to three times."""
+    """Random moments of ``kill -9``, up to three in a case."""
 
     def case(name: str, words: Sequence[str], number: int, moments: Sequence[float]) -> Verdict:
         here, results = bench.place(f"kill-{name}-{number}"), []
@@ -125,9 +49,7 @@ def _kills(bench: Bench, rng: random.Random) -> Iterator[Case]:
                 break
         killed = sum(result.code == -signal.SIGKILL for result in results)
         why, results = bench.ends_well(name, words, here, results)
-        return verdict(
-            "faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, max(killed, 1)
-        )
+        return verdict("faults", "kill -9", f"{name} {number}: {[f'{m:.2f} s' for m in moments]}", why, results, killed)
 
     for name, words in (*TRAININGS.items(), ("pack", PACK)):
         for number in range(KILLS.get(name, 10)):
@@ -143,7 +65,8 @@ def _signals(bench: Bench, rng: random.Random) -> Iterator[Case]:
         result = bench.run(words, here, kill=Kill(kind, moment, f"{here}/out/checkpoints/*.pt"))
         wrong = "" if result.code in (0, 75) else f"exit code {result.code} after the signal, expected 75"
         why, results = bench.ends_well(name, words, here, [result], wrong)
-        return verdict("faults", signal.Signals(kind).name, f"{name} {number}", why, results)
+        sent = int(result.code != 0)  # else it had ended before
+        return verdict("faults", signal.Signals(kind).name, f"{name} {number}", why, results, sent)
 
     def twice(kind: int) -> Verdict:
         """In a process of its own, the signal and at once again."""
@@ -174,8 +97,8 @@ def _full_disks(bench: Bench) -> Iterator[Case]:
         wrong = ""
         if result.code == 0:
             wrong = "ended well in spite of it"
-        elif _TRACEBACK in result.text or not _FULL.search(result.text):
-            wrong = "no message that says so" if _TRACEBACK not in result.text else "traceback"
+        elif TRACEBACK in result.text or not _FULL.search(result.text):
+            wrong = "no message that says so" if TRACEBACK not in result.text else "traceback"
         why, results = bench.ends_well(name, words, here, [result], wrong)
         return verdict("faults", "disk full", f"{name}, {what}", why, results)
 
@@ -306,7 +229,7 @@ def _data(bench: Bench) -> Iterator[Case]:
 
 
 def _evaluate(bench: Bench, rng: random.Random) -> Iterator[Case]:
-    """kill -9 of evaluations."""
+    """The same for evaluations."""
 
     def case(number: int, moments: Sequence[float]) -> Verdict:
         here = bench.place(f"evaluate-{number}")
@@ -322,10 +245,11 @@ def _evaluate(bench: Bench, rng: random.Random) -> Iterator[Case]:
             why = "other scores of videos"
         if not why and "scores" not in json.loads((here / "scores.json").read_text()):
             why = "no scores"
-        return verdict("faults", "kill -9", f"evaluate {number}", why, [*results, last], max(killed, 1))
+        return verdict("faults", "kill -9", f"evaluate {number}", why, [*results, last], killed)
 
     for number in range(6):
-        yield lambda number=number, moments=[rng.uniform(0.01, 0.2) for _ in range(3)]: case(number, moments)
+        moments = [rng.uniform(0.01, 0.2) for _ in range(3)]
+        yield lambda number=number, moments=moments: case(number, moments)
 
 
 def _two_writers(bench: Bench) -> Iterator[Case]:

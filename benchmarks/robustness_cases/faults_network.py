@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
 
 from benchmarks.fault_proxy import FaultProxy
+from benchmarks.robustness_cases.fault_bench import TRAININGS, Bench, left
 from benchmarks.robustness_cases.report import Verdict, verdict
-from benchmarks.robustness_cases.servers import CREDENTIALS, Store, free_port, ill_server
-
-if TYPE_CHECKING:
-    from benchmarks.robustness_cases.faults import Bench
+from benchmarks.robustness_cases.servers import CREDENTIALS, Store, faulty_server, free_port
 
 Case = Callable[[], Verdict]
 Fault = tuple[str, str, str, int]
@@ -29,33 +27,23 @@ SINGLE: tuple[Fault, ...] = (
     ("drop", "PUT", "stages", 1),
     ("drop", "PUT", "model.safetensors", 1),
 )
-ILLNESSES = ("500", "503", "429", "404", "401", "garbage", "html", "reset", "hang")
-_stores: list[Store] = []
-
-
-def close() -> Verdict:
-    """Ends the object store; the last case."""
-    while _stores:
-        _stores.pop().close()
-    return verdict("faults", "object store", "end of the server", "", tried=0)
+SERVER_FAULTS = ("500", "503", "429", "404", "401", "garbage", "html", "reset", "hang")
 
 
 def cases(bench: Bench, rng: random.Random) -> Iterator[Case]:
-    """Single faults of the object store, several at once, and ill tracking servers."""
+    """Single faults of the object store, several at once, and faulty tracking servers."""
     store = Store()
-    _stores.append(store)
+    bench.runner.at_end.callback(store.close)
     store.wait()
     many = [[rng.choice(SINGLE) for _ in range(5)] for _ in range(4)]
     for number, faults in enumerate([*([fault] for fault in SINGLE), *many]):
         yield lambda number=number, faults=faults: _store_case(bench, store, number, faults)
-    for illness in ILLNESSES:
-        yield lambda illness=illness: _tracking_case(bench, illness)
+    for fault in SERVER_FAULTS:
+        yield lambda fault=fault: _tracking_case(bench, fault)
     yield lambda: _tracking_case(bench, "away")
 
 
 def _store_case(bench: Bench, store: Store, number: int, faults: Sequence[Fault]) -> Verdict:
-    from benchmarks.robustness_cases.faults import TRAININGS
-
     here = bench.place(f"store-{number}")
     data, output = f"data/{number}", f"runs/{number}"  # of its own: moto mixes up concurrent reads of one object
     store.upload(bench.material.paths["data"], data)
@@ -83,29 +71,20 @@ def _store_case(bench: Bench, store: Store, number: int, faults: Sequence[Fault]
     return verdict("faults", "object store", name, why, [result], max(met, 1))
 
 
-def _tracking_case(bench: Bench, illness: str) -> Verdict:
-    from benchmarks.robustness_cases.faults import TRAININGS, left
-
-    here = bench.place(f"tracking-{illness}")
-    words = [word for word in TRAININGS["jomold"] if word != "{small}"]
-    small = [word for word in bench.material.expand("{small}", here) if word != "tracking=none" and "epochs" not in word]
-
-    def train(uri: str) -> tuple[str, list]:
-        settings = [f"tracking.uri={uri}", "tracking.flush_timeout=1", "output={here}/out"]
-        full = bench.material.expand([*words[:3], *small, *words[3:], *settings], here)
+def _tracking_case(bench: Bench, fault: str) -> Verdict:
+    """A training whose tracking server has a fault, or is not there."""
+    here = bench.place(f"tracking-{fault}")
+    server = nullcontext(f"http://127.0.0.1:{free_port()}") if fault == "away" else faulty_server(fault)
+    with server as uri:
+        tracked = ["tracking=mlflow", f"tracking.uri={uri}", "tracking.flush_timeout=1", "output={here}/out"]
+        full = bench.material.expand([*TRAININGS["jomold"], *tracked], here)
         result = bench.runner.run(full, here, pictures=False, seconds=60)
-        why = "" if result.code == 0 else f"exit code {result.code}"
-        if not why and left(here / "out") != bench.whole["jomold"]:
-            why = "another result than undisturbed"
-        if not why and "Traceback" in result.text:
-            why = "traceback"
-        if not why and not list((here / "out" / "tracking").glob("*")):
-            why = "nothing kept for a later sync"
-        return why, [result]
-
-    if illness == "away":
-        why, results = train(f"http://127.0.0.1:{free_port()}")
+    if result.code:
+        why = f"exit code {result.code}"
+    elif left(here / "out") != bench.whole["jomold"]:
+        why = "another result than undisturbed"
+    elif "Traceback" in result.text:
+        why = "traceback"
     else:
-        with ill_server(illness) as uri:
-            why, results = train(uri)
-    return verdict("faults", "tracking server", illness, why, results)
+        why = "" if list((here / "out" / "tracking").glob("*")) else "nothing kept for a later sync"
+    return verdict("faults", "tracking server", fault, why, [result])

@@ -1,7 +1,7 @@
-"""Single-bit flips in every kind of file that is read: caught by the file's name, or proven to be without meaning.
+"""Single-bit flips in every kind of file that is read: detected with the file's name, or proven to have no meaning.
 
-Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves through whole
-commands. config.yaml is not among them: it is a text that people may change.
+Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves go through
+whole commands.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from benchmarks.robustness_cases.material import SMALL, Material, replace
 from benchmarks.robustness_cases.report import Verdict
-from benchmarks.robustness_cases.running import Result
 
 _TINY = [*SMALL, "train.epochs=1", "train.batch_size=4", "model.width=8", "model.feedforward=8"]
 _BATCH = 100
@@ -173,6 +173,15 @@ def _json(content: bytes) -> Any:
     return json.loads(content)
 
 
+def _numbers(content: bytes) -> Any:
+    """Noise ratios without what else their file says, such as the name under which its checksum stands."""
+    return {modality: json.loads(content)[modality] for modality in ("audio", "visual")}
+
+
+def _yaml(content: bytes) -> Any:
+    return yaml.safe_load(content)
+
+
 def _bytes(content: bytes) -> Any:
     return content
 
@@ -211,11 +220,12 @@ KINDS = (
     Kind("labels.parquet, training", "tiny", "labels.parquet", _open, _bytes, 400),
     Kind("index.json, verify", "tiny", "index.json", _verify, _json, 400),
     Kind("index.json, training", "tiny", "index.json", _open, _json, 300),
-    Kind("ratios.json", "ratios.json", "", _ratios, _json, 400),
+    Kind("ratios.json", "ratios.json", "", _ratios, _numbers, 400),
     Kind("refined.npz", "labels", "", _refined, _npz, 400),
     Kind("per_video.npz", "run", "per_video.npz", _per_video, _npz, 400),
     Kind("checkpoint", "checkpoint", "", _checkpoint, _pickled, 400, named=False),
     Kind("model.safetensors, evaluate", "run", "model.safetensors", _evaluate, _tensors, 100),
+    Kind("config.yaml, evaluate", "run", "config.yaml", _evaluate, _yaml, 100),
     Kind("result.json, compare", "run", "result.json", _compare, _json, 100),
     *(
         Kind(f"{stage}/{file}, train", "tiny", f"out/stages/{stage}-*/{file}", _train, meaning, 30, make=_finished)
@@ -261,24 +271,24 @@ def _try(number: int, count: int, material: Material, here: Path, salt: int) -> 
     kind = KINDS[number]
     here.mkdir(parents=True)
     copy = material.copy(kind.copy, here)
-    told, results = here / "told.jsonl", []
+    told = here / "told.jsonl"
     told.touch()
     lines: list[dict[str, Any]] = []
     while len(lines) < count:
         words = [str(number), str(count), str(len(lines)), str(salt), str(here), str(copy)]
         call = f"{__name__}:batch"
-        results.append(material.runner.run(words, here, seconds=60, pictures=False, call=call))
+        result = material.runner.run(words, here, seconds=60, pictures=False, call=call)
         found = [json.loads(line) for line in told.read_text().splitlines()]
         if len(found) < count:  # it ended in the middle
-            how = "did not end" if results[-1].timed_out else f"ended the process with {results[-1].code}"
-            found.append({"outcome": "failed", "why": f"{how}: {results[-1].err[-300:]}"})
+            how = "did not end" if result.timed_out else f"ended the process with {result.code}"
+            found.append({"outcome": "failed", "why": f"{how}: {result.err[-300:]}"})
             with told.open("a") as file:
                 file.write(json.dumps(found[-1]) + "\n")
         lines = found
-    return _sum_up(kind, lines[:count], results, here)
+    return _sum_up(kind, lines[:count], here)
 
 
-def _sum_up(kind: Kind, lines: list[dict[str, Any]], results: list[Result], here: Path) -> Verdict:
+def _sum_up(kind: Kind, lines: list[dict[str, Any]], here: Path) -> Verdict:
     outcomes = Counter(line["outcome"] for line in lines)
     good = outcomes["caught"] + outcomes["harmless"]
     bad = Counter(line["why"][:200] for line in lines if line["outcome"] not in ("caught", "harmless"))
@@ -286,7 +296,7 @@ def _sum_up(kind: Kind, lines: list[dict[str, Any]], results: list[Result], here
     notes = {"caught": outcomes["caught"], "without meaning": outcomes["harmless"]}
     notes |= {"unnoticed": outcomes["unnoticed"], "ended badly": outcomes["failed"]}
     shutil.rmtree(here, ignore_errors=True)
-    return Verdict("flips", kind.name, f"{len(lines)} flips", why, len(lines), good, notes)
+    return Verdict("flips", kind.name, f"{len(lines)} flips, {here.name}", why, len(lines), good, notes)
 
 
 def batch(number: str, count: str, first: str, salt: str, folder: str, copy: str) -> None:
@@ -298,18 +308,19 @@ def batch(number: str, count: str, first: str, salt: str, folder: str, copy: str
     else:
         path = Path(copy) / kind.file if kind.file else Path(copy)
     whole = path.read_bytes()
+    meaning = kind.meaning(whole)
     rng = random.Random(f"{number} {salt}")
     bits = [rng.randrange(8 * len(whole)) for _ in range(int(count))]
     with (here / "told.jsonl").open("a") as told:
         for bit in bits[int(first) :]:
             if kind.make:
                 kind.make(here)
-            line = judge(kind, here, path, whole, bit)
+            line = judge(kind, here, path, whole, meaning, bit)
             told.write(json.dumps(line) + "\n")
             told.flush()
 
 
-def judge(kind: Kind, here: Path, path: Path, whole: bytes, bit: int) -> dict[str, str]:
+def judge(kind: Kind, here: Path, path: Path, whole: bytes, meaning: Any, bit: int) -> dict[str, str]:
     """What becomes of one flip."""
     from avvp_dist.errors import AvvpError
 
@@ -328,7 +339,7 @@ def judge(kind: Kind, here: Path, path: Path, whole: bytes, bit: int) -> dict[st
     if any(name in said for name in names):
         return {"outcome": "caught", "why": ""}
     try:
-        same = kind.meaning(bytes(content)) == kind.meaning(whole)
+        same = kind.meaning(bytes(content)) == meaning
     except Exception:
         same = False
     return {"outcome": "harmless", "why": ""} if same else {"outcome": "unnoticed", "why": "used without a word"}

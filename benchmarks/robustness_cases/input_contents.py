@@ -1,4 +1,4 @@
-"""Files that can be read and say what cannot be: index, labels, noise ratios, annotations, features, runs, sweeps, tables."""
+"""Files that can be read and say what cannot be: index, labels, ratios, labels of segments, annotations, runs."""
 
 from __future__ import annotations
 
@@ -264,51 +264,6 @@ FEATURES: Mapping[str, Damage] = {
     ),
 }
 
-_SWEEP = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1, 0.2]}}, "seeds": [1]}
-# key -> (value, what must be named)
-SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
-    "unknown metric": ({"metric": "segment.tpye"}, "segment.tpye"),
-    "unknown mode": ({"mode": "largest"}, "mode"),
-    "unknown recipe": ({"recipe": "nosuch"}, "nosuch"),
-    "no space": ({"space": {}}, "space"),
-    "unknown key": ({"space": {"method.temprature": {"grid": [1]}}}, "temprature"),
-    "value out of range": ({"space": {"method.temperature": {"grid": [0]}}}, "temperature"),
-    "infinite value": ({"space": {"method.temperature": {"grid": [float("inf")]}}}, "temperature"),
-    "infinite bound": (
-        {"space": {"method.temperature": {"uniform": [0.1, float("inf")]}}, "search": {"name": "random"}},
-        "uniform|temperature",
-    ),
-    "NaN bound": (
-        {"space": {"method.temperature": {"uniform": [_NAN, 1]}}, "search": {"name": "random"}},
-        "uniform|temperature",
-    ),
-    "bounds backwards": ({"space": {"method.temperature": {"uniform": [2, 1]}}, "search": {"name": "random"}}, "uniform"),
-    "tiny step": ({"space": {"method.temperature": {"uniform": [0, 1], "step": 1e-12}}}, "step|temperature|settings"),
-    "a seed of 2^70": ({"seeds": [2**70]}, "seed"),
-    "a negative seed": ({"seeds": [-1]}, "seeds"),
-    "override unreadable": ({"overrides": ["optim.lr"]}, "optim.lr"),
-    "override out of range": ({"overrides": ["optim.lr=nan"]}, "optim.lr"),
-    "no cpus": ({"cpus_per_trial": 0}, "cpus_per_trial"),
-    "infinite hours": ({"hours": float("inf")}, "hours"),
-    "markup": ({"title": "[/red]", "metric": "[/x]"}, "metric"),
-    "when unknown": ({"space": {"method.temperature": {"grid": [1], "when": {"x": 1}}}}, "when"),
-}
-_TABLE = {
-    "title": "t",
-    "source": "s",
-    "columns": {"segment": ["type"]},
-    "rows": [{"label": "a", "recipe": "han", "protocol": "joint", "overrides": ["model.width=8"]}],
-}
-TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
-    "no rows": ({"rows": []}, "rows"),
-    "a row twice": ({"rows": [_TABLE["rows"][0]] * 2}, "twice"),
-    "unknown recipe": ({"rows": [{**_TABLE["rows"][0], "recipe": "nosuch"}]}, "nosuch"),
-    "unknown protocol": ({"rows": [{**_TABLE["rows"][0], "protocol": "nosuch"}]}, "protocol"),
-    "bad override": ({"rows": [{**_TABLE["rows"][0], "overrides": ["optim.lr=inf"]}]}, "optim.lr"),
-    "unknown column": ({"columns": {"segment": ["tpye"]}}, "columns"),
-    "noise of 2": ({"rows": [{**_TABLE["rows"][0], "oracle_noise": 2}]}, "oracle_noise"),
-}
-
 
 def _in(what: str, file: str, damage: Damage) -> Callable[[Path, Material], None]:
     def prepare(here: Path, material: Material) -> None:
@@ -343,11 +298,6 @@ def _featured(damage: Damage) -> Callable[[Path, Material], None]:
         damage(next(iter(sorted((here / "features" / "feats" / "res152").glob("*.npy")))))
 
     return prepare
-
-
-def _yaml(content: Mapping[str, Any]) -> Callable[[Path, Material], None]:
-    text = json.dumps(content).replace("Infinity", ".inf").replace("NaN", ".nan")  # JSON is YAML but for these
-    return lambda here, _: replace(here / "file.yaml", text)
 
 
 def cases() -> Iterator[BadInput]:
@@ -395,9 +345,3 @@ def cases() -> Iterator[BadInput]:
         ):
             prepare, table = (_featured(damage),), words.startswith("data check")
             yield BadInput("contents, features", words, "res152/", prepare, note=name, table=table)
-    for name, (more, says) in SWEEPS.items():
-        words = "sweep {here}/file.yaml data={tiny} --dry-run --output {here}/out"
-        yield BadInput("contents, sweeps", words, says, (_yaml({**_SWEEP, **more}),), note=name)
-    for name, (more, says) in TABLES.items():
-        words = "table {here}/file.yaml --data {tiny} --output {here}/out --seeds 1 --epochs 1"
-        yield BadInput("contents, tables", words, says, (_yaml({**_TABLE, **more}),), note=name)

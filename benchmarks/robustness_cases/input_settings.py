@@ -161,7 +161,7 @@ URLS = {
     "://x": "://|scheme|protocol|URL|not",
     "memory://x": "memory|not|no |missing",
     "\x1b[31mred": r"not|no |missing|character",
-    "[/red]": r"\[/red\]|not|no |missing",
+    "[/red]": r"/red",
     "x" * 5000: "long|name",
 }
 _URL_PLACES = {

@@ -73,9 +73,9 @@ def run(
 
 def all_cases() -> list[BadInput]:
     """Every case there is."""
-    from benchmarks.robustness_cases import input_contents, input_files, input_settings
+    from benchmarks.robustness_cases import input_contents, input_documents, input_files, input_settings
 
-    return [*input_settings.cases(), *input_files.cases(), *input_contents.cases()]
+    return [*input_settings.cases(), *input_files.cases(), *input_contents.cases(), *input_documents.cases()]
 
 
 def _try(case: BadInput, material: Material, here: Path) -> Verdict:

@@ -29,11 +29,16 @@ Damage = Callable[[Path], None]
 class Material:
     """Data sets and runs that cases copy, made once.
 
+    Args:
+        folder: where they are made.
+        runner: makes them.
+        tiny: only ``{tiny}``, which many cases get by with.
+
     Attributes:
         paths: placeholders of the cases' command lines -> folder or file.
     """
 
-    def __init__(self, folder: Path, runner: Runner) -> None:
+    def __init__(self, folder: Path, runner: Runner, tiny: bool = False) -> None:
         self.folder = folder
         self.runner = runner
         self.paths = {
@@ -41,8 +46,10 @@ class Material:
         }
         self.paths |= {"feats": folder / "raw" / "feats", "labels": folder / "labels.npz"}
         folder.mkdir(parents=True, exist_ok=True)
-        self._data()
-        self._runs()
+        self._avvp("data", "synth", "tiny", "--splits", "8,4,4", "--layout", "shards", "--workers", "1")
+        if not tiny:
+            self._data()
+            self._runs()
 
     def expand(self, words: str | Sequence[str], here: Path) -> list[str]:
         """A case's command line, split at spaces, with its placeholders filled in; ``{small}`` stands for `SMALL`."""
@@ -76,7 +83,6 @@ class Material:
 
     def _data(self) -> None:
         self._avvp("data", "synth", "raw", "--splits", "40,12,12", "--workers", "1")
-        self._avvp("data", "synth", "tiny", "--splits", "8,4,4", "--layout", "shards", "--workers", "1")
         pack = ["data", "pack", "llp", "--annotations", "raw", "--features", "raw/feats", "--out", "data"]
         self._avvp(*pack, "--shard-videos", "16", "--workers", "1")
         self._avvp("data", "noisy-labels", "--data", "data", "--out", "labels.npz")

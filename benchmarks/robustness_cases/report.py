@@ -64,12 +64,12 @@ def told(result: Result) -> str:
 
 def summarize(verdicts: Iterable[Verdict], left: dict[str, int]) -> dict[str, Any]:
     """Counts by section and kind, and every failed case; ``left`` counts cases for which time did not suffice."""
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = {
+        section: {"tried": 0, "good": 0, "cases": 0, "left": number, "kinds": {}} for section, number in left.items()
+    }
     failures = []
     for each in verdicts:
-        row = rows.setdefault(
-            each.section, {"tried": 0, "good": 0, "cases": 0, "left": left.get(each.section, 0), "kinds": {}}
-        )
+        row = rows[each.section]
         kind = row["kinds"].setdefault(each.kind, {"tried": 0, "good": 0, "cases": 0})
         for counts in (row, kind):
             counts["tried"] += each.tried

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,11 +68,15 @@ class Runner:
     Args:
         folder: for home, cache and temporary files of all commands, and what they write to their streams.
         processes: how many.
+
+    Attributes:
+        at_end: what ends with it, such as servers that cases need.
     """
 
     def __init__(self, folder: Path, processes: int = 2) -> None:
         self.folder = folder
         self.processes = processes
+        self.at_end = ExitStack()
         self._free: queue.Queue[subprocess.Popen[str]] = queue.Queue()
         self._numbers = iter(range(10**9))
         self._lock = threading.Lock()
@@ -86,6 +90,7 @@ class Runner:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.at_end.close()
         while not self._free.empty():
             process = self._free.get()
             assert process.stdin
@@ -197,7 +202,7 @@ class Runner:
         return self._result(words, process.returncode, said, time.monotonic() - started, timed_out)
 
     def map(self, function: Callable[[T], R], items: Iterable[T], done: Callable[[R], None] | None = None) -> list[R]:
-        """``function`` of every item, as many at a time as there are warm processes; ``done`` hears of each."""
+        """``function`` of every item, two more at a time than there are warm processes, since some wait; ``done`` hears."""
 
         def one(item: T) -> R:
             result = function(item)
@@ -206,7 +211,7 @@ class Runner:
                     done(result)
             return result
 
-        with ThreadPoolExecutor(self.processes) as pool:
+        with ThreadPoolExecutor(self.processes + 2) as pool:
             return list(pool.map(one, items))
 
     def _said(self) -> Path:

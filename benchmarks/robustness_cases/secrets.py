@@ -6,6 +6,7 @@ import base64
 import binascii
 import gzip
 import io
+import json
 import os
 import random
 import secrets as entropy
@@ -17,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from benchmarks.robustness_cases.servers import CREDENTIALS, free_port
 SECRET = "{secret}"
 """Placeholder of a marked secret, in words, environment and files."""
 _CLOSED = "127.0.0.1:9"  # nobody listens there
-_TRACKED = tuple(word for word in SMALL if word != "tracking=none") + ("train.epochs=1", "tracking.flush_timeout=1")
+_TRACKED = (*(word for word in SMALL if word != "tracking=none"), "train.epochs=1", "tracking.flush_timeout=1")
 _TRAIN = ("train", "han", "data={tiny}", "output={here}/out", *_TRACKED)
 
 # every spelling in which an address carries a secret
@@ -48,7 +49,6 @@ SPELLINGS = {
     "signature": f"https://{_CLOSED}/?X-Amz-Signature={SECRET}",
     "SAS": f"https://{_CLOSED}/?sv=2024&sig={SECRET}",
     "odd name": f"http://{_CLOSED}/?pw={SECRET}",
-    "semicolons": f"http://{_CLOSED}/;auth={SECRET}",
     "fragment": f"http://{_CLOSED}/#access_token={SECRET}",
     "postgresql": f"postgresql+psycopg2://mlflow:{SECRET}@{_CLOSED}/mlflow",
     "upper case": f"HTTP://user:{SECRET}@{_CLOSED}",
@@ -114,7 +114,6 @@ class Planted:
         env, files: what else it sees; files by their name in the case's folder, which are not searched.
         cold: whether it runs as a process of its own, on a Ray of its own.
         beside: a folder that is searched, too: where a server keeps what it was told.
-        secrets: how many different secrets there are.
     """
 
     kind: str
@@ -124,26 +123,27 @@ class Planted:
     files: Mapping[str, str] = field(default_factory=dict)
     cold: bool = False
     beside: Path | None = None
-    secrets: int = 1
 
 
 def run(material: Material, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
     """A function for each case; those on Ray, which take longest, come first."""
     server = TrackingServer(folder / "server")
+    material.runner.at_end.callback(server.close)
     cases = list(planted())
     random.Random(seed).shuffle(cases)
     late = list(server.cases())
     for number, case in enumerate([*on_ray(), *cases, *late]):
         yield lambda number=number, case=case: _try(case, material, folder / str(number), server if case in late else None)
-    yield server.close
 
 
 def planted() -> Iterator[Planted]:
     """All cases that need no server and no Ray."""
     for name, uri in SPELLINGS.items():
         yield Planted("tracking.uri", f"train, {name}", (*_TRAIN, f"tracking.uri={uri}"))
-        yield Planted("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
         yield Planted("tracking.uri", f"config, {name}", ("config", "han", f"tracking.uri={uri}"))
+    for name in ("password", "user name", "password with @", "token", "odd name", "postgresql"):
+        uri = SPELLINGS[name]
+        yield Planted("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
         yield Planted("tracking.uri", f"sync, {name}", ("sync", "{here}/out", "--uri", uri), files=_unsent())
         dry = ("sweep", "{here}/given.yaml", "data={tiny}", f"tracking.uri={uri}", "--dry-run", "--output", "{here}/out")
         yield Planted("tracking.uri", f"sweep --dry-run, {name}", dry, files={"given.yaml": _SWEEP})
@@ -160,12 +160,19 @@ def planted() -> Iterator[Planted]:
         for command in ("evaluate", "compare", "sync"):
             files = {"run/config.yaml": recipe, "run/result.json": '{"seed": 1, "scores": {}}'}
             yield Planted("run folder", f"{command}, {name}", (command, "{here}/run"), files=files)
-    for variable in ENVIRONMENT:
-        env = {variable: SECRET}
-        yield Planted("environment", f"train, {variable}", (*_TRAIN, f"tracking.uri=http://{_CLOSED}"), env)
-        reading = ("data", "inspect", "s3://bucket/x", "--storage", f"endpoint=http://{_CLOSED}")
-        yield Planted("environment", f"inspect, {variable}", reading, {**CREDENTIALS, **env})
-        yield Planted("environment", f"doctor, {variable}", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
+    env = dict.fromkeys(ENVIRONMENT, SECRET)
+    away = f"tracking.uri=http://{_CLOSED}"
+    sweep = ("sweep", "{here}/given.yaml", "data={tiny}", "--dry-run", "--output", "{here}/out")
+    table = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
+    yield Planted("environment", "train", (*_TRAIN, away), env)
+    yield Planted(
+        "environment", "inspect", ("data", "inspect", "s3://bucket/x", "--storage", f"endpoint=http://{_CLOSED}"), env
+    )
+    yield Planted("environment", "doctor", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
+    yield Planted("environment", "sweep --dry-run", sweep, env, {"given.yaml": _SWEEP})
+    yield Planted("environment", "table", (*table, "--set", away), env, {"given.yaml": _table()})
+    yield Planted("environment", "sync", ("sync", "{here}/out", "--uri", f"http://{_CLOSED}"), env, _unsent())
+    yield Planted("environment", "config", ("config", "jomold"), env)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "AWS_ENDPOINT_URL", "ALL_PROXY"):
         env = {variable: f"http://user:{SECRET}@{_CLOSED}", **CREDENTIALS}
         yield Planted("environment", f"inspect, {variable}", ("data", "inspect", "s3://bucket/x"), env)
@@ -193,8 +200,8 @@ def on_ray() -> Iterator[Planted]:
     }
     uri = f"tracking.uri={SPELLINGS['password']}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", uri, *_TRACKED, "--output", "{here}/out")
-    yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True, secrets=len(env) + 1)
-    yield Planted("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True, secrets=len(env) + 1)
+    yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True)
+    yield Planted("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True)
 
 
 def _unsent() -> dict[str, str]:
@@ -203,23 +210,21 @@ def _unsent() -> dict[str, str]:
 
 
 def _table() -> str:
-    return (
-        '{"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [{"label": "a", "recipe": "han", '
-        '"protocol": "joint", "overrides": ["model.width=8", "model.feedforward=8", "train.device=cpu", "tracking.flush_timeout=1"]}]}'
-    )
+    small = ["model.width=8", "model.feedforward=8", "train.device=cpu", "tracking.flush_timeout=1"]
+    row = {"label": "a", "recipe": "han", "protocol": "joint", "overrides": small}
+    return json.dumps({"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [row]})
 
 
 def _try(case: Planted, material: Material, here: Path, server: TrackingServer | None) -> Verdict:
     here.mkdir(parents=True)
     if server:
         server.wait()
-    marks = [f"Zq{entropy.token_hex(9)}" for _ in range(case.secrets)]
-    left = iter(marks)
-    env = {name: _mark(value, left) for name, value in case.env.items()}
-    words = [_mark(word, left) for word in material.expand(case.words, here)]
+    marks: dict[str, str] = {}  # by the secret, where it is planted
+    env = {name: _mark(value, name, marks) for name, value in case.env.items()}
+    words = [_mark(word, "the command line", marks) for word in material.expand(case.words, here)]
     files = {}
     for name, text in case.files.items():
-        files[here / name] = _mark(text, left)
+        files[here / name] = _mark(text, name, marks)
         content = files[here / name]
         replace(here / name, content.encode("latin-1" if "\xe9" in content else "utf-8"))
     homes = {"HOME": str(here / "home"), "TMPDIR": str(here / "tmp"), "AVVP_CACHE": str(here / "cache")}
@@ -242,22 +247,26 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
     return _verdict(case, marks, found, result, here)
 
 
-def _verdict(case: Planted, marks: Sequence[str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
+def _verdict(case: Planted, marks: Mapping[str, str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
     if not found and not (result.timed_out or (case.cold and result.code)):
         shutil.rmtree(here, ignore_errors=True)
-    why = "; ".join(f"in {', '.join(places[:4])}" for places in found.values())
+    why = "; ".join(f"that of {marks[mark]} is in {', '.join(places[:4])}" for mark, places in found.items())
     if result.timed_out:
         why = (why + "; " if why else "") + "the command did not end"
     good = len(marks) - len(found) if not result.timed_out else 0
     return Verdict("secrets", case.kind, case.name, why, len(marks), good, output=told(result) if why else "")
 
 
-def _mark(text: str, left: Iterator[str]) -> str:
-    """Fills the next marked secret into a text that has a place for one."""
-    return text.replace(SECRET, next(left)) if SECRET in text else text
+def _mark(text: str, place: str, marks: dict[str, str]) -> str:
+    """Fills a new marked secret into a text that has a place for one, and notes where."""
+    if SECRET not in text:
+        return text
+    mark = f"Zq{entropy.token_hex(9)}"
+    marks[mark] = place
+    return text.replace(SECRET, mark)
 
 
-def leaks(marks: Sequence[str], places: Sequence[Path], result: Result, planted_files: set[Path]) -> dict[str, list[str]]:
+def leaks(marks: Iterable[str], places: Sequence[Path], result: Result, planted_files: set[Path]) -> dict[str, list[str]]:
     """Where which marked secret is found, in whatever spelling: in the streams, in files, and in archives among them."""
     found: dict[str, list[str]] = {}
     spelled = {mark: spellings(mark) for mark in marks}
@@ -315,7 +324,12 @@ class TrackingServer:
                 *("--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts"), "--workers", "1"),
             ],
             cwd=folder,
-            env={**os.environ, "HOME": str(folder), "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={
+                **os.environ,
+                "HOME": str(folder),
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
             stdout=(folder / "log").open("wb"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -326,9 +340,9 @@ class TrackingServer:
         uri = f"http://user:{SECRET}@127.0.0.1:{self.port}"
         words = tuple(word for word in _TRAIN if "flush" not in word)
         yield Planted("answered", "train, password", (*words, f"tracking.uri={uri}"), beside=self.folder)
-        env = {variable: SECRET for variable in ENVIRONMENT}
+        env = dict.fromkeys(ENVIRONMENT, SECRET)
         plain = f"tracking.uri=http://127.0.0.1:{self.port}"
-        yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder, secrets=len(env))
+        yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder)
 
     def wait(self) -> None:
         """Returns once it answers."""
@@ -341,9 +355,8 @@ class TrackingServer:
             time.sleep(0.1)
         raise RuntimeError(f"no MLflow server: {(self.folder / 'log').read_text()[-500:]}")
 
-    def close(self) -> Verdict:
-        """Ends it with its workers; the last case."""
+    def close(self) -> None:
+        """Ends it with its workers."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, 15)
         self._process.wait(30)
-        return Verdict("secrets", "answered", "end of the server", tried=0)

@@ -1,4 +1,4 @@
-"""Servers that answer: an object store (moto), and a tracking server that is ill in one of several ways."""
+"""Servers: an object store (moto), and a tracking server with one of several faults."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ class Store:
 
 
 @contextmanager
-def ill_server(illness: str) -> Iterator[str]:
-    """Address of an HTTP server that answers every request with a status, or with ``garbage``, ``html``, ``reset``, ``hang``."""
+def faulty_server(fault: str) -> Iterator[str]:
+    """Address of an HTTP server whose every answer is a status, ``garbage``, ``html``, ``reset`` or ``hang``."""
     over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if illness == "hang":
+            if fault == "hang":
                 over.wait(60)
-            if illness in ("reset", "hang"):
+            if fault in ("reset", "hang"):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
                 self.close_connection = True
                 return
-            status = int(illness) if illness.isdecimal() else 200
-            body = {"garbage": b'{"experiment": [', "html": b"<html>login</html>"}.get(illness)
+            status = int(fault) if fault.isdecimal() else 200
+            body = {"garbage": b'{"experiment": [', "html": b"<html>login</html>"}.get(fault)
             body = json.dumps({"error_code": "INTERNAL_ERROR", "message": "as told"}).encode() if body is None else body
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))

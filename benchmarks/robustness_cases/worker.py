@@ -2,9 +2,9 @@
 
     python -m benchmarks.robustness_cases.worker
 
-Reads jobs from stdin and writes replies to stdout, one JSON object a line; see `running.Runner`, which starts it. A child is a
-real process with its own limits, environment and working directory; only its imports are already done, which otherwise take
-five seconds of every command.
+Reads jobs from stdin and writes replies to stdout, one JSON object a line; see `running.Runner`, which starts it. A child is
+a real process with its own limits, environment and working directory; only its imports are already done, which otherwise
+take five seconds of every command.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _child(job: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{job['said']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            os.dup2(os.open(f"{job['said']}.{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), stream)
         os.environ.clear()
         os.environ.update(job["env"])
         os.chdir(job["cwd"])

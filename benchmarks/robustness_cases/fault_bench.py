@@ -1,0 +1,87 @@
+"""What faults are injected into: commands, their undisturbed results, and the comparison with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.robustness_cases.material import Material
+from benchmarks.robustness_cases.running import Result
+
+TRACEBACK = "Traceback (most recent call last)"
+TRAININGS = {
+    "jomold": ("train", "jomold", "data={data}", "{small}", "train.epochs=5", "train.checkpoint_every=2"),
+    "ma": ("train", "ma", "data={data}", "{small}", "train.epochs=3"),
+    "streaming": (
+        *("train", "han", "data={data}", "{small}", "train.epochs=4", "train.checkpoint_every=2"),
+        *("data.mode=streaming", "data.streams=4", "data.window=8", "data.workers=0"),
+    ),
+}
+PACK = ("data", "pack", "llp", "--annotations", "{raw}", "--features", "{raw}", "--shard-videos", "4", "--workers", "1")
+
+
+class Bench:
+    """Runs commands and compares their results with those of undisturbed runs."""
+
+    def __init__(self, material: Material, folder: Path) -> None:
+        self.material = material
+        self.runner = material.runner
+        self.folder = folder
+        self.whole: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def learn(self) -> None:
+        """Runs every command once without a fault."""
+        jobs = [*((name, words) for name, words in TRAININGS.items()), ("pack", PACK)]
+
+        def one(job: tuple[str, Sequence[str]]) -> None:
+            name, words = job
+            here = self.place(f"whole-{name}")
+            result = self.run(words, here)
+            if result.code:
+                raise RuntimeError(f"undisturbed {name}: exit code {result.code}\n{result.text}")
+            self.whole[name], self.seconds[name] = left(here / "out"), result.seconds
+
+        self.runner.map(one, jobs)
+
+    def place(self, name: str) -> Path:
+        """A folder of a case's own."""
+        here = self.folder / name
+        here.mkdir(parents=True)
+        return here
+
+    def run(self, words: Sequence[str], here: Path, **more: Any) -> Result:
+        """A command whose output is ``here/out``."""
+        target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
+        return self.runner.run(self.material.expand([*words, *target], here), here, pictures=False, **more)
+
+    def ends_well(
+        self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""
+    ) -> tuple[str, list[Result]]:
+        """Runs the command to its end; returns what is wrong, if anything, and all results."""
+        last = self.run(words, here, seconds=90)
+        results = [*before, last]
+        if wrong:
+            return wrong, results
+        if any(TRACEBACK in result.text for result in results):
+            return "traceback", results
+        if last.code:
+            return f"the same command, run again: exit code {last.code}", results
+        found = left(here / "out")
+        if found != self.whole[name]:
+            return "another result than undisturbed", results
+        if stale := [path.name for path in (here / "out").rglob(".aside-*")]:
+            return f"files of killed writers left: {stale[:3]}", results
+        shutil.rmtree(here, ignore_errors=True)
+        return "", results
+
+
+def left(out: Path) -> Any:
+    """What must not depend on any fault: scores of a run, or the bytes of packed data."""
+    if (out / "result.json").exists():
+        result = json.loads((out / "result.json").read_text())
+        return {key: result[key] for key in ("scores", "best", "denoising", "artefacts")}
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*")) if path.is_file() and "lock" not in path.name}
