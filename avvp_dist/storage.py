@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import stat
 import tempfile
 import time
 import uuid
@@ -28,12 +29,19 @@ from fsspec.core import url_to_fs
 from fsspec.utils import get_protocol
 
 from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage_config import StorageConfig
 from avvp_dist.storage_errors import attempt, unreachable
 
 T = TypeVar("T")
 
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _ASIDE = ".aside-"  # prefix of files being written; never taken for data
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
@@ -151,7 +159,11 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
+        DataError: something else is there: a folder, a named pipe, a device.
     """
+    here = local_path(url)
+    if here is not None:
+        check_file(here)
     # one request for the whole of an object: s3fs would ask for its size first, and fetch a large one in ranges
     options = {"max_concurrency": 1} if get_protocol(os.fspath(url)) in _S3 else {}
     return _on(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
@@ -162,12 +174,32 @@ def read_text(url: str | os.PathLike[str]) -> str:
     return read_bytes(url).decode("utf-8")
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuses what is no file before it is opened: a named pipe would wait for its other end for ever.
+
+    Raises:
+        DataError: a folder, a named pipe, a device or a socket; nothing where there is none.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it tells more
+    if not stat.S_ISREG(mode):
+        kind = next((name for what, name in _KINDS.items() if stat.S_IFMT(mode) == what), "something else")
+        raise DataError(f"{os.fspath(path)}: {kind}, not a file")
+
+
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
-    """Puts ``content`` at ``url``, replacing what was there, all at once."""
+    """Puts ``content`` at ``url``, replacing what was there, all at once.
+
+    Raises:
+        DataError: what is there is no file, which would be lost: a folder, a named pipe, a device.
+    """
     target = local_path(url)
     if target is None:
         _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
         return
+    check_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
     try:

@@ -157,6 +157,7 @@ class ShardCache:
         return self.usage()
 
     def _local(self, path: Path, shard: ShardInfo | ShardRef) -> BinaryIO:
+        storage.check_file(path)
         try:
             handle = self._open_checked(path, shard, lock=False)
         except FileNotFoundError:
