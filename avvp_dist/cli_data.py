@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import Field
 
 from avvp_dist import ray_job, storage
 from avvp_dist.cli_data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
@@ -20,7 +21,8 @@ from avvp_dist.cli_output import console, say, usable
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.config import LARGEST, Section, merge, parse_overrides, validate
 from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
-from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.errors import ConfigError, DataError, Preempted
+from avvp_dist.signals import interrupt_on_signals
 from avvp_dist.storage_probe import refuse_unwritable
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
@@ -65,6 +67,8 @@ class Streams(StrEnum):
 
 class _PackLaunch(Section):
     name: Literal["local", "ray"] = "local"
+    wait: float = Field(1800.0, ge=0)
+    """Seconds that a Ray cluster has to make room for a task."""
 
 
 class _PackConfig(Section):
@@ -135,17 +139,21 @@ def pack(
         "flaws": flaw_counts(annotated),
         **_made_up(annotations, features),
     }
-    index = shards.pack(
-        chosen,
-        annotated.records,
-        source,
-        storage.absolute(out) if how.launch.name == "ray" else out,  # tasks run in other folders
-        provenance=provenance,
-        workers=workers,
-        shard_videos=shard_videos,
-        skip_bad=skip_bad,
-        open_pool=pack_pool(how.launch.name),
-    )
+    try:
+        with interrupt_on_signals("shards under way are given up, finished ones are kept"):
+            index = shards.pack(
+                chosen,
+                annotated.records,
+                source,
+                storage.absolute(out) if how.launch.name == "ray" else out,  # tasks run in other folders
+                provenance=provenance,
+                workers=workers,
+                shard_videos=shard_videos,
+                skip_bad=skip_bad,
+                open_pool=pack_pool(how.launch.name, how.launch.wait),
+            )
+    except KeyboardInterrupt:
+        raise Preempted(f"{out}: asked to stop: finished shards are safe, the same command goes on from there") from None
     if index.synthetic:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
     tell_edition(annotated.flaws)

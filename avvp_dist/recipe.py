@@ -69,6 +69,8 @@ class LaunchConfig(Section):
     """GPUs of a Ray worker; 0 trains on CPU."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs a Ray worker asks for."""
+    wait: float = Field(1800.0, ge=0)
+    """Seconds to wait for what others use or new nodes are to bring; what a cluster can never give is refused at once."""
     max_failures: int = Field(3, ge=-1)
     """Times Ray starts the workers again after a failure, from the last checkpoint; -1 without end."""
 

@@ -24,7 +24,8 @@ def stop_on_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
     """Calls ``stop``, once and on a thread, when this process is asked to end; a second Ctrl-C ends the process at once.
 
     That holds while the main thread waits in native code too, for other ranks say, where Python runs no signal handler.
-    Afterwards signals do what they did before. Main thread only.
+    Afterwards signals do what they did before. Nothing changes outside the main thread, and Ctrl-C stays ignored where it
+    is, as in the background of a shell script.
 
     Args:
         stop: asks for the end.
@@ -51,11 +52,15 @@ def interrupt_on_signals(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(stop: Callable[[], None], what: str, handler: Callable[..., None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     watch = threading.Thread(target=_watch, args=(ours, stop, what), name="signals", daemon=True)
     watch.start()
-    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     try:
         yield
@@ -67,11 +72,11 @@ def _watched(stop: Callable[[], None], what: str, handler: Callable[..., None]) 
         watch.join()
 
 
-def _watch(heard: socket.socket, stop: Callable[[], None], what: str) -> None:
+def _watch(numbers: socket.socket, stop: Callable[[], None], what: str) -> None:
     """Reads the number of each signal as it comes."""
     asked, first = False, None
-    with heard:
-        while byte := heard.recv(1):
+    with numbers:
+        while byte := numbers.recv(1):
             number = byte[0]
             if number not in (signal.SIGTERM, signal.SIGINT):
                 continue

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable
@@ -35,6 +36,13 @@ T = TypeVar("T")
 
 LOCK = ".avvp-lock"
 """Prefix of the names of locks (see `locks`); never taken for data."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 _ASIDE = ".aside-"  # prefix of files being written; never taken for data
 _ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a file aside has no writer any more
 _LOCAL = ("file", "local")
@@ -153,7 +161,11 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
+        DataError: something else is there: a folder, a named pipe, a device.
     """
+    here = local_path(url)
+    if here is not None:
+        check_file(here)
     # one request for the whole of an object: s3fs would ask for its size first, and fetch a large one in ranges
     options = {"max_concurrency": 1} if get_protocol(os.fspath(url)) in _S3 else {}
     return _on(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
@@ -174,8 +186,27 @@ def read_text(url: str | os.PathLike[str]) -> str:
         ) from None
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuses what is no file before it is opened: a named pipe would wait for its other end for ever.
+
+    Raises:
+        DataError: a folder, a named pipe, a device or a socket; nothing where there is none.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever opens it tells more
+    if not stat.S_ISREG(mode):
+        kind = next((name for what, name in _KINDS.items() if stat.S_IFMT(mode) == what), "something else")
+        raise DataError(f"{os.fspath(path)}: {kind}, not a file")
+
+
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
-    """Puts ``content`` at ``url``, replacing what was there, all at once."""
+    """Puts ``content`` at ``url``, replacing what was there, all at once; a device or a named pipe is written in place.
+
+    Raises:
+        DataError: a folder is there.
+    """
     target = local_path(url)
     if target is None:
         _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
@@ -183,6 +214,7 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     if devices.is_device(target):
         devices.write(target, content)
         return
+    check_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:

@@ -137,6 +137,7 @@ class ShardCache:
         return self.usage()
 
     def _local(self, path: Path, shard: ShardInfo | ShardRef) -> CheckedFile:
+        storage.check_file(path)
         try:
             handle = self._open_checked(path, shard, cached=False)
         except FileNotFoundError:

@@ -75,6 +75,7 @@ class _Local:
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def open(self, name: str) -> BinaryIO:
+        storage.check_file(self.path / name)
         try:
             return (self.path / name).open("rb")
         except FileNotFoundError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import locks, ray_job, storage
 from avvp_dist.data import workers
 from avvp_dist.dist.world import rank
 from avvp_dist.launch import ray_environment
-from avvp_dist.recipe import RunConfig, load
+from avvp_dist.recipe import LaunchConfig, RunConfig, load
 from avvp_dist.storage_probe import refuse_unwritable
 from avvp_dist.sweep import SweepConfig
 
@@ -56,14 +57,19 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
         return ray_tune.run(name, spec, overrides=overrides, output=output)
 
 
-def pack_pool(name: str) -> workers.OpenPool:
-    """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster."""
+def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
+    """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
+
+    Args:
+        name: ``local`` or ``ray``.
+        wait: seconds until a cluster has to have room for a task.
+    """
     if name == "local":
         return workers.pool
     ray_environment.prepare()
     from avvp_dist.launch import ray_pack
 
-    return ray_pack.pool
+    return partial(ray_pack.pool, wait=wait)
 
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:

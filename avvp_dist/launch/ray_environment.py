@@ -31,6 +31,7 @@ def prepare() -> None:
     folders.ensure_home()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # listens on loopback only
@@ -97,8 +98,8 @@ def _keep_token_private() -> None:
             f"changed ({error.strerror}); set RAY_AUTH_TOKEN_PATH to a file that only you can read"
         ) from None
     LOGGER.warning(
-        "%s: Ray's token could be read by other users (mode %o), who could have run anything as you; its mode is 600 now. "
-        "If others use this machine, end the Ray clusters with this token and delete the file: Ray's next start makes a new one",
+        "%s: Ray's token could be read by other users (mode %o), who could have run anything as you; now it is 600. "
+        "If others use this machine, end the Ray clusters with this token and delete the file: the next start makes one",
         path,
         stat.S_IMODE(found.st_mode),
     )

@@ -38,7 +38,7 @@ class _Group(Backend):
         address = rendezvous.LOOPBACK if one_machine else worker_group.execute_single(0, _place)[1]
         timeout = timedelta(seconds=backend_config.timeout_s)
         port = worker_group.execute_single(0, _open, address, timeout)
-        ray.get(
+        ray.get(  # type: ignore[call-overload]  # Ray has two types of references
             [
                 worker_group.execute_single_async(
                     rank, _enter, address, port, backend_config.backend, rank, size, one_machine, timeout
@@ -49,7 +49,7 @@ class _Group(Backend):
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """See `Backend`."""
-        ray.wait(worker_group.execute_async(_leave), num_returns=len(worker_group), timeout=_LEAVE)
+        ray.wait(list(worker_group.execute_async(_leave)), num_returns=len(worker_group), timeout=_LEAVE)
 
 
 class GroupConfig(TorchConfig):

@@ -15,19 +15,23 @@ from avvp_dist import storage
 from avvp_dist.data.workers import Pool, in_task
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch.ray_start import start_ray
+from avvp_dist.launch.resources import Need, wait_for
 
 _AT_ONCE = 500  # tasks that Ray knows of: enough to fill a large cluster, and to make a small one grow
 _RETRIES = 3  # of a task whose process or node died
+_TASK = Need("task", 1, {"CPU": 1.0}, {}, "a cluster with CPUs for work")
 
 
 @contextmanager
-def pool(workers: int | None) -> Iterator[Pool]:
+def pool(workers: int | None, wait: float) -> Iterator[Pool]:
     """Ray tasks of one CPU each, on the cluster that RAY_ADDRESS names or on this machine.
 
     Args:
         workers: tasks at once; None for as many as there are CPUs.
+        wait: seconds until the first of them can start.
 
     Raises:
+        ConfigError: no task can start.
         AvvpError: Ray has lost a task again and again.
     """
     started_here = not ray.is_initialized()
@@ -35,6 +39,7 @@ def pool(workers: int | None) -> Iterator[Pool]:
         start_ray()
     tasks = _Tasks()
     try:
+        wait_for(_TASK, wait, "launch.wait")
         yield Pool(tasks, workers or _AT_ONCE)
     except RayTaskError:  # a mistake of ours; those of users arrive as they are
         raise

@@ -24,6 +24,7 @@ from avvp_dist import app, locks, storage
 from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
+from avvp_dist.launch import resources
 from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.launch.local import WHAT_HAPPENS
 from avvp_dist.launch.ray_group import GroupConfig
@@ -31,7 +32,7 @@ from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.repeating import Repeating
 from avvp_dist.outcome import read_result
-from avvp_dist.recipe import RunConfig
+from avvp_dist.recipe import LaunchConfig, RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.signals import stop_on_signals
 from avvp_dist.storage_config import StorageConfig
@@ -129,7 +130,8 @@ def train(
         patience: see `locks.hold_folder`.
 
     Raises:
-        ConfigError, DataError: before any worker starts where that can be known; or another run works on the output.
+        ConfigError, DataError: before any worker starts where that can be known; too few resources; or another run works on
+            the output.
         Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
@@ -147,6 +149,8 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorH
     if started_here:
         start_ray()
     try:
+        if desk is None:  # else a trial: its sweep has asked for all of them
+            resources.wait_for(_need(config.launch), config.launch.wait, "launch.wait")
         _fit(_trainer(config, callbacks, desk), config.output)
     except ray.train.TrainingFailedError as error:
         _raise_failure(config)
@@ -159,9 +163,18 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorH
     return read_result(config.output)
 
 
+def _need(launch: LaunchConfig) -> resources.Need:
+    """What a run needs to start; an elastic one starts with less than it asks for."""
+    fewer = "fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
+    return resources.Need("worker", launch.min_workers or launch.workers, _each(launch), {}, fewer)
+
+
+def _each(launch: LaunchConfig) -> dict[str, float]:
+    return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
+
+
 def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
-    resources = {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
     scaling: dict[str, Any] = {"num_workers": launch.workers}
     if launch.min_workers is not None:
         os.environ.setdefault(*_WAIT_FOR_NODES)
@@ -176,7 +189,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
             "group": uuid.uuid4().hex,  # workers that are started again take over what those before them had locked
         },
         torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=resources),
+        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=_each(launch)),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name=_EXPERIMENT,
@@ -237,7 +250,7 @@ def _fit(trainer: TorchTrainer, output: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         trainer.fit()
         return
-    with ThreadPoolExecutor(1) as thread, stop_on_signals(lambda: _ask_to_stop(output), WHAT_HAPPENS):
+    with ThreadPoolExecutor(1, "train") as thread, stop_on_signals(lambda: _ask_to_stop(output), WHAT_HAPPENS):
         thread.submit(trainer.fit).result()
 
 

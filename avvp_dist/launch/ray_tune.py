@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +22,12 @@ from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.launch.claims import open_desk
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.ray_train import place
+from avvp_dist.launch.resources import Need, wait_for
 from avvp_dist.launch.search import exchange, optuna_search
 from avvp_dist.launch.sweep_book import RECORD, Book, recorded
-from avvp_dist.launch.trial import DRIVER_CPUS, Plan, run_trial
+from avvp_dist.launch.trial import DRIVER_CPUS, Plan, beside_driver, run_trial
 from avvp_dist.recipe import LaunchConfig, RunConfig, differences, load, what_it_is
+from avvp_dist.signals import stop_on_signals
 from avvp_dist.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
 from avvp_dist.tracking.base import Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
@@ -29,6 +35,7 @@ from avvp_dist.tracking.home import TrackingHome, open_home
 _log = logging.getLogger(__name__)
 
 _BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep goes on
+_TELL_AGAIN = 0.5  # seconds between two signals to Tune, which may not listen yet
 _RETRIES = 1  # of a trial that crashed; it goes on from its last checkpoint
 
 
@@ -55,7 +62,7 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
     try:
         if started_here:
             start_ray(log_to_driver=False)
-        _check_resources(sweep, base.launch)
+        wait_for(_need(sweep, base.launch), base.launch.wait, "launch.wait")
         plan = Plan(
             name=name,
             sweep=sweep,
@@ -78,11 +85,13 @@ def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any
     home = open_home(plan.output)
     tracker = _tracker(plan, base, home)
     book = Book(plan.name, plan.sweep, plan.overrides, plan.output, plan.fingerprint, planned)
+    stopped = threading.Event()
     error: BaseException | None = None
     try:
-        with open_desk() as desk:
+        with open_desk() as desk, _stopping(stopped):
             for phase in _phases(replace(plan, parent=tracker.reference, desk=desk), book):
-                phase.fit()
+                if not stopped.is_set():
+                    phase.fit()
     except BaseException as caught:
         error = caught
         raise
@@ -91,6 +100,31 @@ def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any
         _finish(tracker, content, error)
         home.keep()
     return content
+
+
+@contextmanager
+def _stopping(stopped: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end Tune's run, which has a signal of its own for that. Main thread only; nothing in others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)  # until Tune listens
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(_TELL_AGAIN):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def stop() -> None:
+        stopped.set()
+        threading.Thread(target=tell, daemon=True).start()
+
+    try:
+        with stop_on_signals(stop, "trials end, and go on from their last checkpoints when the sweep does"):
+            yield
+    finally:
+        done.set()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[Trial]]:
@@ -210,23 +244,15 @@ def _base(plan: Plan) -> RunConfig:
     return load(plan.sweep.recipe, [*plan.sweep.overrides, *plan.overrides])
 
 
-def _check_resources(sweep: SweepConfig, launch: LaunchConfig) -> None:
-    """Refuses trials that no node will ever hold; on a cluster that grows, the autoscaler may bring one.
-
-    Raises:
-        ConfigError: what is asked for and what there is.
-    """
-    there = ray.cluster_resources()
-    asked = {"CPU": sweep.cpus_per_trial, "GPU": sweep.gpus_per_trial}
+def _need(sweep: SweepConfig, launch: LaunchConfig) -> Need:
+    """What one trial needs; the others wait for their turn."""
     if launch.workers > 1:
-        asked = {"CPU": launch.workers * launch.cpus_per_worker, "GPU": launch.workers * launch.gpus_per_worker}
-    problems = [
-        f"{amount:g} {key}s asked for by one trial, this machine has {there.get(key, 0):g}"
-        for key, amount in asked.items()
-        if amount > there.get(key, 0)
-    ]
-    if problems and len(ray.nodes()) == 1:
-        raise ConfigError(problems, "no trial could ever start")
+        share = beside_driver(launch)
+        each = {"CPU": share.cpus_per_worker} | ({"GPU": share.gpus_per_worker} if share.gpus_per_worker else {})
+        fewer = "fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
+        return Need("worker", share.min_workers or share.workers, each, {"CPU": DRIVER_CPUS}, fewer)
+    each = {"CPU": sweep.cpus_per_trial} | ({"GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else {})
+    return Need("trial", 1, each, {}, "fewer --cpus or --gpus")
 
 
 def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:

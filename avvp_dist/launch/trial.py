@@ -25,7 +25,7 @@ from avvp_dist.launch import ray_train
 from avvp_dist.launch.claims import Claim, claims
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.outcome import finished
-from avvp_dist.recipe import RunConfig
+from avvp_dist.recipe import LaunchConfig, RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
 from avvp_dist.sweep import Setting, SweepConfig, applicable, label, trial
@@ -134,7 +134,8 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
     if known:
         return known
     if config.launch.workers > 1:
-        return ray_train.train(_beside_driver(config), [_Forward(told)], plan.desk, _WIND_DOWN)
+        beside = config.model_copy(update={"launch": beside_driver(config.launch)})
+        return ray_train.train(beside, [_Forward(told)], plan.desk, _WIND_DOWN)
     torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
     runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
@@ -144,11 +145,10 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
         runtime.close()
 
 
-def _beside_driver(config: RunConfig) -> RunConfig:
-    """Its workers leave the trial's own process what it asks for: two cores must hold a trial of two workers."""
-    launch = config.launch
+def beside_driver(launch: LaunchConfig) -> LaunchConfig:
+    """A trial's workers leave its own process what it asks for: two cores must hold a trial of two workers."""
     share = max(launch.cpus_per_worker - DRIVER_CPUS / launch.workers, DRIVER_CPUS)
-    return config.model_copy(update={"launch": launch.model_copy(update={"cpus_per_worker": share})})
+    return launch.model_copy(update={"cpus_per_worker": share})
 
 
 class _Scores:

@@ -1,0 +1,194 @@
+"""Ranks started by hand, as torchrun and srun start them; where they listen; Ctrl-C and SIGTERM; users without a home."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ports import free_port
+
+SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
+TESTS = Path(__file__).parents[1]
+
+
+def start(arguments, environment=None, **options) -> subprocess.Popen:
+    """`avvp` in a process group of its own, as a shell on a terminal starts it."""
+    # a shell script's background ignores Ctrl-C, and so would its children
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "avvp_dist", *map(str, arguments)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def wait_until(there, process: subprocess.Popen, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def listening(processes) -> set[str]:
+    """Addresses on which the processes accept connections."""
+    found = set()
+    for process in processes:
+        try:
+            known = psutil.Process(process.pid)
+            for one in (known, *known.children(recursive=True)):
+                found |= {place.laddr.ip for place in one.net_connections("tcp") if place.status == psutil.CONN_LISTEN}
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def scores(output: Path) -> dict:
+    return json.loads((output / "result.json").read_text())["scores"]
+
+
+def by_torchrun(rank: int, port: int) -> dict[str, str]:
+    return {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def by_srun(rank: int, port: int) -> dict[str, str]:
+    return {
+        "SLURM_JOB_ID": str(port),
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NODELIST": "node[3-4]",
+    }
+
+
+def test_ranks_of_srun_equal_those_of_torchrun_and_listen_on_loopback(packed, tmp_path):
+    for name, environment in (("torchrun", by_torchrun), ("srun", by_srun)):
+        port = free_port()
+        arguments = ["train", "jomold", f"data={packed}", f"output={tmp_path / name}", *SMALL, "train.epochs=2"]
+        ranks = [start(arguments, environment(rank, port)) for rank in range(2)]
+        seen: set[str] = set()
+        while any(rank.poll() is None for rank in ranks):
+            seen |= listening(ranks)
+            time.sleep(0.02)
+        said = [rank.communicate()[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], said
+        assert seen
+        assert seen <= {"127.0.0.1", "::1"}
+    assert scores(tmp_path / "srun") == scores(tmp_path / "torchrun")
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}])
+def test_an_incomplete_launch_is_refused_at_once(packed, tmp_path, environment):
+    process = start(["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL], environment)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "torchrun" in told
+    assert "unset WORLD_SIZE" in told
+    assert len(told.splitlines()) <= 3
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_the_same(packed, tmp_path, number):
+    run = tmp_path / "run"
+    process = start(["train", "han", f"data={packed}", f"output={run}", *SMALL, "train.epochs=500"])
+    wait_until(lambda: list(run.glob("checkpoints/*.pt")), process)
+    os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "asked to stop: a checkpoint is written" in told
+    assert "error: asked to stop at stage train" in told
+    assert "the same command goes on from there" in told
+    assert "Traceback" not in told
+
+
+def test_a_second_ctrl_c_ends_at_once_even_where_a_rank_waits_for_others(packed, tmp_path):
+    run, port = tmp_path / "run", free_port()
+    arguments = ["train", "han", f"data={packed}", f"output={run}", *SMALL, "train.epochs=500"]
+    first, second = (start(arguments, by_torchrun(rank, port)) for rank in range(2))
+    try:
+        wait_until(lambda: list(run.glob("checkpoints/*.pt")), first)
+        os.kill(second.pid, signal.SIGSTOP)  # rank 0 waits for it in native code
+        time.sleep(0.5)
+        os.killpg(first.pid, signal.SIGINT)
+        time.sleep(0.5)
+        assert first.poll() is None
+        os.killpg(first.pid, signal.SIGINT)
+        _, told = first.communicate(timeout=20)
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode == 130
+    assert "ended at once" in told
+    assert "Traceback" not in told
+
+
+def test_ctrl_c_of_a_pack_says_how_to_go_on(tmp_path):
+    from llp_files import video_id, write_annotations, write_features
+
+    write_annotations(tmp_path / "llp")
+    write_features(tmp_path / "llp", [video_id(number) for number in range(12)])
+    held = tmp_path / "held"
+    # a feature file that takes its time
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        f"if {str(held)!r} in os.environ.get('HOLD', ''):\n"
+        "    from avvp_dist.data import feature_files\n"
+        "    def load(*_):\n"
+        f"        open({str(held)!r}, 'w').close()\n"
+        "        time.sleep(600)\n"
+        "    feature_files.load = load\n"
+    )
+    places = ["--annotations", tmp_path / "llp", "--features", tmp_path / "llp", "--out", tmp_path / "out"]
+    path = os.pathsep.join([str(tmp_path), str(TESTS.parent)])
+    process = start(["data", "pack", "llp", *places, "--workers", "1"], {"HOLD": str(held), "PYTHONPATH": path})
+    wait_until(held.exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75, told
+    assert "finished shards are safe, the same command goes on from there" in told
+    assert "Traceback" not in told
+
+
+def nobody() -> list[str]:
+    """Starts a command as a user without passwd entry and without HOME; skips where namespaces are not allowed."""
+    prefix = ["unshare", "--user", "--map-user=12345"]
+    if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed here")
+    return prefix
+
+
+def test_without_a_home_local_data_train_and_the_cache_is_one_message(packed, tmp_path):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    arguments = ["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL[:-2], "train.epochs=1"]
+    arguments += ["train.device=cpu", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
+    command = [*nobody(), sys.executable, "-m", "avvp_dist"]
+    done = subprocess.run([*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "MLflow run" in done.stderr  # which asks for a home when it is imported
+    done = subprocess.run([*command, "cache", "info"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: no folder for a cache: HOME is not set and uid 12345 has no passwd entry; set AVVP_CACHE"
+    )
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,102 @@
+"""What is set before a Ray of this machine starts: its token for this user alone, a temporary folder that fits, a home."""
+
+import os
+import stat
+
+import pytest
+
+from avvp_dist import folders
+from avvp_dist.errors import ConfigError
+from avvp_dist.launch import ray_environment
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """A user's environment without anything of Ray; what `prepare` sets goes again."""
+    for name in [name for name in os.environ if name.startswith(("RAY_", "TUNE_"))]:
+        monkeypatch.delenv(name)
+    here = dict(os.environ) | {"HOME": str(tmp_path)}
+    monkeypatch.setattr(os, "environ", here)
+    return here
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_token_is_made_for_this_user_alone(tmp_path, environment):
+    old = os.umask(0)
+    try:
+        ray_environment.prepare()
+    finally:
+        os.umask(old)
+    token = tmp_path / ".ray" / "auth_token"
+    assert (mode(token), mode(token.parent)) == (0o600, 0o700)
+    assert len(token.read_text()) == 64
+    content = token.read_text()
+    ray_environment.prepare()
+    assert token.read_text() == content
+    assert [path.name for path in token.parent.iterdir()] == ["auth_token"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_open_token_is_closed_with_a_warning(tmp_path, environment, caplog, named):
+    token = tmp_path / ("mine" if named else ".ray/auth_token")
+    token.parent.mkdir(exist_ok=True)
+    token.write_text("secret")
+    token.chmod(0o644)
+    if named:
+        environment["RAY_AUTH_TOKEN_PATH"] = str(token)
+    ray_environment.prepare()
+    assert mode(token) == 0o600
+    assert token.read_text() == "secret"
+    assert "could be read by other users (mode 644)" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_without_a_home_that_can_be_written_the_token_is_temporary(tmp_path, environment):
+    environment["HOME"] = "/proc/nowhere"
+    ray_environment.prepare()
+    assert mode(folders.private() / "ray_auth_token") == 0o600
+    assert environment["RAY_AUTH_TOKEN_PATH"] == str(folders.private() / "ray_auth_token")
+
+
+@pytest.mark.parametrize("ours", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "t"}])
+def test_no_token_is_made_where_none_is_used_or_it_is_given(tmp_path, environment, ours):
+    environment.update(ours)
+    ray_environment.prepare()
+    assert not (tmp_path / ".ray").exists()
+
+
+def test_a_long_temporary_folder_is_replaced(tmp_path, environment):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    for folder in (long, tmp_path / "missing"):
+        environment.pop("RAY_TMPDIR", None)
+        environment["TMPDIR"] = str(folder)
+        ray_environment.prepare()
+        assert environment["RAY_TMPDIR"] in ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def test_a_folder_chosen_for_ray_is_refused_where_it_cannot_be_used(tmp_path, environment):
+    environment["RAY_TMPDIR"] = str(tmp_path / ("x" * 60))
+    with pytest.raises(ConfigError, match="RAY_TMPDIR=.*too long for Ray's sockets"):
+        ray_environment.prepare()
+    environment["RAY_TMPDIR"] = "/nowhere"
+    with pytest.raises(ConfigError, match="RAY_TMPDIR=/nowhere: no such folder"):
+        ray_environment.prepare()
+
+
+def test_a_private_folder_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folders.private.cache_clear()
+    try:
+        usual = folders.private()
+        assert mode(usual) == 0o700
+        usual.chmod(0o777)
+        folders.private.cache_clear()
+        other = folders.private()
+        assert other != usual
+        assert mode(other) == 0o700
+    finally:
+        folders.private.cache_clear()

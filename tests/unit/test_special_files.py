@@ -1,0 +1,80 @@
+"""A named pipe, a device or a folder where a file should be is one message at once; nothing waits for a pipe's other end."""
+
+import os
+
+import pytest
+from llp_files import write_annotations
+
+from avvp_dist import cli, storage
+from avvp_dist.data.index import Index
+from avvp_dist.errors import DataError
+
+
+@pytest.fixture(params=["named pipe", "folder"])
+def special(request, tmp_path):
+    """A path where a file should be, and what it is."""
+
+    def make(path):
+        if path.exists():
+            path.unlink()
+        os.mkfifo(path) if request.param == "named pipe" else path.mkdir()
+        return path
+
+    make.kind = f"a {request.param}"
+    return make
+
+
+def failed(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    return told
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    """A packed data set to be damaged."""
+    out = tmp_path / "packed"
+    out.mkdir()
+    for name in storage.names(packed):
+        (out / name).write_bytes(storage.read_bytes(storage.join(packed, name)))
+    return out
+
+
+@pytest.mark.parametrize("name", ["index.json", "labels.parquet"])
+def test_in_a_data_set(special, copied, capsys, name):
+    path = special(copied / name)
+    assert f"{path}: {special.kind}, not a file" in failed(capsys, "data", "inspect", copied)
+
+
+def test_in_place_of_a_shard(special, copied, tmp_path, capsys):
+    path = special(copied / Index.load(str(copied)).shards[0].name)
+    told = failed(
+        capsys, "train", "han", f"data={copied}", f"output={tmp_path / 'run'}", "tracking=none", "train.device=cpu"
+    )
+    assert f"{path}: {special.kind}, not a file" in told
+
+
+def test_in_place_of_a_recipe_and_of_labels(special, packed, tmp_path, capsys):
+    path = special(tmp_path / "mine.yaml")
+    assert f"{path}: {special.kind}, not a file" in failed(capsys, "config", path)
+    path = special(tmp_path / "refined.npz")
+    settings = [f"data={packed}", f"output={tmp_path / 'run'}", f"data.refined={path}", "tracking=none", "train.device=cpu"]
+    assert f"{path}: {special.kind}, not a file" in failed(capsys, "train", "han", *settings)
+
+
+def test_in_place_of_annotations(special, tmp_path, capsys):
+    write_annotations(tmp_path)
+    path = special(tmp_path / "AVVP_train.csv")
+    assert f"{path}: {special.kind}, not a file" in failed(capsys, "data", "check", "llp", "--annotations", tmp_path)
+
+
+def test_is_not_replaced_by_what_is_written(special, tmp_path):
+    path = special(tmp_path / "there")
+    with pytest.raises(DataError, match="not a file"):
+        storage.write_bytes(path, b"content")
+    with pytest.raises(DataError, match="a device, not a file"):
+        storage.write_bytes("/dev/null", b"content")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
