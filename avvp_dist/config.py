@@ -6,6 +6,7 @@ Each section is a pydantic model beside the class it configures; `avvp_dist.reci
 from __future__ import annotations
 
 import difflib
+import re
 import types as pytypes
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -13,7 +14,14 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
+from avvp_dist.credentials import (
+    WHERE_THEY_GO,
+    holds_credentials,
+    names_a_secret,
+    redact,
+    remember_in,
+    without_secrets,
+)
 from avvp_dist.errors import ConfigError
 
 
@@ -34,6 +42,10 @@ def _without_credentials(url: str) -> str:
 
 Url = Annotated[str, AfterValidator(_without_credentials)]
 """A path or URL; one with credentials in it is refused."""
+Text = Annotated[str, AfterValidator(redact)]
+"""Free text, which is written down without the credentials that may stand in it."""
+KeyValue = Annotated[str, AfterValidator(without_secrets)]
+"""A ``key=value`` that is written down: the address of a tracking server holds no credentials."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -45,12 +57,22 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected keys with values, got {type(content).__name__}")
     return content
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without any of the text: there may be a password in it."""
+    parts = [getattr(error, name, None) for name in ("context", "problem")]
+    said = ": ".join(part for part in parts if part) or "cannot be read"
+    # YAML's own words for tokens stand in <>, single characters are what a parser stumbled over
+    said = re.sub(r"'([^']*)'|\"([^\"]*)\"", lambda each: each[0] if re.fullmatch(r".<[a-z ]+>.|...?", each[0]) else "...", said)
+    mark = getattr(error, "problem_mark", None)
+    return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
@@ -60,11 +82,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         ConfigError: every override without a key or an ``=``, together.
     """
     parsed, problems = [], []
-    for override in overrides:
+    for override in map(without_secrets, overrides):
         key, separator, value = override.partition("=")
         path = tuple(key.strip().split("."))
         if not separator or not all(path):
-            problems.append(f"{override!r}: expected key=value, e.g. optim.lr=0.0003")
+            problems.append(f"{redact(override)!r}: expected key=value, e.g. optim.lr=0.0003")
             continue
         try:
             parsed.append((path, _scalar(value)))
@@ -130,6 +152,7 @@ def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
     Raises:
         ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
     """
+    remember_in(content)
     try:
         return section.model_validate(content)
     except ValidationError as error:
@@ -156,7 +179,8 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {redact(repr(given))}")
+    shown = not isinstance(given, Mapping) and not any(map(names_a_secret, path))
+    return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
 
 
 def _walk(section: type[Section], content: Any, location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import ray_job, storage
+from avvp_dist.credentials import without_secrets
 from avvp_dist.data import workers
 from avvp_dist.recipe import RunConfig, load
 from avvp_dist.sweep import SweepConfig
+from avvp_dist.tracking.address import check_address
 
 if TYPE_CHECKING:
     from avvp_dist.launch.sweep_plan import SweepPlan
@@ -19,9 +21,11 @@ def launch(config: RunConfig) -> dict[str, Any]:
     """Trains ``config`` the way its launch section says; returns the content of result.json.
 
     Raises:
-        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+        ConfigError: it cannot be run so, its tracking server's address can never work, or a Ray job would leave its results
+            in its own folder.
     """
     storage.configure(config.storage)
+    check_address(config.tracking)
     config = _in_job(config)
     if config.launch.name == "ray":
         _before_ray()
@@ -39,8 +43,11 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
+    overrides = [without_secrets(override) for override in overrides]
+    config = load(spec.recipe, [*spec.overrides, *overrides]).absolute()
+    check_address(config.tracking)
     if ray_job.submission_id():
-        _check_places(load(spec.recipe, [*spec.overrides, *overrides]).absolute(), storage.absolute(output))
+        _check_places(config, storage.absolute(output))
     _before_ray()
     from avvp_dist.launch import ray_tune
 
@@ -59,6 +66,7 @@ def pack_pool(name: str) -> workers.OpenPool:
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
     """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
+    check_address(load(spec.recipe, [*spec.overrides, *overrides]).absolute().tracking)
     _before_ray()
     from avvp_dist.launch import sweep_plan
 

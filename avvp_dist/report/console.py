@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from avvp_dist.credentials import guard_output
+
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
     from avvp_dist.types import Progress as TrainProgress
 
@@ -17,7 +19,11 @@ _log = logging.getLogger(__name__)
 
 
 def set_up_logging(quiet: bool = False) -> None:
-    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too."""
+    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too.
+
+    Whatever is told, by whomever, is told without credentials.
+    """
+    guard_output()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger().setLevel(logging.WARNING)  # Ray has set the root logger up already, at INFO
     logging.getLogger("avvp_dist").setLevel(logging.WARNING if quiet else logging.INFO)
