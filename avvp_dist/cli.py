@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from avvp_dist import integrity, json_files, storage
+from avvp_dist import credentials, integrity, json_files, storage
 from avvp_dist.cli_cache import cache
 from avvp_dist.cli_compare import compare
 from avvp_dist.cli_data import data
@@ -166,7 +167,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     with one_message():
         set_up_logging(quiet=_rank() != 0)
-        app(args=None if arguments is None else list(arguments))
+        app(args=_without_secrets(arguments))
+
+
+def _without_secrets(arguments: Sequence[str] | None) -> list[str]:
+    """The arguments without credentials, which this process keeps in memory.
+
+    A process that was started with some is replaced by itself without them: a command line is seen by every user of the
+    machine, and Ray keeps it as the job's entrypoint.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    cleaned = credentials.without_secrets_all(given)
+    here = sys.orig_argv[: len(sys.orig_argv) - len(given)]
+    if arguments is None and cleaned != given and credentials.for_children() and sys.orig_argv[len(here) :] == given:
+        os.environ.update(credentials.for_children())
+        os.execv(sys.executable, [*here, *cleaned])
+    return cleaned
 
 
 def _load(recipe: str, overrides: list[str]) -> RunConfig:

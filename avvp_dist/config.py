@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types as pytypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from avvp_dist import yaml_text
-from avvp_dist.credentials import WHERE_THEY_GO, holds_credentials, redact
+from avvp_dist.credentials import (
+    WHERE_THEY_GO,
+    holds_credentials,
+    names_a_secret,
+    redact,
+    remember_in,
+    without_secrets,
+)
 from avvp_dist.errors import ConfigError
 from avvp_dist.urls import malformed
 
@@ -57,6 +65,10 @@ Url = Annotated[str, AfterValidator(_usable), Place()]
 """A path or URL; one with credentials in it is refused, and so is what cannot be one.
 
 Every field that holds one is annotated so: see `convert_places`."""
+Text = Annotated[str, AfterValidator(redact)]
+"""Free text, which is written down without the credentials that may stand in it."""
+KeyValue = Annotated[str, AfterValidator(without_secrets)]
+"""A ``key=value`` that is written down: the address of a tracking server holds no credentials."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -68,12 +80,24 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml_text.load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected keys with values, got {type(content).__name__}")
     return content
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without any of the text: there may be a password in it."""
+    parts = [getattr(error, name, None) for name in ("context", "problem")]
+    said = ": ".join(part for part in parts if part) or "cannot be read"
+    # YAML's own words for tokens stand in <>, single characters are what a parser stumbled over
+    said = re.sub(
+        r"'([^']*)'|\"([^\"]*)\"", lambda each: each[0] if re.fullmatch(r".<[a-z ]+>.|...?", each[0]) else "...", said
+    )
+    mark = getattr(error, "problem_mark", None)
+    return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
@@ -83,11 +107,11 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         ConfigError: every override without a key or an ``=``, together.
     """
     parsed, problems = [], []
-    for override in overrides:
+    for override in map(without_secrets, overrides):
         key, separator, value = override.partition("=")
         path = tuple(key.strip().split("."))
         if not separator or not all(path):
-            problems.append(f"{override!r}: expected key=value, e.g. optim.lr=0.0003")
+            problems.append(f"{redact(override)!r}: expected key=value, e.g. optim.lr=0.0003")
             continue
         try:
             parsed.append((path, _scalar(value)))
@@ -203,6 +227,7 @@ def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
     Raises:
         ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
     """
+    remember_in(content)
     too_large = list(_too_large(content))
     if too_large:
         raise ConfigError(too_large, f"{source}: numbers that no setting takes")
@@ -245,7 +270,8 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + ("" if isinstance(given, Mapping) else f", got {redact(repr(given))}")
+    shown = not isinstance(given, Mapping) and not any(map(names_a_secret, path))
+    return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
 
 
 def _walk(section: type[Section], content: Any, location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:

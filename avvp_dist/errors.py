@@ -14,11 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from avvp_dist.credentials import redact, redact_all
+
 
 class AvvpError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. Its message holds no credentials."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*redact_all(args))
 
 
 class UserError(AvvpError):
@@ -32,8 +37,8 @@ class UserError(AvvpError):
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str], title: str = "") -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        self.title = title
+        self.problems = redact_all([problems] if isinstance(problems, str) else list(problems))
+        self.title = redact(title)
         self.limit: int | None = None
         """Most problems that a terminal is to show; None leaves it to `messages.brief`."""
         super().__init__(str(self))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from avvp_dist import storage
-from avvp_dist.config import Section, parse_yaml, validate
+from avvp_dist.config import KeyValue, Section, Text, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.metrics.parsing import Protocol
 from avvp_dist.recipe import RunConfig, differences, load
@@ -42,11 +42,11 @@ class Published(Section):
 class PaperRow(Section):
     """One row: a recipe with overrides, and what the paper prints for it."""
 
-    label: str = Field(min_length=1)
+    label: Text = Field(min_length=1)
     """What the paper calls it; unique in the table."""
     recipe: str
     """Name of a recipe."""
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[KeyValue, ...] = ()
     """``key=value``, on top of the recipe."""
     protocol: Protocol
     """Evaluation protocol of the published figures."""
@@ -62,11 +62,11 @@ class PaperRow(Section):
 class PaperTable(Section):
     """A table of a paper."""
 
-    title: str
+    title: Text
     """What is compared, in one line."""
-    source: str
+    source: Text
     """Paper and number of the table."""
-    note: str = ""
+    note: Text = ""
     """What a reader has to know to compare: protocol, settings that the paper does not give."""
     columns: dict[Level, tuple[Metric, ...]]
     """What the paper's table shows at each level."""
@@ -173,7 +173,7 @@ def _parse(text: str, source: str) -> PaperTable:
 def _row_problems(row: Any, number: int) -> list[str]:
     """What is wrong with one row, told with the names that are valid in a row."""
     if not isinstance(row, Mapping):
-        return [f"row {number}: expected keys with values, got {row!r}"]
+        return [f"row {number}: expected keys with values, got {type(row).__name__}"]
     try:
         validate(PaperRow, row, f"row {number}")
     except ConfigError as error:

@@ -15,6 +15,7 @@ from avvp_dist import storage
 from avvp_dist.config import (
     Place,
     Section,
+    Text,
     Url,
     assignment,
     convert_places,
@@ -23,7 +24,6 @@ from avvp_dist.config import (
     parse_yaml,
     validate,
 )
-from avvp_dist.credentials import redact
 from avvp_dist.data.source import DataConfig
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods import MethodConfig
@@ -88,7 +88,7 @@ class LaunchConfig(Section):
 class RunConfig(Section):
     """One reproducible run."""
 
-    recipe: str
+    recipe: Text
     """Name of the recipe this came from."""
     seed: int = Field(0, ge=0)
     """Root of all randomness: fresh weights, order of videos, dropout."""
@@ -107,10 +107,8 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
 
     def to_yaml(self) -> str:
-        """The resolved config; `load` reads it back, but for a password in the tracking server's address."""
-        content = self.model_dump()
-        content["tracking"]["uri"] = redact(content["tracking"]["uri"])
-        return yaml.safe_dump(content, sort_keys=False)
+        """The resolved config, without credentials; `load` reads it back."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
     def absolute(self) -> RunConfig:
         """See `absolute`."""

@@ -232,8 +232,8 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(url: str | os.PathLike[str], content: str) -> None:
-    """Like `write_bytes`, UTF-8."""
-    write_bytes(url, content.encode("utf-8"))
+    """Like `write_bytes`, UTF-8 and without credentials (see `credentials.redact`)."""
+    write_bytes(url, redact(content).encode("utf-8"))
 
 
 def remove(url: str | os.PathLike[str]) -> None:
@@ -343,10 +343,16 @@ def _on(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.Abstract
         return call(fs, path)
 
     def talk() -> T:
+        fs, path = _open(url)  # anew: see _renew
         _greet(fs, os.fspath(url))
         return call(fs, path)
 
-    return attempt(talk, os.fspath(url), doing, _State.config.retries)
+    return attempt(talk, os.fspath(url), doing, _State.config.retries, lambda: _renew(fs))
+
+
+def _renew(fs: fsspec.AbstractFileSystem) -> None:
+    """Forgets a filesystem and its like: those that are opened next look for credentials again."""
+    type(fs).clear_instance_cache()
 
 
 def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -1,7 +1,9 @@
 """What goes wrong with object storage: what is worth another try, and what to tell when it is not.
 
-botocore tries a request again by itself (storage.retries times, waiting longer each time). What it does not see is an answer
-that breaks off after it has begun: a body cut short, a connection reset, a stall. `attempt` repeats those.
+botocore tries a request again by itself (storage.retries times, waiting longer each time) where the answer is 500, 502, 503,
+504 or a known code of too many requests. `attempt` repeats what botocore does not: an answer that breaks off after it has begun
+(a body cut short, a connection reset, a stall), and answers that say "not now" (408, 409, 425, 429). A session token that has
+expired is looked for once more where credentials come from, since a long run outlives it and its file may have been renewed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "InvalidSecurity"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+_UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"} | _EXPIRED
 _NO_CREDENTIALS = {
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound", "TokenRetrievalError",
     "SSOError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "MetadataRetrievalError", "InvalidConfigError",
@@ -33,16 +36,22 @@ _UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "SSLError", "P
 _BY_BOTOCORE = _UNREACHABLE | {"ConnectionClosedError", "ReadTimeoutError"}  # raised once its own attempts are used up
 _HOPELESS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 _MAY_PASS = {408, 409, 425, 429}  # and 500 and above
+# conflicts with what is there, which stays
+_LASTING_CONFLICTS = {
+    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "InvalidBucketState", "ObjectAlreadyInActiveTierError",
+    "RestoreAlreadyInProgress", "FileAlreadyExists",
+}  # fmt: skip
 
 
-def attempt(call: Callable[[], T], url: str, doing: str, retries: int) -> T:
+def attempt(call: Callable[[], T], url: str, doing: str, retries: int, renew: Callable[[], None] = lambda: None) -> T:
     """The answer of ``call``, which may be repeated: it reads, lists, or puts a whole object.
 
     Args:
         call: talks to the store.
         url: what it is about, for messages.
         doing: "read", "write", ..., likewise.
-        retries: times an answer that broke off is asked for again.
+        retries: times an answer that broke off, or said "not now", is asked for again.
+        renew: has ``call`` use credentials read anew; called once, where the store says that they have expired.
 
     Raises:
         FileNotFoundError: there is no such object.
@@ -62,8 +71,21 @@ def attempt(call: Callable[[], T], url: str, doing: str, retries: int) -> T:
         before_sleep=lambda state: _say(state, url, doing),
         reraise=True,
     )
+
+    def renewed() -> T:
+        try:
+            return retrying(counted)
+        except Exception as error:
+            if _code(error) not in _EXPIRED | {"400"}:  # which is all that an answer to HEAD, which has no body, says of it
+                raise
+            _log.warning(
+                "%s: the session token may have expired (%s), credentials are read again", redact(url), _code(error)
+            )
+            renew()
+            return retrying(counted)
+
     try:
-        return retrying(counted)
+        return renewed()
     except AvvpError:
         raise
     except Exception as error:
@@ -95,18 +117,18 @@ def knows_no_conditions(error: BaseException) -> bool:
 def _say(state: RetryCallState, url: str, doing: str) -> None:
     error = state.outcome and state.outcome.exception()
     assert error
-    _log.warning("%s: %s broke off (%s), attempt %d follows", redact(url), doing, _brief(error), state.attempt_number + 1)
+    how = "broke off" if _response(error) is None else "was put off"
+    _log.warning("%s: %s %s (%s), attempt %d follows", redact(url), doing, how, _brief(error), state.attempt_number + 1)
 
 
 def _broke_off(error: BaseException) -> bool:
     """Whether another try may help that botocore has not made."""
-    if (
-        not isinstance(error, Exception)
-        or isinstance(error, AvvpError)
-        or _response(error) is not None
-        or _is_refusal(error)
-    ):
+    if not isinstance(error, Exception) or isinstance(error, AvvpError) or _is_refusal(error):
         return False
+    response = _response(error)
+    if response is not None:
+        told = response.get("ResponseMetadata", {})
+        return told.get("HTTPStatusCode") in _MAY_PASS and not told.get("RetryAttempts")
     names = _names(error)
     if names & _NO_CREDENTIALS:
         return False
@@ -151,6 +173,8 @@ def _is_refusal(error: Exception) -> bool:
     response = _response(error)
     if response is None:
         return isinstance(error, (ValueError, *_HOPELESS)) or "ParamValidationError" in _names(error)
+    if _code(error) in _LASTING_CONFLICTS:
+        return True
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status < 500 and status not in _MAY_PASS and not _code(error).startswith("RequestTimeout")
 

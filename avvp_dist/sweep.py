@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from avvp_dist import storage
-from avvp_dist.config import Section, assignment, parse_yaml, validate
+from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.recipe import RunConfig, absolute_overrides, absolute_value, load, what_it_is
 from avvp_dist.search_space import Dimension, SchedulerConfig, SearchConfig
@@ -28,16 +28,17 @@ Setting = dict[str, Any]
 
 # keys that a sweep gives each trial itself -> how to choose them
 _RESERVED = {"seed": "use seeds", "output": "use --output", "store": "a sweep shares the stages of all its trials itself"}
+_ONE_SERVER = "all trials are tracked by one server; give it as tracking.uri=..."
 
 
 class SweepConfig(Section):
     """One sweep."""
 
-    title: str
+    title: Text
     """What is asked, in one line."""
     recipe: str
     """Recipe of all trials."""
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[KeyValue, ...] = ()
     """``key=value`` for all trials, on top of the recipe."""
     space: dict[str, Dimension] = Field(min_length=1)
     """Swept keys, e.g. method.temperature, with their values."""
@@ -74,6 +75,7 @@ class SweepConfig(Section):
         problems = [f"space.{key}: {_RESERVED[key]}" for key in self.space if key in _RESERVED]
         set_here = [override.partition("=")[0].strip() for override in self.overrides]
         problems += [f"overrides: {key}: {_RESERVED[key]}" for key in set_here if key in _RESERVED]
+        problems += [f"space.{key}: {_ONE_SERVER}" for key in self.space if key in ("tracking", "tracking.uri")]
         before: list[str] = []
         for key, dimension in self.space.items():
             problems += [

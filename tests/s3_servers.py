@@ -64,10 +64,14 @@ def make_bucket(endpoint: str, name: str) -> None:
 
 
 class Flaky(ThreadingHTTPServer):
-    """An S3 server with one object under every name, which treats each GET as the next word of ``script`` says.
+    """An S3 server with one object under every name, which treats each request as the next word of ``script`` says.
 
     Words: ``whole``; ``short``, half of the body; ``reset``, half and a reset connection; ``stall``, half and silence; or a
-    status, like ``503``. After the last word all is whole.
+    status, like ``503``, or one with S3's code, like ``409:OperationAborted``. After the last word all is whole.
+
+    Attributes:
+        expired: access keys whose token is refused as one that has expired.
+        keys: the access key of each request.
     """
 
     daemon_threads = True
@@ -75,6 +79,8 @@ class Flaky(ThreadingHTTPServer):
     def __init__(self, content: bytes, script: list[str]) -> None:
         super().__init__(("127.0.0.1", 0), _FlakyHandler)
         self.content, self.script, self.requests = content, list(script), 0
+        self.expired: set[str] = set()
+        self.keys: list[str] = []
         self.over = threading.Event()
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -95,10 +101,20 @@ class _FlakyHandler(BaseHTTPRequestHandler):
         server = self.server
         server.requests += 1
         word = server.script.pop(0) if server.script else "whole"
-        if word.isdecimal():
-            body = f"<Error><Code>{_CODES.get(word, 'Strange')}</Code><Message>as told</Message></Error>".encode()
-            self._head(int(word), len(body))
+        server.keys.append(self._key())
+        if server.keys[-1] in server.expired:
+            word = "400:ExpiredToken"
+        status, _, code = word.partition(":")
+        if self.headers.get("Expect", "").lower() == "100-continue":  # said by hand, as this server speaks HTTP/1.0
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if status.isdecimal():
+            body = f"<Error><Code>{code or _CODES.get(word, 'Strange')}</Code><Message>as told</Message></Error>".encode()
+            self._head(int(status), len(body))
             self.wfile.write(body)
+            return
+        if self.command == "PUT":
+            self._head(200, 0)
             return
         self._head(200, len(server.content))
         self.wfile.write(server.content if word == "whole" else server.content[: len(server.content) // 2])
@@ -110,6 +126,16 @@ class _FlakyHandler(BaseHTTPRequestHandler):
             self.connection.close()
         self.close_connection = True
 
+    do_PUT = do_GET
+
+    def do_HEAD(self) -> None:
+        server = self.server
+        server.keys.append(self._key())
+        self._head(400 if server.keys[-1] in server.expired else 501 if server.script else 200, len(server.content))
+
+    def _key(self) -> str:
+        return self.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
+
     def _head(self, status: int, length: int) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(length))
@@ -119,4 +145,11 @@ class _FlakyHandler(BaseHTTPRequestHandler):
         pass
 
 
-_CODES = {"503": "SlowDown", "500": "InternalError", "403": "SignatureDoesNotMatch", "301": "PermanentRedirect"}
+_CODES = {
+    "408": "RequestTimeout",
+    "429": "TooManyRequests",
+    "503": "SlowDown",
+    "500": "InternalError",
+    "403": "SignatureDoesNotMatch",
+    "301": "PermanentRedirect",
+}

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avvp_dist import storage
+from avvp_dist.credentials import guard_output
 from avvp_dist.errors import AvvpError, UserError
 from avvp_dist.storage_config import StorageConfig
 
@@ -76,6 +77,7 @@ def pool(workers: int | None) -> Iterator[Pool | None]:
 
 def _start_worker(settings: StorageConfig) -> None:
     """A worker leaves Ctrl-C to its parent, dies with it rather than writing on unseen, and reaches the same storage."""
+    guard_output()
     storage.configure(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -95,6 +97,7 @@ def in_task(
 
     Our own errors are handed back as a value, since those that a cluster raises are wrapped in its tracebacks.
     """
+    guard_output()
     storage.configure(settings)
     try:
         return function(*args, **kwargs), None

@@ -8,12 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import locks, ray_job, storage
+from avvp_dist.credentials import without_secrets
 from avvp_dist.data import workers
 from avvp_dist.dist.world import rank
 from avvp_dist.launch import ray_environment
 from avvp_dist.recipe import LaunchConfig, RunConfig, load
 from avvp_dist.storage_probe import refuse_unwritable
 from avvp_dist.sweep import SweepConfig
+from avvp_dist.tracking.address import check_address
 
 if TYPE_CHECKING:
     from avvp_dist.launch.sweep_plan import SweepPlan
@@ -23,9 +25,11 @@ def launch(config: RunConfig) -> dict[str, Any]:
     """Trains ``config`` the way its launch section says; returns the content of result.json.
 
     Raises:
-        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+        ConfigError: it cannot be run so, its tracking server's address can never work, or a Ray job would leave its results
+            in its own folder.
     """
     storage.configure(config.storage)
+    check_address(config.tracking)
     config = _in_job(config)
     if rank(os.environ) == 0:
         refuse_unwritable(folders=_written(config))
@@ -45,7 +49,9 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
+    overrides = [without_secrets(override) for override in overrides]
     base = load(spec.recipe, [*spec.overrides, *overrides])
+    check_address(base.tracking)
     if ray_job.submission_id():
         _check_places(base, output)
     storage.configure(base.storage)
@@ -74,6 +80,7 @@ def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
     """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
+    check_address(load(spec.recipe, [*spec.overrides, *overrides]).tracking)
     ray_environment.prepare()
     from avvp_dist.launch import sweep_plan
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
 
 from pydantic import PositiveFloat
 
 from avvp_dist import storage
-from avvp_dist.config import Place, Section, Url
+from avvp_dist.config import Section, Text, Url
 from avvp_dist.credentials import redact
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch import checks
 from avvp_dist.launch.checks import Finding
 from avvp_dist.storage_config import StorageConfig
-from avvp_dist.tracking.base import TrackingConfig, absolute_uri
+from avvp_dist.tracking.base import TrackingConfig, TrackingUri
 from avvp_dist.tracking.spool import explain
 
 # where the user said nothing: a check looks once, a training may wait
@@ -31,9 +30,9 @@ class DoctorConfig(Section):
     """Packed data set to be read; null for none."""
     output: Url = "outputs"
     """Folder or URL to be written to: where runs are to go."""
-    tracking: Annotated[str, Place(absolute_uri)] = TrackingConfig().uri
+    tracking: TrackingUri = TrackingConfig().uri
     """MLflow tracking URI; none for no look at MLflow."""
-    experiment: str = TrackingConfig().experiment
+    experiment: Text = TrackingConfig().experiment
     """MLflow experiment of the throwaway run."""
     timeout: PositiveFloat = 25.0
     """Seconds that each check may take; they run side by side."""
@@ -86,14 +85,15 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
         late = Finding(
             "fail", f"no answer in {config.timeout:g} s", "mend what does not answer, or give it longer: timeout=120"
         )
-        yield Checked(name, found.get(name, late))
+        seen = found.get(name, late)
+        yield Checked(name, replace(seen, figure=redact(seen.figure), advice=redact(seen.advice)))
 
 
 def _look(found: dict[str, Finding], name: str, check: Callable[[], Finding]) -> None:
     try:
         found[name] = check()
     except AvvpError as error:
-        found[name] = Finding("fail", *_split(redact(str(error))))
+        found[name] = Finding("fail", *_split(str(error)))
     except Exception as error:
         found[name] = Finding("fail", explain(error), "see the figure; nothing that needs this will work")
 

@@ -7,14 +7,17 @@ import os
 import socket
 from urllib.parse import urlsplit
 
+from avvp_dist import credentials
 from avvp_dist.errors import ConfigError, UserError
 
 ADVICE = "start the cluster, mend RAY_ADDRESS, or unset it for a Ray of your own"
 _LOCKED = "if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"
+_ON_NODES = "set MLFLOW_TRACKING_URI to the whole address, or MLflow's variables for them, in the environment of its nodes"
 _SLOW = (
     "see with `avvp doctor timeout=120` what it wants; on a slow or busy machine set RAY_raylet_start_wait_time_s=120, or "
     "train with launch=local"
 )
+_log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443, "ray": 10001}
 
 
@@ -47,6 +50,11 @@ def start_ray(log_to_driver: bool = True) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
         reach(address)
+    if credentials.for_children():
+        if address == "local":  # its workers inherit this environment; nothing is sent to those of a cluster
+            os.environ.update(credentials.for_children())
+        else:
+            _log.warning("the workers of a cluster do not get the credentials of tracking.uri: %s", _ON_NODES)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver)
     except Exception as error:  # what Ray's own start ends in is of many classes

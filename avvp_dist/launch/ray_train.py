@@ -21,6 +21,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from avvp_dist import app, locks, storage
+from avvp_dist.credentials import errors_without_secrets
 from avvp_dist.data.source import check_plan
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
@@ -209,6 +210,7 @@ def place(url: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": filesystem}
 
 
+@errors_without_secrets()
 def _work(arguments: dict[str, Any]) -> None:
     """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
 

@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from avvp_dist import app, locks, storage
+from avvp_dist.credentials import errors_without_secrets
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.dist.world import World
 from avvp_dist.errors import AvvpError
@@ -87,6 +88,7 @@ class Plan:
         return todo.config.model_copy(update=placed)
 
 
+@errors_without_secrets()
 def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
     """The function Tune calls; see `chosen_setting` for what ``chosen`` holds.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from avvp_dist.credentials import guard_output
 from avvp_dist.text import VisibleFormatter, cell
 
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
@@ -19,7 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 def set_up_logging(quiet: bool = False) -> None:
-    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too."""
+    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too.
+
+    Whatever is told, by whomever, is told without credentials.
+    """
+    guard_output()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(VisibleFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler])  # nothing where there are handlers already

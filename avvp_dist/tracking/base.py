@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from avvp_dist import storage
-from avvp_dist.config import Place, Section
+from avvp_dist.config import Place, Section, Text
+from avvp_dist.credentials import detach
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +30,25 @@ def absolute_uri(uri: str) -> str:
     return f"{SQLITE}{storage.absolute(path)}" if path != uri and path and not path.startswith(":") else uri
 
 
+TrackingUri = Annotated[str, AfterValidator(detach), Place(absolute_uri)]
+"""Address of a tracking server; what a config holds of it are scheme, host, port and path (see `credentials.detach`)."""
+
+
 class TrackingConfig(Section):
     """Which tracking server keeps the run, and under which names."""
 
     name: Literal["mlflow", "none"] = "mlflow"
     """`mlflow`, or `none` to keep nothing beyond the run folder."""
-    uri: Annotated[str, Place(absolute_uri)] = Field(
-        default_factory=lambda: os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    )
+    uri: TrackingUri = Field(default_factory=lambda: detach(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"))
     """MLflow tracking URI, by default that of MLFLOW_TRACKING_URI; a relative SQLite path counts from the folder in which
-    the run was started."""
-    experiment: str = "avvp"
+    the run was started. User name, password or token in it are kept in memory alone."""
+    experiment: Text = "avvp"
     """MLflow experiment; made when it is not there."""
-    run_name: str | None = None
+    run_name: Text | None = None
     """Name shown in MLflow; null for <recipe>-seed<seed>."""
     parent_run: str | None = None
     """MLflow run id under which this run is nested, or the `reference` of a run that no server may have seen yet."""
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, Text] = Field(default_factory=dict)
     """Tags of the run beside our own, e.g. tracking.tags.team=audio."""
     flush_timeout: PositiveFloat = 30.0
     """Seconds the end of a run waits for the server; what is left then waits for `avvp sync`."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 # A request that fails is retried by the spool, with the whole batch; MLflow's own retries would hold it for minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -28,13 +28,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from avvp_dist import storage
-from avvp_dist.credentials import redact
+from avvp_dist.credentials import attach, redact
 from avvp_dist.tracking.base import SQLITE
 from avvp_dist.tracking.spool import REFERENCE, Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
 METRICS, PARAMS, TAGS = 1000, 50, 40  # of one request, which must stay below MLflow's 1 MB
 PARAM_LENGTH, TAG_LENGTH, KEY_LENGTH = 6000, 8000, 250  # MLflow's limits
+
+_LOGIN: list[str] = []  # variables that `_log_in` has set: another server must not get them
 
 for _name in ("mlflow", "alembic"):  # they tell of tables and retries; what matters is reported by the spool
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -50,7 +52,7 @@ class MlflowSink:
     def __init__(self, folder: Path, uri: str) -> None:
         os.environ.update(storage.settings().mlflow_environment())
         _make_sqlite_store(uri)
-        self._client = MlflowClient(tracking_uri=uri)
+        self._client = MlflowClient(tracking_uri=_log_in(uri))
         self._folder = folder
         run = read_run(folder)
         if not run.get("run_id"):
@@ -162,7 +164,8 @@ def probe(uri: str, experiment: str) -> str:
         if not os.access(folder, os.W_OK):
             raise OSError(f"{path} cannot be made: {folder} is not writable")
         return f"{path} is made by the first run"
-    client = MlflowClient(tracking_uri=uri)
+    address = _log_in(uri)
+    client = MlflowClient(tracking_uri=address)
     run = client.create_run(_experiment(client, experiment, uri), run_name="avvp doctor").info
     try:
         client.log_metric(run.run_id, "marker", 1.0)
@@ -171,7 +174,7 @@ def probe(uri: str, experiment: str) -> str:
             raise MlflowException("a value that was sent did not come back")
         if not any(found.path == "marker.txt" for found in client.list_artifacts(run.run_id)):
             raise MlflowException(f"an artefact that was sent is not in {redact(run.artifact_uri)}")
-        get_artifact_repository(run.artifact_uri, tracking_uri=uri).delete_artifacts()
+        get_artifact_repository(run.artifact_uri, tracking_uri=address).delete_artifacts()
     finally:
         client.delete_run(run.run_id)
     place = urlsplit(run.artifact_uri).scheme or "file"
@@ -179,6 +182,30 @@ def probe(uri: str, experiment: str) -> str:
         with contextlib.suppress(OSError):
             Path(urlsplit(run.artifact_uri).path).parent.rmdir()
     return f"{redact(uri)}: run and artefact ({place}) written, read and deleted in {time.monotonic() - started:.1f} s"
+
+
+def _log_in(uri: str) -> str:
+    """The address to connect to: ``uri`` with the credentials that this process, or MLFLOW_TRACKING_URI, knows for it.
+
+    A server gets them from MLflow's variables, so that they stand in no address that a message may show; of a user name
+    alone, a token is made where no password is set beside it. A database's address takes them.
+    """
+    for name in _LOGIN:
+        os.environ.pop(name, None)
+    _LOGIN.clear()
+    known = attach(uri)
+    if known is None:
+        return uri
+    if known.scheme.lower() not in ("http", "https"):
+        return known.whole()
+    user, password = unquote(known.user or ""), unquote(known.password or "")
+    if password or "MLFLOW_TRACKING_PASSWORD" in os.environ:
+        login = {"MLFLOW_TRACKING_USERNAME": user} | ({"MLFLOW_TRACKING_PASSWORD": password} if password else {})
+    else:
+        login = {"MLFLOW_TRACKING_TOKEN": user}
+    _LOGIN.extend(name for name in login if name not in os.environ)
+    os.environ.update(login)
+    return uri
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:

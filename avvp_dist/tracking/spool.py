@@ -15,6 +15,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
+import re
 import shutil
 import threading
 import time
@@ -27,9 +29,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 from filelock import FileLock
 
 from avvp_dist import storage
-from avvp_dist.credentials import redact
+from avvp_dist.credentials import attach, detach, redact, redact_all
 from avvp_dist.errors import DataError
 from avvp_dist.folders import ensure_home
+from avvp_dist.tracking.address import HOW_TO_LOG_IN, LOGIN_VARIABLES, check_address
 from avvp_dist.tracking.base import Status, TrackingConfig, flatten
 
 log = logging.getLogger(__name__)
@@ -75,8 +78,8 @@ class Journal:
         self._torn = self._ends_torn()
 
     def append(self, entry: Entry) -> None:
-        """Adds one line; it survives the death of this process."""
-        line = json.dumps(entry).encode() + b"\n"
+        """Adds one line, without credentials; it survives the death of this process."""
+        line = json.dumps(redact_all(entry)).encode() + b"\n"
         with self._guard, self._path.open("ab", buffering=0) as handle:
             if self._torn:
                 line = b"\n" + line
@@ -263,7 +266,7 @@ class SpoolTracker:
         """A text artefact; ``name`` may carry folders."""
         where = PurePosixPath(name)
         kept, place = self._make_place(where.name)
-        place.write_text(content, encoding="utf-8")
+        place.write_text(redact(content), encoding="utf-8")
         folder = "" if where.parent == PurePosixPath() else str(where.parent)
         self._artifacts.append({"kind": "artifact", "kept": kept, "name": where.name, "folder": folder})
 
@@ -316,18 +319,21 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
 
     Args:
         folder: a run's tracking folder.
-        uri: the server, where it is not the one the run was started with (or that one's address holds a password, which
-            is never written down).
+        uri: the server, where it is not the one the run was started with.
 
     Raises:
-        DataError: no tracked run there, or the server's address has to be given.
+        DataError: no tracked run there, or the server asked for credentials, which are never written down and not given.
+        ConfigError: such an address can never work.
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: no tracked run here (run.json is missing); give the folder named at the run's end")
-    stored = read_run(folder)["uri"]
-    if uri is None and "***" in stored:
-        raise DataError(f"{folder}: the server's address {stored} needs its password; give the whole address again")
-    sender = Sender(folder, uri or stored)
+    known = read_run(folder)
+    address = detach(uri or known["uri"])
+    check_address(TrackingConfig(uri=address))
+    asks = uri is None and (known.get("login", False) or address != known["uri"])
+    if asks and attach(address) is None and not any(name in os.environ for name in LOGIN_VARIABLES):
+        raise DataError(f"{folder}: the server's address {address} needs its password; {HOW_TO_LOG_IN}")
+    sender = Sender(folder, address)
     error = None
     try:
         sender.send()
@@ -358,14 +364,16 @@ def explain(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == "mlflow":
         return "MLflow is not installed; pip install 'avvp_dist[mlflow]'"
     text = " ".join(redact(str(error)).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    advice = f"; {HOW_TO_LOG_IN}" if re.search(r"error code 40[13]\b", text) else ""
+    return f"{type(error).__name__}: {text[:200]}{advice}"
 
 
 def _prepare_run(config: TrackingConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = read_run(folder) if (folder / "run.json").is_file() else {"key": uuid.uuid4().hex, "started": _now()}
     names = {"experiment": config.experiment, "run_name": config.run_name, "parent_run": config.parent_run}
-    write_run(folder, {**known, "uri": redact(config.uri), **names})
+    login = {"login": True} if attach(config.uri) else {}  # that it needs credentials, not which
+    write_run(folder, {**known, "uri": config.uri, **names, **login})
 
 
 def _now() -> int:

@@ -1,5 +1,6 @@
 """Object storage: the same calls as on a disk, patience with what may pass, and one clear line for what will not."""
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -109,6 +110,75 @@ def test_giving_up_names_url_attempts_and_cause(patient, word, cause):
 
 
 @pytest.mark.parametrize(
+    "word", ["408", "408:Strange", "409:OperationAborted", "409:ConditionalRequestConflict", "425", "429", "429:SlowDown"]
+)
+def test_not_now_is_asked_again(patient, word, caplog):
+    with Flaky(CONTENT, [word, word]) as server:
+        patient(server)
+        assert storage.read_bytes("s3://bucket/shard.tar") == CONTENT
+        storage.write_bytes("s3://bucket/result.json", b"{}")
+        assert server.requests == 4
+    with Flaky(CONTENT, [word] * 100) as server:
+        patient(server, retries=2)
+        with pytest.raises(StorageError, match="gave up trying to write it after 3 attempts") as caught:
+            storage.write_bytes("s3://bucket/result.json", b"{}")
+        assert server.requests == 3
+        assert caught.value.transient
+
+
+@pytest.mark.parametrize("word", ["409:BucketAlreadyExists", "409:BucketNotEmpty", "412:PreconditionFailed"])
+def test_a_conflict_that_stays_is_told_at_once(patient, word):
+    with Flaky(CONTENT, [word] * 100) as server:
+        patient(server)
+        with pytest.raises(StorageError, match="cannot write it, the store refuses"):
+            storage.write_bytes("s3://bucket/result.json", b"{}")
+        assert server.requests == 1
+
+
+@pytest.fixture
+def profile(tmp_path, monkeypatch, s3):
+    """Writes the credentials that this process finds: in a file, as tools that fetch session tokens leave them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+
+    def write(key):
+        lines = ["[default]", f"aws_access_key_id={key}", "aws_secret_access_key=abc", f"aws_session_token=of-{key}"]
+        (tmp_path / "credentials").write_text("\n".join(lines))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "call", [storage.read_bytes, storage.exists, lambda url: storage.write_bytes(url, b""), storage.size], ids=str
+)
+def test_an_expired_token_is_looked_for_again_once(patient, profile, call, caplog):
+    profile("OLD")
+    with Flaky(CONTENT, []) as server:
+        patient(server)
+        call("s3://bucket/shard.tar")
+        profile("NEW")
+        call("s3://bucket/shard.tar")
+        assert set(server.keys) == {"OLD"}, "what still works is not read again"
+        server.keys.clear()
+        server.expired = {"OLD"}
+        call("s3://bucket/shard.tar")
+        call("s3://bucket/shard.tar")
+        assert [key for key, _ in itertools.groupby(server.keys)] == ["OLD", "NEW"]
+        assert caplog.text.count("credentials are read again") == 1
+
+
+def test_a_token_that_stays_expired_is_told(patient, profile):
+    profile("OLD")
+    with Flaky(CONTENT, []) as server:
+        patient(server)
+        server.expired = {"OLD"}
+        with pytest.raises(StorageError, match=r"does not accept these credentials \(ExpiredToken\); set AWS_ACCESS_KEY_ID"):
+            storage.read_bytes("s3://bucket/shard.tar")
+        assert server.keys == ["OLD", "OLD"]
+
+
+@pytest.mark.parametrize(
     ("word", "message"),
     [
         ("403", "does not accept these credentials (SignatureDoesNotMatch); set AWS_ACCESS_KEY_ID"),
@@ -211,4 +281,4 @@ def test_urls_with_credentials_are_not_opened(call):
 def test_harmless_urls_are_no_credentials():
     for url in ("abfs://container@account.dfs.core.windows.net/a", "http://server:9000/data@v2", "s3://bucket/a:b@c"):
         load("jomold", [f"data={url}"])
-    assert redact("http://server/a?X-Amz-Credential=abc&b=c") == "http://server/a?X-Amz-Credential=***&b=c"
+    assert redact("http://server/a?X-Amz-Credential=abc&b=c") == "http://server/a?X-Amz-Credential=***&b=***"

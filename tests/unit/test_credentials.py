@@ -1,0 +1,237 @@
+"""What is a secret in a text, and what an address is without it."""
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from avvp_dist import credentials, storage
+from avvp_dist.config import parse_yaml
+from avvp_dist.credentials import attach, detach, holds_credentials, redact, without_secrets
+from avvp_dist.errors import ConfigError, StorageError
+from avvp_dist.recipe import RunConfig, load
+from avvp_dist.sweep import SweepConfig
+from avvp_dist.sweep import read as read_sweep
+
+S = "Leak17Mark"
+SPELLINGS = [
+    f"http://{S}@host:5000/x",
+    f"http://me:{S}@host:5000/x",
+    f"https://me:p@{S}@host/x",
+    f"https://me:{S}/w#o?rd@host/x",
+    f"https://me:{S}%40%2F@host/x",
+    f"http://me:a:{S}@[::1]:5000/x",
+    f"http://me:pa'{S}\"`<@host/x",
+    f"postgresql+psycopg2://me:{S}@host:5432/db",
+    f"postgresql://host/db?user=me&password={S}",
+    f"mysql+pymysql://me:{S}@host/db?ssl_key={S}&charset=utf8",
+    f"mlflow://me:{S}@host/x",
+    f"s3://KEY:{S}/+abc=@bucket/x",
+    f"filecache::s3://KEY:{S}@bucket/x",
+    f"https://host/x?X-Amz-Signature={S}",
+    f"https://host/x?a=b&whatever={S}&c",
+    f"https://host/x?{S}",
+    f"https://host/x#access={S}",
+    f"databricks://{S}@profile",
+    f"HTTP://me:{S}@HOST/x",
+]
+
+
+@pytest.mark.parametrize("url", SPELLINGS)
+def test_an_address_is_shown_without_its_secrets(url):
+    assert holds_credentials(url)
+    for text in (url, f"cannot reach '{url}', or ({url}).", f'{{"uri": "{url}", "mail": "a@b.org"}}', f"{url} x@y.org"):
+        assert S not in redact(text)
+        assert redact(redact(text)) == redact(text)
+    assert any(place in redact(url).lower() for place in ("host", "bucket", "profile", "[::1]:5000/x"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://server:9000/data@v2",
+        "s3://bucket/a:b@c",
+        "s3://bucket/a#b",
+        "abfs://container@account.dfs.core.windows.net/a",
+        "http://[::1]:5000/x",
+        "sqlite:////home/me@work/mlflow.db",
+        "sqlite:///mlflow.db?timeout=5",
+        "postgresql+psycopg2://host/db?sslmode=require",
+        "mysql://one:3306,two:3306/db",
+        "/folder/a?b=c#d",
+        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless",
+        "optim.lr=0.001 train.epochs=3",
+    ],
+)
+def test_what_is_no_secret_stays(url):
+    assert redact(f"see {url}, please.") == f"see {url}, please."
+    assert not holds_credentials(url)
+    if "@" not in url or url.startswith("sqlite"):  # in a server's address it is taken for the end of a password
+        assert detach(url) == url
+
+
+@pytest.mark.parametrize("url", [url for url in SPELLINGS if not url.startswith(("filecache", "https://host/x"))])
+def test_a_tracking_address_is_kept_without_secrets_and_made_whole_to_connect(url):
+    bare = load("han", [f"tracking.uri={url}"]).tracking.uri
+    assert S not in bare
+    assert redact(bare) == bare
+    whole = attach(bare)
+    assert whole is not None
+    assert S in whole.whole()
+    assert load("han", [f"tracking.uri={bare}"]).tracking.uri == bare
+
+
+def test_a_password_with_any_character_reaches_the_database():
+    bare = detach("postgresql+psycopg2://me:p@ss/w#o?r%41d@host:5432/db?sslmode=require")
+    assert bare == "postgresql+psycopg2://host:5432/db?sslmode=require"
+    assert attach(bare).whole() == "postgresql+psycopg2://me:p%40ss%2Fw%23o%3FrAd@host:5432/db?sslmode=require"
+
+
+@pytest.mark.parametrize("variable", [credentials.CARRIER, "MLFLOW_TRACKING_URI"])
+def test_another_process_finds_the_secret_in_its_environment_only(variable, monkeypatch):
+    code = (
+        "import sys; from avvp_dist import credentials; found = credentials.attach(sys.argv[1]);"
+        "print(found and found.password, credentials.redact('x Leak17Mark y'))"
+    )
+    for value, said in ((f"http://me:{S}@far:5", f"{S} x *** y"), ("http://me:other123@elsewhere:5", f"None x {S} y")):
+        monkeypatch.setenv(variable, value)
+        done = subprocess.run([sys.executable, "-c", code, "http://far:5"], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"]
+    + ["RAY_AUTH_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "MY_SECRET", "AZURE_STORAGE_CONNECTION_STRING", "MYSQL_PWD"],
+)
+def test_secrets_of_the_environment_are_known_in_every_spelling(name, monkeypatch):
+    monkeypatch.setenv(name, f'{S}/+"=é')
+    for text in (f'{S}/+"=é', f"{S}%2F%2B%22%3D%C3%A9", f'{S}/+\\"=\\u00e9'):
+        assert S not in redact(f"Authorization: {text}")
+
+
+def test_words_and_numbers_are_no_secrets(monkeypatch):
+    """A variable may be named like a secret; striking its value out of all files would make them unreadable."""
+    for name, value in {"PGPASSWORD": "mlflow", "A_TOKEN": "avvp_dist", "B_KEY": "12345678", "C_KEY": "0.12345678"}.items():
+        monkeypatch.setenv(name, value)
+    text = '{"name": "mlflow", "package": "avvp_dist", "score": 0.12345678}'
+    assert redact(text) == text
+
+
+def test_proxies_and_databases_of_the_environment(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", f"http://me:{S}@proxy:3128")
+    monkeypatch.setenv("ANY_NAME", f"postgresql://me:{S}/2@db/x")
+    assert redact(f"proxy says {S}") == "proxy says ***"
+    assert S not in redact(f"db says {S}/2")
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        (f"tracking.uri=http://me:{S}@h:5", "tracking.uri=http://h:5"),
+        (f"tracking={{uri: 'http://{S}@h:5', name: mlflow}}", "tracking={uri: 'http://h:5', name: mlflow}"),
+        (f"--set=tracking.uri=http://{S}@h:5", "--set=tracking.uri=http://h:5"),
+        (f"--uri=http://me:{S}@h:5", "--uri=http://h:5"),
+        (f"storage.secret={S}", "storage.secret='***'"),
+        (f"data=s3://K:{S}@b/x", "data=s3://***@b/x"),
+        ("data=s3://b/x", "data=s3://b/x"),
+        ("optim.lr=1e-3", "optim.lr=1e-3"),
+    ],
+)
+def test_a_setting_as_it_may_be_kept(setting, kept):
+    assert without_secrets(setting) == kept
+    assert credentials.without_secrets_all(["sync", "x", "--uri", f"http://{S}@h:5"])[-1] == "http://h:5"
+
+
+def test_sweeps_keep_no_secrets():
+    _, sweep = read_sweep("jomold-denoising")
+    content = sweep.model_dump() | {"title": f"see http://me:{S}@h/x", "overrides": [f"tracking.uri=http://{S}@h:5"]}
+    assert S not in SweepConfig.model_validate(content).model_dump_json()
+    with pytest.raises(ValueError, match="all trials are tracked by one server"):
+        SweepConfig.model_validate(content | {"space": {"tracking.uri": {"grid": [f"http://{S}@h:5"]}}})
+
+
+def test_errors_hold_no_secrets():
+    for error in (ConfigError([f"x: http://me:{S}@h/x"], f"http://{S}@h"), StorageError(f"http://{S}@h", transient=True)):
+        assert S not in str(error)
+        assert S not in str(pickle.loads(pickle.dumps(error)))
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (f'uri: "http://me:{S}@h" x\n', "line 1, column"),
+        (f"uri: *{S}\n", "line 1, column 6: found undefined alias"),
+        (f"a: 1\nuri: !{S} x\n", "line 2, column 6"),
+        (f"uri: &{S} 1\nb: &{S} [\n", "line 2, column 4: found duplicate anchor"),
+        (f"uri: http://me: {S}@h\n", "line 1"),
+        (f"x: '{S}\n", "line 2"),
+        (f"x: \\t{S}: [1\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),
+        (f"%{S} 1\n", "line 2, column 1: expected '<document start>'"),
+        (f"{S}\n", "expected keys with values, got str"),
+    ],
+)
+def test_a_syntax_error_says_where_and_not_what(text, where):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text, "mine.yaml")
+    assert where in str(caught.value)
+    assert S not in str(caught.value)
+
+
+def test_a_value_that_does_not_fit_is_not_repeated_where_it_may_be_secret():
+    with pytest.raises(ConfigError) as caught:
+        load("han", [f"tracking.tags.password=[{S}]", f"tracking.uri=[http://me:{S}@h]", f"seed=http://me:{S}@h"])
+    assert S not in str(caught.value)
+    assert len(caught.value.problems) == 3
+
+
+def test_text_files_hold_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", S)
+    storage.write_text(tmp_path / "a", f"{S} http://x:y@h\n")
+    assert (tmp_path / "a").read_text() == "*** http://***@h\n"
+    free = load("han", [f"tracking.tags.note=http://me:{S}@h/x", "tracking.experiment=http://me:pw@h/x"])
+    assert free.tracking.tags == {"note": "http://***@h/x"}
+    assert free.tracking.experiment == "http://***@h/x"
+    assert RunConfig.model_validate(free.model_dump()) == free
+
+
+GUARDED = f"""
+import logging, sys, threading, warnings
+from avvp_dist.report.console import set_up_logging
+set_up_logging()
+logging.getLogger("library").warning("at %s", "http://me:{S}@h/x")
+other = logging.StreamHandler()
+logging.getLogger("other").addHandler(other)
+logging.getLogger("other").propagate = False
+try:
+    raise ValueError("http://{S}@h")
+except ValueError:
+    logging.getLogger("other").exception("told")
+warnings.warn("http://me:{S}@h/x")
+thread = threading.Thread(target=lambda: 1 / len(open("/http://{S}@h")))
+thread.start()
+thread.join()
+raise KeyError("http://{S}@h")
+"""
+
+
+def test_logs_warnings_and_tracebacks_of_a_process_hold_no_secrets():
+    done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert S not in done.stdout + done.stderr.replace(f'"/http://{S}@h"', "")  # Python quotes its source line
+    for told in (
+        "at http://***@h/x",
+        "ValueError: http://***@h",
+        "UserWarning: http://***@h/x",
+        "FileNotFoundError",
+        "KeyError",
+    ):
+        assert told in done.stderr
+
+
+def test_log_records_are_left_alone_otherwise(caplog):
+    credentials.guard_output()
+    logging.getLogger("avvp_dist.x").warning("%s of %d", "one", 2)
+    assert caplog.records[-1].args == ("one", 2)
