@@ -33,9 +33,9 @@ LARGEST = 2**63 - 1
 
 
 class Section(BaseModel):
-    """Base of every section: no unknown keys, no change after it was made, help text under each field."""
+    """Base of every section: no unknown keys, finite numbers, no change after it was made, help text under each field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Section)

@@ -134,3 +134,10 @@ def test_elastic_workers_need_ray_and_a_range():
         load("han", ["launch.workers=2", "launch.min_workers=1"])
     with pytest.raises(ConfigError, match="launch.min_workers"):
         load("han", ["launch=ray", "launch.min_workers=0"])
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", ".nan", "nan", "1e999"])
+@pytest.mark.parametrize("key", ["optim.lr", "data.memory_gb", "evaluate.segment_threshold", "method.visual_smoothing"])
+def test_numbers_that_are_not_finite_are_refused_by_their_key(key, value):
+    with pytest.raises(ConfigError, match=f"{key}: Input should be a finite number"):
+        load("han", [f"{key}={value}"])
