@@ -26,7 +26,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 from filelock import FileLock
 
-from avvp_dist import storage
+from avvp_dist import json_files, storage
 from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
 from avvp_dist.tracking.base import Status, TrackingConfig, absolute_uri, flatten
@@ -39,6 +39,8 @@ ATTEMPTS_AT_END = 3  # failures in a row after which the end of a run waits no l
 BATCH_BYTES = 1 << 20
 LOCK_TIMEOUT = 60.0
 REFERENCE = "key:"  # begins a parent_run that is a run's own key and no id of MLflow's
+
+_ANEW = "delete the tracking folder to track the run anew"
 
 P = ParamSpec("P")
 Entry = dict[str, Any]
@@ -323,7 +325,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: no tracked run here (run.json is missing); give the folder named at the run's end")
-    stored = read_run(folder)["uri"]
+    stored = json_files.record(str(folder / "run.json"), {"key": str, "uri": str}, _ANEW)["uri"]
     if uri is None and "***" in stored:
         raise DataError(f"{folder}: the server's address {stored} needs its password; give the whole address again")
     sender = Sender(folder, absolute_uri(uri or stored))
@@ -343,8 +345,7 @@ def journals(folder: Path) -> tuple[Journal, Journal]:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Content of ``run.json``."""
-    content: dict[str, Any] = json.loads(storage.read_text(folder / "run.json"))
-    return content
+    return json_files.record(str(folder / "run.json"), {"key": str}, _ANEW)
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:
