@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avvp_dist.cli_output import say, usable
+from avvp_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from avvp_dist.data.cache import ShardCache
@@ -59,6 +60,10 @@ def clear(folder: _FOLDER = None) -> None:
 
 
 def _open(folder: str | None) -> ShardCache:
+    from avvp_dist import storage
     from avvp_dist.data.cache import ShardCache
 
+    here = None if folder is None else storage.local_path(folder)
+    if folder is not None and (here is None or (here.exists() and not here.is_dir())):
+        raise ConfigError(f"--cache {folder}: must be a folder on this machine")
     return ShardCache(folder)

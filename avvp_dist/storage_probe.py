@@ -88,8 +88,9 @@ def _probe_folder(folder: Path) -> None:
             handle.flush()
             os.fsync(handle.fileno())
     except OSError as error:
-        code = errno.EACCES if error.errno == errno.ENOENT else error.errno  # as /proc and /sys refuse
-        raise OSError(code, f"cannot be written to ({os.strerror(error.errno or 0)})", str(there)) from None
+        refused = error.errno == errno.ENOENT  # as /proc has it
+        why = "" if refused else f" ({os.strerror(error.errno or 0)})"
+        raise OSError(errno.EACCES if refused else error.errno, f"cannot be written to{why}", str(there)) from None
     finally:
         with contextlib.suppress(OSError):
             marker.unlink(missing_ok=True)

@@ -95,12 +95,13 @@ def shortened(text: str, width: int) -> str:
     return f"{text[: width - tail - 3]} … {text[-tail:]}"
 
 
-class VisibleFormatter(logging.Formatter):
-    """Formats log records with `visible`."""
+class VisibleRecords(logging.Filter):
+    """Makes the messages of a handler's log records `visible`; lets all of them through."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See `logging.Formatter`."""
-        return visible(super().format(record), keep="\n\t")
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        record.msg, record.args = visible(record.getMessage(), keep="\n\t"), ()
+        return True
 
 
 def _escape(sign: str) -> str:

@@ -32,7 +32,7 @@ def launch(config: RunConfig) -> dict[str, Any]:
     check_address(config.tracking)
     config = _in_job(config)
     if rank(os.environ) == 0:
-        refuse_unwritable(folders=_written(config))
+        refuse_unwritable(folders=_written(config), files=_in_the_way(config))
     if config.launch.name == "ray":
         ray_environment.prepare()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
@@ -95,13 +95,21 @@ def _in_job(config: RunConfig) -> RunConfig:
 
 
 def _written(config: RunConfig) -> dict[str, str | None]:
-    """Folders that a run writes into, by the key that places them; on a disk those below its output too."""
+    """Folders that a run writes into, by the key that places them; on a disk those that its output has already, too."""
     folders = {"output": config.output, "store": config.store}
-    if storage.local_path(config.output) is not None:
+    here = storage.local_path(config.output)
+    if here is not None:
         own = ["checkpoints", "pictures", *(["stages"] if config.store is None else [])]
         own += ["tracking"] if config.tracking.name != "none" else []
-        folders |= {f"output ({name})": storage.join(config.output, name) for name in own}
+        folders |= {f"output ({name})": str(here / name) for name in own if os.path.lexists(here / name)}
     return folders
+
+
+def _in_the_way(config: RunConfig) -> dict[str, str | None]:
+    """Files of a run in whose place a folder lies."""
+    here = storage.local_path(config.output)
+    names = ("config.yaml", "result.json", "model.safetensors", "per_video.npz", "history.json")
+    return {f"output ({name})": str(here / name) for name in names if here is not None and (here / name).is_dir()}
 
 
 def _check_places(config: RunConfig, output: str) -> None:

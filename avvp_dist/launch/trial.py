@@ -30,7 +30,7 @@ from avvp_dist.recipe import LaunchConfig, RunConfig
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage_config import StorageConfig
 from avvp_dist.sweep import Setting, SweepConfig, applicable, label, trial
-from avvp_dist.text import VisibleFormatter
+from avvp_dist.text import VisibleRecords
 from avvp_dist.train import checkpoint
 
 DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
@@ -277,7 +277,8 @@ def _log_file(output: str) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / "train.log")
-    handler.setFormatter(VisibleFormatter("%(asctime)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.addFilter(VisibleRecords())
     logger = logging.getLogger("avvp_dist")
     logger.addHandler(handler)
     try:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from avvp_dist.credentials import guard_output
-from avvp_dist.text import VisibleFormatter, cell
+from avvp_dist.text import VisibleRecords, cell
 
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
     from avvp_dist.types import Progress as TrainProgress
@@ -22,12 +22,13 @@ _log = logging.getLogger(__name__)
 def set_up_logging(quiet: bool = False) -> None:
     """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too.
 
-    Whatever is told, by whomever, is told without credentials.
+    Whatever is told, by whomever, is told without credentials and control characters.
     """
     guard_output()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(VisibleFormatter("%(message)s"))
-    logging.basicConfig(handlers=[handler])  # nothing where there are handlers already
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:  # ours, or those that Ray has in its workers
+        if not any(isinstance(each, VisibleRecords) for each in handler.filters):
+            handler.addFilter(VisibleRecords())
     logging.getLogger().setLevel(logging.WARNING)  # Ray has set the root logger up already, at INFO
     logging.getLogger("avvp_dist").setLevel(logging.WARNING if quiet else logging.INFO)
 

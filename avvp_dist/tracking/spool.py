@@ -28,7 +28,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol
 
 from filelock import FileLock
 
-from avvp_dist import storage
+from avvp_dist import json_files, storage
 from avvp_dist.credentials import attach, detach, redact, redact_all
 from avvp_dist.errors import DataError
 from avvp_dist.folders import ensure_home
@@ -43,6 +43,8 @@ ATTEMPTS_AT_END = 3  # failures in a row after which the end of a run waits no l
 BATCH_BYTES = 1 << 20
 LOCK_TIMEOUT = 60.0
 REFERENCE = "key:"  # begins a parent_run that is a run's own key and no id of MLflow's
+
+_ANEW = "delete the tracking folder to track the run anew"
 
 P = ParamSpec("P")
 Entry = dict[str, Any]
@@ -327,7 +329,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: no tracked run here (run.json is missing); give the folder named at the run's end")
-    known = read_run(folder)
+    known = json_files.record(str(folder / "run.json"), {"key": str, "uri": str}, _ANEW)
     address = detach(uri or known["uri"])
     check_address(TrackingConfig(uri=address))
     asks = uri is None and (known.get("login", False) or address != known["uri"])
@@ -350,8 +352,7 @@ def journals(folder: Path) -> tuple[Journal, Journal]:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Content of ``run.json``."""
-    content: dict[str, Any] = json.loads(storage.read_text(folder / "run.json"))
-    return content
+    return json_files.record(str(folder / "run.json"), {"key": str}, _ANEW)
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from llp_files import video_id, write_annotations, write_features
 from typer.testing import CliRunner, Result
 
+from avvp_dist.cli import main
 from avvp_dist.cli_data import data
 from avvp_dist.data.catalog import LLP
 from avvp_dist.data.index import Index
@@ -170,3 +171,18 @@ def test_every_option_is_explained(command):
     options = typer.main.get_command(data).commands[command].params
     assert options
     assert all(option.help for option in options)
+
+
+def test_a_limit_holds_for_bad_features_too(tmp_path, capsys):
+    from avvp_dist.data import synthetic
+
+    synthetic.write(str(tmp_path), videos=None, seed=0, splits=(8, 2, 2), workers=1)
+    for path in (tmp_path / "feats" / "vggish").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", "llp", "--annotations", str(tmp_path), "--features", str(tmp_path), "--limit", "3"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 2
+    assert "bad features: 12 videos" in out
+    assert out.count("vggish/") == 3
+    assert "9 more videos not shown" in out

@@ -150,7 +150,9 @@ def profile(tmp_path, monkeypatch, s3):
 
 
 @pytest.mark.parametrize(
-    "call", [storage.read_bytes, storage.exists, lambda url: storage.write_bytes(url, b""), storage.size], ids=str
+    "call",
+    [storage.read_bytes, storage.exists, lambda url: storage.write_bytes(url, b""), storage.size],
+    ids=["read", "exists", "write", "size"],
 )
 def test_an_expired_token_is_looked_for_again_once(patient, profile, call, caplog):
     profile("OLD")

@@ -1,0 +1,73 @@
+"""Targets are tried before the work: what cannot be written is told at once, all of it, and nothing is left."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from avvp_dist import storage
+from avvp_dist.errors import ConfigError
+from avvp_dist.storage_probe import refuse_unwritable
+
+
+def refused(**targets):
+    with pytest.raises(ConfigError) as error:
+        refuse_unwritable(**targets)
+    return error.value.problems
+
+
+def test_good_targets_are_left_as_they_were(tmp_path):
+    (tmp_path / "there.json").write_text("x")
+    refuse_unwritable(
+        folders={"a": tmp_path, "b": tmp_path / "new" / "deep", "c": None, "d": f"file://{tmp_path}/e"},
+        files={"e": str(tmp_path / "there.json"), "f": str(tmp_path / "new" / "f.json"), "g": None, "h": "/dev/null"},
+    )
+    assert [path.name for path in tmp_path.rglob("*")] == ["there.json"]
+    assert (tmp_path / "there.json").read_text() == "x"
+
+
+def test_everything_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    problems = refused(
+        folders={"output": tmp_path / "file" / "run", "store": "/proc/store", "data": "s3://"},
+        files={"--json": str(tmp_path / "folder"), "--csv": str(tmp_path / ("n" * 256)), "--latex": ""},
+    )
+    assert [problem.split(":")[0] for problem in problems] == ["output", "store", "data", "--json", "--csv", "--latex"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    [problem] = refused(files={"--json": str(tmp_path / "pipe")})
+    assert "nobody reads from it" in problem
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_bucket_is_tried_and_left_empty(s3):
+    refuse_unwritable(folders={"output": f"{s3}/runs/a"}, files={"--json": f"{s3}/x.json"})
+    assert storage.names(s3) == []
+    [problem] = refused(folders={"output": f"{s3}-nowhere/runs/a"})
+    assert problem.startswith(f"output: {s3}-nowhere/")
+    assert "there is no bucket" in problem
+
+
+def test_devices_are_written_and_not_replaced(tmp_path):
+    storage.write_text("/dev/null", "x")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    with pytest.raises(OSError, match="No space left") as full:
+        storage.write_text("/dev/full", "x")
+    assert full.value.filename == "/dev/full"
+    code = "from avvp_dist import storage; storage.write_text('/dev/stdout', 'x' * 100_000)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "x" * 100_000
+
+
+def test_a_failed_write_names_its_target_and_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder") as error:
+        storage.write_text(tmp_path / "folder", "x")
+    assert error.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
