@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from avvp_dist import ray_job, storage
-from avvp_dist.cli_findings import MEND, tell_edition
+from avvp_dist.cli_findings import MEND, flaw_counts, print_odd_files, tell_edition
 from avvp_dist.cli_labels import labels, noisy_labels, ratios
 from avvp_dist.cli_storage import STORAGE
 from avvp_dist.config import Section, merge, parse_overrides, validate
@@ -25,6 +25,7 @@ from avvp_dist.data.catalog import DATASETS, FEATURE_SETS, LLP, Dataset
 from avvp_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
+    from avvp_dist.data.feature_files import OddFile
     from avvp_dist.data.index import Index, Labels, LeftOut
     from avvp_dist.data.llp import Annotations
 
@@ -120,7 +121,7 @@ def pack(
         "annotations": storage.absolute(annotations),
         "features": storage.absolute(features),
         "streams": {stream.name: stream.folder for stream in chosen.streams},
-        "flaws": _flaw_counts(annotated),
+        "flaws": flaw_counts(annotated),
         **_made_up(annotations, features),
     }
     index = shards.pack(
@@ -159,32 +160,35 @@ def check(
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """List the known flaws of annotations, and bad feature files. Exit code 2 if a feature file is bad."""
+    """List the known flaws of annotations, and bad and odd feature files. Exit code 2 if a feature file is bad."""
     from avvp_dist.data import llp, shards
 
     chosen = _dataset(dataset, streams)
     annotated = llp.read_annotations(annotations, mend)
     bad: tuple[LeftOut, ...] = ()
+    odd: tuple[OddFile, ...] = ()
     if features is not None:
-        bad = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
+        bad, odd = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
     if json_file is not None:
         report = {
             "dataset": chosen.name,
             "annotations": annotations,
             "features": features,
-            "counts": _flaw_counts(annotated),
+            "counts": flaw_counts(annotated),
             "flaws": [asdict(flaw) for flaw in annotated.flaws],
             "bad_features": [asdict(video) for video in bad],
+            "odd_features": [asdict(file) for file in odd],
         }
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
     console = _console()
     _print_flaws(console, annotated, limit)
     tell_edition(annotated.flaws)
+    print_odd_files(console, odd)
     if bad:
         _print_left_out(console, bad, "bad features")
         raise typer.Exit(2)
     if features is not None:
-        console.print(f"features of {len(annotated.records)} videos: all good")
+        console.print(f"features of {len(annotated.records)} videos: {'none bad' if odd else 'all good'}")
 
 
 @data.command()
@@ -307,13 +311,6 @@ def _version() -> str:
         return version("avvp_dist")
     except PackageNotFoundError:  # run from a checkout
         return "unknown"
-
-
-def _flaw_counts(annotated: Annotations) -> dict[str, dict[str, int]]:
-    counts: dict[str, dict[str, int]] = {}
-    for (kind, file), number in sorted(annotated.count().items()):
-        counts.setdefault(kind, {})[file] = number
-    return counts
 
 
 def _describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any]:
