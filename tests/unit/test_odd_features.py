@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from llp_files import TINY, video_id, write_annotations, write_features
 
+from avvp_dist import storage
 from avvp_dist.cli import main
 from avvp_dist.data import feature_files, shards
 from avvp_dist.data.catalog import LLP
@@ -56,7 +57,7 @@ def test_each_kind_is_named_and_read_exactly(tmp_path, kind, remote):
     if remote:
         folder = f"memory://odd-{kind}"
         for path in tmp_path.rglob("*.npy"):
-            shards.storage.write_bytes(f"{folder}/{path.relative_to(tmp_path)}", path.read_bytes())
+            storage.write_bytes(f"{folder}/{path.relative_to(tmp_path)}", path.read_bytes())
     source = OfficialFeatures(folder, TINY)
     found = source.examine(record(0))
     assert found.problems == ()
@@ -96,7 +97,7 @@ def test_what_cannot_be_used_exactly_is_refused(tmp_path):
         assert found.odd == ()
 
 
-def test_check_counts_them_and_pack_takes_them(tmp_path, capsys, caplog):
+def test_check_counts_them_and_pack_takes_them(tmp_path, capsys):
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", [video_id(number) for number in range(4)], LLP)
     files = ["--annotations", tmp_path / "llp", "--features", tmp_path / "llp", "--workers", 1]
