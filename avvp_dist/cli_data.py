@@ -15,7 +15,7 @@ from pydantic import Field
 
 from avvp_dist import ray_job, storage
 from avvp_dist.cli_data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
-from avvp_dist.cli_findings import MEND, tell_edition
+from avvp_dist.cli_findings import MEND, print_odd_files, tell_edition
 from avvp_dist.cli_labels import labels, noisy_labels, ratios
 from avvp_dist.cli_output import console, say, usable
 from avvp_dist.cli_storage import STORAGE
@@ -26,6 +26,7 @@ from avvp_dist.signals import interrupt_on_signals
 from avvp_dist.storage_probe import refuse_unwritable
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
+    from avvp_dist.data.feature_files import OddFile
     from avvp_dist.data.index import LeftOut
 
 data = typer.Typer(
@@ -185,7 +186,7 @@ def check(
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """List the known flaws of annotations, and bad feature files. Exit code 2 if a feature file is bad."""
+    """List the known flaws of annotations, and bad and odd feature files. Exit code 2 if a feature file is bad."""
     from avvp_dist.data import llp, shards
 
     chosen = _dataset(dataset, streams)
@@ -196,8 +197,9 @@ def check(
         error.limit = limit
         raise
     bad: tuple[LeftOut, ...] = ()
+    odd: tuple[OddFile, ...] = ()
     if features is not None:
-        bad = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
+        bad, odd = shards.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
     if json_file is not None:
         report = {
             "dataset": chosen.name,
@@ -206,16 +208,18 @@ def check(
             "counts": flaw_counts(annotated),
             "flaws": [asdict(flaw) for flaw in annotated.flaws],
             "bad_features": [asdict(video) for video in bad],
+            "odd_features": [asdict(file) for file in odd],
         }
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
     stdout = console(_WIDTH)
     print_flaws(stdout, annotated, limit)
     tell_edition(annotated.flaws)
+    print_odd_files(stdout, odd)
     if bad:
         print_left_out(stdout, bad, "bad features", limit)
         raise typer.Exit(2)
     if features is not None:
-        stdout.print(f"features of {len(annotated.records)} videos: all good")
+        stdout.print(f"features of {len(annotated.records)} videos: {'none bad' if odd else 'all good'}")
 
 
 @data.command()

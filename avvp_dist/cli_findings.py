@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
+from avvp_dist.cli_data_view import table
 from avvp_dist.cli_output import say
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
+    from avvp_dist.data.feature_files import OddFile
     from avvp_dist.data.llp import Flaw
 
 MEND = Annotated[
@@ -38,3 +41,20 @@ def tell_edition(flaws: Sequence[Flaw]) -> None:
             "Scores on the two editions differ. --mend corrects these rows as the authors did; or take the mended file from "
             f"{editions.SOURCE}"
         )
+
+
+def print_odd_files(console: Console, odd: Sequence[OddFile]) -> None:
+    """Counts odd feature files by kind and stream, with the first of each; nothing where there is none."""
+    from avvp_dist.data.feature_files import ODDITIES
+
+    groups: dict[tuple[str, str], list[str]] = {}
+    for found in odd:
+        groups.setdefault((found.kind, found.file.rpartition("/")[0]), []).append(found.file)
+    if not groups:
+        return
+    rows = [
+        (kind, stream, len(files), files[0].rpartition("/")[2], ODDITIES[kind])
+        for (kind, stream), files in sorted(groups.items())
+    ]
+    columns = ("kind", "stream", "files", "first", "meaning")
+    console.print(table("odd feature files, which can be used", columns, rows, numbers=("files",)))

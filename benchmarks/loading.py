@@ -55,9 +55,11 @@ class RandomFeatures:
         """See `FeatureSource`."""
         return "random"
 
-    def check(self, record) -> list[str]:
+    def examine(self, record):
         """See `FeatureSource`."""
-        return []
+        from avvp_dist.data.feature_files import Examined
+
+        return Examined()
 
     def read(self, record) -> np.ndarray:
         """See `FeatureSource`."""

@@ -13,6 +13,42 @@ import numpy as np
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, ConfigError, DataError
 
+ODDITIES = {
+    "float64": "float64 in place of float32 (rounded to float32)",
+    "float16": "float16 in place of float32 (the same values)",
+    "big-endian": "numbers of the other byte order (the same values)",
+    "fortran-order": "stored column by column (the same values)",
+    "all-zero": "nothing but zeros (packed as they are; perhaps their extraction failed)",
+    "trailing-bytes": "more bytes after the array (left out; perhaps two writers shared the file)",
+}
+"""Kinds of feature files that are not as the official ones but can be used, and what becomes of each."""
+
+
+@dataclass(frozen=True)
+class OddFile:
+    """A feature file that can be used although it is not as the official ones are.
+
+    Attributes:
+        kind: a key of `ODDITIES`.
+        file: ``<folder of the stream>/<id>.npy``.
+    """
+
+    kind: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What there is to say about the feature files of one video.
+
+    Attributes:
+        problems: what makes them unusable, a line each.
+        odd: what is odd about those that can be used.
+    """
+
+    problems: tuple[str, ...] = ()
+    odd: tuple[OddFile, ...] = ()
+
 
 class FeatureFolder(Protocol):
     """One folder. Travels to the machines that pack, so it must be picklable."""
@@ -43,8 +79,8 @@ def find(folders: list[str]) -> FeatureFolder | None:
     return None
 
 
-def load(folder: FeatureFolder, file: str, name: str) -> np.ndarray:
-    """The array in ``file``, which messages call ``name``; nothing in it is unpickled.
+def load(folder: FeatureFolder, file: str, name: str) -> tuple[np.ndarray, int]:
+    """The array in ``file``, which messages call ``name``, and how many bytes follow it; nothing in it is unpickled.
 
     Raises:
         DataError: it is missing or no such array.
@@ -53,7 +89,9 @@ def load(folder: FeatureFolder, file: str, name: str) -> np.ndarray:
     """
     try:
         with folder.open(file) as handle:
-            return np.lib.format.read_array(handle, allow_pickle=False)
+            values = np.lib.format.read_array(handle, allow_pickle=False)
+            end = handle.tell()
+            return values, handle.seek(0, io.SEEK_END) - end
     except FileNotFoundError:
         raise DataError(f"{name}: missing") from None
     except AvvpError:
@@ -61,6 +99,18 @@ def load(folder: FeatureFolder, file: str, name: str) -> np.ndarray:
     except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{name}: not a readable .npy array ({detail})") from None
+
+
+def oddities(values: np.ndarray, trailing: int, name: str) -> tuple[OddFile, ...]:
+    """What is odd about a file that holds ``values`` and ``trailing`` more bytes."""
+    kinds = {
+        values.dtype.name: values.dtype.itemsize != 4,
+        "big-endian": values.dtype.str.startswith(">"),
+        "fortran-order": values.flags.f_contiguous and not values.flags.c_contiguous,
+        "all-zero": not values.any(),
+        "trailing-bytes": trailing > 0,
+    }
+    return tuple(OddFile(kind, name) for kind, there in kinds.items() if there)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import numpy as np
 from avvp_dist import storage
 from avvp_dist.data import annotation_rows, feature_files, llp_editions
 from avvp_dist.data.catalog import LLP, Dataset, Stream
+from avvp_dist.data.feature_files import Examined, OddFile
 from avvp_dist.data.reduction import to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES, Event, VideoRecord
@@ -289,19 +290,24 @@ class OfficialFeatures:
                 digest.update(f"{stream.folder}/{file} {self._folders[stream.folder].version(file)}\n".encode())
         return digest.hexdigest()
 
-    def check(self, record: VideoRecord) -> list[str]:
-        """Everything that is wrong with the files of one video: missing, unreadable, shape, type, values.
+    def examine(self, record: VideoRecord) -> Examined:
+        """Everything that is wrong or odd about the files of one video: missing, unreadable, shape, type, values.
 
         Raises:
             ConfigError: this machine, which may be another than the one that began, does not see the folder.
         """
         problems: list[str] = []
+        odd: list[OddFile] = []
         for stream in self._dataset.streams:
             try:
-                self._read_stream(record, stream)
+                odd += self._read_stream(record, stream)[1]
             except DataError as error:
                 problems += error.problems
-        return problems
+        return Examined(tuple(problems), tuple(odd))
+
+    def check(self, record: VideoRecord) -> list[str]:
+        """What makes the files of one video unusable; see `examine`."""
+        return list(self.examine(record).problems)
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """The streams of one video side by side, float16 [T,width].
@@ -309,17 +315,17 @@ class OfficialFeatures:
         Raises:
             DataError: the first file that cannot be used.
         """
-        return np.concatenate([self._read_stream(record, stream) for stream in self._dataset.streams], axis=-1)
+        return np.concatenate([self._read_stream(record, stream)[0] for stream in self._dataset.streams], axis=-1)
 
-    def _read_stream(self, record: VideoRecord, stream: Stream) -> np.ndarray:
-        """One stream of one video, reduced to [T,dim] in float32 or better, as float16."""
+    def _read_stream(self, record: VideoRecord, stream: Stream) -> tuple[np.ndarray, tuple[OddFile, ...]]:
+        """One stream of one video, reduced to [T,dim] in float32 or better, as float16; and what is odd about its file."""
         file = _file(record)
         name = f"{stream.folder}/{file}"
-        values = feature_files.load(self._folders[stream.folder], file, name)
+        values, trailing = feature_files.load(self._folders[stream.folder], file, name)
         expected = (stream.rows, stream.dim)
         if values.shape != expected:
             raise DataError(f"{name}: shape {list(values.shape)}, expected {list(expected)}")
-        if values.dtype.kind != "f":
+        if values.dtype.kind != "f" or values.dtype.itemsize > 8:
             raise DataError(f"{name}: holds {values.dtype}, expected float32 (or float16, float64)")
         finite = np.isfinite(values)
         if not finite.all():
@@ -329,7 +335,7 @@ class OfficialFeatures:
             packed = to_segments(values.astype(np.float32), stream, self._dataset.segments).astype(np.float16)
         if not np.isfinite(packed).all():
             raise DataError(f"{name}: values up to {np.abs(values).max():.4g} do not fit float16 (at most {_LARGEST:.0f})")
-        return packed
+        return packed, feature_files.oddities(values, trailing, name)
 
 
 def _file(record: VideoRecord) -> str:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.data import index as indexes
 from avvp_dist.data.catalog import Dataset
+from avvp_dist.data.feature_files import Examined
 from avvp_dist.data.index import ShardInfo
 from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES, VideoRecord
@@ -33,8 +34,8 @@ class FeatureSource(Protocol):
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identifies the inputs of ``records`` without reading them (for files: names, sizes, times of change)."""
 
-    def check(self, record: VideoRecord) -> list[str]:
-        """Everything that is wrong with the features of one video, a line each."""
+    def examine(self, record: VideoRecord) -> Examined:
+        """Everything that is wrong or odd about the features of one video."""
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """Features of one video, float16 [T,width]."""

@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -28,6 +29,7 @@ from avvp_dist import locks, storage
 from avvp_dist.data import index as indexes
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import Dataset
+from avvp_dist.data.feature_files import OddFile
 from avvp_dist.data.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.data.shard_file import FeatureSource, ShardJob, pack_shard
 from avvp_dist.errors import ConfigError, DataError
@@ -100,7 +102,8 @@ def _pack(
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
     with open_pool(workers) as pool:
         if left_out is None:
-            left_out = _check(records, source, pool)
+            left_out, odd = _check(records, source, pool)
+            _tell_odd(odd)
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
@@ -161,22 +164,33 @@ def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
     return tuple(streams)
 
 
-def check_features(records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None) -> tuple[LeftOut, ...]:
-    """The videos whose features cannot be packed, in the order of ``records``."""
+def check_features(
+    records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None
+) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
+    """The videos whose features cannot be packed, and files that are odd but can be, in the order of ``records``."""
     with processes.pool(workers) as pool:
         return _check(records, source, pool)
 
 
-def _check(records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None) -> tuple[LeftOut, ...]:
+def _check(
+    records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None
+) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
     blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
     checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
-    return tuple(bad for block in checked for bad in block)
+    return tuple(bad for block, _ in checked for bad in block), tuple(odd for _, block in checked for odd in block)
 
 
-def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> list[LeftOut]:
+def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> tuple[list[LeftOut], list[OddFile]]:
     source, records = job
-    problems = ((record, source.check(record)) for record in records)
-    return [LeftOut(record.id, record.split, "; ".join(found)) for record, found in problems if found]
+    examined = [(record, source.examine(record)) for record in records]
+    bad = [LeftOut(record.id, record.split, "; ".join(found.problems)) for record, found in examined if found.problems]
+    return bad, [odd for _, found in examined for odd in found.odd]
+
+
+def _tell_odd(odd: Sequence[OddFile]) -> None:
+    if odd:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(file.kind for file in odd).items()))
+        LOGGER.warning("odd feature files that can be used: %s; `avvp data check` tells what becomes of them", counts)
 
 
 def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:

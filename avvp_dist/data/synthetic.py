@@ -32,6 +32,7 @@ from avvp_dist import locks, storage
 from avvp_dist.data import llp, shards
 from avvp_dist.data import workers as processes
 from avvp_dist.data.catalog import FEATURE_SETS, LLP, Dataset, Stream
+from avvp_dist.data.feature_files import Examined
 from avvp_dist.data.reduction import to_segments
 from avvp_dist.data.synthetic_labels import SPLITS, generator, records, split_counts
 from avvp_dist.errors import ConfigError
@@ -169,9 +170,9 @@ class SyntheticFeatures:
         kind = [] if self.dataset == LLP else [self.dataset.name]
         return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
 
-    def check(self, record: VideoRecord) -> list[str]:
+    def examine(self, record: VideoRecord) -> Examined:
         """Nothing can be wrong with made-up features."""
-        return []
+        return Examined()
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """The streams of one video side by side, float16 [T,width]."""

@@ -38,8 +38,8 @@ class _Group(Backend):
         address = rendezvous.LOOPBACK if one_machine else worker_group.execute_single(0, _place)[1]
         timeout = timedelta(seconds=backend_config.timeout_s)
         port = worker_group.execute_single(0, _open, address, timeout)
-        ray.get(  # type: ignore[call-overload]  # Ray has two types of references
-            [
+        ray.get(
+            [  # type: ignore[arg-type]  # Ray has two types of references
                 worker_group.execute_single_async(
                     rank, _enter, address, port, backend_config.backend, rank, size, one_machine, timeout
                 )
