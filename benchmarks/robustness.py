@@ -42,9 +42,9 @@ from benchmarks.robustness_cases.running import Runner
 
 Cases = Callable[[Material, Path, int], Iterator[Callable[[], Verdict]]]
 PARTS: dict[str, tuple[Cases, float]] = {
-    "inputs": (inputs.run, 0.28),
-    "flips": (flips.run, 0.14),
-    "faults": (faults.run, 0.31),
+    "inputs": (inputs.run, 0.33),
+    "flips": (flips.run, 0.1),
+    "faults": (faults.run, 0.3),
     "secrets": (secrets.run, 0.18),
 }
 """By part, what yields its cases, and the share of the time within which they may start; the rest is for setting up."""

@@ -45,7 +45,7 @@ def cases(bench: Bench, rng: random.Random) -> Iterator[Case]:
 
 def _store_case(bench: Bench, store: Store, number: int, faults: Sequence[Fault]) -> Verdict:
     here = bench.place(f"store-{number}")
-    data, output = f"data/{number}", f"runs/{number}"  # of its own: moto mixes up concurrent reads of one object
+    data, output = f"data/{number}", f"runs/{number}"
     store.upload(bench.material.paths["data"], data)
     with FaultProxy(store.endpoint) as proxy:
         for kind, method, path, times in faults:

@@ -89,7 +89,6 @@ FOLDERS = {
     "data pack llp --annotations {raw} --features {raw} --workers 1 --out TARGET": "out",
     "data synth TARGET --videos 9 --layout shards --workers 1": "out",
     "data synth TARGET --videos 9 --layout official --workers 1": "out",
-    "sweep jomold-denoising data={tiny} --dry-run --output TARGET": "output",
     "table main --data {tiny} --epochs 1 --seeds 1 --output TARGET": "output",
 }
 

@@ -47,7 +47,7 @@ class BadInput:
     codes: tuple[int, ...] = (2,)
     env: Mapping[str, str | None] = field(default_factory=dict)
     may_leave: str = ""
-    seconds: float = 12.0
+    seconds: float = 20.0
     cold: bool = False
     note: str = ""
     table: bool = False

@@ -248,12 +248,13 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
 
 
 def _verdict(case: Planted, marks: Mapping[str, str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
-    if not found and not (result.timed_out or (case.cold and result.code)):
-        shutil.rmtree(here, ignore_errors=True)
     why = "; ".join(f"that of {marks[mark]} is in {', '.join(places[:4])}" for mark, places in found.items())
-    if result.timed_out:
-        why = (why + "; " if why else "") + "the command did not end"
-    good = len(marks) - len(found) if not result.timed_out else 0
+    good = len(marks) - len(found)
+    if result.timed_out or (result.code and (case.cold or case.beside)):  # a command that has to do all that it does
+        ended = "did not end" if result.timed_out else f"ended with exit code {result.code}"
+        why, good = f"{why}; the command {ended}".lstrip("; "), 0
+    if not why:
+        shutil.rmtree(here, ignore_errors=True)
     return Verdict("secrets", case.kind, case.name, why, len(marks), good, output=told(result) if why else "")
 
 

@@ -61,6 +61,7 @@ class Store:
         """One request for an object of the bucket."""
         request = urllib.request.Request(f"{self.endpoint}/{self.bucket}/{name}", content, method=method)
         request.add_header("Authorization", _SIGNED)
+        request.add_header("Content-Type", "application/octet-stream")  # else moto takes the content for a form's
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 

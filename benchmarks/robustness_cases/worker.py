@@ -38,10 +38,19 @@ _PRELOADED = (
     "matplotlib.backends.backend_agg",
     "mlflow",
     "s3fs",
+    "optuna",
+    "ray.train",
+    "ray.tune",
 )
+_ENVIRONMENT = {  # as `avvp_dist.launch` sets it before ray is imported
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
 
 
 def main() -> None:
+    os.environ.update(_ENVIRONMENT)
     for name in _PRELOADED:
         with suppress(ImportError):  # an optional library; a command that needs it says so itself
             importlib.import_module(name)
