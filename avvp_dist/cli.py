@@ -20,8 +20,9 @@ from avvp_dist.cli_storage import STORAGE, configure
 from avvp_dist.cli_sweep import sweep
 from avvp_dist.cli_table import table
 from avvp_dist.dist.world import rank
-from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.errors import AvvpError, DataError, Preempted
 from avvp_dist.report.console import set_up_logging
+from avvp_dist.signals import end_on_ctrl_c
 
 if TYPE_CHECKING:
     from avvp_dist.recipe import RunConfig
@@ -160,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except AvvpError as error:
         who = f"[rank {_rank()}] " if "RANK" in os.environ or _rank() else ""
         print(f"{who}error: {error}", file=sys.stderr)
+        if isinstance(error, Preempted):
+            end_on_ctrl_c()
         sys.exit(error.exit_code)
 
 
