@@ -190,16 +190,11 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
-    """Puts ``content`` at ``url``, replacing what was there, all at once.
-
-    Raises:
-        DataError: what is there is no file, which would be lost: a folder, a named pipe, a device.
-    """
+    """Puts ``content`` at ``url``, replacing what was there, all at once."""
     target = local_path(url)
     if target is None:
         _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
         return
-    check_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
     try:
