@@ -13,8 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from avvp_dist.dist.world import rank
+from avvp_dist.errors import Preempted
 from avvp_dist.failures import report
 from avvp_dist.messages import WIDTH
+from avvp_dist.signals import end_on_ctrl_c
 from avvp_dist.text import line, shortened
 
 _USAGE: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -64,6 +66,8 @@ def _end(error: BaseException) -> None:
     number = rank(os.environ)
     who = f"[rank {number}] " if "RANK" in os.environ or number else ""
     print(f"{who}error: {message}", file=sys.stderr)
+    if isinstance(error, Preempted):
+        end_on_ctrl_c()
     sys.exit(code)
 
 

@@ -50,6 +50,12 @@ def interrupt_on_signals(what: str) -> Iterator[None]:
         yield
 
 
+def end_on_ctrl_c() -> None:
+    """From now on Ctrl-C ends this process at once and without a traceback: it is about to end anyway."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def _watched(stop: Callable[[], None], what: str, handler: Callable[..., None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():

@@ -202,11 +202,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
-    """Puts ``content`` at ``url``, replacing what was there, all at once; a device or a named pipe is written in place.
-
-    Raises:
-        DataError: a folder is there.
-    """
+    """Puts ``content`` at ``url``, replacing what was there, all at once; a device or a named pipe is written in place."""
     target = local_path(url)
     if target is None:
         _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
@@ -214,7 +210,6 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     if devices.is_device(target):
         devices.write(target, content)
         return
-    check_file(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.parent / f"{_ASIDE}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:

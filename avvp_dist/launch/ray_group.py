@@ -6,7 +6,7 @@ Ray's own backend opens torch.distributed's store on all interfaces, and for a s
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch.distributed as dist
@@ -38,18 +38,18 @@ class _Group(Backend):
         address = rendezvous.LOOPBACK if one_machine else worker_group.execute_single(0, _place)[1]
         timeout = timedelta(seconds=backend_config.timeout_s)
         port = worker_group.execute_single(0, _open, address, timeout)
-        ray.get(
-            [  # type: ignore[arg-type]  # Ray has two types of references
-                worker_group.execute_single_async(
-                    rank, _enter, address, port, backend_config.backend, rank, size, one_machine, timeout
-                )
-                for rank in range(size)
-            ]
-        )
+        entered: list[Any] = [  # Ray has two classes of references, of which it types one
+            worker_group.execute_single_async(
+                rank, _enter, address, port, backend_config.backend, rank, size, one_machine, timeout
+            )
+            for rank in range(size)
+        ]
+        ray.get(entered)
 
     def on_shutdown(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
         """See `Backend`."""
-        ray.wait(list(worker_group.execute_async(_leave)), num_returns=len(worker_group), timeout=_LEAVE)
+        left: list[Any] = worker_group.execute_async(_leave)
+        ray.wait(left, num_returns=len(left), timeout=_LEAVE)
 
 
 class GroupConfig(TorchConfig):

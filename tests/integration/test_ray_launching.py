@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import time
 
 import psutil
@@ -102,9 +103,9 @@ def test_resources_in_use_are_waited_for_with_a_limit(cluster, packed, tmp_path,
         assert "there was no room within 2 s (others use them)" in said
         assert "launch.wait=SECONDS" in said
         assert "waiting for others to end, 1 of 2 s: 2 workers with 1 CPU each asked for" in " ".join(caplog.messages)
-        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-        said = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=1")
-    assert "there was no room within 1 s (no more nodes came)" in said
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # whose monitor says that nothing starts nodes
+    said = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
+    assert "which this cluster can never hold" in said
     ray.kill(holder)
 
 
@@ -122,3 +123,43 @@ def test_needs_are_counted_by_node():
     assert need(2, {"CPU": 0.95}, {"CPU": 0.1}).fits([{"CPU": 2.0}])
     assert not need(2, {"CPU": 0.95}, {"CPU": 0.1}).fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not need(1, {"CPU": 1}).fits([])
+
+
+_GROWING = """
+import logging, os, sys, time
+import ray
+from ray.cluster_utils import AutoscalingCluster
+
+logging.basicConfig(format="%(message)s", level="INFO", stream=sys.stdout)
+types = {"cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1}}
+cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types=types, idle_timeout_minutes=5)
+cluster.start()
+os.environ["RAY_ADDRESS"] = "auto"
+ray.init(address="auto", log_to_driver=False)
+
+from avvp_dist.errors import ConfigError
+from avvp_dist.launch.resources import Need, wait_for
+
+try:
+    wait_for(Need("worker", 2, {"CPU": 1.0}, {}, "fewer"), 120, "launch.wait")
+    print("granted")
+    wait_for(Need("worker", 3, {"CPU": 1.0}, {}, "fewer"), 2, "launch.wait")
+except ConfigError as error:
+    print("refused:", error)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_with_an_autoscaler_is_given_time_to_grow(tmp_path):
+    environment = {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _GROWING], env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "waiting for more nodes, " in done.stdout
+    assert "granted" in done.stdout
+    assert (
+        "refused: 3 workers with 1 CPU each asked for, for which there was no room within 2 s (no more nodes came)"
+        in done.stdout
+    )

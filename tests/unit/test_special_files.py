@@ -7,7 +7,6 @@ from llp_files import write_annotations
 
 from avvp_dist import cli, storage
 from avvp_dist.data.index import Index
-from avvp_dist.errors import DataError
 
 
 @pytest.fixture(params=["named pipe", "folder"])
@@ -69,12 +68,3 @@ def test_in_place_of_annotations(special, tmp_path, capsys):
     write_annotations(tmp_path)
     path = special(tmp_path / "AVVP_train.csv")
     assert f"{path}: {special.kind}, not a file" in failed(capsys, "data", "check", "llp", "--annotations", tmp_path)
-
-
-def test_is_not_replaced_by_what_is_written(special, tmp_path):
-    path = special(tmp_path / "there")
-    with pytest.raises(DataError, match="not a file"):
-        storage.write_bytes(path, b"content")
-    with pytest.raises(DataError, match="a device, not a file"):
-        storage.write_bytes("/dev/null", b"content")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["there"]
