@@ -133,10 +133,11 @@ def test_a_stage_is_waited_for_however_long_and_whose_it_is_is_told(place, caplo
 
 def test_who_waits_can_be_told_to_stop(place):
     asked = threading.Event()
-    with holder(place, "stage"), pytest.raises(Preempted, match="asked to stop while waiting for process"):
+    with holder(place, "stage"):
         threading.Timer(0.7, asked.set).start()
-        with locks.claim_stage(place, "0123", stopped=asked.is_set):
-            pass
+        claim = locks.claim_stage(place, "0123", stopped=asked.is_set)
+        with pytest.raises(Preempted, match="asked to stop while waiting for process"):
+            claim.__enter__()
 
 
 def test_workers_that_replace_others_take_over_their_lock(place):
