@@ -24,14 +24,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from avvp_dist import processes, storage
 from avvp_dist.credentials import redact
-from avvp_dist.errors import AvvpError, ConfigError
+from avvp_dist.errors import AvvpError, ConfigError, Preempted
 
 LOGGER = logging.getLogger(__name__)
 
@@ -131,12 +131,15 @@ class _OnDisk:
         self._path = path
         self._file = -1
         self._mine = b""
-        self._made: list[Path] = []  # folders, innermost first
+        self._made = False  # whether the folder was made for the lock
 
     def take(self, me: Owner, stale: str | None) -> _Taken | None:
-        self._made += [folder for folder in self._path.parents if not folder.exists()]
+        self._made |= not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # its owner has just released it and deleted the folder
+            return _Taken(None, "", certain=False)
         try:
             kernel = _flock(file)
             content = os.pread(file, 1 << 16, 0)
@@ -164,9 +167,9 @@ class _OnDisk:
         try:
             if _is_at(self._file, self._path) and os.pread(self._file, 1 << 16, 0) == self._mine:
                 self._path.unlink()
-                for folder in self._made:  # for this lock alone, where nothing came of what it was taken for
+                if self._made and self._path.name == storage.LOCK:  # nothing came of what the folder was locked for
                     with contextlib.suppress(OSError):
-                        folder.rmdir()
+                        self._path.parent.rmdir()
         finally:
             os.close(self._file)
 
@@ -218,7 +221,12 @@ class _InStore:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: str, advice: str = "choose another output", patience: float | None = None) -> Iterator[None]:
+def hold_folder(
+    folder: str,
+    advice: str = "choose another output",
+    patience: float | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     """Keeps other processes of this package from writing to ``folder``.
 
     Args:
@@ -226,34 +234,42 @@ def hold_folder(folder: str, advice: str = "choose another output", patience: fl
         advice: what a second one is told to do.
         patience: seconds that it waits for an owner that runs, in case that is about to end; None for 10. For one that may
             be dead it waits a minute.
+        stopped: asked while it waits, whether to give up.
 
     Raises:
         ConfigError: another process has it; says which.
+        Preempted: ``stopped`` said so.
     """
     patience = _PATIENCE if patience is None else patience
-    with _held(storage.join(folder, storage.LOCK), folder, Owner.this_process(), patience, advice):
+    with _held(storage.join(folder, storage.LOCK), folder, Owner.this_process(), patience, stopped, advice):
         yield
 
 
 @contextlib.contextmanager
-def claim_stage(store: str, key: str, group: str | None = None) -> Iterator[None]:
+def claim_stage(
+    store: str, key: str, group: str | None = None, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Entered once nobody else works on the stage ``key`` of ``store``, however long that takes.
 
     Args:
         store: folder or URL.
         key: of the stage.
         group: see `Owner`.
+        stopped: asked while it waits, whether to give up.
+
+    Raises:
+        Preempted: ``stopped`` said so.
     """
     url = storage.join(store, f"{storage.LOCK}-{key}")
-    with _held(url, f"stage {key} of {store}", Owner.this_process(group), float("inf")):
+    with _held(url, f"stage {key} of {store}", Owner.this_process(group), float("inf"), stopped):
         yield
 
 
 @contextlib.contextmanager
-def _held(url: str, what: str, me: Owner, patience: float, advice: str = "") -> Iterator[None]:
+def _held(url: str, what: str, me: Owner, patience: float, stopped: Callable[[], bool], advice: str = "") -> Iterator[None]:
     path = storage.local_path(url)
     place: _Place = _InStore(url) if path is None else _OnDisk(path)
-    _acquire(place, what, me, patience, advice)
+    _acquire(place, what, me, patience, stopped, advice)
     done = threading.Event()
     thread = threading.Thread(target=_keep_renewing, args=(place, what, done), name="lock", daemon=True)
     thread.start()
@@ -268,7 +284,7 @@ def _held(url: str, what: str, me: Owner, patience: float, advice: str = "") -> 
             LOGGER.warning("%s: the lock was not released (%s); others wait a minute for it", what, error)
 
 
-def _acquire(place: _Place, what: str, me: Owner, patience: float, advice: str) -> None:
+def _acquire(place: _Place, what: str, me: Owner, patience: float, stopped: Callable[[], bool], advice: str) -> None:
     """Waits for the lock; no longer than ``patience`` once its owner is known to run."""
     started = changed = time.monotonic()
     version, stale, certain, told = None, None, False, False
@@ -282,6 +298,8 @@ def _acquire(place: _Place, what: str, me: Owner, patience: float, advice: str) 
         owner = taken.owner or "a process that has not said who it is"
         if (certain or taken.certain) and now - started > patience:
             raise ConfigError(f"{what}: in use by {owner}; {advice}, or wait until that process has ended")
+        if stopped():
+            raise Preempted(f"asked to stop while waiting for {owner}: the same command goes on from there")
         if not told:
             limit = f"; giving up after {patience:g} s if it runs on" if patience < float("inf") else ""
             LOGGER.info("%s: waiting for %s%s", what, owner, limit)

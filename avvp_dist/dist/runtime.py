@@ -129,11 +129,11 @@ class LocalRuntime:
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the folder itself."""
-        return locks.hold_folder(output)
+        return locks.hold_folder(output, stopped=self.stop_requested)
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the store."""
-        return locks.claim_stage(store, key)
+        return locks.claim_stage(store, key, stopped=self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""

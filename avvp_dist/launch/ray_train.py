@@ -104,7 +104,7 @@ class RayRuntime:
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the store, and before it the sweep's desk where there is one."""
-        return self._claim(store, key) if self._claim else locks.claim_stage(store, key, self._group)
+        return self._claim(store, key) if self._claim else locks.claim_stage(store, key, self._group, self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""

@@ -196,7 +196,7 @@ class TrialRuntime(LocalRuntime):
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; the process that had this trial before may be winding down."""
-        return locks.hold_folder(output, patience=_WIND_DOWN)
+        return locks.hold_folder(output, patience=_WIND_DOWN, stopped=self.stop_requested)
 
     def claim(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; the sweep's desk serves the whole cluster."""

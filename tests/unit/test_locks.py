@@ -15,7 +15,7 @@ from fault_proxy import FaultProxy
 from typer.testing import CliRunner
 
 from avvp_dist import cli, locks, processes, storage
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage_config import StorageConfig
 
 HOLD = """
@@ -129,6 +129,15 @@ def test_a_stage_is_waited_for_however_long_and_whose_it_is_is_told(place, caplo
         with locks.claim_stage(place, "4567"):  # another stage of the store
             pass
     assert f"stage 0123 of {place}: waiting for process {process.pid}" in caplog.text
+
+
+def test_who_waits_can_be_told_to_stop(place):
+    asked = threading.Event()
+    with holder(place, "stage"):
+        threading.Timer(0.7, asked.set).start()
+        claim = locks.claim_stage(place, "0123", stopped=asked.is_set)
+        with pytest.raises(Preempted, match="asked to stop while waiting for process"):
+            claim.__enter__()
 
 
 def test_workers_that_replace_others_take_over_their_lock(place):
