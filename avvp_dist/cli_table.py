@@ -10,6 +10,7 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli_storage import configure
+from avvp_dist.credentials import without_secrets
 from avvp_dist.errors import ConfigError
 
 
@@ -53,6 +54,7 @@ def table(
     The same command goes on where it was stopped: finished runs are not run again, finished stages are shared by rows.
     """
     from avvp_dist import paper_tables
+    from avvp_dist.tracking.address import check_address
 
     if list_tables:
         for known, listed in paper_tables.shipped().items():
@@ -60,11 +62,14 @@ def table(
         return
     if name is None:
         raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.shipped())}, or the path of a .yaml file")
-    configure(settings or [])
+    settings = [without_secrets(setting) for setting in settings or []]
+    configure(settings)
     short, chosen = paper_tables.read(name)
-    paper_tables.refuse_reserved(settings or [])
-    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *(settings or [])]
+    paper_tables.refuse_reserved(settings)
+    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *settings]
     rows = paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
+    for row in rows:
+        check_address(row.tracking)
     numbers, output = _seeds(seeds), output or f"outputs/tables/{short}"
     counts = _videos(videos)
     made_up = data in (None, [], ["synthetic"])

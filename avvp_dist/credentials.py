@@ -35,7 +35,7 @@ CARRIER = "AVVP_TRACKING_SECRET"
 """Environment variable by which a process hands whole addresses of tracking servers, one a line, to those it starts."""
 
 _HIDDEN = "***"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(\S+)")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,40})://(\S+)")  # bounded: a long word must not take long to look at
 _END = re.compile(r"[\"'<>`\\]")  # what ends a URL inside longer text
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:@/?#\[\]]*)(?::\d*)?(?:,[^\s:@/?#\[\],]+(?::\d*)?)*")
 # schemes in which a name before the host says where something is
@@ -52,7 +52,7 @@ _SECRET_NAME = re.compile(
 )
 _SECRET_VARIABLE = re.compile(rf"{_SECRET_NAME.pattern}|(?i:_(key|pass|pwd|sas|auth|cookie)$)")
 _ASSIGNED = re.compile(
-    r"(?i)\b([\w-]*(?:password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid)|sig|pwd)"
+    r"(?i)([\w-]{0,40}(?:password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid)|\bsig|\bpwd)"
     r"=([^&\s\"',;]+)"
 )
 
@@ -167,21 +167,21 @@ def _query(pairs: list[tuple[str, str | None]]) -> str:
 
 def redact(text: str) -> str:
     """``text`` without the secrets of addresses in it, of the environment, and of configs that this process has read."""
-    for secret in _known():
-        if secret in text:
-            text = text.replace(secret, _HIDDEN)
-    return _ASSIGNED.sub(rf"\1={_HIDDEN}", _URL.sub(_redacted, text))
+    return _redact(text, _known())
 
 
 def redact_all(value: Any) -> Any:
-    """``value`` with every text in its mappings and lists redacted."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact_all(key): redact_all(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(redact_all(each) for each in value) if type(value) in (list, tuple) else value
-    return value
+    """``value`` with every text in its mappings, lists and tuples redacted."""
+    known = _known()
+
+    def walk(each: Any) -> Any:
+        if isinstance(each, str):
+            return _redact(each, known)
+        if isinstance(each, Mapping):
+            return {walk(key): walk(inner) for key, inner in each.items()}
+        return type(each)(map(walk, each)) if type(each) in (list, tuple) else each
+
+    return walk(value)
 
 
 def holds_credentials(url: str) -> bool:
@@ -223,7 +223,7 @@ def detach(address: str) -> str:
     if parts is None or (not parts.secrets and parts.user in (None, _HIDDEN)):
         return address if parts is None else parts.bare()
     bare = parts.bare()
-    _State.whole[bare] = parts.whole()
+    _State.whole[bare] = address.strip()
     remember(*parts.secrets, *_basic(parts))
     return bare
 
@@ -241,8 +241,9 @@ def attach(address: str) -> Address | None:
 
 
 def for_children() -> dict[str, str]:
-    """Environment variables by which processes started here can `attach` what this one has read; empty without secrets."""
-    return {CARRIER: "\n".join(_State.whole.values())} if _State.whole else {}
+    """Environment variables by which processes started here can `attach` what this one can; empty without secrets."""
+    known = dict.fromkeys([*os.environ.get(CARRIER, "").splitlines(), *_State.whole.values()])
+    return {CARRIER: "\n".join(known)} if known else {}
 
 
 def without_secrets(setting: str) -> str:
@@ -318,6 +319,14 @@ def _guarded(plain: Callable[..., logging.LogRecord]) -> Callable[..., logging.L
 def _tell_uncaught(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
     if not issubclass(kind, SystemExit):
         sys.stderr.write(redact("".join(traceback.format_exception(kind, error, where))))
+
+
+def _redact(text: str, known: list[str]) -> str:
+    for secret in known:
+        text = text.replace(secret, _HIDDEN)
+    if "://" in text:
+        text = _URL.sub(_redacted, text)
+    return _ASSIGNED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
 
 
 def _redacted(match: re.Match[str]) -> str:

@@ -168,7 +168,7 @@ def test_errors_hold_no_secrets():
         (f"uri: &{S} 1\nb: &{S} [\n", "line 2, column 4: found duplicate anchor"),
         (f"uri: http://me: {S}@h\n", "line 1"),
         (f"x: '{S}\n", "line 2"),
-        (f"x: \\t{S}: [1\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),
+        (f"x: [1,\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),
         (f"%{S} 1\n", "line 2, column 1: expected '<document start>'"),
         (f"{S}\n", "expected keys with values, got str"),
     ],
@@ -184,7 +184,7 @@ def test_a_value_that_does_not_fit_is_not_repeated_where_it_may_be_secret():
     with pytest.raises(ConfigError) as caught:
         load("han", [f"tracking.tags.password=[{S}]", f"tracking.uri=[http://me:{S}@h]", f"seed=http://me:{S}@h"])
     assert S not in str(caught.value)
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 2  # a tag may be any text
 
 
 def test_text_files_hold_no_secrets(tmp_path, monkeypatch):
