@@ -35,7 +35,8 @@ CARRIER = "AVVP_TRACKING_SECRET"
 """Environment variable by which a process hands whole addresses of tracking servers, one a line, to those it starts."""
 
 _HIDDEN = "***"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]{0,40})://(\S+)")  # bounded: a long word must not take long to look at
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*\Z")
+_REST = re.compile(r"\S+")
 _END = re.compile(r"[\"'<>`\\]")  # what ends a URL inside longer text
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:@/?#\[\]]*)(?::\d*)?(?:,[^\s:@/?#\[\],]+(?::\d*)?)*")
 # schemes in which a name before the host says where something is
@@ -51,10 +52,11 @@ _SECRET_NAME = re.compile(
     r"|signature|connection_string)$"
 )
 _SECRET_VARIABLE = re.compile(rf"{_SECRET_NAME.pattern}|(?i:_(key|pass|pwd|sas|auth|cookie)$)")
-_ASSIGNED = re.compile(
-    r"(?i)([\w-]{0,40}(?:password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid)|\bsig|\bpwd)"
-    r"=([^&\s\"',;]+)"
+_VALUE = re.compile(r"=[^&\s\"',;]+")
+_ITS_NAME = re.compile(
+    r"(?i)(password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid|\bsig|\bpwd)\Z"
 )
+_NEAR = 40  # characters that are looked at before a sign: a long text must not take long
 
 
 class _State:
@@ -256,7 +258,7 @@ def without_secrets(setting: str) -> str:
     name = key.strip()
     if name in ("--uri", "tracking.uri", "tracking"):
         whole = parse(value.strip(), greedy=True) is not None and not value.strip().startswith("{")
-        value = detach(value) if whole else _URL.sub(lambda match: _in_text(match, detach), value)
+        value = detach(value) if whole else _each_url(value, detach)
     if names_a_secret(name) and value:
         remember(value)
         return f"{key}='{_HIDDEN}'"  # quoted, since it is read as YAML
@@ -324,25 +326,39 @@ def _tell_uncaught(kind: type[BaseException], error: BaseException | None, where
 def _redact(text: str, known: list[str]) -> str:
     for secret in known:
         text = text.replace(secret, _HIDDEN)
-    if "://" in text:
-        text = _URL.sub(_redacted, text)
-    return _ASSIGNED.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
+    text = _each_url(text, lambda url: address.redacted() if (address := parse(url)) else url)
+    if "=" not in text:
+        return text
+
+    def hide(value: re.Match[str]) -> str:
+        named = _ITS_NAME.search(text, max(0, value.start() - _NEAR), value.start())
+        return f"={_HIDDEN}" if named else value[0]
+
+    return _VALUE.sub(hide, text)
 
 
-def _redacted(match: re.Match[str]) -> str:
-    return _in_text(match, lambda url: address.redacted() if (address := parse(url)) else url)
+def _each_url(text: str, change: Callable[[str], str]) -> str:
+    """``text`` with every URL in it changed."""
+    parts, done = [], 0
+    for sign in re.finditer("://", text):
+        scheme = _SCHEME.search(text, max(done, sign.start() - _NEAR), sign.start())
+        rest = _REST.match(text, sign.end())
+        if sign.start() < done or scheme is None or rest is None:
+            continue
+        end = sign.end() + _length(rest[0])
+        parts += [text[done : scheme.start()], change(text[scheme.start() : end])]
+        done = end
+    return "".join([*parts, text[done:]])
 
 
-def _in_text(match: re.Match[str], change: Callable[[str], str]) -> str:
-    """One URL of a longer text changed: it ends at a quote, unless that is part of a password, and before a full stop."""
-    scheme, rest = match.groups()
+def _length(rest: str) -> int:
+    """Of a URL at the beginning of a longer text: it ends at a quote, unless that is part of a password, or before a stop."""
     end = found.start() if (found := _END.search(rest)) else len(rest)
     authority = re.split(r"[/?#]", rest[:end], maxsplit=1)[0]
     if "@" not in rest[:end] and not _HOST.fullmatch(authority) and "@" in rest:
         behind = _END.search(rest, rest.rindex("@"))
         end = behind.start() if behind else len(rest)
-    url = rest[:end].rstrip(".,;:)]}") or rest[:end]
-    return change(f"{scheme}://{url}") + rest[len(url) :]
+    return len(rest[:end].rstrip(".,;:)]}")) or end
 
 
 def _known() -> list[str]:
@@ -353,7 +369,7 @@ def _known() -> list[str]:
             for part in value.split():
                 address = parse(part, greedy=name == "MLFLOW_TRACKING_URI" or name == CARRIER)
                 for secret in address.secrets if address else ():
-                    found |= {spelling for each in (secret, unquote(secret)) if _telling(each) for spelling in _spellings(each)}
+                    found.update(*(_spellings(each) for each in (secret, unquote(secret)) if _telling(each)))
         elif _SECRET_VARIABLE.search(name) and _telling(value) and not os.path.exists(value):
             found |= _spellings(value)
     return sorted(found, key=len, reverse=True)

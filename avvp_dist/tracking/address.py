@@ -20,8 +20,8 @@ from avvp_dist.tracking.base import SQLITE, TrackingConfig, absolute_uri
 
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 HOW_TO_LOG_IN = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (for PostgreSQL PGUSER and PGPASSWORD), "
-    "or give the whole address again, as MLFLOW_TRACKING_URI or with --uri"
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (for PostgreSQL PGUSER and "
+    "PGPASSWORD), or give the whole address again, as MLFLOW_TRACKING_URI or with --uri"
 )
 
 _DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "mssql": "pymssql"}  # database -> the driver to suggest

@@ -29,7 +29,11 @@ VARIABLES = {
     "ANY_PROXY": f"http://me:{MARK}proxy@host:3128",
 }
 SMALL = ["model.width=8", "model.feedforward=8", "train.epochs=1", "train.batch_size=16", "train.device=cpu"]
-FREE = [f"tracking.tags.note=http://me:{MARK}@h/x", f"tracking.run_name=run of {MARK}/a+b", f"tracking.tags.api_token={MARK}tag"]
+FREE = [
+    f"tracking.tags.note=http://me:{MARK}@h/x",
+    f"tracking.run_name=run of {MARK}/a+b",
+    f"tracking.tags.api_token={MARK}tag",
+]
 
 
 def avvp(*arguments, cwd, **variables):
@@ -38,9 +42,8 @@ def avvp(*arguments, cwd, **variables):
     for name in ("MLFLOW_TRACKING_URI", CARRIER):
         if name not in variables:
             environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-m", "avvp_dist", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "avvp_dist", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert MARK not in done.stdout + done.stderr, (arguments, done.stdout, done.stderr)
     return done
 
@@ -96,7 +99,9 @@ def test_a_run_at_a_server_that_asks_for_a_password(packed, tmp_path, locked):
     whole = f"http://me:p@{MARK}/w@{place}"
     run = tmp_path / "run"
     done = avvp(
-        *["train", "han", f"data={packed}", f"output={run}", f"tracking.uri={whole}", "tracking.flush_timeout=10", *SMALL, *FREE],
+        *["train", "han", f"data={packed}", f"output={run}", f"tracking.uri={whole}", "tracking.flush_timeout=10"],
+        *SMALL,
+        *FREE,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -135,7 +140,8 @@ def test_a_table_and_the_doctor(packed, tmp_path):
         f"title: of http://me:{MARK}@h\nsource: {MARK}/a+b\ncolumns: {{segment: [type]}}\nrows:\n"
         f"- {{label: one, recipe: han, protocol: joint, overrides: ['tracking.uri={uri}']}}\n"
     )
-    settings = [word for setting in [*SMALL[:2], *SMALL[3:], "tracking.flush_timeout=1", *FREE] for word in ("--set", setting)]
+    wanted = [*SMALL[:2], *SMALL[3:], "tracking.flush_timeout=1", *FREE]
+    settings = [word for setting in wanted for word in ("--set", setting)]
     done = avvp(
         *["table", "mine.yaml", "--data", packed, "--seeds", "1", "--epochs", "1", "--output", "out", *settings],
         *["--markdown", "table.md"],
@@ -202,7 +208,7 @@ space:
 
 
 def test_a_sweep_on_ray(packed, tmp_path):
-    """A trial that succeeds and one that fails, at a server that is away; then `sync` and `compare`; Ray's own files too."""
+    """A trial that succeeds and one that fails, at a server that is away; `sync` and `compare`; Ray's own files too."""
     pytest.importorskip("ray")
     own = tempfile.mkdtemp(prefix="avvp-")  # short: it becomes part of sockets' names
     try:
@@ -210,7 +216,8 @@ def test_a_sweep_on_ray(packed, tmp_path):
         uri = f"tracking.uri=http://me:p@{MARK}/w@127.0.0.1:{free_port()}"
         out = tmp_path / "sweep"
         command = ["sweep", str(tmp_path / "mine.yaml"), f"data={packed}", uri, *FREE, "--output", str(out)]
-        done = avvp(*command, cwd=tmp_path, RAY_TMPDIR=own, TMPDIR=own, RAY_AUTH_TOKEN=f"{MARK}ray", RAY_AUTH_MODE="disabled")
+        places = {"RAY_TMPDIR": own, "TMPDIR": own}
+        done = avvp(*command, cwd=tmp_path, RAY_AUTH_TOKEN=f"{MARK}ray", RAY_AUTH_MODE="disabled", **places)
         content = json.loads((out / "sweep.json").read_text())
         assert sorted(row["status"] for row in content["trials"]) == ["failed", "finished"], done.stderr
         assert done.returncode == 1
