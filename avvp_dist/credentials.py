@@ -124,7 +124,7 @@ def parse(url: str, greedy: bool = False) -> Address | None:
 
     Args:
         url: the URL and nothing else.
-        greedy: an ``@`` behind what might be a host belongs to the credentials, not to the path.
+        greedy: for a server's address: an ``@`` behind what might be a host belongs to the credentials, not to the path.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
@@ -141,7 +141,7 @@ def parse(url: str, greedy: bool = False) -> Address | None:
                 password, rest = (word if colon else None), rest[match.end() :]
                 break
         else:
-            if not sound:  # a password that was cut off before its "@"
+            if not sound and not greedy:  # a password that was cut off before its "@"
                 user, colon, word = authority.partition(":")
                 return Address(scheme, "", "", user, word if colon else None)
     return _split(scheme, rest, user, password)

@@ -84,8 +84,8 @@ def _server_problem(uri: str) -> str | None:
     try:
         place = urlsplit(uri)
         host, _ = place.hostname, place.port
-    except ValueError as error:
-        return f"not an address: {error}; give it like http://SERVER:5000"
+    except ValueError:  # which repeats what stands there
+        return "host and port cannot be read; give it like http://SERVER:5000"
     if not host:
         return "names no host; give it like http://SERVER:5000"
     given = attach(uri)  # which has the parts that are kept out of a config

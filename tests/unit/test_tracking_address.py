@@ -17,7 +17,7 @@ HOPELESS = [
     ("file:///tmp/mlruns", "MLflow keeps no runs in folders any more"),
     ("''", "MLflow keeps no runs in folders any more"),
     ("http:///x", "names no host"),
-    ("http://host:many", "not an address"),
+    ("http://host:many", "host and port cannot be read"),
     ("http://host/x?a=b", "a server's address has no query"),
     ("sqlite://x.db", "a path follows after three slashes"),
     ("sqlite:///{tmp}", "is no file, so no SQLite database"),
