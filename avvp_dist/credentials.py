@@ -352,7 +352,7 @@ def _each_url(text: str, change: Callable[[str], str]) -> str:
 
 
 def _length(rest: str) -> int:
-    """Of a URL at the beginning of a longer text: it ends at a quote, unless that is part of a password, or before a stop."""
+    """Of a URL at the start of a longer text: it ends at a quote, unless that is part of a password, or before a stop."""
     end = found.start() if (found := _END.search(rest)) else len(rest)
     authority = re.split(r"[/?#]", rest[:end], maxsplit=1)[0]
     if "@" not in rest[:end] and not _HOST.fullmatch(authority) and "@" in rest:

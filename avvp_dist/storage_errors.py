@@ -2,8 +2,8 @@
 
 botocore tries a request again by itself (storage.retries times, waiting longer each time) where the answer is 500, 502, 503,
 504 or a known code of too many requests. `attempt` repeats what botocore does not: an answer that breaks off after it has
-begun (a body cut short, a connection reset, a stall), and answers that say "not now" (408, 409, 425, 429). A session token that
-has expired is looked for once more where credentials come from, since its file may have been renewed.
+begun (a body cut short, a connection reset, a stall), and answers that say "not now" (408, 409, 425, 429). A session token
+that has expired is looked for once more where credentials come from, since its file may have been renewed.
 """
 
 from __future__ import annotations

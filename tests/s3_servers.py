@@ -145,4 +145,11 @@ class _FlakyHandler(BaseHTTPRequestHandler):
         pass
 
 
-_CODES = {"408": "RequestTimeout", "429": "TooManyRequests", "503": "SlowDown", "500": "InternalError", "403": "SignatureDoesNotMatch", "301": "PermanentRedirect"}
+_CODES = {
+    "301": "PermanentRedirect",
+    "403": "SignatureDoesNotMatch",
+    "408": "RequestTimeout",
+    "429": "TooManyRequests",
+    "500": "InternalError",
+    "503": "SlowDown",
+}

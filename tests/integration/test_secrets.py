@@ -200,7 +200,7 @@ def test_a_refusal_repeats_no_secret(command, tmp_path, monkeypatch, capfd):
 SWEEP = f"""
 title: about http://me:{MARK}@host
 recipe: han
-overrides: [model.width=8, model.feedforward=8, train.epochs=1, train.batch_size=16, train.device=cpu, tracking.flush_timeout=2]
+overrides: [{", ".join(SMALL)}, tracking.flush_timeout=2]
 seeds: [1]
 space:
   optim.lr: {{grid: [0.001, 1.0e+30]}}
