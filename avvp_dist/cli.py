@@ -178,10 +178,10 @@ def _without_secrets(arguments: Sequence[str] | None) -> list[str]:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     cleaned = credentials.without_secrets_all(given)
-    here = sys.orig_argv[: len(sys.orig_argv) - len(given)]
-    if arguments is None and cleaned != given and credentials.for_children() and sys.orig_argv[len(here) :] == given:
-        os.environ.update(credentials.for_children())
-        os.execv(sys.executable, [*here, *cleaned])
+    before, after = sys.orig_argv[: len(sys.orig_argv) - len(given)], sys.orig_argv[len(sys.orig_argv) - len(given) :]
+    kept = credentials.for_children()
+    if arguments is None and cleaned != given and after == given and kept.items() - os.environ.items():
+        os.execve(sys.executable, [*before, *cleaned], os.environ | kept)
     return cleaned
 
 

@@ -10,6 +10,7 @@ import typer
 from avvp_dist import storage
 from avvp_dist.cli_output import console, say, seed_list, usable
 from avvp_dist.cli_storage import configure
+from avvp_dist.credentials import without_secrets
 from avvp_dist.errors import ConfigError
 
 
@@ -61,6 +62,7 @@ def table(
     """
     from avvp_dist import paper_tables
     from avvp_dist.recipe import absolute_overrides
+    from avvp_dist.tracking.address import check_address
 
     if list_tables:
         for known, listed in paper_tables.shipped().items():
@@ -68,11 +70,14 @@ def table(
         return
     if name is None:
         raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.shipped())}, or the path of a .yaml file")
-    configure(settings or [])
+    settings = [without_secrets(setting) for setting in settings or []]
+    configure(settings)
     short, chosen = paper_tables.read(name)
-    paper_tables.refuse_reserved(settings or [])
-    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *absolute_overrides(settings or [])]
+    paper_tables.refuse_reserved(settings)
+    wanted = [*([f"train.epochs={epochs}"] if epochs else []), *absolute_overrides(settings)]
     rows = paper_tables.configs(chosen, wanted)  # before data are made for rows that cannot run
+    for row in rows:
+        check_address(row.tracking)
     numbers, output = seed_list(seeds), storage.absolute(output or f"outputs/tables/{short}")
     counts = _videos(videos)
     made_up = data in (None, [], ["synthetic"])

@@ -93,9 +93,8 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     parts = [getattr(error, name, None) for name in ("context", "problem")]
     said = ": ".join(part for part in parts if part) or "cannot be read"
     # YAML's own words for tokens stand in <>, single characters are what a parser stumbled over
-    said = re.sub(
-        r"'([^']*)'|\"([^\"]*)\"", lambda each: each[0] if re.fullmatch(r".<[a-z ]+>.|...?", each[0]) else "...", said
-    )
+    harmless = re.compile(r".<[a-z ]+>.|.(\\?.)?.")
+    said = re.sub(r"'[^']*'|\"[^\"]*\"", lambda each: each[0] if harmless.fullmatch(each[0]) else "...", said)
     mark = getattr(error, "problem_mark", None)
     return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 

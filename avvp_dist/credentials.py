@@ -35,7 +35,8 @@ CARRIER = "AVVP_TRACKING_SECRET"
 """Environment variable by which a process hands whole addresses of tracking servers, one a line, to those it starts."""
 
 _HIDDEN = "***"
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://(\S+)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*\Z")
+_REST = re.compile(r"\S+")
 _END = re.compile(r"[\"'<>`\\]")  # what ends a URL inside longer text
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:@/?#\[\]]*)(?::\d*)?(?:,[^\s:@/?#\[\],]+(?::\d*)?)*")
 # schemes in which a name before the host says where something is
@@ -51,10 +52,11 @@ _SECRET_NAME = re.compile(
     r"|signature|connection_string)$"
 )
 _SECRET_VARIABLE = re.compile(rf"{_SECRET_NAME.pattern}|(?i:_(key|pass|pwd|sas|auth|cookie)$)")
-_ASSIGNED = re.compile(
-    r"(?i)\b([\w-]*(?:password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid)|sig|pwd)"
-    r"=([^&\s\"',;]+)"
+_VALUE = re.compile(r"=[^&\s\"',;]+")
+_ITS_NAME = re.compile(
+    r"(?i)(password|passwd|token|secret|signature|credential|access_?key|api_?key|awsaccesskeyid|\bsig|\bpwd)\Z"
 )
+_NEAR = 40  # characters that are looked at before a sign: a long text must not take long
 
 
 class _State:
@@ -122,7 +124,7 @@ def parse(url: str, greedy: bool = False) -> Address | None:
 
     Args:
         url: the URL and nothing else.
-        greedy: an ``@`` behind what might be a host belongs to the credentials, not to the path.
+        greedy: for a server's address: an ``@`` behind what might be a host belongs to the credentials, not to the path.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.\-]*", scheme):
@@ -139,7 +141,7 @@ def parse(url: str, greedy: bool = False) -> Address | None:
                 password, rest = (word if colon else None), rest[match.end() :]
                 break
         else:
-            if not sound:  # a password that was cut off before its "@"
+            if not sound and not greedy:  # a password that was cut off before its "@"
                 user, colon, word = authority.partition(":")
                 return Address(scheme, "", "", user, word if colon else None)
     return _split(scheme, rest, user, password)
@@ -167,21 +169,21 @@ def _query(pairs: list[tuple[str, str | None]]) -> str:
 
 def redact(text: str) -> str:
     """``text`` without the secrets of addresses in it, of the environment, and of configs that this process has read."""
-    for secret in _known():
-        if secret in text:
-            text = text.replace(secret, _HIDDEN)
-    return _ASSIGNED.sub(rf"\1={_HIDDEN}", _URL.sub(_redacted, text))
+    return _redact(text, _known())
 
 
 def redact_all(value: Any) -> Any:
-    """``value`` with every text in its mappings and lists redacted."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact_all(key): redact_all(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(redact_all(each) for each in value) if type(value) in (list, tuple) else value
-    return value
+    """``value`` with every text in its mappings, lists and tuples redacted."""
+    known = _known()
+
+    def walk(each: Any) -> Any:
+        if isinstance(each, str):
+            return _redact(each, known)
+        if isinstance(each, Mapping):
+            return {walk(key): walk(inner) for key, inner in each.items()}
+        return type(each)(map(walk, each)) if type(each) in (list, tuple) else each
+
+    return walk(value)
 
 
 def holds_credentials(url: str) -> bool:
@@ -223,7 +225,7 @@ def detach(address: str) -> str:
     if parts is None or (not parts.secrets and parts.user in (None, _HIDDEN)):
         return address if parts is None else parts.bare()
     bare = parts.bare()
-    _State.whole[bare] = parts.whole()
+    _State.whole[bare] = address.strip()
     remember(*parts.secrets, *_basic(parts))
     return bare
 
@@ -241,8 +243,9 @@ def attach(address: str) -> Address | None:
 
 
 def for_children() -> dict[str, str]:
-    """Environment variables by which processes started here can `attach` what this one has read; empty without secrets."""
-    return {CARRIER: "\n".join(_State.whole.values())} if _State.whole else {}
+    """Environment variables by which processes started here can `attach` what this one can; empty without secrets."""
+    known = dict.fromkeys([*os.environ.get(CARRIER, "").splitlines(), *_State.whole.values()])
+    return {CARRIER: "\n".join(known)} if known else {}
 
 
 def without_secrets(setting: str) -> str:
@@ -255,7 +258,7 @@ def without_secrets(setting: str) -> str:
     name = key.strip()
     if name in ("--uri", "tracking.uri", "tracking"):
         whole = parse(value.strip(), greedy=True) is not None and not value.strip().startswith("{")
-        value = detach(value) if whole else _URL.sub(lambda match: _in_text(match, detach), value)
+        value = detach(value) if whole else _each_url(value, detach)
     if names_a_secret(name) and value:
         remember(value)
         return f"{key}='{_HIDDEN}'"  # quoted, since it is read as YAML
@@ -320,20 +323,42 @@ def _tell_uncaught(kind: type[BaseException], error: BaseException | None, where
         sys.stderr.write(redact("".join(traceback.format_exception(kind, error, where))))
 
 
-def _redacted(match: re.Match[str]) -> str:
-    return _in_text(match, lambda url: address.redacted() if (address := parse(url)) else url)
+def _redact(text: str, known: list[str]) -> str:
+    for secret in known:
+        text = text.replace(secret, _HIDDEN)
+    text = _each_url(text, lambda url: address.redacted() if (address := parse(url)) else url)
+    if "=" not in text:
+        return text
+
+    def hide(value: re.Match[str]) -> str:
+        named = _ITS_NAME.search(text, max(0, value.start() - _NEAR), value.start())
+        return f"={_HIDDEN}" if named else value[0]
+
+    return _VALUE.sub(hide, text)
 
 
-def _in_text(match: re.Match[str], change: Callable[[str], str]) -> str:
-    """One URL of a longer text changed: it ends at a quote, unless that is part of a password, and before a full stop."""
-    scheme, rest = match.groups()
+def _each_url(text: str, change: Callable[[str], str]) -> str:
+    """``text`` with every URL in it changed."""
+    parts, done = [], 0
+    for sign in re.finditer("://", text):
+        scheme = _SCHEME.search(text, max(done, sign.start() - _NEAR), sign.start())
+        rest = _REST.match(text, sign.end())
+        if sign.start() < done or scheme is None or rest is None:
+            continue
+        end = sign.end() + _length(rest[0])
+        parts += [text[done : scheme.start()], change(text[scheme.start() : end])]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def _length(rest: str) -> int:
+    """Of a URL at the start of a longer text: it ends at a quote, unless that is part of a password, or before a stop."""
     end = found.start() if (found := _END.search(rest)) else len(rest)
     authority = re.split(r"[/?#]", rest[:end], maxsplit=1)[0]
     if "@" not in rest[:end] and not _HOST.fullmatch(authority) and "@" in rest:
         behind = _END.search(rest, rest.rindex("@"))
         end = behind.start() if behind else len(rest)
-    url = rest[:end].rstrip(".,;:)]}") or rest[:end]
-    return change(f"{scheme}://{url}") + rest[len(url) :]
+    return len(rest[:end].rstrip(".,;:)]}")) or end
 
 
 def _known() -> list[str]:
@@ -344,9 +369,7 @@ def _known() -> list[str]:
             for part in value.split():
                 address = parse(part, greedy=name == "MLFLOW_TRACKING_URI" or name == CARRIER)
                 for secret in address.secrets if address else ():
-                    found |= {
-                        spelling for each in (secret, unquote(secret)) if _telling(each) for spelling in _spellings(each)
-                    }
+                    found.update(*(_spellings(each) for each in (secret, unquote(secret)) if _telling(each)))
         elif _SECRET_VARIABLE.search(name) and _telling(value) and not os.path.exists(value):
             found |= _spellings(value)
     return sorted(found, key=len, reverse=True)

@@ -3,8 +3,7 @@
 botocore tries a request again by itself (storage.retries times, waiting longer each time) where the answer is 500, 502, 503,
 504 or a known code of too many requests. `attempt` repeats what botocore does not: an answer that breaks off after it has
 begun (a body cut short, a connection reset, a stall), and answers that say "not now" (408, 409, 425, 429). A session token
-that has expired is looked for once more where credentials come from, since a long run outlives it and its file may have been
-renewed.
+that has expired is looked for once more where credentials come from, since its file may have been renewed.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _HOPELESS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryEr
 _MAY_PASS = {408, 409, 425, 429}  # and 500 and above
 # conflicts with what is there, which stays
 _LASTING_CONFLICTS = {
-    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "InvalidBucketState",
-    "ObjectAlreadyInActiveTierError", "RestoreAlreadyInProgress", "FileAlreadyExists",
+    "BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "InvalidBucketState", "RestoreAlreadyInProgress",
+    "ObjectAlreadyInActiveTierError", "FileAlreadyExists",
 }  # fmt: skip
 
 
@@ -79,9 +78,7 @@ def attempt(call: Callable[[], T], url: str, doing: str, retries: int, renew: Ca
         except Exception as error:
             if _code(error) not in _EXPIRED | {"400"}:  # which is all that an answer to HEAD, which has no body, says of it
                 raise
-            _log.warning(
-                "%s: the session token may have expired (%s), credentials are read again", redact(url), _code(error)
-            )
+            _log.warning("%s: the token may have expired (%s), credentials are read again", redact(url), _code(error))
             renew()
             return retrying(counted)
 

@@ -146,10 +146,10 @@ class _FlakyHandler(BaseHTTPRequestHandler):
 
 
 _CODES = {
+    "301": "PermanentRedirect",
+    "403": "SignatureDoesNotMatch",
     "408": "RequestTimeout",
     "429": "TooManyRequests",
-    "503": "SlowDown",
     "500": "InternalError",
-    "403": "SignatureDoesNotMatch",
-    "301": "PermanentRedirect",
+    "503": "SlowDown",
 }

@@ -26,6 +26,8 @@ from avvp_dist.data.index import Index, read_labels
 from avvp_dist.dist.probe import FLOATS, all_reduce_seconds
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch import ray_environment, ray_start
+from avvp_dist.tracking.address import check_address
+from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.tracking.spool import explain
 
 GB = 1e9
@@ -262,6 +264,7 @@ def mlflow(uri: str, experiment: str) -> Finding:
         metadata.version("mlflow")
     except metadata.PackageNotFoundError:
         return Finding("warn", "not installed", "to keep runs: pip install 'avvp_dist[mlflow]'; else tracking=none")
+    check_address(TrackingConfig(uri=uri))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # looked at when MLflow is imported
     folders.ensure_home()  # MLflow asks for it when it is imported
     from avvp_dist.tracking.mlflow import probe

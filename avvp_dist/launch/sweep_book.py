@@ -12,6 +12,7 @@ from typing import Any
 from ray import tune
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.launch.trial import FAILURE, SCORES, chosen_setting, final_score
 from avvp_dist.outcome import finished
 from avvp_dist.sweep import Setting, SweepConfig, Trial, label, trial
@@ -134,7 +135,7 @@ def _reason(error_file: str | None) -> str:
     """The line of Ray's report that says most: what Python raised, or else its last one."""
     lines = Path(error_file).read_text().strip().splitlines() if error_file else []
     raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
-    return (raised or lines or ["its process died"])[-1]
+    return redact((raised or lines or ["its process died"])[-1])
 
 
 def recorded(output: str) -> list[Mapping[str, Any]]:

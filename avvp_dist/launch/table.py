@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from avvp_dist import app, locks, storage
+from avvp_dist.credentials import without_secrets
 from avvp_dist.data import synthetic
 from avvp_dist.data.catalog import FEATURE_SETS, LLP
 from avvp_dist.data.external import noisy_labels
@@ -93,6 +94,7 @@ def run(
     """
     if read(os.environ).size > 1:
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
+    settings = [without_secrets(setting) for setting in settings]
     wanted = configs(table, settings)
     storage.configure(wanted[0].storage)
     placed = _with_data(table, wanted, urls)

@@ -14,13 +14,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from avvp_dist import storage
+from avvp_dist.credentials import attach
 from avvp_dist.errors import ConfigError
 from avvp_dist.tracking.base import SQLITE, TrackingConfig, absolute_uri
 
 LOGIN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 HOW_TO_LOG_IN = (
-    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or give the whole address again, "
-    "as MLFLOW_TRACKING_URI or with --uri"
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (for PostgreSQL PGUSER and "
+    "PGPASSWORD), or give the whole address again, as MLFLOW_TRACKING_URI or with --uri"
 )
 
 _DRIVERS = {"postgresql": "psycopg2", "mysql": "pymysql", "mssql": "pymssql"}  # database -> the driver to suggest
@@ -83,11 +84,12 @@ def _server_problem(uri: str) -> str | None:
     try:
         place = urlsplit(uri)
         host, _ = place.hostname, place.port
-    except ValueError as error:
-        return f"not an address: {error}; give it like http://SERVER:5000"
+    except ValueError:  # which repeats what stands there
+        return "host and port cannot be read; give it like http://SERVER:5000"
     if not host:
         return "names no host; give it like http://SERVER:5000"
-    if place.query or place.fragment:
+    given = attach(uri)  # which has the parts that are kept out of a config
+    if place.query or (given and (given.query or given.fragment)):
         return "a server's address has no query and no fragment; a token goes into MLFLOW_TRACKING_TOKEN"
     return None
 

@@ -123,7 +123,7 @@ class MlflowSink:
                 self._log(name, items[middle:], refused)
                 return
             self._check_active()
-            refused.append(f"{name} {items[0].key}: {str(error).splitlines()[0]}")
+            refused.append(redact(f"{name} {items[0].key}: {str(error).splitlines()[0]}"))
 
     def _log_artifact(self, entry: Entry, refused: list[str]) -> None:
         path = self._folder / "artifacts" / entry["kept"] / entry["name"]
@@ -136,7 +136,7 @@ class MlflowSink:
             if not _is_permanent(error):
                 raise
             self._check_active()
-            refused.append(f"artefact {entry['folder']}/{entry['name']}: {str(error).splitlines()[0]}")
+            refused.append(redact(f"artefact {entry['folder']}/{entry['name']}: {str(error).splitlines()[0]}"))
 
     def _set_status(self, entries: list[Entry]) -> None:
         marks = [entry for entry in entries if entry["kind"] in ("start", "finish")]
@@ -198,6 +198,8 @@ def _log_in(uri: str) -> str:
         return uri
     if known.scheme.lower() not in ("http", "https"):
         return known.whole()
+    if known.user is None:
+        return uri
     user, password = unquote(known.user or ""), unquote(known.password or "")
     if password or "MLFLOW_TRACKING_PASSWORD" in os.environ:
         login = {"MLFLOW_TRACKING_USERNAME": user} | ({"MLFLOW_TRACKING_PASSWORD": password} if password else {})

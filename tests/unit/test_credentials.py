@@ -4,6 +4,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,6 +46,7 @@ def test_an_address_is_shown_without_its_secrets(url):
     for text in (url, f"cannot reach '{url}', or ({url}).", f'{{"uri": "{url}", "mail": "a@b.org"}}', f"{url} x@y.org"):
         assert S not in redact(text)
         assert redact(redact(text)) == redact(text)
+    assert S not in redact(f'{{"a":"{url}","b":"{url}"}}')
     assert any(place in redact(url).lower() for place in ("host", "bucket", "profile", "[::1]:5000/x"))
 
 
@@ -168,7 +170,7 @@ def test_errors_hold_no_secrets():
         (f"uri: &{S} 1\nb: &{S} [\n", "line 2, column 4: found duplicate anchor"),
         (f"uri: http://me: {S}@h\n", "line 1"),
         (f"x: '{S}\n", "line 2"),
-        (f"x: \\t{S}: [1\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),
+        (f"x: [1,\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),
         (f"%{S} 1\n", "line 2, column 1: expected '<document start>'"),
         (f"{S}\n", "expected keys with values, got str"),
     ],
@@ -184,7 +186,7 @@ def test_a_value_that_does_not_fit_is_not_repeated_where_it_may_be_secret():
     with pytest.raises(ConfigError) as caught:
         load("han", [f"tracking.tags.password=[{S}]", f"tracking.uri=[http://me:{S}@h]", f"seed=http://me:{S}@h"])
     assert S not in str(caught.value)
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.problems) == 2  # a tag may be any text
 
 
 def test_text_files_hold_no_secrets(tmp_path, monkeypatch):
@@ -221,14 +223,15 @@ def test_logs_warnings_and_tracebacks_of_a_process_hold_no_secrets():
     done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert S not in done.stdout + done.stderr.replace(f'"/http://{S}@h"', "")  # Python quotes its source line
-    for told in (
-        "at http://***@h/x",
-        "ValueError: http://***@h",
-        "UserWarning: http://***@h/x",
-        "FileNotFoundError",
-        "KeyError",
-    ):
+    kinds = "ValueError: http://***@h", "UserWarning: http://***@h/x", "FileNotFoundError", "KeyError"
+    for told in ("at http://***@h/x", *kinds):
         assert told in done.stderr
+
+
+def test_a_long_text_does_not_take_long():
+    started = time.monotonic()
+    redact(f'{{"a": "{1_000_000 * "x"}", "b": {[0.1] * 200_000}, "c": "http://h/x?y=1"}}')
+    assert time.monotonic() - started < 5
 
 
 def test_log_records_are_left_alone_otherwise(caplog):
