@@ -33,11 +33,16 @@ def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, 
 
 
 def train_apart(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
-    """In a process of its own, which starts others."""
-    arguments = ["train", *JOMOLD, f"data={data}", f"output={output}", *OVERRIDES, *overrides]
+    """In a process of its own, which starts others; with relative paths, which Ray's workers in other folders must not see."""
+    places = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
+    arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     done = subprocess.run(
-        [sys.executable, *launcher, "avvp_dist", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, *launcher, "avvp_dist", *arguments],
+        env=environment,
+        cwd=output.parent,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -78,6 +83,8 @@ def test_torchrun(packed, tmp_path, one):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m")
     train_apart(tmp_path, packed, launcher=launcher)
     assert_same_training(tmp_path, one)
+    provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
+    assert (provenance["world_size"], provenance["launcher"], provenance["device"]) == (3, "torchrun", "cpu")
 
 
 def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
@@ -172,6 +179,8 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
         with scraped(lambda: nodes(Path(folder))) as found:
             train_apart(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
+    provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
+    assert (provenance["world_size"], provenance["launcher"]) == (2, "ray")
     assert {series["run"] for series in found} == {str(tmp_path)}
     of_ranks = ["data_wait", "step", "ranking", "exchange", "all_reduce"]
     for name in of_ranks:

@@ -90,6 +90,15 @@ def test_a_dry_run_finds_what_relative_paths_name_and_leaves_nothing(here, packe
     assert f"{here}/away/mine.yaml: no such recipe file" in str(lost.exception)
 
 
+def test_a_sweep_in_a_job_refuses_relative_places(here, monkeypatch):
+    """They would lie in the folder of the job's upload, which ends with it."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
+    done = sweep()
+    for place in (f"output={here}/out", f"tracking.uri=sqlite:///{here}/mlflow.db"):
+        assert f"{place}: lies in the job's own folder" in str(done.exception)
+    assert sorted(path.name for path in here.iterdir()) == ["data", "s.yaml"]
+
+
 def test_training_with_relative_paths_leaves_a_run_that_can_be_scored_when_its_files_are_gone(here, packed, monkeypatch):
     """Noise ratios and refined labels, which only training reads."""
     from avvp_dist.data.index import Index

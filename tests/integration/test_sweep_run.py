@@ -13,6 +13,9 @@ from prometheus import last, scraped
 from typer.testing import CliRunner
 
 from avvp_dist import cli
+from avvp_dist.data.external import noisy_labels
+from avvp_dist.errors import ConfigError
+from avvp_dist.recipe import load
 
 TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.batch_size=64"]
 
@@ -46,18 +49,29 @@ def result(output, row):
     return json.loads((output / "runs" / row["name"] / "result.json").read_text())
 
 
-def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path):
+def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path, monkeypatch):
+    """`avvp sweep` with relative paths wherever there may be one: Ray's workers run in other folders."""
     space = {
         "method.rounding": {"grid": ["floor", "carry"]},
         "method.audio_weight": {"grid": [2.0, 1e39]},  # the last overflows in float32: its loss is not finite
     }
-    settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(packed)
+    (tmp_path / "labels.npz").write_bytes(noisy_labels(packed, flip=0.1, seed=0).to_bytes())
+    (tmp_path / "mine.yaml").write_text(load("jomold", ["data.refined=labels.npz", *TINY]).to_yaml())
+    content = {"title": "t", "recipe": "mine.yaml", "space": space, "seeds": [1], "overrides": ["data.cache=cache"]}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     import ray
 
     (node,) = ray.nodes()
     address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
     with scraped(lambda: [address]) as found:
-        content = on_ray("s", spec(space=space), settings, str(tmp_path / "sweep"))
+        done = CliRunner().invoke(cli.app, ["sweep", "s.yaml", "data=data", "--output", "sweep"])
+    assert done.exit_code == 1, done.output
+    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert f"data={tmp_path}/data" in content["overrides"]
+    assert f"tracking.uri=sqlite:///{tmp_path}/mlflow.db" in content["spec"]["overrides"]
     states = [(row["setting"]["method.audio_weight"], row["status"]) for row in content["trials"]]
     assert sorted(states) == [(2.0, "finished"), (2.0, "finished"), (1e39, "failed"), (1e39, "failed")]
     assert all("finite" in row["reason"] for row in content["trials"] if row["status"] == "failed")
@@ -71,6 +85,9 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
             run = str(tmp_path / "sweep" / "runs" / row["name"])
             assert last(found, "ray_avvp_step_seconds", run=run, stage="denoise", rank="0") > 0
             assert last(found, "ray_avvp_videos_per_second", run=run, stage="denoise") > 0
+    shown = CliRunner().invoke(cli.app, ["compare", "--sweep", "sweep"])
+    assert shown.exit_code == 0, shown.exception
+    assert "2 of the sweep's 4 trials left no result" in " ".join(shown.output.split())
 
 
 def _check_tracking(database):
@@ -79,6 +96,7 @@ def _check_tracking(database):
     client = MlflowClient(f"sqlite:///{database}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "FINISHED"
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == 4
     assert {run.data.params["method.rounding"] for run in children} == {"floor", "carry"}
@@ -172,7 +190,7 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
         'import sys\nif "default_worker.py" in " ".join(sys.orig_argv):\n    sys.modules["avvp_dist"] = None\n'
     )  # as on a node where the package is not installed
     job = {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
-    settings = [f"data={packed}", *TINY, "tracking=none"]
+    settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     space = {"optim.lr": {"grid": [1e-3]}}
     variables = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
     driver = start("none", tmp_path / "sweep", settings, variables, recipe="han", space=space)
@@ -181,6 +199,18 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
     (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
     assert row["status"] == "failed"
     assert row["reason"].startswith("ModuleNotFoundError: No module named 'avvp_dist"), said
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FAILED"  # none of its trials gave a score
+
+
+def test_a_sweep_whose_trials_no_node_can_hold_is_refused_and_leaves_nothing(on_ray, packed, tmp_path):
+    settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    with pytest.raises(ConfigError, match="64 CPUs asked for by one trial, this machine has 2"):
+        on_ray("s", spec(cpus_per_trial=64), settings, str(tmp_path / "sweep"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, tmp_path):
@@ -218,3 +248,7 @@ def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
     _, (alone,) = prepare(one, settings)
     assert content["trials"][0]["name"] == alone.name  # how a run is run is not what it is
     assert len(json.loads((tmp_path / "runs" / alone.name / "scores.json").read_text())) == 2
+    again = on_ray("s", one, settings, str(tmp_path))  # may go on in another way
+    assert again["trials"] == content["trials"]
+    with pytest.raises(ConfigError, match=r"holds another sweep(?s:.*)optim.gamma: 0.1 there, 0.5 here"):
+        on_ray("s", one, [*settings, "optim.gamma=0.5"], str(tmp_path))
