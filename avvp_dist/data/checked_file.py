@@ -120,9 +120,9 @@ def undisturbed(read: Callable[[], None], files: Collection[OpenShard]) -> None:
     for _ in range(_TRIES):
         try:
             read()
+            disturbed = [file.shard.name for file in files if file.changed()]
         except OSError as error:
             raise DataError(f"{' or '.join(sorted(file.shard.name for file in files))}: cannot be read: {error}") from None
-        disturbed = [file.shard.name for file in files if file.changed()]
         if not disturbed:
             return
     raise DataError(f"{', '.join(disturbed)}: another process writes to it all the time; stop that, {GO_ON}")

@@ -130,7 +130,7 @@ def _strangers(url: str, index: Index) -> list[str]:
 def _jobs(store: ShardStore, index: Index, table: pa.Table | None) -> list[_Job]:
     job = _Job(store, index.shards[0], (index.segments, index.width), index.classes, None) if index.shards else None
     rows: Sequence[pa.Table | None] = [None] * len(index.shards)
-    if table is not None:
+    if table is not None and index.shards:
         by_shard = np.argsort(table["shard"].to_numpy(), kind="stable")
         ends = np.cumsum([shard.samples for shard in index.shards])
         # a copy of each: a slice would take the whole table along to another process
