@@ -59,6 +59,8 @@ def _probe(url: str, is_file: bool) -> None:
         return
     folder = url.rstrip("/").rpartition("/")[0] if is_file else url
     marker = storage.join(folder, f"{_MARKER}{uuid.uuid4().hex}")
+    if not is_file:
+        storage.names(folder)  # a store says best in answer to a question why it refuses; and runs list their folders
     storage.write_bytes(marker, b"")
     storage.remove(marker)
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from devices import FULL, device
 from fake_runs import write_run
 
 from avvp_dist.cli import main
@@ -57,6 +58,10 @@ class Case:
     def dangling(self):
         (self.folder / "dangling").symlink_to(self.folder / "nowhere")
         return str(self.folder / "dangling")
+
+    def full(self):
+        """A device that is full. Not /dev/full: whatever writes aside and renames would replace it on the whole machine."""
+        return str(device(self.folder / "full", FULL))
 
     def folder_at(self, name):
         (self.folder / name).mkdir()
@@ -132,8 +137,8 @@ CASES = [
     ),
     (
         "evaluate-json-full",
-        lambda c: ["evaluate", c.world.run, "--json", "/dev/full"],
-        "/dev/full: no space left on device; free some",
+        lambda c: ["evaluate", c.world.run, "--json", c.full()],
+        "{folder}/full: no space left on device; free some",
     ),
     (
         "compare-targets",
@@ -151,7 +156,7 @@ CASES = [
         ],
         ["--csv", "--latex", "--markdown", "--pictures"],
     ),
-    ("compare-csv-full", lambda c: ["compare", c.world.fake, "--csv", "/dev/full"], "/dev/full: no space left"),
+    ("compare-csv-full", lambda c: ["compare", c.world.fake, "--csv", c.full()], "{folder}/full: no space left"),
     ("pack-out-is-file", lambda c: c.pack(c.file("x", "f")), "--out: {folder}/f: not a directory"),
     (
         "check-json-long",

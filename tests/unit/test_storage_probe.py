@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from devices import FULL, NULL, device
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError
@@ -22,7 +23,7 @@ def test_good_targets_are_left_as_they_were(tmp_path):
     (tmp_path / "there.json").write_text("x")
     refuse_unwritable(
         folders={"a": tmp_path, "b": tmp_path / "new" / "deep", "c": None, "d": f"file://{tmp_path}/e"},
-        files={"e": str(tmp_path / "there.json"), "f": str(tmp_path / "new" / "f.json"), "g": None, "h": "/dev/null"},
+        files={"e": str(tmp_path / "there.json"), "f": str(tmp_path / "new" / "f.json"), "g": None, "h": "/dev/stdout"},
     )
     assert [path.name for path in tmp_path.rglob("*")] == ["there.json"]
     assert (tmp_path / "there.json").read_text() == "x"
@@ -55,11 +56,15 @@ def test_a_bucket_is_tried_and_left_empty(s3):
 
 
 def test_devices_are_written_and_not_replaced(tmp_path):
-    storage.write_text("/dev/null", "x")
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    with pytest.raises(OSError, match="No space left") as full:
-        storage.write_text("/dev/full", "x")
-    assert full.value.filename == "/dev/full"
+    null, full = device(tmp_path / "null", NULL), device(tmp_path / "full", FULL)
+    storage.write_text(null, "x")
+    with pytest.raises(OSError, match="No space left") as error:
+        storage.write_text(full, "x")
+    assert error.value.filename == str(full)
+    assert all(stat.S_ISCHR(path.stat().st_mode) for path in (null, full))
+
+
+def test_standard_output_can_be_named_as_a_file():
     code = "from avvp_dist import storage; storage.write_text('/dev/stdout', 'x' * 100_000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "x" * 100_000
