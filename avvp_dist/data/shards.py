@@ -162,7 +162,9 @@ def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> tuple[list
 def _tell_odd(odd: Sequence[OddFile]) -> None:
     if odd:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(file.kind for file in odd).items()))
-        LOGGER.warning("feature files that are odd but can be used: %s; `avvp data check` tells what becomes of them", counts)
+        LOGGER.warning(
+            "feature files that are odd but can be used: %s; `avvp data check` tells what becomes of them", counts
+        )
 
 
 def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
