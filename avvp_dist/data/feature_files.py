@@ -19,7 +19,7 @@ ODDITIES = {
     "big-endian": "numbers of the other byte order (the same values)",
     "fortran-order": "stored column by column (the same values)",
     "all-zero": "nothing but zeros (packed as they are; perhaps their extraction failed)",
-    "trailing-bytes": "more bytes after the array (left out; perhaps two writers shared the file)",
+    "trailing-bytes": "more bytes after the array (left out; perhaps the file is damaged)",
 }
 """Kinds of feature files that are not as the official ones but can be used, and what becomes of each."""
 

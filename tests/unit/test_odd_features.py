@@ -97,16 +97,16 @@ def test_what_cannot_be_used_exactly_is_refused(tmp_path):
         assert found.odd == ()
 
 
-def test_check_counts_them_and_pack_takes_them(tmp_path, capsys):
+def test_check_counts_them_and_pack_takes_them(tmp_path, capsys, caplog):
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", [video_id(number) for number in range(4)], LLP)
     files = ["--annotations", tmp_path / "llp", "--features", tmp_path / "llp", "--workers", 1]
     report = tmp_path / "report.json"
     assert avvp("data", "pack", "llp", *files, "--out", tmp_path / "plain") == 0
     assert avvp("data", "check", "llp", *files, "--json", report) == 0
-    told = capsys.readouterr()
-    assert "all good" in told.out
-    assert "odd" not in told.out + told.err
+    told = capsys.readouterr().out
+    assert "all good" in told
+    assert "odd" not in told + caplog.text
     assert json.loads(report.read_text())["odd_features"] == []
     for number in (0, 1, 3):
         path = vggish(tmp_path / "llp", number)
@@ -122,10 +122,10 @@ def test_check_counts_them_and_pack_takes_them(tmp_path, capsys):
     found = json.loads(report.read_text())["odd_features"]
     assert len(found) == 7
     assert asdict(OddFile("float64", f"vggish/{video_id(3)}.npy")) in found
-    assert avvp("data", "pack", "llp", *files, "--out", tmp_path / "odd") == 0
-    assert "odd but can be used: 3 big-endian, 3 float64, 1 trailing-bytes" in capsys.readouterr().err
+    assert avvp("data", "pack", "llp", *files, "--out", tmp_path / "other") == 0
+    assert "odd but can be used: 3 big-endian, 3 float64, 1 trailing-bytes" in caplog.text
     for name in ("train-000000.tar", "val-000000.tar", "test-000000.tar"):
-        assert (tmp_path / "odd" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+        assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 def test_processes_report_them_too(tmp_path):
