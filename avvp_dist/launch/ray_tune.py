@@ -72,8 +72,9 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
             shared = (tracker.reference, storage.settings(), desk)
             plan = Plan(name, sweep, tuple(overrides), index.fingerprint, output, *shared)
             for phase in _phases(plan, book):
-                if not stopped.is_set():
-                    phase.fit()
+                if stopped.is_set():
+                    break
+                phase.fit()
     finally:
         content = book.write()
         _finish(tracker, content)
@@ -93,18 +94,18 @@ def _stopping(stopped: threading.Event) -> Iterator[None]:
     done = threading.Event()
 
     def tell() -> None:
-        while not done.wait(_TELL_AGAIN):
+        while stopped.wait() and not done.wait(_TELL_AGAIN):
             os.kill(os.getpid(), signal.SIGUSR1)
 
-    def stop() -> None:
-        stopped.set()
-        threading.Thread(target=tell, daemon=True).start()
-
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
     try:
-        with stop_on_signals(stop, "trials end, and go on from their last checkpoints when the sweep does"):
+        with stop_on_signals(stopped.set, "trials end, and go on from their last checkpoints when the sweep does"):
             yield
     finally:
         done.set()
+        if stopped.is_set():
+            teller.join()  # its signal would end a process that no longer listens
         signal.signal(signal.SIGUSR1, before)
 
 
