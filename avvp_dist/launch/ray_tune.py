@@ -94,13 +94,17 @@ def _stopping(stopped: threading.Event) -> Iterator[None]:
     done = threading.Event()
 
     def tell() -> None:
-        while stopped.wait() and not done.wait(_TELL_AGAIN):
+        while not done.wait(_TELL_AGAIN):
             os.kill(os.getpid(), signal.SIGUSR1)
 
     teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+
+    def stop() -> None:
+        stopped.set()
+        teller.start()
+
     try:
-        with stop_on_signals(stopped.set, "trials end, and go on from their last checkpoints when the sweep does"):
+        with stop_on_signals(stop, "trials end, and go on from their last checkpoints when the sweep does"):
             yield
     finally:
         done.set()
