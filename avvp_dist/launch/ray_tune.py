@@ -90,8 +90,9 @@ def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any
     try:
         with open_desk() as desk, _stopping(stopped):
             for phase in _phases(replace(plan, parent=tracker.reference, desk=desk), book):
-                if not stopped.is_set():
-                    phase.fit()
+                if stopped.is_set():
+                    break
+                phase.fit()
     except BaseException as caught:
         error = caught
         raise
@@ -115,15 +116,19 @@ def _stopping(stopped: threading.Event) -> Iterator[None]:
         while not done.wait(_TELL_AGAIN):
             os.kill(os.getpid(), signal.SIGUSR1)
 
+    teller = threading.Thread(target=tell, daemon=True)
+
     def stop() -> None:
         stopped.set()
-        threading.Thread(target=tell, daemon=True).start()
+        teller.start()
 
     try:
         with stop_on_signals(stop, "trials end, and go on from their last checkpoints when the sweep does"):
             yield
     finally:
         done.set()
+        if stopped.is_set():
+            teller.join()  # its signal would end a process that no longer listens
         signal.signal(signal.SIGUSR1, before)
 
 
