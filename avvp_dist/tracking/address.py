@@ -106,7 +106,7 @@ def _driver_problem(scheme: str, database: str, driver: str) -> str | None:
     except ModuleNotFoundError as error:
         other = "" if driver else f", or name another driver: {database}+{better}://..."
         return f"its driver is missing ({error}); pip install it{other}"
-    except (NoSuchModuleError, ArgumentError):
+    except (NoSuchModuleError, ArgumentError, ValueError):
         return f"SQLAlchemy knows no driver {driver!r} for {database}; give it like {database}+{better}://..."
     return None
 

@@ -51,12 +51,12 @@ def avvp(*arguments, cwd, **variables):
 def leaks(*folders):
     """Files below the folders, names included, in which the mark stands."""
     marks = [MARK.encode(), MARK.encode("utf-16-le"), *(base64.b64encode(b"x" * n + MARK.encode())[4:12] for n in range(3))]
-    found = []
-    for folder in folders:
-        for path in Path(folder).rglob("*"):
-            if MARK in path.name or (path.is_file() and any(mark in path.read_bytes() for mark in marks)):
-                found.append(str(path))
-    return found
+    paths = [path for folder in folders for path in Path(folder).rglob("*")]
+    return [
+        str(path)
+        for path in paths
+        if MARK in path.name or (path.is_file() and any(mark in path.read_bytes() for mark in marks))
+    ]
 
 
 class Locked(ThreadingHTTPServer):
