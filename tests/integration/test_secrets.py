@@ -221,10 +221,10 @@ def test_a_sweep_on_ray(packed, tmp_path):
         content = json.loads((out / "sweep.json").read_text())
         assert sorted(row["status"] for row in content["trials"]) == ["failed", "finished"], done.stderr
         assert done.returncode == 1
-        done = avvp("compare", "--sweep", str(out), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
         assert avvp("sync", str(out), cwd=tmp_path).returncode == 2
         done = avvp("sync", str(out), "--uri", f"sqlite:///{tmp_path}/mlflow.db", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        done = avvp("compare", "--sweep", str(out), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         (tmp_path / "mine.yaml").unlink()
         assert list(Path(own).rglob("*.out")), "Ray's own files were looked at"
