@@ -49,7 +49,7 @@ def check_address(config: TrackingConfig) -> None:
 
 
 def can_log_in(uri: str) -> bool:
-    """Whether this process has credentials for an address that needs some: of the whole address, or in their own variables."""
+    """Whether this process has credentials for an address: those of the whole address, or in variables of their own."""
     variables = _LOGIN_VARIABLES.get(uri.partition(":")[0].partition("+")[0].lower(), _SERVER_VARIABLES)
     return attach(uri) is not None or any(name in os.environ for name in variables)
 
