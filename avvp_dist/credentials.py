@@ -258,7 +258,7 @@ def without_secrets(setting: str) -> str:
     name = key.strip()
     if name in ("--uri", "tracking.uri", "tracking"):
         whole = parse(value.strip(), greedy=True) is not None and not value.strip().startswith("{")
-        value = detach(value) if whole else _each_url(value, detach)
+        return f"{key}={detach(value) if whole else _each_url(value, detach)}"
     if names_a_secret(name) and value:
         remember(value)
         return f"{key}='{_HIDDEN}'"  # quoted, since it is read as YAML

@@ -18,7 +18,8 @@ from avvp_dist.credentials import attach
 from avvp_dist.errors import ConfigError
 from avvp_dist.tracking.base import SQLITE, TrackingConfig, absolute_uri
 
-LOGIN_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
+_LOGIN_VARIABLES = {"postgresql": ("PGPASSWORD",), "mysql": ("MYSQL_PWD",)}
+_SERVER_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 HOW_TO_LOG_IN = (
     "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (for PostgreSQL PGUSER and "
     "PGPASSWORD), or give the whole address again, as MLFLOW_TRACKING_URI or with --uri"
@@ -45,6 +46,12 @@ def check_address(config: TrackingConfig) -> None:
         problem = "MLflow is not installed; pip install 'avvp_dist[mlflow]', or tracking=none"
     if problem:
         raise ConfigError(f"tracking.uri={uri}: {problem}")
+
+
+def can_log_in(uri: str) -> bool:
+    """Whether this process has credentials for an address: those of the whole address, or in variables of their own."""
+    variables = _LOGIN_VARIABLES.get(uri.partition(":")[0].partition("+")[0].lower(), _SERVER_VARIABLES)
+    return attach(uri) is not None or any(name in os.environ for name in variables)
 
 
 def _named(uri: str) -> bool:
@@ -106,7 +113,7 @@ def _driver_problem(scheme: str, database: str, driver: str) -> str | None:
     except ModuleNotFoundError as error:
         other = "" if driver else f", or name another driver: {database}+{better}://..."
         return f"its driver is missing ({error}); pip install it{other}"
-    except (NoSuchModuleError, ArgumentError):
+    except (NoSuchModuleError, ArgumentError, ValueError):
         return f"SQLAlchemy knows no driver {driver!r} for {database}; give it like {database}+{better}://..."
     return None
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import re
 import shutil
 import threading
@@ -32,7 +31,7 @@ from avvp_dist import json_files, storage
 from avvp_dist.credentials import attach, detach, redact, redact_all
 from avvp_dist.errors import DataError
 from avvp_dist.folders import ensure_home
-from avvp_dist.tracking.address import HOW_TO_LOG_IN, LOGIN_VARIABLES, check_address
+from avvp_dist.tracking.address import HOW_TO_LOG_IN, can_log_in, check_address
 from avvp_dist.tracking.base import Status, TrackingConfig, flatten
 
 log = logging.getLogger(__name__)
@@ -333,7 +332,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
     address = detach(uri or known["uri"])
     check_address(TrackingConfig(uri=address))
     asks = uri is None and (known.get("login", False) or address != known["uri"])
-    if asks and attach(address) is None and not any(name in os.environ for name in LOGIN_VARIABLES):
+    if asks and not can_log_in(address):
         raise DataError(f"{folder}: the server's address {address} needs its password; {HOW_TO_LOG_IN}")
     sender = Sender(folder, address)
     error = None

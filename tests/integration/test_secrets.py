@@ -51,12 +51,12 @@ def avvp(*arguments, cwd, **variables):
 def leaks(*folders):
     """Files below the folders, names included, in which the mark stands."""
     marks = [MARK.encode(), MARK.encode("utf-16-le"), *(base64.b64encode(b"x" * n + MARK.encode())[4:12] for n in range(3))]
-    found = []
-    for folder in folders:
-        for path in Path(folder).rglob("*"):
-            if MARK in path.name or (path.is_file() and any(mark in path.read_bytes() for mark in marks)):
-                found.append(str(path))
-    return found
+    paths = [path for folder in folders for path in Path(folder).rglob("*")]
+    return [
+        str(path)
+        for path in paths
+        if MARK in path.name or (path.is_file() and any(mark in path.read_bytes() for mark in marks))
+    ]
 
 
 class Locked(ThreadingHTTPServer):
@@ -221,10 +221,10 @@ def test_a_sweep_on_ray(packed, tmp_path):
         content = json.loads((out / "sweep.json").read_text())
         assert sorted(row["status"] for row in content["trials"]) == ["failed", "finished"], done.stderr
         assert done.returncode == 1
-        done = avvp("compare", "--sweep", str(out), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
         assert avvp("sync", str(out), cwd=tmp_path).returncode == 2
         done = avvp("sync", str(out), "--uri", f"sqlite:///{tmp_path}/mlflow.db", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        done = avvp("compare", "--sweep", str(out), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         (tmp_path / "mine.yaml").unlink()
         assert list(Path(own).rglob("*.out")), "Ray's own files were looked at"

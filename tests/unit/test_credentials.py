@@ -105,8 +105,19 @@ def test_another_process_finds_the_secret_in_its_environment_only(variable, monk
 
 @pytest.mark.parametrize(
     "name",
-    ["AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD"]
-    + ["RAY_AUTH_TOKEN", "HF_TOKEN", "WANDB_API_KEY", "MY_SECRET", "AZURE_STORAGE_CONNECTION_STRING", "MYSQL_PWD"],
+    [
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "HF_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "MYSQL_PWD",
+        "MY_SECRET",
+        "PGPASSWORD",
+        "RAY_AUTH_TOKEN",
+        "WANDB_API_KEY",
+    ],
 )
 def test_secrets_of_the_environment_are_known_in_every_spelling(name, monkeypatch):
     monkeypatch.setenv(name, f'{S}/+"=é')
