@@ -271,13 +271,13 @@ def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:
         return
     content = json.loads(storage.read_text(url))
     here, there = sweep.model_dump(mode="json"), content["spec"]
+    before = load(there["recipe"], [*there["overrides"], *content["overrides"]])
     for spec in (here, there):
         for key in (*_BUDGET, "seeds", "recipe", "overrides"):
             spec.pop(key, None)
         if spec["scheduler"]["name"] != "pbt":  # a population keeps its size
             spec["search"].pop("samples", None)
     changed = differences(there, here)
-    before = load(content["spec"]["recipe"], [*content["spec"]["overrides"], *content["overrides"]])
     changed += differences(*(what_it_is(config.model_dump(mode="json", exclude={"output"})) for config in (before, base)))
     if changed:
         raise ConfigError(changed, f"{output} holds another sweep; choose another --output or delete it")

@@ -33,7 +33,7 @@ def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, 
 
 
 def train_apart(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
-    """In a process of its own, which starts others; with relative paths, since Ray's workers run in other folders."""
+    """In a process of its own, which starts others; with relative paths: Ray's workers run in other folders."""
     places = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
     arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
