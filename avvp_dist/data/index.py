@@ -190,11 +190,11 @@ class Index:
         except ValidationError as error:
             fields = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors(include_url=False)]
             problems = [f"{name}: {message}" for name, message in fields]
-            raise DataError(checks.capped(problems), f"{source}: malformed; {checks.RESTORE}") from None
+            raise DataError(problems, f"{source}: malformed; {checks.RESTORE}") from None
         if index.labels is not None and not sealed:
             raise DataError(f"{source}: changed by hand: its checksum is missing; {checks.RESTORE}")
         if problems := checks.contradictions(index):
-            raise DataError(checks.capped(problems), f"{source}: contradicts itself; {checks.RESTORE}")
+            raise DataError(problems, f"{source}: contradicts itself; {checks.RESTORE}")
         return index
 
     @classmethod
@@ -326,7 +326,7 @@ def labels_of(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
     problems = checks.misplaced(index, places) or checks.misnamed(index, table)
     if problems:
         title = f"{source}: does not belong to {INDEX_FILE} beside it; {_AGAIN}"
-        raise DataError(checks.capped(problems), title)
+        raise DataError(problems, title)
     splits = np.array([shard.split for shard in index.shards])
     row_splits = splits[places["shard"]] if len(table) else np.empty(0, str)
     return {
@@ -353,7 +353,7 @@ def _split_labels(
             problems.append(f"{split}: weak labels that are listed twice for a video")
     audio, visual = (_dense(part[f"{name}_events"], f"{split}: {name} events", index, ids, problems) for name in MODALITIES)
     if problems:
-        raise DataError(checks.capped(problems), f"{source}: labels that cannot be used; {_AGAIN}")
+        raise DataError(problems, f"{source}: labels that cannot be used; {_AGAIN}")
     return Labels(split, tuple(ids), weak, audio, visual, **{name: values[rows] for name, values in places.items()})
 
 

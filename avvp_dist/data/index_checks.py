@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +20,8 @@ if TYPE_CHECKING:
     from avvp_dist.data.index import Index
 
 RESTORE = "restore it from a copy, or delete the data set and pack again"
-_NAMED = 20  # problems that a message lists
 _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
 _VIDEO_ID = "^[A-Za-z0-9_-]{1,64}$"
-
-
-def capped(problems: Sequence[str], most: int = _NAMED) -> list[str]:
-    """The first problems, and how many more there are."""
-    left = len(problems) - most
-    return [*problems[:most], *([f"... and {left:,} more"] if left > 0 else [])]
 
 
 def printable(name: str) -> str:

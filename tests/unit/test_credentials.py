@@ -178,7 +178,7 @@ def test_errors_hold_no_secrets():
         (f'uri: "http://me:{S}@h" x\n', "line 1, column"),
         (f"uri: *{S}\n", "line 1, column 6: found undefined alias"),
         (f"a: 1\nuri: !{S} x\n", "line 2, column 6"),
-        (f"uri: &{S} 1\nb: &{S} [\n", "line 2, column 4: found duplicate anchor"),
+        (f"uri: &{S} 1\nb: &{S} 2\n", "line 2, column 4: found duplicate anchor"),
         (f"uri: http://me: {S}@h\n", "line 1"),
         (f"x: '{S}\n", "line 2"),
         (f"x: [1,\n\t{S}", "line 2, column 1: while scanning for the next token: found character '\\t'"),

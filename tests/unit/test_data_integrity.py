@@ -163,7 +163,7 @@ def test_many_problems_are_capped(data, capsys):
         (data / f"train-{number:06d}.tar").write_bytes(b"")
     said = refused(capsys, "data", "verify", data, "--workers", 1)
     assert len(said.splitlines()) <= 25
-    assert "... and 17 more" in said
+    assert "… and 34 more like these" in said
 
 
 def test_labels_are_compared_with_the_shards(data, capsys):

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fault_proxy import FaultProxy
 from typer.testing import CliRunner
 
 from avvp_dist import cli, locks, processes, storage
 from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage_config import StorageConfig
+from benchmarks.fault_proxy import FaultProxy
 
 HOLD = """
 import socket, sys, time

@@ -29,7 +29,7 @@ TWO_NODES = STEP | {
     [
         ({}, World()),
         ({"WORLD_SIZE": "1"}, World()),
-        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", **MEETING}, World()),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", **MEETING}, World(launcher="torchrun")),
         ({"WORLD_SIZE": "", "RANK": " "}, World()),
         ({"RANK": "0"}, World()),
         (
