@@ -20,20 +20,16 @@ from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.data.source import Source, check_plan, open_split, order_settings
 from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted
+from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.observer import RunObserver
 from avvp_dist.outcome import CONFIG, RESULT, Outcome, check_files, finished, provenance
 from avvp_dist.recipe import RunConfig, differences, of_stages, what_comes_out
-from avvp_dist.report.console import TrainingConsole
-from avvp_dist.tracking.base import NullTracker, Status, Tracker, open_tracker
-from avvp_dist.tracking.home import TrackingHome, open_home
-from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
-from avvp_dist.types import Progress
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
@@ -75,7 +71,7 @@ def _train(
     splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
-    observer = _Observer(config, provenance(index, config, runtime), rank_0)
+    observer = RunObserver(config, provenance(index, config, runtime), rank_0)
     try:
         runner = StageRunner(
             store=store(config),
@@ -252,61 +248,6 @@ def store(config: RunConfig) -> str:
     return config.store or storage.join(config.output, "stages")
 
 
-class _Observer:
-    """Tells console and tracker how training goes; both only on rank 0."""
-
-    def __init__(self, config: RunConfig, facts: Mapping[str, Any], rank_0: bool) -> None:
-        self._home = _tracking_home(config) if rank_0 else None
-        self.tracker: Tracker = _tracker(config, self._home)
-        self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
-        tracked = not isinstance(self.tracker, NullTracker)
-        self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
-        self._told = False
-        if self._sampler:
-            self._sampler.start()
-        # places are tags: as params that differ in every run they would be an axis of MLflow's comparisons
-        places = {"output": config.output} | ({"store": config.store} if config.store else {})
-        self.tracker.params(config.model_dump(exclude={"tracking", "storage", "output", "store"}))
-        self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags({**facts, **places, **config.tracking.tags})
-
-    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
-        assert self._console
-        self._console.stage_started(stage, epochs, resumed)
-
-    def stage_reused(self, stage: str, key: str) -> None:
-        assert self._console
-        self._console.stage_reused(stage, key)
-        self.tracker.tags({f"reused.{stage}": key})
-
-    def step(self, progress: Progress) -> None:
-        assert self._console
-        self._console.step(progress)
-
-    def epoch(self, row: Mapping[str, Any], best: float) -> None:
-        assert self._console
-        self._console.epoch(row, best)
-        values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
-        self.tracker.metrics(values, step=row["epoch"])
-        self._tell_run()
-
-    def finish(self, status: Status) -> None:
-        if self._sampler:
-            self._sampler.stop()
-        if self._console:
-            self._console.close()
-        self.tracker.finish(status)
-        self._tell_run()
-        if self._home:
-            self._home.keep()
-
-    def _tell_run(self) -> None:
-        """Says once which tracked run this is, as soon as the server has given it an id."""
-        if self.tracker.run_id and not self._told:
-            self._told = True
-            LOGGER.info("MLflow run %s", self.tracker.run_id)
-
-
 def _identity(
     config: RunConfig,
     index: Index,
@@ -390,21 +331,3 @@ def _claim(config: RunConfig) -> None:
         if storage.exists(storage.join(config.output, RESULT)):
             return
     storage.write_text(url, config.to_yaml())
-
-
-def _tracking_home(config: RunConfig) -> TrackingHome | None:
-    """Where this run's tracking files lie; None when it is not tracked, which must not stop it."""
-    if config.tracking.name == "none":
-        return None
-    try:
-        return open_home(config.output)
-    except (AvvpError, OSError) as error:
-        LOGGER.warning("this run is not tracked: %s", error)
-        return None
-
-
-def _tracker(config: RunConfig, home: TrackingHome | None) -> Tracker:
-    if home is None:
-        return NullTracker()
-    name = config.tracking.run_name or f"{config.recipe}-seed{config.seed}"
-    return open_tracker(config.tracking.model_copy(update={"run_name": name}), home.folder)

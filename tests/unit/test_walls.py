@@ -16,7 +16,7 @@ LAYERS = [
     {"methods"},
     {"train", "tracking", "report"},
     {"recipe"},
-    {"outcome"},
+    {"outcome", "observer"},
     {"app"},
     {"comparison", "paper_tables", "search_space", "sweep"},
     {"launch"},
