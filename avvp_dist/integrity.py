@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.errors import DataError
 
 CHECKSUM = "checksum"
@@ -56,8 +57,9 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with its ``checksum``; to be written as JSON."""
-    return {**content, CHECKSUM: checksum(content)}
+    """``content`` with its ``checksum``, to be written as JSON; without the credentials that `storage.write_text` would drop."""
+    cleaned = json.loads(redact(json.dumps(content)))
+    return {**cleaned, CHECKSUM: checksum(cleaned)}
 
 
 def is_sealed(content: Mapping[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from avvp_dist.train.stages import WEIGHTS, weights_bytes
 
 LOGGER = logging.getLogger(__name__)
 CONFIG, RESULT = "config.yaml", "result.json"
+_RESTORE = "restore it from a copy, or train the run again"
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,16 @@ def read_result(output: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
         DataError: it is damaged.
     """
-    return integrity.read_sealed(storage.join(output, RESULT))
+    try:
+        return integrity.read_sealed(storage.join(output, RESULT))
+    except DataError as error:
+        raise DataError([f"{problem}; {_RESTORE}" for problem in error.problems]) from None
 
 
 def finished(output: str) -> dict[str, Any] | None:
     """As `read_result`; None where there is none or, with a warning, a damaged one: then the run has to end again."""
     try:
-        return read_result(output)
+        return integrity.read_sealed(storage.join(output, RESULT))
     except FileNotFoundError:
         return None
     except DataError as error:
@@ -193,7 +197,7 @@ def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) ->
         except DataError as error:
             problems += error.problems
     if problems:
-        raise DataError([f"{problem}; restore it from a copy, or train the run again" for problem in problems])
+        raise DataError([f"{problem}; {_RESTORE}" for problem in problems])
 
 
 def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from avvp_dist import app, cli, integrity, outcome
+from avvp_dist import app, cli, integrity, outcome, storage
 from avvp_dist.comparison import read_settings
 from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import LocalRuntime
@@ -92,6 +92,13 @@ def test_checkpoints(tmp_path):
     state = {"key": "k", "epoch": 2, "model": {"w": torch.randn(40, 9)}, "optimizer": {"state": {0: torch.randn(9)}}}
     file.write_bytes(checkpoint.pack(state))
     assert_no_flip_is_read(file, lambda: checkpoint.unpack(file.read_bytes(), str(file)))
+
+
+def test_a_sealed_document_stays_whole_without_its_credentials(tmp_path):
+    url = str(tmp_path / "result.json")
+    storage.write_text(url, json.dumps(integrity.seal({"told": ["see http://me:pass-4711@host/x?token=t-4711"]}), indent=1))
+    assert "4711" not in Path(url).read_text()
+    assert integrity.read_sealed(url)["told"] == ["see http://***@host/x?token=***"]
 
 
 def test_old_checkpoints_are_refused_by_name(tmp_path):
