@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from avvp_dist import storage
+from avvp_dist.credentials import redact
 from avvp_dist.data import index_checks as checks
 from avvp_dist.errors import DataError
 from avvp_dist.types import MODALITIES
@@ -168,7 +169,7 @@ class Index:
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         if self.labels is None:
             del content["labels"]
-        return checks.seal(json.dumps(content, indent=1))
+        return checks.seal(redact(json.dumps(content, indent=1)))  # the same that `storage.write_text` writes
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = INDEX_FILE) -> Index:
