@@ -57,7 +57,7 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with its ``checksum``, to be written as JSON; without the credentials that `storage.write_text` would drop."""
+    """``content`` with its ``checksum``, to be written as JSON; without credentials, which `storage.write_text` drops."""
     cleaned = json.loads(redact(json.dumps(content)))
     return {**cleaned, CHECKSUM: checksum(cleaned)}
 
