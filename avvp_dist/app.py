@@ -323,7 +323,7 @@ def _claim(config: RunConfig) -> None:
     if storage.exists(url):
         try:
             there = parse_yaml(storage.read_text(url), url)
-        except (ConfigError, UnicodeDecodeError) as error:
+        except (ConfigError, DataError) as error:
             raise ConfigError(f"{url}: damaged ({error}); restore it, choose another output, or delete this one") from None
         changed = differences(what_comes_out(there), what_comes_out(config.model_dump(mode="json")))
         if changed:

@@ -93,8 +93,11 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
     seen = checkpoints()
     process = start(*on_ray)
     wait_until(lambda: checkpoints() - seen, process)
+    ray = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
+    _, alive = psutil.wait_procs(ray, timeout=120)  # workers without a driver go on for a moment, and leave checkpoints
+    assert not alive
     assert not (cut / "result.json").exists()
 
     known = (cut / "ray" / "train" / "checkpoint_manager_snapshot.json").read_text()

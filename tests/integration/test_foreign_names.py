@@ -1,12 +1,12 @@
 """Names, classes and settings of others in all that is shown and written: nothing takes effect, nothing fails."""
 
 import csv
-import json
 import shutil
 
 import fake_runs
 import pytest
 from fake_runs import write_run
+from indexes import change_index
 
 from avvp_dist.cli import main
 
@@ -50,9 +50,7 @@ def test_comparisons_hold_foreign_names_harmless(runs, tmp_path, capsys):
 def test_a_run_into_a_folder_with_markup_ends_well(packed, tmp_path, capsys):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
-    index = json.loads((data / "index.json").read_text())
-    index["classes"][:3] = ["[/x]", "$a$ $\\frac{$", "\x1b[31m"]
-    (data / "index.json").write_text(json.dumps(index))
+    change_index(data, lambda index: {"classes": ("[/x]", "$a$ $\\frac{$", "[red]", *index.classes[3:])})
     tiny = ["train.epochs=1", "model.width=16", "model.feedforward=16", "train.device=cpu", "tracking=none"]
     output = tmp_path / "[/x] [red]\x1b[31m"
     avvp("train", "han", f"data={data}", f'output="{str(output).encode("unicode_escape").decode()}"', *tiny)

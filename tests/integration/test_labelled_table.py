@@ -1,10 +1,12 @@
 """`avvp table` with rows that are trained on labels of segments and on several feature sets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from indexes import change_index
 from test_table_run import SMALL, avvp_table
 
 from avvp_dist.data.external import noisy_labels
@@ -36,11 +38,8 @@ def real(finished, tmp_path):
     _, _, content = finished
     places = []
     for name, url in (("llp", content["data"]["url"]), ("clip-clap", content["rows"][1]["data"]["url"])):
-        places.append(tmp_path / name)
-        places[-1].mkdir()
-        for file in Path(url).iterdir():
-            text = file.read_bytes()
-            (places[-1] / file.name).write_bytes(text.replace(b'"synthetic": true', b'"synthetic": false'))
+        places.append(Path(shutil.copytree(url, tmp_path / name)))
+        change_index(places[-1], lambda index: {"provenance": index.provenance | {"synthetic": False}})
     return places
 
 

@@ -49,7 +49,8 @@ def test_a_run_on_its_own_ray_is_closed_to_others_and_stops_on_ctrl_c(packed, tm
         os.killpg(driver.pid, signal.SIGINT)
     _, told = driver.communicate(timeout=20 if second else 300)
     assert driver.returncode == (130 if second else 75), told
-    assert "Traceback" not in told
+    ours = [line for line in told.splitlines() if "TrainController" not in line]  # Ray's own warnings on a busy machine
+    assert not [line for line in ours if "Traceback" in line or "KeyboardInterrupt" in line], told
     assert ("ended at once" if second else "error: asked to stop at stage train") in told
     deadline = time.monotonic() + 60
     while listening(driver, mark):  # Ray ends with its driver

@@ -1,11 +1,13 @@
 """VALOR from labels of segments to scores, on a small synthetic data set."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dying import DyingRuntime, Killed
+from indexes import change_index
 from typer.testing import CliRunner
 
 from avvp_dist import app
@@ -106,8 +108,7 @@ def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(pa
         app.run(config, LocalRuntime(config.output, "cpu"))
     for name in ("index.json", "labels.parquet"):
         (tmp_path / name).write_bytes(Path(packed, name).read_bytes())
-    index = (tmp_path / "index.json").read_text()
-    (tmp_path / "index.json").write_text(index.replace('"name": "motion"', '"name": "flow"'))
+    change_index(tmp_path, lambda index: {"streams": (*index.streams[:2], replace(index.streams[2], name="flow"))})
     assert Index.load(str(tmp_path)).streams[2].name == "flow"
     for recipe in ("han", "valor"):
         config = load(recipe, [f"data={tmp_path}", f"output={tmp_path / 'run'}"])
