@@ -316,7 +316,7 @@ def _dataset(name: str, streams: Streams) -> Dataset:
     if name in DATASETS:
         return FEATURE_SETS[streams.value] if name == LLP.name else DATASETS[name]
     close = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ConfigError(f"unknown data set {name!r}{hint} Valid names: {', '.join(DATASETS)}")
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from avvp_dist.dist.world import rank
-from avvp_dist.errors import Preempted
+from avvp_dist.errors import INTERRUPTED, Preempted
 from avvp_dist.failures import report
 from avvp_dist.messages import WIDTH
 from avvp_dist.signals import end_on_ctrl_c
@@ -85,6 +85,9 @@ def _reader_gone() -> bool:
 def _told_safely() -> Iterator[None]:
     try:
         yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except _USAGE as error:
         error.message = shortened(line(error.message), WIDTH)
         raise

@@ -58,7 +58,7 @@ def labels(
         LabelFormat,
         typer.Option(
             "--format",
-            help="segments: a file a video, as VALOR publishes them; arrays: [rows, classes] or [rows, segments, classes] "
+            help="segments: a file a video, as VALOR publishes them; arrays: rows by classes, or by segments and classes, "
             "in the order of AVVP_train.csv; need-to-change: MA's lists of labels to clear.",
         ),
     ] = LabelFormat.segments,

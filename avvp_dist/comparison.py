@@ -161,7 +161,7 @@ def named(settings: Sequence[Setting], wanted: str) -> Setting:
             return setting
     labels = [setting.label for setting in settings]
     close = difflib.get_close_matches(wanted, labels, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ConfigError(f"no setting {wanted!r}{hint} Settings: {', '.join(map(repr, labels))}, or the folder of a run")
 
 

@@ -117,7 +117,9 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         except yaml_text.Refused as error:
             problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
-            problems.append(f"{key.strip()}: the value is not valid YAML; quote it")  # it may be a secret
+            problems.append(
+                f"{key.strip()}: the value is not valid YAML; quote it for YAML as well as for the shell: 'key=\"value\"'"
+            )  # it may be a secret
     if problems:
         raise ConfigError(problems, "overrides that cannot be read")
     return parsed
@@ -257,7 +259,7 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
     if detail["type"] == "extra_forbidden":
         valid = sorted(holder.model_fields) if holder else []
         close = difflib.get_close_matches(path[-1], valid, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         return f"{name}: unknown key{hint} Valid names: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{name}: missing; give it as {name}=..."

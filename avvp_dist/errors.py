@@ -16,6 +16,9 @@ from typing import Any
 
 from avvp_dist.credentials import redact, redact_all
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended before there was anything to keep, or for the second time."""
+
 
 class AvvpError(Exception):
     """Base of every error this package raises on purpose. Its message holds no credentials."""

@@ -44,7 +44,7 @@ def check(content: bytes, described: Any, url: str) -> bytes:
     """
     recorded = described if isinstance(described, Mapping) else {}
     if len(content) != recorded.get("bytes"):
-        raise DataError(f"{url}: damaged, {len(content)} bytes where {recorded.get('bytes')} were written")
+        raise DataError(f"{url}: damaged, {recorded.get('bytes')} bytes were written, {len(content)} are there")
     if sha256(content) != recorded.get("sha256"):
         raise DataError(f"{url}: damaged, its content differs from the recorded checksum")
     return content

@@ -113,7 +113,7 @@ def read(table: str) -> tuple[str, PaperTable]:
             raise ConfigError(f"{table}: no such table file")
         return PurePosixPath(table).stem, _parse(storage.read_text(table), table)
     close = difflib.get_close_matches(table, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ConfigError(f"unknown table {table!r}{hint} Valid names: {', '.join(known)}, or the path of a .yaml file")
 
 

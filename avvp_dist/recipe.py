@@ -183,7 +183,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         content, name = parse_yaml(storage.read_text(recipe), recipe), PurePosixPath(recipe).stem
     else:
         close = difflib.get_close_matches(recipe, shipped, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"unknown recipe {recipe!r}{hint} Valid names: {', '.join(shipped)}, or the path of a .yaml file")
     content.setdefault("recipe", name)
     merged = merge(content, parse_overrides(overrides), _SHORTHAND)

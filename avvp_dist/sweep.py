@@ -66,7 +66,7 @@ class SweepConfig(Section):
     def _known(cls, metric: str) -> str:
         if metric not in SCORES:
             close = difflib.get_close_matches(metric, SCORES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise ValueError(f"unknown score{hint} Valid names: {', '.join(SCORES)}")
         return metric
 
@@ -140,7 +140,7 @@ def read(sweep: str, changes: Mapping[str, Any] | None = None) -> tuple[str, Swe
         name, text = PurePosixPath(sweep).stem, storage.read_text(sweep)
     else:
         close = difflib.get_close_matches(sweep, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"unknown sweep {sweep!r}{hint} Valid names: {', '.join(known)}, or the path of a .yaml file")
     return name, changed(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
 

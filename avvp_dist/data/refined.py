@@ -90,10 +90,15 @@ class RefinedLabels:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            text = str(arrays.pop("about"))
-            missing = [name for name in ("ids", "audio", "visual") if name not in arrays]
+            missing = [name for name in ("about", "ids", "audio", "visual") if name not in arrays]
             if missing:
-                raise KeyError(missing[0])
+                raise DataError(
+                    f"{url}: not a file of refined labels, it lacks {', '.join(missing)}; import arrays of others with "
+                    "`avvp data labels`"
+                )
+            text = str(arrays.pop("about"))
+        except DataError:
+            raise
         except Exception as error:  # of a damaged zip file, nearly anything
             detail = " ".join(str(error).split())[:120]
             raise DataError(f"{url}: not a file of refined labels ({type(error).__name__}: {detail})") from None

@@ -129,7 +129,7 @@ def import_arrays(
     problems: list[str] = []
     found = {}
     for modality, file in zip(MODALITIES, (audio, visual), strict=True):
-        values = _array(file, modality)
+        values = _array(file, modality, shared=audio == visual)
         if isinstance(values, str):
             problems.append(values)
             continue
@@ -242,8 +242,11 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
 
 
-def _array(file: str, name: str) -> NDArray | str:
-    """The array in an .npy file, or the one called ``name`` in an .npz file; what is wrong where there is none."""
+def _array(file: str, name: str, shared: bool = False) -> NDArray | str:
+    """The array in an .npy file, or the one called ``name`` in an .npz file; what is wrong where there is none.
+
+    ``shared``: the file is given for both modalities.
+    """
     try:
         content = storage.read_bytes(file)
     except FileNotFoundError:
@@ -251,7 +254,7 @@ def _array(file: str, name: str) -> NDArray | str:
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return f"{name}: {file}: a single array for both modalities; give an .npz that holds both" if shared else loaded
         with loaded:
             if name in loaded.files:
                 return loaded[name]

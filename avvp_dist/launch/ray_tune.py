@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from avvp_dist import app, ray_job, storage
@@ -33,6 +34,11 @@ from avvp_dist.tracking.base import Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 
 _log = logging.getLogger(__name__)
+# Tune would send these to its workers by an environment of theirs, which Ray writes to log files that anyone can read. Workers
+# of this machine inherit them, nodes of a cluster have their own.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 _BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep goes on
 _TELL_AGAIN = 0.5  # seconds between two signals to Tune, which may not listen yet

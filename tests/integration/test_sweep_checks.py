@@ -46,7 +46,7 @@ def optuna(**space):
     ("content", "message"),
     [
         ({"metric": "segment.tpye"}, "metric: unknown score; did you mean 'segment.type'? Valid names: segment.audio"),
-        ({"metric": "loss"}, "metric: unknown score Valid names"),
+        ({"metric": "loss"}, "metric: unknown score. Valid names"),
         ({"mode": "best"}, "mode: "),
         ({"seeds": [-1]}, "seeds: "),
         ({"recipe": "hna"}, "unknown recipe 'hna'; did you mean 'han'?"),

@@ -67,7 +67,7 @@ def test_a_network_refuses_the_keys_of_another():
     with pytest.raises(ConfigError) as caught:
         load("jomold", ["model=ave", "model.heads=8", "model.width=15"])
     assert sorted(caught.value.problems) == [
-        "model.heads: unknown key Valid names: name, visual_dropout, width",
+        "model.heads: unknown key. Valid names: name, visual_dropout, width",
         "model.width: Input should be a multiple of 2, got 15",
     ]
     with pytest.raises(ConfigError, match=r"unknown model 'alexnet'.*'han', 'ave', 'avslowfast'"):
