@@ -117,9 +117,8 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         except yaml_text.Refused as error:
             problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
-            problems.append(
-                f"{key.strip()}: the value is not valid YAML; quote it for YAML as well as for the shell: 'key=\"value\"'"
-            )  # it may be a secret
+            # without the value, which may be a secret
+            problems.append(f"{key.strip()}: the value is not valid YAML; quote it for YAML as well as for the shell")
     if problems:
         raise ConfigError(problems, "overrides that cannot be read")
     return parsed

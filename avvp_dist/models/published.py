@@ -47,12 +47,17 @@ _WRAPPERS = ("model", "state_dict")  # keys under which a training's checkpoint 
 # JoMoLD's checkpoints hold NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of
 # Python and CUDA are tuples and tensors. The array's functions moved in NumPy 2, and files keep the old name.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
+_SCALAR = np.float64(0).__reduce__()[0]
 _GENERATOR_STATES: list[Any] = [
     (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
     (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),
+    # scores of the best epoch are often NumPy's numbers
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
 
 
