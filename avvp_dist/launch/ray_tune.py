@@ -34,8 +34,8 @@ from avvp_dist.tracking.base import Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 
 _log = logging.getLogger(__name__)
-# Tune would pass these on as an environment of its workers, which Ray writes to log files that every user can read. Workers on
-# this machine inherit them; the nodes of a cluster have their own.
+# Tune would pass these on as an environment of its workers, which Ray writes to log files that every user can read. Workers
+# on this machine inherit them; the nodes of a cluster have their own.
 class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
     {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 )
