@@ -60,7 +60,7 @@ def read_sweep(sweep: str) -> Sweep:
     if folder is None:
         raise DataError(f"no sweep {sweep!r}: looked for {' and '.join(places)}")
     url = storage.join(folder, "sweep.json")
-    if not storage.exists(url):
+    if "sweep.json" not in storage.names(folder):
         found = Sweep(_runs_below(folder), None, None)
     else:
         try:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from avvp_dist.config import Section
 
 _CHECKED = (0.0, 0.37, 1.0)  # places in a range without steps at which its values are checked
+_MOST_VALUES = 10_000  # of a range with steps
 
 
 class Dimension(Section):
@@ -42,15 +43,17 @@ class Dimension(Section):
         kinds = [name for name in ("grid", "choice", "uniform", "loguniform") if getattr(self, name) is not None]
         if len(kinds) != 1:
             raise ValueError(f"needs exactly one of grid, choice, uniform, loguniform; has {', '.join(kinds) or 'none'}")
+        if self.step and not self.uniform:
+            raise ValueError("step goes with uniform")
+        bounds = self.uniform or self.loguniform
+        if self.uniform and self.step and (self.uniform[1] - self.uniform[0]) / self.step > _MOST_VALUES:
+            raise ValueError(f"step={self.step:g} gives more than {_MOST_VALUES:,} values; give a larger one, or none")
         if self.values is not None and not self.values:
             raise ValueError(f"{kinds[0]} is empty")
-        bounds = self.uniform or self.loguniform
         if bounds and not bounds[0] < bounds[1]:
             raise ValueError(f"{kinds[0]}: the first bound must be the smaller one, got {list(bounds)}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("loguniform: bounds must be above 0")
-        if self.step and not self.uniform:
-            raise ValueError("step goes with uniform")
         return self
 
     @property

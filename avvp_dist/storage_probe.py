@@ -15,6 +15,7 @@ from avvp_dist.failures import of_system
 from avvp_dist.urls import malformed
 
 _MARKER = ".aside-probe-"  # begins as what `storage` writes aside: never taken for data
+_READ_ONLY = ("http", "https")
 _BLOCK = 1 << 16  # bytes of a local marker: a full disk may still take a byte
 _NAME, _PATH = 255, 4095  # bytes that Linux takes
 _LONGEST = "stages/" + "x" * 60 + "/model.safetensors"  # about the longest path that is made below a folder
@@ -57,6 +58,9 @@ def _probe(url: str, is_file: bool) -> None:
     if here is not None:
         (_probe_file if is_file else _probe_folder)(here.absolute())
         return
+    scheme = url.partition("://")[0].lower()
+    if scheme in _READ_ONLY:
+        raise UserError(f"{url}: {scheme} addresses can only be read; give a folder or an object store")
     folder = url.rstrip("/").rpartition("/")[0] if is_file else url
     marker = storage.join(folder, f"{_MARKER}{uuid.uuid4().hex}")
     if not is_file:

@@ -78,7 +78,6 @@ OVERRIDES = {
     "data.dataset=audioset": "audioset",
     "data.url=": "data",
     "output=": "output",
-    "store=": "store",
     "launch=slurm": "slurm",
     "launch.workers=0": r"launch\.workers",
     "launch.workers=2": r"launch\.workers",
@@ -140,7 +139,7 @@ YAML = {
     "key": ("? [a, b]\n: 1\n", "key|YAML"),
     "number keys": ("1: 2\n3: 4\n", "key|1"),
     "twice": ("seed: 1\nseed: 2\nmodel: nosuch\n", "seed|model"),
-    "large": ("x: '" + "y" * 3_000_000 + "'\n", "x|large"),
+    "large": ("x: '" + "y" * 3_000_000 + "'\n", "characters, at most"),
     "markup": ("'[/red]': '[bold]'\n", r"\[/red\]"),
     "documents": ("seed: 1\n---\nseed: 2\n", "document|YAML"),
 }

@@ -177,6 +177,7 @@ CASES = [
         lambda c: c.train("output=s3://"),
         "output: names no bucket or server (a variable that is not set?)",
     ),
+    ("output-http", lambda c: c.train("output=http://127.0.0.1:9/x"), "http addresses can only be read"),
     ("output-no-bucket-path", lambda c: c.train("output=s3:///runs/a"), "output: names no bucket"),
     ("output-one-slash", lambda c: c.train("output=s3:/b/x"), "output: has one slash after 's3'; give s3://"),
     ("output-empty", lambda c: c.train("output=''"), "output: is empty"),

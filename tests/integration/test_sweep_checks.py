@@ -48,6 +48,7 @@ def optuna(**space):
         ({"metric": "segment.tpye"}, "metric: unknown score; did you mean 'segment.type'? Valid names: segment.audio"),
         ({"metric": "loss"}, "metric: unknown score. Valid names"),
         ({"mode": "best"}, "mode: "),
+        ({"space": {"optim.lr": {"uniform": [0.001, 0.01], "step": 1e-12}}}, "step=1e-12 gives more than 10,000 values"),
         ({"seeds": [-1]}, "seeds: "),
         ({"recipe": "hna"}, "unknown recipe 'hna'; did you mean 'han'?"),
         ({"recipe": "nowhere.yaml"}, "nowhere.yaml: no such recipe file"),
