@@ -54,6 +54,7 @@ def _temporary_folder() -> str:
         if problem is None:
             if problems:
                 LOGGER.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
+                os.environ["TMPDIR"] = folder  # Ray's dashboard opens sockets of its own there
             return folder
         problems.append(f"{folder}: {problem}")
     raise ConfigError(problems, "no folder for Ray's temporary files; set RAY_TMPDIR to a short path that can be written")

@@ -1,10 +1,10 @@
 """Runs on a Ray of their own and on one that others use: listeners, token, temporary folder, resources, signals."""
 
 import os
+import re
 import signal
 import stat
 import subprocess
-import sys
 import time
 
 import psutil
@@ -49,7 +49,7 @@ def test_a_run_on_its_own_ray_is_closed_to_others_and_stops_on_ctrl_c(packed, tm
         os.killpg(driver.pid, signal.SIGINT)
     _, told = driver.communicate(timeout=20 if second else 300)
     assert driver.returncode == (130 if second else 75), told
-    ours = [line for line in told.splitlines() if "TrainController" not in line]  # Ray's own warnings on a busy machine
+    ours = [line for line in told.splitlines() if not re.search(r"\(\w+ pid=\d+\)", line)]  # not those of Ray's own actors
     assert not [line for line in ours if "Traceback" in line or "KeyboardInterrupt" in line], told
     assert ("ended at once" if second else "error: asked to stop at stage train") in told
     deadline = time.monotonic() + 60
@@ -124,43 +124,3 @@ def test_needs_are_counted_by_node():
     assert need(2, {"CPU": 0.95}, {"CPU": 0.1}).fits([{"CPU": 2.0}])
     assert not need(2, {"CPU": 0.95}, {"CPU": 0.1}).fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not need(1, {"CPU": 1}).fits([])
-
-
-_GROWING = """
-import logging, os, sys, time
-import ray
-from ray.cluster_utils import AutoscalingCluster
-
-logging.basicConfig(format="%(message)s", level="INFO", stream=sys.stdout)
-types = {"cpu": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1}}
-cluster = AutoscalingCluster(head_resources={"CPU": 0}, worker_node_types=types, idle_timeout_minutes=5)
-cluster.start()
-os.environ["RAY_ADDRESS"] = "auto"
-ray.init(address="auto", log_to_driver=False)
-
-from avvp_dist.errors import ConfigError
-from avvp_dist.launch.resources import Need, wait_for
-
-try:
-    wait_for(Need("worker", 2, {"CPU": 1.0}, {}, "fewer"), 120, "launch.wait")
-    print("granted")
-    wait_for(Need("worker", 3, {"CPU": 1.0}, {}, "fewer"), 2, "launch.wait")
-except ConfigError as error:
-    print("refused:", error)
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_a_cluster_with_an_autoscaler_is_given_time_to_grow(tmp_path):
-    environment = {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", _GROWING], env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "waiting for more nodes, " in done.stdout
-    assert "granted" in done.stdout
-    assert (
-        "refused: 3 workers with 1 CPU each asked for, for which there was no room within 2 s (no more nodes came)"
-        in done.stdout
-    )

@@ -124,7 +124,8 @@ def test_mistakes_are_told_before_anything_is_written(arguments, message, tmp_pa
 
 def test_a_table_is_not_started_by_torchrun(finished, monkeypatch):
     _, command, _ = finished
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="launch=ray"):
         avvp_table(*command)
 
