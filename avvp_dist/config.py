@@ -67,8 +67,8 @@ Url = Annotated[str, AfterValidator(_usable), Place()]
 Every field that holds one is annotated so: see `convert_places`."""
 Text = Annotated[str, AfterValidator(redact)]
 """Free text, which is written down without the credentials that may stand in it."""
-KeyValue = Annotated[str, AfterValidator(without_secrets)]
-"""A ``key=value`` that is written down: the address of a tracking server holds no credentials."""
+KeyValue = Annotated[str, AfterValidator(without_secrets), AfterValidator(redact)]
+"""A ``key=value`` that is written down, without credentials; those of a tracking server are kept in memory."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

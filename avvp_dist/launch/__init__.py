@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avvp_dist import locks, ray_job, storage
-from avvp_dist.credentials import without_secrets
+from avvp_dist.credentials import redact_all, without_secrets
 from avvp_dist.data import workers
 from avvp_dist.dist.world import rank
 from avvp_dist.launch import ray_environment
@@ -49,7 +49,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
-    overrides = [without_secrets(override) for override in overrides]
+    overrides = redact_all([without_secrets(override) for override in overrides])  # Ray Tune keeps them in a file
     base = load(spec.recipe, [*spec.overrides, *overrides])
     check_address(base.tracking)
     if ray_job.submission_id():
