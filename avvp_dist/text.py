@@ -100,7 +100,10 @@ class VisibleRecords(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
-        record.msg, record.args = visible(record.getMessage(), keep="\n\t"), ()
+        message = record.getMessage()
+        shown = visible(message, keep="\n\t")
+        if shown != message:  # handlers that come later get the others as they are
+            record.msg, record.args = shown, ()
         return True
 
 

@@ -49,13 +49,14 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
-    overrides = redact_all([without_secrets(override) for override in overrides])  # Ray Tune keeps them in a file
+    overrides = [without_secrets(override) for override in overrides]
     base = load(spec.recipe, [*spec.overrides, *overrides])
     check_address(base.tracking)
     if ray_job.submission_id():
         _check_places(base, output)
     storage.configure(base.storage)
     refuse_unwritable(folders={"--output": output})
+    overrides = redact_all(overrides)  # Ray Tune keeps them in a file
     ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
