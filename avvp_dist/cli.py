@@ -211,7 +211,7 @@ def _print_scores(results: dict[str, dict[str, Any]]) -> None:
 def _keep(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
     """Writes a file that is not there or holds something else, and its checksum into result.json where that lists files.
 
-    A folder that cannot be written is only told.
+    Reports a folder that cannot be written, and goes on.
     """
     url = storage.join(run, name)
     if storage.exists(url) and storage.read_bytes(url) == content:

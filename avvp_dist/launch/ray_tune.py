@@ -34,11 +34,7 @@ from avvp_dist.tracking.base import Status, Tracker, open_tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 
 _log = logging.getLogger(__name__)
-# Tune would pass these on as an environment of its workers, which Ray writes to log files that every user can read. Workers
-# on this machine inherit them; the nodes of a cluster have their own.
-class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
-    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
-)
+_CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 
 _BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep goes on
 _TELL_AGAIN = 0.5  # seconds between two signals to Tune, which may not listen yet
@@ -60,6 +56,9 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
     Raises:
         ConfigError, DataError: before anything runs.
     """
+    # Tune would pass them on in the runtime environment of its workers, which Ray writes to log files that every user can
+    # read. Workers on this machine inherit them; the nodes of a cluster have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_CREDENTIALS)
     base = load(sweep.recipe, [*sweep.overrides, *overrides])
     storage.configure(base.storage)
     index, planned = prepare(sweep, overrides)
