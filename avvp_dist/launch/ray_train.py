@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -38,10 +39,12 @@ from avvp_dist.report.console import set_up_logging
 from avvp_dist.signals import stop_on_signals
 from avvp_dist.storage_config import StorageConfig
 
+LOGGER = logging.getLogger(__name__)
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
 _EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # folders of Ray's, and a file of ours in them
 _LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
+_RECORD = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints it knows
 # Ray looks for dead nodes every 20 seconds and until then waits for them, by default a minute a time
 _WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
@@ -80,13 +83,13 @@ class RayRuntime:
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
     def checkpoints(self) -> list[str]:
-        """See `Runtime`; Ray names the newest, and those before it lie beside it."""
+        """See `Runtime`; Ray names the newest. Without Ray's record (`_drop_damaged_record`) all in the folder count."""
+        names = [name for name in storage.names(self._folder) if name.startswith(_CHECKPOINT)]
         found = ray.train.get_checkpoint()
-        if found is None:
-            return []
-        newest = Path(found.path).name
-        names = [name for name in storage.names(self._folder) if name.startswith(_CHECKPOINT) and name < newest]
-        return [storage.join(self._folder, name, _STATE) for name in (newest, *reversed(names))]
+        if found is not None:
+            newest = Path(found.path).name
+            names = [name for name in names if name < newest] + [newest]
+        return [storage.join(self._folder, name, _STATE) for name in reversed(names)]
 
     def read_checkpoint(self, name: str) -> bytes:
         """See `Runtime`."""
@@ -152,6 +155,7 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorH
     try:
         if desk is None:  # else a trial: its sweep has asked for all of them
             resources.wait_for(_need(config.launch), config.launch.wait, "launch.wait")
+        _drop_damaged_record(config.output)
         _fit(_trainer(config, callbacks, desk), config.output)
     except ray.train.TrainingFailedError as error:
         _raise_failure(config)
@@ -162,6 +166,28 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorH
             ray.shutdown()
     _raise_failure(config)
     return read_result(config.output)
+
+
+def _drop_damaged_record(output: str) -> None:
+    """Removes Ray's record of its checkpoints if Ray could not start from it.
+
+    Ray overwrites the record in place: a driver killed at that moment leaves an empty or truncated file. The checkpoints
+    themselves lie beside it, each with its checksum.
+    """
+    folder = storage.join(output, "ray", _EXPERIMENT)
+    record = storage.join(folder, _RECORD)
+    try:
+        listed = {result["checkpoint_dir_name"] for result in json.loads(storage.read_bytes(record))["checkpoint_results"]}
+        missing = listed - set(storage.names(folder))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        missing = {"its own content"}
+    if missing:
+        LOGGER.warning(
+            "%s: damaged, lacks %s; using the checkpoints in the folder instead", record, ", ".join(sorted(missing))
+        )
+        storage.remove(record)
 
 
 def _need(launch: LaunchConfig) -> resources.Need:
