@@ -8,7 +8,7 @@ from avvp_dist.errors import INTERRUPTED
 def main() -> None:
     """Runs the command line; Ctrl-C ends it without a traceback while its modules are imported, too."""
     try:
-        from avvp_dist.cli import main as run
+        from avvp_dist.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     run()

@@ -1,6 +1,6 @@
 """How a configuration is made: sections, YAML, ``key=value`` overrides, and errors a person can act on.
 
-Each section is a pydantic model beside the class it configures; `avvp_dist.recipe` composes them.
+Each section is a pydantic model beside the class it configures; `avvp_dist.experiments.recipe` composes them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,10 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from avvp_dist import yaml_text
-from avvp_dist.credentials import (
-    WHERE_THEY_GO,
-    holds_credentials,
-    names_a_secret,
-    redact,
-    remember_in,
-    without_secrets,
-)
 from avvp_dist.errors import ConfigError
-from avvp_dist.urls import malformed
+from avvp_dist.text import checked_yaml
+from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials, names_a_secret, redact, remember_in, without_secrets
+from avvp_dist.text.urls import malformed
 
 LARGEST = 2**63 - 1
 """Largest whole number that a setting takes."""
@@ -75,10 +68,10 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A YAML mapping as a plain dict.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or refused by `yaml_text.load`; names ``source`` and the line.
+        ConfigError: not YAML, not a mapping, or refused by `checked_yaml.load`; names ``source`` and the line.
     """
     try:
-        content = yaml_text.load(text)
+        content = checked_yaml.load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(error)}") from None
     if content is None:
@@ -114,7 +107,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
             continue
         try:
             parsed.append((path, _scalar(value)))
-        except yaml_text.Refused as error:
+        except checked_yaml.Refused as error:
             problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
             # without the value, which may be a secret
@@ -125,7 +118,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
 
 
 def _scalar(text: str) -> Any:
-    value = yaml_text.load(text) if text else None
+    value = checked_yaml.load(text) if text else None
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
         try:
             return float(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from avvp_dist.credentials import redact, redact_all
+from avvp_dist.text.credentials import redact, redact_all
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended before there was anything to keep, or for the second time."""

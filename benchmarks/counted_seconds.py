@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.source import open_split
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.loading.split import open_split
+from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.types import Batch
 
 

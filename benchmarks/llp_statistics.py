@@ -12,9 +12,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from avvp_dist.data import llp
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.synthetic_labels import Pattern, pattern_of, read_pattern
+from avvp_dist.datasets import llp
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.synthetic_labels import Pattern, pattern_of, read_pattern
 
 ABOUT = (
     "Counts from the LLP annotation files (HAN, ECCV 2020). labels: videos with each set of weak labels, in the train split "

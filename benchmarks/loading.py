@@ -57,7 +57,7 @@ class RandomFeatures:
 
     def examine(self, record):
         """See `FeatureSource`."""
-        from avvp_dist.data.feature_files import Examined
+        from avvp_dist.shards.feature_source import Examined
 
         return Examined()
 
@@ -68,13 +68,13 @@ class RandomFeatures:
 
 def make(folder: Path, videos: int) -> None:
     """The same videos in the three layouts."""
-    from avvp_dist.data import shards
-    from avvp_dist.data.catalog import LLP
+    from avvp_dist.datasets.catalog import LLP
+    from avvp_dist.shards import pack as packing
     from avvp_dist.types import VideoRecord
 
     source = RandomFeatures()
     records = [VideoRecord(f"v{number:08d}", f"v{number:08d}", "train", (number % 25,)) for number in range(videos)]
-    shards.pack(LLP, records, source, str(folder / "one"), provenance={}, workers=1)
+    packing.pack(LLP, records, source, str(folder / "one"), provenance={}, workers=1)
     bounds = np.cumsum([stream.dim for stream in LLP.streams])[:-1]
     for name in ("loose", "three"):
         (folder / name).mkdir()
@@ -115,8 +115,8 @@ def _streaming(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
     import torch
 
     from avvp_dist import storage
-    from avvp_dist.data.index import Index, read_labels
-    from avvp_dist.data.source import DataConfig, open_split
+    from avvp_dist.loading.split import DataConfig, open_split
+    from avvp_dist.shards.index import Index, read_labels
 
     url = storage.join(folder, "one")
     index = Index.load(url)
@@ -133,7 +133,7 @@ def _streaming(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
 
 def _raw_get(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
     from avvp_dist import storage
-    from avvp_dist.data.index import Index
+    from avvp_dist.shards.index import Index
 
     shards = Index.load(storage.join(folder, "one")).shards
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
@@ -222,7 +222,7 @@ def measure(way: str, folder: str, workers: int, seconds: float) -> dict[str, fl
 
 
 def _empty_cache() -> None:
-    from avvp_dist.data.cache import ShardCache
+    from avvp_dist.shards.cache import ShardCache
 
     left = ShardCache().clear()
     assert not left.entries, left

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from avvp_dist.data.catalog import LLP
+from avvp_dist.datasets.catalog import LLP
 
 SECONDS, FRAMES, CLASSES, WIDTH = 10, 8, 25, 512
 LEARNING_RATE = 5e-4

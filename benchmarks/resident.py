@@ -27,11 +27,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avvp_dist.data import resident, synthetic
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.plan import EpochPlan
-from avvp_dist.data.reading import ShardStore
+from avvp_dist.datasets import synthetic
+from avvp_dist.loading import resident
+from avvp_dist.loading.plan import EpochPlan
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.reading import ShardStore
 
 WORLDS = (1, 2, 4)
 BATCH = 128

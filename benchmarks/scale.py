@@ -28,15 +28,16 @@ import torch
 from numpy.typing import NDArray
 
 from avvp_dist import storage
-from avvp_dist.data import index as indexes
-from avvp_dist.data import shards
-from avvp_dist.data.cache import DEFAULT_GB, GB
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import Index, Labels, ShardInfo
-from avvp_dist.data.plan import EpochPlan, StreamPlan, split_sizes
-from avvp_dist.data.source import DataConfig
-from avvp_dist.data.streaming import _Place, _Share
-from avvp_dist.data.table import Table
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.dist.partition import split_sizes
+from avvp_dist.loading.batches import Table
+from avvp_dist.loading.plan import EpochPlan, StreamPlan
+from avvp_dist.loading.split import DataConfig
+from avvp_dist.loading.streaming import _Place, _Share
+from avvp_dist.shards import index as indexes
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.cache import DEFAULT_GB, GB
+from avvp_dist.shards.index import Index, Labels, ShardInfo
 from avvp_dist.types import Event, VideoRecord
 from benchmarks.loading import RandomFeatures
 from benchmarks.scale_exchange import CLASSES, PER_RANK, SOME, Exchange, measured
@@ -49,7 +50,7 @@ EPOCHS = 2
 def one_shard(folder: Path) -> tuple[ShardInfo, NDArray[np.int64]]:
     """A packed shard of as many videos as shards have here, and where its videos lie."""
     records = [VideoRecord(_name(number), f"{_name(number)}_0_10", "train", (0, 1)) for number in range(SHARD)]
-    index = shards.pack(LLP, records, RandomFeatures(), str(folder), provenance={}, workers=1, shard_videos=SHARD)
+    index = packing.pack(LLP, records, RandomFeatures(), str(folder), provenance={}, workers=1, shard_videos=SHARD)
     return index.shards[0], indexes.read_labels(str(folder), index)["train"].offset
 
 
@@ -68,7 +69,7 @@ def make(videos: int, packed: ShardInfo, offsets: NDArray[np.int64]) -> tuple[In
             digest = f"{len(infos):064x}"
             samples = min(SHARD, count - start)
             infos.append(ShardInfo(f"{split}-{number:06d}.tar", split, samples, packed.bytes, digest, digest))
-    streams = shards._streams(LLP)
+    streams = packing._streams(LLP)
     return Index(LLP.name, LLP.segments, LLP.classes, streams, tuple(infos), (), {"synthetic": True}), pa.concat_tables(
         tables
     )
@@ -206,9 +207,9 @@ def driver_of_a_pack(videos: int) -> dict[str, float]:
     source = RandomFeatures()
 
     def plan() -> list[Any]:
-        shards._refuse_records(LLP, records)
-        shards._inputs(LLP, records, source, SHARD)
-        return shards._plan(LLP, records, source, "out", SHARD, set(), None)
+        packing._refuse_records(LLP, records)
+        packing._inputs(LLP, records, source, SHARD)
+        return packing._plan(LLP, records, source, "out", SHARD, set(), None)
 
     _, planned = measured(plan)
     return {

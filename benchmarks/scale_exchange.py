@@ -15,12 +15,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import Labels
-from avvp_dist.data.plan import EpochPlan
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.experiments.recipe import load
+from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.methods.base import SplitTable
 from avvp_dist.methods.jomold import Jomold
-from avvp_dist.recipe import load
+from avvp_dist.shards.index import Labels
 from avvp_dist.train import checkpoint
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.types import Batch, Progress, Targets

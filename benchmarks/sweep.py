@@ -32,13 +32,14 @@ import ray
 import torch
 from ray import tune
 
-from avvp_dist import app, storage
-from avvp_dist.data import synthetic
+from avvp_dist import storage
+from avvp_dist.datasets import synthetic
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.recipe import RunConfig
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.experiments.sweep import SweepConfig, settings, trials
 from avvp_dist.launch import ray_train, ray_tune
 from avvp_dist.launch.trial import Plan
-from avvp_dist.recipe import RunConfig
-from avvp_dist.sweep import SweepConfig, settings, trials
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -65,7 +66,7 @@ def bare(plan: Plan, todo: list[tuple[dict, int]]) -> None:
     logging.disable(logging.CRITICAL)
     for setting, seed in todo:
         config = plan.config(setting, seed)
-        app.run(config, LocalRuntime(config.output, "cpu"))
+        run_experiment(config, LocalRuntime(config.output, "cpu"))
 
 
 def nested(chosen: Mapping[str, Any], *, plan: Plan) -> None:

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from avvp_dist.data.index import Index, Labels, read_labels
-from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.errors import AvvpError, ConfigError
+from avvp_dist.experiments.recipe import RunConfig, differences, load
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, judge, refinement_row
-from avvp_dist.recipe import RunConfig, differences, load
+from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
 LEVELS = ("segment", "event")

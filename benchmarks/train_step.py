@@ -20,15 +20,17 @@ from pathlib import Path
 
 import torch
 
-from avvp_dist.data import llp, resident, shards, synthetic
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import read_labels
-from avvp_dist.data.plan import EpochPlan
-from avvp_dist.data.reading import ShardStore
+from avvp_dist.datasets import llp, synthetic
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.recipe import load
+from avvp_dist.loading import resident
+from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.methods.jomold import Jomold
-from avvp_dist.recipe import load
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.reading import ShardStore
 from avvp_dist.train.step import TrainStep
 from avvp_dist.types import Progress
 from benchmarks import published_loop
@@ -41,7 +43,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
     """A function that trains one epoch and gives (videos, seconds), and the seconds it took to load the split."""
     config = load("jomold", [f"train.precision={precision}"])
     runtime = LocalRuntime(str(packed / "none"), device)
-    index = shards.Index.load(str(packed))
+    index = Index.load(str(packed))
     started = time.perf_counter()
     labels = read_labels(str(packed), index)["train"]
     split = resident.load(ShardStore(str(packed), ShardCache()), index, labels, runtime.device, getattr(torch, precision))
@@ -98,7 +100,7 @@ def main() -> None:
         official, packed = Path(scratch) / "official", Path(scratch) / "packed"
         synthetic.write(str(official), videos=None, seed=0, splits=(arguments.videos, 1, 1), workers=1)
         records = llp.read_annotations(official).records
-        shards.pack(LLP, records, llp.OfficialFeatures(official / "feats"), str(packed), provenance={}, workers=1)
+        packing.pack(LLP, records, llp.OfficialFeatures(official / "feats"), str(packed), provenance={}, workers=1)
         contenders = {f"published, {w} workers": published(official, arguments.device, w) for w in (0, 1, 2)}
         loaded = {}
         for precision in ("float32", "bfloat16"):

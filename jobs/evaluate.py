@@ -8,7 +8,7 @@ it on a node that has them, not on the head.
 
 import sys
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 
 if __name__ == "__main__":
     main(["evaluate", *sys.argv[1:]])

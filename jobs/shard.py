@@ -10,7 +10,7 @@ needs no CPUs. Stopped, and submitted again, it goes on with the shards that are
 
 import sys
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 
 if __name__ == "__main__":
     main(["data", "pack", *sys.argv[1:]])

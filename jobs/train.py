@@ -9,7 +9,7 @@ finished. Submitted again with the same output, it goes on where it stopped.
 
 import sys
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 
 if __name__ == "__main__":
     recipe, overrides = sys.argv[1:2], sys.argv[2:]

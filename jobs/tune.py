@@ -8,7 +8,7 @@ goes on with the trials that are left.
 
 import sys
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 
 if __name__ == "__main__":
     main(["sweep", *sys.argv[1:]])

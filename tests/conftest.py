@@ -42,7 +42,7 @@ def llp_annotations() -> Path:
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory) -> str:
     """A small synthetic data set in shards; 62 training videos divide by no world size the tests use."""
-    from avvp_dist.data import synthetic
+    from avvp_dist.datasets import synthetic
 
     out = str(tmp_path_factory.mktemp("data") / "packed")
     synthetic.write(out, videos=None, seed=0, layout="shards", splits=(62, 14, 14), workers=1, shard_videos=16)
@@ -62,7 +62,7 @@ def s3_server():
 def s3(s3_server, monkeypatch) -> str:
     """URL of an empty bucket, which this process and its children reach by their environment."""
     from avvp_dist import storage
-    from avvp_dist.storage_config import StorageConfig
+    from avvp_dist.storage.config import StorageConfig
 
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3_"))]:
         monkeypatch.delenv(name)

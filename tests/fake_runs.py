@@ -9,10 +9,10 @@ import numpy as np
 import typer
 from typer.testing import CliRunner
 
-from avvp_dist.cli_compare import compare
+from avvp_dist.cli.compare import compare
+from avvp_dist.experiments.recipe import load
 from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.recipe import load
 
 VIDEOS = {"val": 40, "test": 60}
 CLASSES = ("Speech", "Frying_(food)")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from avvp_dist.data.index import INDEX_FILE, Index
+from avvp_dist.shards.index import INDEX_FILE, Index
 
 
 def change_index(folder: str | Path, change: Callable[[Index], dict[str, Any]]) -> None:

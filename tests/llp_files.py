@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avvp_dist.data.catalog import LLP, Dataset, Stream
-from avvp_dist.data.llp import OfficialFeatures
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import OfficialFeatures
+from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.types import VideoRecord
 
 TINY = Dataset(

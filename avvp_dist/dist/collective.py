@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avvp_dist.data.plan import split_sizes
+from avvp_dist.dist.partition import split_sizes
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ import torch.distributed as dist
 # DDP imports it late, when its functions' default arguments would keep the process group for ever
 import torch.distributed.nn  # noqa: F401
 
-from avvp_dist import locks, storage
+from avvp_dist import storage
+from avvp_dist.storage import locks
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.dist.rendezvous import join
 from avvp_dist.dist.world import World, read

@@ -11,13 +11,13 @@ from pydantic import PositiveFloat
 
 from avvp_dist import storage
 from avvp_dist.config import Section, Text, Url
-from avvp_dist.credentials import redact
 from avvp_dist.errors import AvvpError
-from avvp_dist.launch import checks
-from avvp_dist.launch.checks import Finding
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.launch import doctor_checks
+from avvp_dist.launch.doctor_checks import Finding
+from avvp_dist.storage.config import StorageConfig
+from avvp_dist.text.credentials import redact
 from avvp_dist.tracking.base import TrackingConfig, TrackingUri
-from avvp_dist.tracking.spool import explain
+from avvp_dist.tracking.journal import explain
 
 # where the user said nothing: a check looks once, a training may wait
 _HURRY = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}
@@ -58,20 +58,20 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
     storage.arrow_filesystem(config.output)  # imports what threads must not import at the same time
     # processes of a check end before the check's own time does
     plan: dict[str, Callable[[], Finding]] = {
-        "python": checks.python,
-        "shared memory": checks.shared_memory,
-        "disk": checks.disk,
-        "gpu": checks.gpu,
-        "collective": lambda: checks.collective(0.9 * config.timeout),
-        "ray": lambda: checks.ray(0.9 * config.timeout),
-        "output": lambda: checks.output(config.output),
-        "output by ray": lambda: checks.ray_output(config.output),
+        "python": doctor_checks.python,
+        "shared memory": doctor_checks.shared_memory,
+        "disk": doctor_checks.disk,
+        "gpu": doctor_checks.gpu,
+        "collective": lambda: doctor_checks.collective(0.9 * config.timeout),
+        "ray": lambda: doctor_checks.ray(0.9 * config.timeout),
+        "output": lambda: doctor_checks.output(config.output),
+        "output by ray": lambda: doctor_checks.ray_output(config.output),
     }
     if config.tracking != "none":
-        plan["mlflow"] = lambda: checks.mlflow(config.tracking, config.experiment)
+        plan["mlflow"] = lambda: doctor_checks.mlflow(config.tracking, config.experiment)
     if config.data is not None:
         url = config.data
-        plan["data"] = lambda: checks.data(url)
+        plan["data"] = lambda: doctor_checks.data(url)
     found: dict[str, Finding] = {}
     threads = {
         name: threading.Thread(target=_look, args=(found, name, check), name=f"check {name}", daemon=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError
-from avvp_dist.recipe import RunConfig
-from avvp_dist.signals import stop_on_signals
+from avvp_dist.experiments.recipe import RunConfig
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.launch.signals import stop_on_signals
 
 WHAT_HAPPENS = "a checkpoint is written at the next step that all ranks agree on"
 
@@ -28,6 +28,6 @@ def train(config: RunConfig) -> dict[str, Any]:
     runtime = LocalRuntime(config.output, config.train.device)
     try:
         with stop_on_signals(runtime.stop.set, WHAT_HAPPENS):
-            return app.run(config, runtime)
+            return run_experiment(config, runtime)
     finally:
         runtime.close()

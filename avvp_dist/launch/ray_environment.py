@@ -10,8 +10,8 @@ import stat
 import tempfile
 from pathlib import Path
 
-from avvp_dist import folders
 from avvp_dist.errors import ConfigError
+from avvp_dist.storage import user_folders
 
 LOGGER = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def prepare() -> None:
     Raises:
         ConfigError: no folder is fit for Ray's temporary files, or its token cannot be kept to this user.
     """
-    folders.ensure_home()
+    user_folders.ensure_home()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours
@@ -113,7 +113,7 @@ def _make_token(path: Path) -> None:
     except FileExistsError:  # another process was quicker; it wrote all of it before anyone could see it
         return
     except OSError:  # a home that is not there, or read-only
-        path = folders.private() / "ray_auth_token"
+        path = user_folders.private() / "ray_auth_token"
         with contextlib.suppress(FileExistsError):
             _write(path)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)

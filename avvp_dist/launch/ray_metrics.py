@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from avvp_dist.launch.repeating import Repeating
+from avvp_dist.launch.periodic import Repeating
 from avvp_dist.types import MODALITIES
 
 _TAGS = ("run", "stage", "rank")

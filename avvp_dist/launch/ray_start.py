@@ -7,8 +7,8 @@ import os
 import socket
 from urllib.parse import urlsplit
 
-from avvp_dist import credentials
 from avvp_dist.errors import ConfigError, UserError
+from avvp_dist.text import credentials
 
 ADVICE = "start the cluster, mend RAY_ADDRESS, or unset it for a Ray of your own"
 _LOCKED = "if it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH unless it is in ~/.ray/auth_token"

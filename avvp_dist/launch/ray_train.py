@@ -21,23 +21,25 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 
-from avvp_dist import app, locks, storage
-from avvp_dist.credentials import errors_without_secrets
-from avvp_dist.data.source import check_plan
+from avvp_dist import storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
+from avvp_dist.experiments.result import read_result
+from avvp_dist.experiments.run import open_data, run_experiment
 from avvp_dist.launch import resources
-from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.leases import Claim, claims
 from avvp_dist.launch.local import WHAT_HAPPENS
+from avvp_dist.launch.periodic import Repeating
 from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
-from avvp_dist.launch.repeating import Repeating
-from avvp_dist.outcome import read_result
-from avvp_dist.recipe import LaunchConfig, RunConfig
+from avvp_dist.launch.signals import stop_on_signals
+from avvp_dist.loading.split import check_plan
 from avvp_dist.report.console import set_up_logging
-from avvp_dist.signals import stop_on_signals
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.storage import locks
+from avvp_dist.storage.config import StorageConfig
+from avvp_dist.text.credentials import errors_without_secrets
 
 LOGGER = logging.getLogger(__name__)
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
@@ -139,7 +141,7 @@ def train(
         Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
         TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
     """
-    index, labels = app.open_data(config)
+    index, labels = open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
     with locks.hold_folder(config.output, patience=patience):
         return _train(config, callbacks, desk)
@@ -251,7 +253,7 @@ def _work(arguments: dict[str, Any]) -> None:
         return
     runtime = RayRuntime(config.output, arguments["group"], claims(arguments["desk"]) if arguments["desk"] else None)
     try:
-        app.run(config, runtime)
+        run_experiment(config, runtime)
     except (UserError, TrainingError, Preempted) as error:
         if isinstance(error, StorageError) and error.transient:
             raise

@@ -17,21 +17,24 @@ from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from avvp_dist import app, ray_job, storage
-from avvp_dist.data.index import Index
+from avvp_dist import storage
 from avvp_dist.errors import ConfigError, UserError
-from avvp_dist.launch.claims import open_desk
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, differences, load, what_it_is
+from avvp_dist.experiments.run import check_experiment, open_data
+from avvp_dist.experiments.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
+from avvp_dist.launch import ray_job
+from avvp_dist.launch.leases import open_desk
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.ray_train import place
 from avvp_dist.launch.resources import Need, wait_for
 from avvp_dist.launch.search import exchange, optuna_search
-from avvp_dist.launch.sweep_book import RECORD, Book, recorded
+from avvp_dist.launch.signals import stop_on_signals
+from avvp_dist.launch.sweep_recorder import RECORD, Book, recorded
 from avvp_dist.launch.trial import DRIVER_CPUS, Plan, beside_driver, run_trial
-from avvp_dist.recipe import LaunchConfig, RunConfig, differences, load, what_it_is
-from avvp_dist.signals import stop_on_signals
-from avvp_dist.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
-from avvp_dist.tracking.base import Status, Tracker, open_tracker
+from avvp_dist.shards.index import Index
+from avvp_dist.tracking.base import Status, Tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
+from avvp_dist.tracking.tracker import open_tracker
 
 _log = logging.getLogger(__name__)
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
@@ -146,7 +149,7 @@ def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[T
     problems = refused_overrides(sweep, overrides)
     if problems:
         raise ConfigError(problems, "these belong to the sweep")
-    index, _ = app.open_data(load(sweep.recipe, [*sweep.overrides, *overrides]))
+    index, _ = open_data(load(sweep.recipe, [*sweep.overrides, *overrides]))
     planned = [] if sweep.search.name == "optuna" else trials(sweep, settings(sweep), overrides, index.fingerprint)
     checked = list(planned)
     if sweep.search.name == "optuna" or sweep.scheduler.name == "pbt":  # which choose as they go
@@ -171,7 +174,7 @@ def _check_trials(sweep: SweepConfig, checked: Sequence[Trial]) -> None:
             continue
         alike.add(key)
         try:
-            app.check(todo.config, todo.config.launch.workers)
+            check_experiment(todo.config, todo.config.launch.workers)
         except UserError as error:
             problems += [f"setting {label(todo.setting)}: {problem}" for problem in error.problems]
     if problems:

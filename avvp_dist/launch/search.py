@@ -13,8 +13,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from ray.tune.search import Repeater
 from ray.tune.search.optuna import OptunaSearch
 
-from avvp_dist.search_space import Dimension
-from avvp_dist.sweep import SweepConfig
+from avvp_dist.experiments.search_space import Dimension
+from avvp_dist.experiments.sweep import SweepConfig
 
 
 def optuna_search(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> tune.TuneConfig | None:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from avvp_dist import app, storage
-from avvp_dist.data.index import Index
+from avvp_dist import storage
 from avvp_dist.dist.runtime import pick_device
+from avvp_dist.experiments.recipe import RunConfig, load
+from avvp_dist.experiments.run import planned_stages, stage_store
+from avvp_dist.experiments.sweep import SweepConfig, example, label
 from avvp_dist.launch.ray_tune import prepare
 from avvp_dist.launch.trial import Plan
 from avvp_dist.methods.base import TrainStage
-from avvp_dist.recipe import RunConfig, load
-from avvp_dist.sweep import SweepConfig, example, label
+from avvp_dist.shards.index import Index
 from avvp_dist.types import Batch
 
 _STEPS = 3  # timed after one that is not
@@ -57,14 +58,14 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
         config = shared.config(todo.setting, todo.seed)
         finished = storage.exists(storage.join(config.output, "result.json"))
         found = []
-        for planned in app.planned_stages(config):
-            folder = planned.folder(app.store(config))
+        for planned in planned_stages(config):
+            folder = planned.folder(stage_store(config))
             if folder in stages:
                 found.append(
                     f"{planned.stage.name} (shared)" if stages[folder] == "new" else f"{planned.stage.name} (there)"
                 )
                 continue
-            stages[folder] = "there" if finished or planned.finished(app.store(config)) else "new"
+            stages[folder] = "there" if finished or planned.finished(stage_store(config)) else "new"
             found.append(f"{planned.stage.name} ({stages[folder]})")
             if stages[folder] == "new" and isinstance(planned.stage, TrainStage):
                 kind = (planned.stage.name, config.model.model_dump_json(), config.train, config.optim.name)

@@ -1,4 +1,4 @@
-"""What runs inside one trial of a sweep: the same `app.run` as everywhere, telling Ray Tune how far it came."""
+"""What runs inside one trial of a sweep: the same `run_experiment` as everywhere, telling Ray Tune how far it came."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from avvp_dist import app, locks, storage
-from avvp_dist.credentials import errors_without_secrets
+from avvp_dist import storage
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.dist.world import World
 from avvp_dist.errors import AvvpError
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
+from avvp_dist.experiments.result import finished
+from avvp_dist.experiments.run import planned_stages, run_experiment
+from avvp_dist.experiments.sweep import Setting, SweepConfig, applicable, label, trial
 from avvp_dist.launch import ray_train
-from avvp_dist.launch.claims import Claim, claims
+from avvp_dist.launch.leases import Claim, claims
 from avvp_dist.launch.ray_metrics import RunMetrics
-from avvp_dist.outcome import finished
-from avvp_dist.recipe import LaunchConfig, RunConfig
 from avvp_dist.report.console import set_up_logging
-from avvp_dist.storage_config import StorageConfig
-from avvp_dist.sweep import Setting, SweepConfig, applicable, label, trial
-from avvp_dist.text import VisibleRecords
+from avvp_dist.storage import locks
+from avvp_dist.storage.config import StorageConfig
+from avvp_dist.text.credentials import errors_without_secrets
+from avvp_dist.text.escape import VisibleRecords
 from avvp_dist.train import checkpoint
 
 DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
@@ -142,7 +144,7 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
     kind = PopulationRuntime if population else TrialRuntime
     runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
     try:
-        return app.run(config, runtime)
+        return run_experiment(config, runtime)
     finally:
         runtime.close()
 
@@ -157,7 +159,7 @@ class _Scores:
     """Score of each epoch of the last stage: told to Tune, and kept beside the run."""
 
     def __init__(self, config: RunConfig, metric: str) -> None:
-        self.stage = app.planned_stages(config)[-1].stage.name
+        self.stage = planned_stages(config)[-1].stage.name
         self._url = storage.join(config.output, SCORES)
         self._metric = f"val/{metric}"
         self._run = _name(config)
@@ -222,7 +224,7 @@ class PopulationRuntime(TrialRuntime):
         super().__init__(config, told, claim)
         # weights from elsewhere make the last stage another one than its settings say
         self.lineage = config.output
-        self._last = app.planned_stages(config, self.lineage)[-1]
+        self._last = planned_stages(config, self.lineage)[-1]
 
     def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
         """See `TrialRuntime.tell`; with the checkpoint, which others may take over."""

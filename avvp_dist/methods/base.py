@@ -13,9 +13,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from avvp_dist.data.plan import split_sizes
-from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.collective import Collective
+from avvp_dist.dist.partition import split_sizes
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
 
 

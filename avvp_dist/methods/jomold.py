@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avvp_dist import integrity, storage
+from avvp_dist import storage
 from avvp_dist.config import Section, Url
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from avvp_dist.methods import ratio_files
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
+from avvp_dist.storage import integrity
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
 
 # keys of the config that the stages before do without

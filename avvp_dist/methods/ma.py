@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from avvp_dist.config import Section
-from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.collective import Collective
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
 from avvp_dist.methods.losses import bce, cross_entropy_contrastive, modality_targets
 from avvp_dist.types import Batch, Outputs, Progress, Targets

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from avvp_dist import storage
-from avvp_dist.data.catalog import LLP
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError
 from avvp_dist.types import MODALITIES
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from avvp_dist import storage
-from avvp_dist.data.catalog import LLP
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.models.han import HanConfig
 

@@ -18,7 +18,7 @@ from avvp_dist.metrics.significance import explained, t_interval
 from avvp_dist.report.canvas import BLUE, DARK, NAMES, ORANGE, picture
 from avvp_dist.report.compare import Comparison
 from avvp_dist.report.runs import Setting
-from avvp_dist.text import drawn
+from avvp_dist.text.escape import drawn
 
 SPLIT_COLOURS = {"val": BLUE, "test": ORANGE}
 _MARKS = {"val": "o", "test": "D"}

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from avvp_dist import text
 from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
 from avvp_dist.metrics.significance import Interval, t_interval
 from avvp_dist.report.compare import Comparison, Pair
@@ -17,6 +16,7 @@ from avvp_dist.report.runs import Setting
 from avvp_dist.report.sheets import Sheet
 from avvp_dist.report.tables import LEVELS as SHORT
 from avvp_dist.report.tables import METRICS
+from avvp_dist.text import escape
 
 CHOSEN = "★"
 _DASH = "-"
@@ -48,13 +48,13 @@ def csv_text(comparison: Comparison) -> str:
     keys = _keys(comparison.settings)
     tests = {(pair.setting.label, pair.split, pair.protocol, pair.without_speech): pair for pair in comparison.pairs}
     what = ["split", "protocol", "level", "metric", "class", "speech"]
-    head = ["setting", *map(text.csv, keys), *what, "seeds", "values", "mean", "std", "low", "high", "synthetic"]
+    head = ["setting", *map(escape.csv, keys), *what, "seeds", "values", "mean", "std", "low", "high", "synthetic"]
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow([*head, *_TEST_COLUMNS])
     for split in comparison.view.splits:
         for setting in comparison.shown(split):
-            start = [text.csv(each) for each in (setting.label, *(setting.keys.get(key, "") for key in keys), split)]
+            start = [escape.csv(each) for each in (setting.label, *(setting.keys.get(key, "") for key in keys), split)]
             for protocol in PROTOCOLS:
                 for level, metric, name, speech, values in _all_scores(setting, split, protocol):
                     pair = tests.get((setting.label, split, protocol, speech == "without"))
@@ -65,7 +65,7 @@ def csv_text(comparison: Comparison) -> str:
                         protocol,
                         level,
                         metric,
-                        text.csv(name),
+                        escape.csv(name),
                         speech,
                         *seeds,
                         *_figures(values),
@@ -87,7 +87,7 @@ def _test_figures(comparison: Comparison, pair: Pair) -> list[Any]:
     found = pair.difference
     seeds = found.seeds or ("", "")
     figures = [found.mean, *found.videos, found.videos_p, pair.videos_p, *seeds, found.seeds_p, pair.seeds_p]
-    return [text.csv(comparison.baseline.label), *("" if value in (None, "") else f"{value:.6g}" for value in figures)]
+    return [escape.csv(comparison.baseline.label), *("" if value in (None, "") else f"{value:.6g}" for value in figures)]
 
 
 def _all_scores(setting: Setting, split: str, protocol: str) -> Iterator[tuple[str, str, str, str, list[float]]]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, NAMES, ORANGE, PURPLE, RED, SKY, picture
-from avvp_dist.text import drawn
+from avvp_dist.text.escape import drawn
 
 LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 SPARE_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")

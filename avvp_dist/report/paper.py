@@ -1,6 +1,6 @@
 """A paper's table beside our figures, for the terminal and for Markdown.
 
-Both are made from the content of a ``table.json``, see `avvp_dist.launch.table.run`.
+Both are made from the content of a ``table.json``, see `avvp_dist.launch.paper_table.run`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from avvp_dist import text
 from avvp_dist.report.tables import LEVELS, METRICS
-from avvp_dist.text import cell
+from avvp_dist.text import escape
+from avvp_dist.text.escape import cell
 
 Content = Mapping[str, Any]
 _DASH = "-"
@@ -60,7 +60,7 @@ def markdown(content: Content) -> str:
     """The same as Markdown, segment and event level side by side."""
     heads = ["row", "figures", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
     lines = [
-        f"**{text.markdown(_title(content))}**",
+        f"**{escape.markdown(_title(content))}**",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * 3}{'--:|' * (len(heads) - 3)}",
@@ -69,7 +69,7 @@ def markdown(content: Content) -> str:
         lines.append(_markdown_row(segment, event.cells))
     for segment, event in zip(*(_without_speech(content, level) for level in LEVELS), strict=True):
         lines.append(_markdown_row(segment._replace(row=f"{segment.row}, without Speech"), event.cells))
-    return "\n".join([*lines, "", *(f"- {text.markdown(line)}" for line in caption(content))]) + "\n"
+    return "\n".join([*lines, "", *(f"- {escape.markdown(line)}" for line in caption(content))]) + "\n"
 
 
 def caption(content: Content) -> list[str]:
@@ -200,5 +200,5 @@ def _cell(spread: Mapping[str, Any]) -> str:
 
 
 def _markdown_row(line: _Line, more: Sequence[str]) -> str:
-    cells = [text.markdown(line.row), line.figures, line.protocol, *line.cells, *more]
+    cells = [escape.markdown(line.row), line.figures, line.protocol, *line.cells, *more]
     return f"| {' | '.join(cells)} |"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avvp_dist.data.index import Labels
 from avvp_dist.metrics.denoising import Levels
 from avvp_dist.report import curves, denoising, timeline
+from avvp_dist.shards.index import Labels
 
 _SHOWN = 6  # videos on the timeline
 

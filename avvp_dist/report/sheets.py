@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from rich import box
 from rich.table import Table
 
-from avvp_dist import text
-from avvp_dist.text import cell, visible
+from avvp_dist.text import escape
+from avvp_dist.text.escape import cell, visible
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def markdown(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """As Markdown tables under their titles, the notes as a list below."""
     parts = []
     for sheet in sheets:
-        lines = [f"**{text.markdown(sheet.title)}**", "", _bar(sheet.heads)]
+        lines = [f"**{escape.markdown(sheet.title)}**", "", _bar(sheet.heads)]
         lines.append(f"|{'---|' * sheet.words}{'--:|' * (len(sheet.heads) - sheet.words)}")
         parts.append("\n".join([*lines, *(_bar(row) for row in sheet.rows)]) + "\n")
-    parts.append("\n".join(f"- {text.markdown(note)}" for note in notes) + "\n")
+    parts.append("\n".join(f"- {escape.markdown(note)}" for note in notes) + "\n")
     return "\n".join(parts)
 
 
@@ -59,7 +59,7 @@ def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     lines = [f"% {visible(' '.join(note.split()))}" for note in notes]
     for sheet in sheets:
         columns = "l" * sheet.words + "r" * (len(sheet.heads) - sheet.words)
-        lines += ["", r"\begin{table}[t]", r"\centering", r"\small", rf"\caption{{{text.latex(sheet.title)}}}"]
+        lines += ["", r"\begin{table}[t]", r"\centering", r"\small", rf"\caption{{{escape.latex(sheet.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _row(sheet.heads), r"\midrule"]
         lines += [_row(row) for row in sheet.rows]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
@@ -67,7 +67,7 @@ def latex(sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
 
 
 def _bar(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(text.markdown(each) for each in cells)} |"
+    return f"| {' | '.join(escape.markdown(each) for each in cells)} |"
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _cell(content: str) -> str:
-    lines = [text.latex(line) for line in content.split("\n")]
+    lines = [escape.latex(line) for line in content.split("\n")]
     # {} keeps the [ of an interval from being read as the line break's own argument
     if len(lines) == 1:
         return "{}" * lines[0].startswith("[") + lines[0]

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from avvp_dist.metrics.parsing import PROTOCOLS
-from avvp_dist.text import cell
+from avvp_dist.text.escape import cell
 
 LEVELS = {"segment": "seg.", "event": "ev."}
 METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}

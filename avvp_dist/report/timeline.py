@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avvp_dist.report.canvas import BLUE, DARK, RED, picture
 from avvp_dist.report.curves import readable
-from avvp_dist.text import drawn
+from avvp_dist.text.escape import drawn
 from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]

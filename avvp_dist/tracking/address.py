@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from avvp_dist import storage
-from avvp_dist.credentials import attach
 from avvp_dist.errors import ConfigError
+from avvp_dist.text.credentials import attach
 from avvp_dist.tracking.base import SQLITE, TrackingConfig, absolute_uri
 
 _LOGIN_VARIABLES = {"postgresql": ("PGPASSWORD",), "mysql": ("MYSQL_PWD",)}

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, PositiveFloat
 
 from avvp_dist import storage
 from avvp_dist.config import Place, Section, Text
-from avvp_dist.credentials import detach
+from avvp_dist.text.credentials import detach
 
 log = logging.getLogger(__name__)
 
@@ -96,22 +96,6 @@ class NullTracker:
     def artifact(self, path: Path, folder: str = "") -> None: ...  # noqa: D102
     def text(self, name: str, content: str) -> None: ...  # noqa: D102
     def finish(self, status: Status) -> None: ...  # noqa: D102
-
-
-def open_tracker(config: TrackingConfig, folder: Path) -> Tracker:
-    """The tracker of the run whose tracking files live in ``folder`` (local, one per run).
-
-    A folder that already holds a run continues it: same MLflow run, and what had not been sent is sent now.
-    """
-    if config.name == "none":
-        return NullTracker()
-    from avvp_dist.tracking.spool import SpoolTracker
-
-    try:
-        return SpoolTracker(config, folder)
-    except OSError as error:
-        log.warning("this run is not tracked, its folder cannot be written: %s", error)
-        return NullTracker()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

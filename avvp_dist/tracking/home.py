@@ -20,8 +20,8 @@ from typing import Any
 
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, DataError
-from avvp_dist.folders import user_cache
-from avvp_dist.tracking.spool import journals, read_run, write_run
+from avvp_dist.storage.user_folders import user_cache
+from avvp_dist.tracking.journal import journals, read_run, write_run
 
 _log = logging.getLogger(__name__)
 

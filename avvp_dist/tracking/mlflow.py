@@ -28,9 +28,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from avvp_dist import storage
-from avvp_dist.credentials import attach, redact
+from avvp_dist.text.credentials import attach, redact
 from avvp_dist.tracking.base import SQLITE
-from avvp_dist.tracking.spool import REFERENCE, Entry, read_run, write_run
+from avvp_dist.tracking.journal import REFERENCE, Entry, read_run, write_run
 
 KEY_TAG = "avvp.key"  # names the run before the server has given it an id, so that it is never made twice
 METRICS, PARAMS, TAGS = 1000, 50, 40  # of one request, which must stay below MLflow's 1 MB

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avvp_dist import integrity
 from avvp_dist.errors import DataError
+from avvp_dist.storage import integrity
 
 _MAGIC = b"AVVPCKPT"
 _FORMAT = 2  # of the container; 1 was a bare file of torch.save

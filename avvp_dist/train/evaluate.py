@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import nn
 
 from avvp_dist.config import Section
-from avvp_dist.data.index import Labels
-from avvp_dist.data.source import Source
 from avvp_dist.dist.runtime import Runtime
+from avvp_dist.loading.split import Source
 from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
 from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.shards.index import Labels
 
 SCORES = tuple(
     f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")

@@ -16,11 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
-from avvp_dist.data.plan import Plan
-from avvp_dist.data.source import Source
 from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import DataError, Preempted
+from avvp_dist.loading.plan import Plan
+from avvp_dist.loading.split import Source
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.peers import Peers
 from avvp_dist.train import checkpoint

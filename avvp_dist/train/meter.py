@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avvp_dist.data.index import Labels
-from avvp_dist.data.plan import Plan
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import TrainingError
+from avvp_dist.loading.plan import Plan
 from avvp_dist.metrics.denoising import removal_row
+from avvp_dist.shards.index import Labels
 from avvp_dist.types import Batch, Progress, Targets
 
 

@@ -24,12 +24,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from avvp_dist import integrity, storage
-from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.data.source import Source
+from avvp_dist import storage
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import DataError, StorageError, TrainingError
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.loading.split import Source
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
+from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import Observer, StageJob, StageTrainer, TrainConfig, Trained

@@ -63,8 +63,8 @@ def _open(here: Path, _: Path) -> str:
     """What a training reads."""
     import torch
 
-    from avvp_dist.data.index import Index, read_labels
-    from avvp_dist.data.source import DataConfig, open_split
+    from avvp_dist.loading.split import DataConfig, open_split
+    from avvp_dist.shards.index import Index, read_labels
 
     url = str(here / "tiny")
     index = Index.load(url)
@@ -77,7 +77,7 @@ def _open(here: Path, _: Path) -> str:
 
 
 def _ratios(_: Path, path: Path) -> str:
-    from avvp_dist.data.catalog import LLP
+    from avvp_dist.datasets.catalog import LLP
     from avvp_dist.methods.jomold import read_ratios
 
     read_ratios(str(path), LLP.classes)
@@ -85,7 +85,7 @@ def _ratios(_: Path, path: Path) -> str:
 
 
 def _refined(_: Path, path: Path) -> str:
-    from avvp_dist.data.refined import RefinedLabels
+    from avvp_dist.loading.refined import RefinedLabels
 
     RefinedLabels.load(str(path))
     return ""
@@ -143,7 +143,7 @@ def _command(*words: str) -> str:
         RuntimeError: another exit code than 0 and 2, or an answer of 2 without a message.
         Refused: exit code 2, with its message.
     """
-    from avvp_dist.cli import main
+    from avvp_dist.cli.main import main
 
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -25,9 +25,9 @@ from contextlib import suppress
 from typing import Any
 
 _PRELOADED = (
-    "avvp_dist.cli",
-    "avvp_dist.app",
-    "avvp_dist.comparison",
+    "avvp_dist.cli.main",
+    "avvp_dist.experiments.run",
+    "avvp_dist.experiments.comparison",
     "avvp_dist.launch.local",
     "avvp_dist.report.pictures",
     "avvp_dist.report.compare",
@@ -104,7 +104,7 @@ def _child(job: dict[str, Any]) -> None:
         if job.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
         if not job.get("pictures", True):
-            importlib.import_module("avvp_dist.outcome").draw = lambda *_, **__: []  # type: ignore[attr-defined]
+            importlib.import_module("avvp_dist.experiments.result").draw = lambda *_, **__: []  # type: ignore[attr-defined]
         if "call" in job:
             module, function = job["call"].split(":")
             getattr(importlib.import_module(module), function)(*job["words"])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from avvp_dist.data.catalog import LLP
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.recipe import load
 from avvp_dist.methods.jomold import Jomold
-from avvp_dist.recipe import load
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Batch, Progress

@@ -14,10 +14,10 @@ from dying import DyingRuntime, Killed
 from forks import ranks
 from prometheus import last, scraped
 
-from avvp_dist import app
-from avvp_dist.data.external import noisy_labels
-from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.recipe import load
+from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
 
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
@@ -128,7 +128,7 @@ def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_pa
         JOMOLD[0], [*JOMOLD[1:], f"data={packed}", f"output={tmp_path}", *OVERRIDES, *STREAMED, "train.checkpoint_every=2"]
     )
     with pytest.raises(Killed):
-        app.run(config, DyingRuntime(config.output, after=3))  # two of the four steps of the second epoch are done
+        run_experiment(config, DyingRuntime(config.output, after=3))  # two of the four steps of the second epoch are done
     train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", world=2)
     assert_same_training(tmp_path, one_streamed)
 

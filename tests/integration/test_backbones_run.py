@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from avvp_dist import app
-from avvp_dist.data import resident, synthetic
-from avvp_dist.data.external import noisy_labels
+from avvp_dist.datasets import synthetic
+from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.recipe import load, of_stages
+from avvp_dist.experiments.run import evaluate_experiment, open_data, run_experiment
+from avvp_dist.loading import resident
 from avvp_dist.methods import METHODS
-from avvp_dist.recipe import load, of_stages
 from avvp_dist.train.stages import Identity, StageRunner
 
 SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device=cpu", "tracking=none"]
@@ -41,8 +42,8 @@ def configured(recipe, data, output, network, *overrides):
 
 
 def train(config):
-    """All stages of a method without what `app.run` leaves beside them, pictures above all."""
-    index, labels = app.open_data(config)
+    """All stages of a method without what `run_experiment` leaves beside them, pictures above all."""
+    index, labels = open_data(config)
     runtime = LocalRuntime(config.output, "cpu")
     splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
     method = METHODS[config.method.name](config.method, index.classes, index.segments)
@@ -90,9 +91,9 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
 
 def test_a_whole_run_is_scored_again_alike(tiny, tmp_path):
     config = configured("jomold", tiny, tmp_path / "run", "ave", "method.skip_exchange=false")
-    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     again = load(str(tmp_path / "run" / "config.yaml"))
     assert again.model == config.model
-    assert app.evaluate(again, LocalRuntime(config.output, "cpu")).scores == result["scores"]
+    assert evaluate_experiment(again, LocalRuntime(config.output, "cpu")).scores == result["scores"]
     rows = json.loads((tmp_path / "run" / "history.json").read_text())
     assert [row["stage"] for row in rows] == ["estimate", "denoise"]

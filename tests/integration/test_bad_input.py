@@ -11,9 +11,9 @@ import torch
 from devices import FULL, device
 from fake_runs import write_run
 
-from avvp_dist.cli import main
-from avvp_dist.data import synthetic
-from avvp_dist.messages import LINES, WIDTH
+from avvp_dist.cli.main import main
+from avvp_dist.cli.messages import LINES, WIDTH
+from avvp_dist.datasets import synthetic
 
 TINY = ["train.epochs=1", "model.width=16", "model.feedforward=16", "train.device=cpu", "tracking=none"]
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from avvp_dist import storage
-from avvp_dist.data.verify import verify
 from avvp_dist.errors import DataError, StorageError
-from avvp_dist.launch import launch
-from avvp_dist.recipe import load
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.experiments.recipe import load
+from avvp_dist.launch.start import launch
+from avvp_dist.shards.verify import verify
+from avvp_dist.storage.config import StorageConfig
 from benchmarks.fault_proxy import FaultProxy
 
 SMALL = [

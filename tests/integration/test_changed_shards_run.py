@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import DataError
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
 
 SHARD = "train-000001.tar"
 SMALL = ["train.batch_size=16", "model.width=16", "model.feedforward=16", "tracking=none", "train.device=cpu"]
@@ -43,7 +43,7 @@ def test_restored_a_run_goes_on_to_what_an_uninterrupted_one_reaches(packed, tmp
     def run(output: str, runtime=None):
         settings = [f"data={data}", f"data.mode={mode}", "data.streams=4", "data.window=16", "data.workers=0"]
         config = load("han", [*settings, f"output={tmp_path / output}", "train.epochs=3", *SMALL])
-        return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+        return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
     expected = run("whole")
     with pytest.raises(DataError, match=f"(?s)train cannot be read.*{SHARD}: "):

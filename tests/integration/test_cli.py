@@ -8,9 +8,9 @@ import sys
 import pytest
 from forks import avvp
 
-from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
 
 SMALL = [
     "train.epochs=2",
@@ -76,7 +76,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
     output, _ = trained
     for name, setting in (("again", "seed=1"), ("carry", "method.rounding=carry")):
         given = [f"data={packed}", f"output={tmp_path / name}", f"store={output / 'stages'}", setting]
-        app.run(load("jomold", [*given, *SMALL]), LocalRuntime(str(tmp_path / name), "cpu"))
+        run_experiment(load("jomold", [*given, *SMALL]), LocalRuntime(str(tmp_path / name), "cpu"))
     files = [f"--{kind}={tmp_path / kind}" for kind in ("csv", "markdown", "latex", "pictures")]
     done = avvp("compare", output, "--sweep", tmp_path, *files)
     assert done.returncode == 0, done.stderr

@@ -10,10 +10,12 @@ from dying import DyingRuntime, Killed
 from forks import ranks
 from typer.testing import CliRunner
 
-from avvp_dist import app, cli, integrity
+from avvp_dist.cli import main as cli
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, TrainingError
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.loop import StageTrainer, Trained
 
@@ -23,7 +25,7 @@ SMALL = [*TINY, "train.epochs=2", "train.checkpoint_every=2"]
 
 def run(data, output, *overrides, recipe="han", runtime=None):
     config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def cut(data, output, after):

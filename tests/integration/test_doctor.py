@@ -13,8 +13,8 @@ from ports import free_port
 from s3_servers import ENVIRONMENT
 
 from avvp_dist import storage
-from avvp_dist.data.index import Index
-from avvp_dist.launch import checks
+from avvp_dist.launch import doctor_checks
+from avvp_dist.shards.index import Index
 
 SLOW = "timeout=200"  # for a machine that others use too
 
@@ -113,33 +113,33 @@ def test_a_users_mistake(tmp_path):
 def test_a_damaged_shard(packed, tmp_path):
     for name in storage.names(packed):
         storage.write_bytes(tmp_path / name, storage.read_bytes(storage.join(packed, name)))
-    assert checks.data(str(tmp_path)).status == "ok"
+    assert doctor_checks.data(str(tmp_path)).status == "ok"
     first = tmp_path / Index.load(str(tmp_path)).shards[0].name
     first.write_bytes(first.read_bytes()[:-1] + b"x")
-    finding = checks.data(str(tmp_path))
+    finding = doctor_checks.data(str(tmp_path))
     assert (finding.status, finding.advice) == ("fail", "delete it and run the pack command again")
 
 
 def test_looking_at_a_local_output_makes_no_folder(tmp_path):
-    assert checks.output(str(tmp_path / "a" / "b")).status == "ok"
-    assert checks.ray_output(str(tmp_path / "a" / "b")).status == "ok"
+    assert doctor_checks.output(str(tmp_path / "a" / "b")).status == "ok"
+    assert doctor_checks.ray_output(str(tmp_path / "a" / "b")).status == "ok"
     assert not list(tmp_path.iterdir())
 
 
 def test_packages_are_held_against_what_is_asked_for(monkeypatch):
-    assert checks.python().status in ("ok", "warn")
+    assert doctor_checks.python().status in ("ok", "warn")
     asked = ["torch>=99", "numpy>=1", "no-such-package>=1", 'nobody-has-ray>=2; extra == "ray"']
-    monkeypatch.setattr(checks.metadata, "requires", lambda _: asked)
-    finding = checks.python()
+    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: asked)
+    finding = doctor_checks.python()
     assert finding.status == "fail"
     assert "1 packages in the versions asked for" in finding.figure
     assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
-    monkeypatch.setattr(checks.metadata, "requires", lambda _: [asked[1], asked[3]])
-    assert checks.python().status == "warn"
+    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [asked[1], asked[3]])
+    assert doctor_checks.python().status == "warn"
 
 
 def test_nobody_at_the_mlflow_database_yet(tmp_path):
     pytest.importorskip("mlflow")
     path = Path(tmp_path, "new", "mlflow.db")
-    assert checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is made by the first run"
+    assert doctor_checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is made by the first run"
     assert not path.parent.exists()

@@ -10,14 +10,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments, cwd, before=""):
-    code = f"import sys\n{before}\nfrom avvp_dist.cli import main\nmain(sys.argv[1:])"
+    code = f"import sys\n{before}\nfrom avvp_dist.cli.main import main\nmain(sys.argv[1:])"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={"PATH": "", "PYTHONPATH": str(ROOT)})
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
     done = subprocess.run(
-        f'{sys.executable} -c \'from avvp_dist.cli import main; main(["config", "jomold"])\' | head -c 1',
+        f'{sys.executable} -c \'from avvp_dist.cli.main import main; main(["config", "jomold"])\' | head -c 1',
         shell=True,
         capture_output=True,
         text=True,
@@ -44,7 +44,7 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(missing, argu
 
 
 def test_a_bug_is_called_one_and_its_traceback_is_in_a_file(tmp_path):
-    broken = "import avvp_dist.recipe\navvp_dist.recipe.recipes = lambda: 1 / 0"
+    broken = "import avvp_dist.experiments.recipe\navvp_dist.recipe.recipes = lambda: 1 / 0"
     done = python("recipes", cwd=tmp_path, before=f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n{broken}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: this is a bug in avvp_dist: ZeroDivisionError: division by zero")

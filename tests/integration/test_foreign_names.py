@@ -8,7 +8,7 @@ import pytest
 from fake_runs import write_run
 from indexes import change_index
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 
 CLASS = "=cmd|$a$ [/x] <b>\x1b[31m"
 VALUE = '"[/x]=$a$|`<b>\\e[2J"'

@@ -9,9 +9,9 @@ import yaml
 from indexes import change_index
 from test_table_run import SMALL, avvp_table
 
-from avvp_dist.data.external import noisy_labels
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.errors import ConfigError
+from avvp_dist.loading.refined import RefinedLabels
 
 LABELLED = """
 title: Labels

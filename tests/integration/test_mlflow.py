@@ -16,12 +16,14 @@ import pytest
 from ports import free_port
 from typer.testing import CliRunner
 
-from avvp_dist import cli
+from avvp_dist.cli import main as cli
 from avvp_dist.errors import DataError
-from avvp_dist.recipe import absolute
-from avvp_dist.tracking.base import NullTracker, TrackingConfig, open_tracker
-from avvp_dist.tracking.spool import explain, read_run, sync
+from avvp_dist.experiments.recipe import absolute
+from avvp_dist.tracking.base import NullTracker, TrackingConfig
+from avvp_dist.tracking.journal import explain, read_run
+from avvp_dist.tracking.sender import sync
 from avvp_dist.tracking.system import SystemSampler
+from avvp_dist.tracking.tracker import open_tracker
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -30,7 +32,8 @@ FIRST_RUN = """
 import sys
 from pathlib import Path
 from avvp_dist import cli
-from avvp_dist.tracking.base import TrackingConfig, open_tracker
+from avvp_dist.tracking.base import TrackingConfig
+from avvp_dist.tracking.tracker import open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1], experiment="first", flush_timeout=200), Path(sys.argv[2]))
 tracker.metrics({"loss": 1.0}, step=0)
 tracker.finish("FINISHED")
@@ -185,7 +188,8 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from avvp_dist import cli
-from avvp_dist.tracking.base import TrackingConfig, open_tracker
+from avvp_dist.tracking.base import TrackingConfig
+from avvp_dist.tracking.tracker import open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]))
 step = 0
 while True:

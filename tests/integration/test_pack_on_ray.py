@@ -16,14 +16,14 @@ from s3_servers import ENVIRONMENT
 from typer.testing import CliRunner
 
 from avvp_dist import storage
-from avvp_dist.cli import app as commands
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import Index
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
-from avvp_dist.data.shards import pack
+from avvp_dist.cli.main import app as commands
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
 from avvp_dist.errors import AvvpError, ConfigError, DataError
-from avvp_dist.launch import pack_pool
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.launch.start import pack_pool
+from avvp_dist.shards.index import Index
+from avvp_dist.shards.pack import pack
+from avvp_dist.storage.config import StorageConfig
 
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).parents[1]

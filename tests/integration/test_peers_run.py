@@ -8,10 +8,10 @@ import pytest
 import torch
 from dying import DyingRuntime, Killed
 
-from avvp_dist import app
-from avvp_dist.data.index import Index
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import evaluate_experiment, run_experiment
+from avvp_dist.shards.index import Index
 from avvp_dist.train.checkpoint import unpack
 from avvp_dist.train.stages import read_weights
 
@@ -22,7 +22,7 @@ METHODS = {"coteaching": ["method.plain_epochs=1"], "jocor": []}
 
 def run(recipe, packed, output, *overrides, runtime=None):
     config = load(recipe, [f"data={packed}", f"output={output}", *SMALL, *METHODS[recipe], *overrides])
-    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def stage(output):
@@ -95,7 +95,7 @@ def test_what_is_left_is_one_plain_network(packed, finished):
     config, index = load(str(output / "config.yaml")), Index.load(packed)
     plain = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
     plain.load_state_dict(read_weights(str(output / "model.safetensors")))
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
+    assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def test_the_first_network_starts_where_a_lone_one_does(packed, tmp_path):
@@ -112,7 +112,7 @@ def test_the_first_network_starts_where_a_lone_one_does(packed, tmp_path):
     )
     alone = [setting for setting in SMALL if not setting.startswith("method.")]
     config = load("han", [f"data={packed}", f"output={tmp_path / 'one'}", *alone, *same])
-    app.run(config, LocalRuntime(config.output, "cpu"))
+    run_experiment(config, LocalRuntime(config.output, "cpu"))
     for two, one in zip(history(tmp_path / "two"), history(tmp_path / "one"), strict=True):
         for name in ("loss/video", "loss/audio", "loss/visual", "val/segment.type"):
             assert two[name] == pytest.approx(one[name], rel=1e-6), name

@@ -68,7 +68,7 @@ def cluster():
 
 
 def failed(capsys, *arguments) -> str:
-    from avvp_dist import cli
+    from avvp_dist.cli import main as cli
 
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from avvp_dist import app
-from avvp_dist.data.external import noisy_labels
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index, read_labels
 
 TINY = ["train.epochs=1", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=1"]
 TINY += ["tracking=none", "train.device=cpu"]
@@ -18,7 +18,7 @@ TINY += ["tracking=none", "train.device=cpu"]
 
 def run(recipe, packed, output, *overrides):
     config = load(recipe, [f"data={packed}", f"output={output}", *TINY, *overrides])
-    return app.run(config, LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, LocalRuntime(config.output, "cpu"))
 
 
 @pytest.fixture(scope="module")

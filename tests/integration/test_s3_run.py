@@ -11,13 +11,14 @@ from s3_servers import Flaky
 from test_training import SMALL, DyingRuntime, Killed
 from typer.testing import CliRunner
 
-from avvp_dist import app, storage
-from avvp_dist.cli import app as commands
-from avvp_dist.data.index import Index
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist import storage
+from avvp_dist.cli.main import app as commands
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.recipe import load
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index
+from avvp_dist.storage.config import StorageConfig
 
 
 def here(*arguments):
@@ -35,7 +36,7 @@ def good(done):
 
 def run(recipe, data, output, *overrides, runtime=None):
     config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 @pytest.fixture

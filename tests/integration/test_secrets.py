@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
-from avvp_dist.credentials import CARRIER
-from avvp_dist.tracking.spool import read_run
+from avvp_dist.text.credentials import CARRIER
+from avvp_dist.tracking.journal import read_run
 
 MARK = "Leak42Mark"
 VARIABLES = {
@@ -182,7 +182,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("command", REFUSED, ids=[" ".join(command).replace(MARK, "SECRET") for command in REFUSED])
 def test_a_refusal_repeats_no_secret(command, tmp_path, monkeypatch, capfd):
-    from avvp_dist.cli import main
+    from avvp_dist.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     for name, value in VARIABLES.items():

@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-from avvp_dist import app, storage
+from avvp_dist import storage
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
 
 SMALL = ["train.epochs=2", "train.batch_size=16", "model.width=32", "model.feedforward=32", "tracking=none"]
 
@@ -14,7 +15,7 @@ def run(data, output, *overrides):
     """Scores and weights of a run without anything finished before."""
     shutil.rmtree(output / "stages", ignore_errors=True)
     config = load("han", [f"data={data}", f"output={output}", *SMALL, "train.device=cpu", *overrides])
-    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     return result["scores"], (output / "model.safetensors").read_bytes()
 
 

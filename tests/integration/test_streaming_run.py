@@ -9,12 +9,12 @@ import pytest
 from dying import DyingRuntime, Killed
 from test_training import run, stage_folder, story
 
-from avvp_dist import app
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import evaluate_experiment
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index, read_labels
 
 STREAMED = ["data.mode=streaming", "data.streams=4", "data.window=8", "train.epochs=2"]
 
@@ -67,7 +67,7 @@ def test_refiners_exchange_with_partners_from_nearby(packed, tmp_path):
 def test_streamed_evaluation_scores_the_same(packed, tmp_path):
     result = run("han", packed, tmp_path / "run", "train.epochs=1")
     config = load(str(tmp_path / "run" / "config.yaml"), ["data.memory_gb=1e-9", "data.streams=4", "data.workers=0"])
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
+    assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def spoil(packed, folder):

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from avvp_dist import cli
-from avvp_dist.data.external import noisy_labels
+from avvp_dist.cli import main as cli
+from avvp_dist.datasets.external import noisy_labels
 
 pytest.importorskip("ray")
 TINY = ["model.width=16", "train.epochs=1", "train.batch_size=16", "evaluate.batch_size=64"]
@@ -102,7 +102,7 @@ def test_a_sweep_in_a_job_refuses_relative_places(here, monkeypatch):
 
 def test_training_with_relative_paths_leaves_a_run_that_can_be_scored_when_its_files_are_gone(here, packed, monkeypatch):
     """Noise ratios and refined labels, which only training reads."""
-    from avvp_dist.data.index import Index
+    from avvp_dist.shards.index import Index
 
     classes = Index.load(packed).classes
     Path("ratios.json").write_text(json.dumps({modality: dict.fromkeys(classes, 0.2) for modality in ("audio", "visual")}))

@@ -12,10 +12,10 @@ import yaml
 from prometheus import last, scraped
 from typer.testing import CliRunner
 
-from avvp_dist import cli
-from avvp_dist.data.external import noisy_labels
+from avvp_dist.cli import main as cli
+from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.errors import ConfigError
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
 
 TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.batch_size=64"]
 
@@ -26,7 +26,7 @@ def on_ray():
 
     Every trial of it is too slow for Tune's own patience when it ends and another is to take its process: none may fail.
     """
-    from avvp_dist.launch import launch_sweep
+    from avvp_dist.launch.start import launch_sweep
 
     os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
@@ -39,7 +39,7 @@ def on_ray():
 
 
 def spec(**content):
-    from avvp_dist.sweep import SweepConfig
+    from avvp_dist.experiments.sweep import SweepConfig
 
     base = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.2]}}, "seeds": [1]}
     return SweepConfig.model_validate(base | content)

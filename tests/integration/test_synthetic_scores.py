@@ -63,7 +63,7 @@ def test_runs_of_another_config_are_refused(packed, trained, options, reason, ca
 
 
 def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
-    from avvp_dist.data import synthetic
+    from avvp_dist.datasets import synthetic
 
     other = str(tmp_path / "other")
     synthetic.write(other, videos=None, seed=1, layout="shards", splits=(20, 5, 5), workers=1, shard_videos=16)

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from avvp_dist.cli_table import table
+from avvp_dist.cli.table import table
 from avvp_dist.errors import ConfigError
 
 TINY = """

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from dying import DyingRuntime, Killed
 
-from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError, TrainingError
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import evaluate_experiment, run_experiment
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.recipe import load
 from avvp_dist.train.checkpoint import pack, unpack
 
 SMALL = [
@@ -27,7 +27,7 @@ SMALL = [
 
 def run(recipe, data, output, *overrides, runtime=None):
     config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def stage_folder(output, stage) -> Path:
@@ -72,7 +72,7 @@ def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
 def test_evaluate_reproduces_the_recorded_scores(packed, tmp_path):
     result = run("han", packed, tmp_path / "run")
     config = load(str(tmp_path / "run" / "config.yaml"))
-    assert app.evaluate(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
+    assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
 def test_learning_lowers_the_loss(packed, tmp_path):
@@ -193,7 +193,7 @@ def test_data_that_is_not_there(packed, tmp_path):
     with pytest.raises(DataError, match="index.json"):
         run("han", tmp_path / "nowhere", tmp_path / "run")
     with pytest.raises(ConfigError, match="data: missing"):
-        app.run(load("han", [f"output={tmp_path / 'run'}"]), LocalRuntime(str(tmp_path / "run"), "cpu"))
+        run_experiment(load("han", [f"output={tmp_path / 'run'}"]), LocalRuntime(str(tmp_path / "run"), "cpu"))
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 

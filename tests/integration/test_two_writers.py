@@ -9,8 +9,10 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from avvp_dist import cli, locks, storage
+from avvp_dist import storage
+from avvp_dist.cli import main as cli
 from avvp_dist.errors import ConfigError
+from avvp_dist.storage import locks
 
 SMALL = ["model.width=16", "model.feedforward=16", "tracking=none", "train.device=cpu"]
 

@@ -10,14 +10,14 @@ from dying import DyingRuntime, Killed
 from indexes import change_index
 from typer.testing import CliRunner
 
-from avvp_dist import app
-from avvp_dist.cli_data import data
-from avvp_dist.data import synthetic
-from avvp_dist.data.index import Index
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.cli.data import data
+from avvp_dist.datasets import synthetic
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.recipe import load, recipes
+from avvp_dist.experiments.recipe import load, recipes
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index
 
 SMALL = ["train.epochs=4", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=2"]
 SMALL += ["optim.warmup_epochs=2", "optim.lr=0.003", "tracking=none", "train.device=cpu"]
@@ -43,7 +43,7 @@ def clip_clap(tmp_path_factory):
 
 def run(packed, output, *overrides, runtime=None):
     config = load("valor", [f"data={packed}", f"output={output}", *SMALL, *overrides])
-    return app.run(config, runtime or LocalRuntime(config.output, "cpu"))
+    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
 
 
 def history(output):
@@ -89,7 +89,7 @@ def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_pat
 def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, tmp_path):
     overrides = [f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=1", "model.width=32", "tracking=none"]
     config = load("han", [*overrides, f"data.refined={labels}"])
-    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
 
 
@@ -97,7 +97,7 @@ def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, t
 def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe):
     overrides = [f"data={clip_clap}", f"output={tmp_path}", "train.epochs=1", "model.width=16", "train.batch_size=31"]
     overrides += [f"data.refined={labels}"] if recipe.startswith("valor") else []
-    result = app.run(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
+    result = run_experiment(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
     assert result["data"]["dataset"] == "llp-clip-clap"
     assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
 
@@ -105,7 +105,7 @@ def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_pa
 def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(packed, labels, tmp_path):
     config = load("valor-plus-plus", [f"data={packed}", f"data.refined={labels}", f"output={tmp_path / 'run'}"])
     with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus asks for llp-clip-clap"):
-        app.run(config, LocalRuntime(config.output, "cpu"))
+        run_experiment(config, LocalRuntime(config.output, "cpu"))
     for name in ("index.json", "labels.parquet"):
         (tmp_path / name).write_bytes(Path(packed, name).read_bytes())
     change_index(tmp_path, lambda index: {"streams": (*index.streams[:2], replace(index.streams[2], name="flow"))})
@@ -113,7 +113,7 @@ def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(pa
     for recipe in ("han", "valor"):
         config = load(recipe, [f"data={tmp_path}", f"output={tmp_path / 'run'}"])
         with pytest.raises(DataError) as caught:
-            app.run(config, LocalRuntime(config.output, "cpu"))
+            run_experiment(config, LocalRuntime(config.output, "cpu"))
         assert caught.value.problems == [
             "stream motion: missing, network han reads it; the data set has audio, visual, flow"
         ]

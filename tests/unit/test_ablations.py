@@ -6,12 +6,12 @@ from itertools import product
 import pytest
 import torch
 
-from avvp_dist import app
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import evaluate_experiment, run_experiment
 from avvp_dist.methods.losses import bce
 from avvp_dist.models.han import HanConfig
-from avvp_dist.recipe import load
 from avvp_dist.types import Batch, Pass
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
@@ -203,10 +203,10 @@ def test_a_whole_run_of_an_ablation(packed, tmp_path):
     overrides = ["model.temporal=gru", "model.pooling=max", "method.loss=guided", "method.bootstrap=0.95"]
     small = ["model.width=16", "train.epochs=1", "train.device=cpu", "tracking=none"]
     config = load("han", [f"data={packed}", f"output={tmp_path / 'run'}", *small, *overrides])
-    result = app.run(config, LocalRuntime(config.output, "cpu"))
+    result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     assert 0 <= result["scores"]["test"]["joint"]["segment"]["type"] <= 100
     (row,) = json.loads((tmp_path / "run" / "history.json").read_text())
     assert row["loss/total"] == pytest.approx(row["loss/audio"] + row["loss/visual"], rel=1e-5)
     assert row["loss/video"] > 0
-    again = app.evaluate(config, LocalRuntime(config.output, "cpu")).scores
+    again = evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores
     assert again["test"]["joint"]["segment"] == pytest.approx(result["scores"]["test"]["joint"]["segment"])

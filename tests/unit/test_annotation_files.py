@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from llp_files import video_id, write_annotations, write_features
 
-from avvp_dist.cli import main
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.llp import EVENT_FILES, SPLIT_FILES, read_annotations
+from avvp_dist.cli.main import main
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import EVENT_FILES, SPLIT_FILES, read_annotations
 from avvp_dist.errors import DataError
 
 FILES = [*SPLIT_FILES.values(), *EVENT_FILES.values()]

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
-from avvp_dist.data.quarantine import inspect, without
-from avvp_dist.data.reading import ShardStore
-from avvp_dist.data.source import DataConfig, open_split
 from avvp_dist.dist.collective import FakeCollective, gather_lines
 from avvp_dist.errors import DataError
+from avvp_dist.loading.split import DataConfig, open_split
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
+from avvp_dist.shards.quarantine import inspect, without
+from avvp_dist.shards.reading import ShardStore
 
 SHARD = "train-000001.tar"  # videos 16 to 31
 ROW = 20

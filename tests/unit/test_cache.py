@@ -18,11 +18,11 @@ import pytest
 from typer.testing import CliRunner
 
 from avvp_dist import storage
-from avvp_dist.cli_cache import cache as cache_commands
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import ShardInfo
+from avvp_dist.cli.cache import cache as cache_commands
 from avvp_dist.errors import DataError, StorageError
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import ShardInfo
+from avvp_dist.storage.config import StorageConfig
 
 SIZE = 80_000
 READER = """

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from avvp_dist.data.checked_file import CheckedFile, undisturbed
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.source import DataConfig, open_split
 from avvp_dist.errors import DataError
+from avvp_dist.loading.split import DataConfig, open_split
+from avvp_dist.shards.checked_file import CheckedFile, undisturbed
+from avvp_dist.shards.index import Index, read_labels
 
 SHARD = "train-000001.tar"
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kuberay_schema import SCHEMAS
 
-from avvp_dist.recipe import load
+from avvp_dist.experiments.recipe import load
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

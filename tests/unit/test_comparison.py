@@ -10,9 +10,9 @@ import pytest
 from fake_runs import avvp_compare, one_line, seeds, two_settings, write_run
 
 from avvp_dist import storage
-from avvp_dist.comparison import read_settings, read_sweep
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.recipe import load
+from avvp_dist.experiments.comparison import read_settings, read_sweep
+from avvp_dist.experiments.recipe import load
 
 
 def labels(*runs):

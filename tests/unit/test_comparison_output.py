@@ -8,8 +8,8 @@ from fake_runs import avvp_compare, one_line, seeds, two_settings, write_run
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from avvp_dist.comparison import read_settings
 from avvp_dist.errors import DataError
+from avvp_dist.experiments.comparison import read_settings
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.report.canvas import BLUE, ORANGE
 from avvp_dist.report.compare import View, side_by_side

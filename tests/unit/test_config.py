@@ -3,11 +3,11 @@
 import pytest
 
 from avvp_dist.errors import ConfigError
+from avvp_dist.experiments.recipe import load, recipes
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.han import HanMethodConfig
 from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
-from avvp_dist.recipe import load, recipes
 
 
 @pytest.mark.parametrize("name", recipes())

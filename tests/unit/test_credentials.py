@@ -8,13 +8,14 @@ import time
 
 import pytest
 
-from avvp_dist import credentials, storage
+from avvp_dist import storage
 from avvp_dist.config import parse_yaml
-from avvp_dist.credentials import attach, detach, holds_credentials, redact, without_secrets
 from avvp_dist.errors import ConfigError, StorageError
-from avvp_dist.recipe import RunConfig, load
-from avvp_dist.sweep import SweepConfig
-from avvp_dist.sweep import read as read_sweep
+from avvp_dist.experiments.recipe import RunConfig, load
+from avvp_dist.experiments.sweep import SweepConfig
+from avvp_dist.experiments.sweep import read as read_sweep
+from avvp_dist.text import credentials
+from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, without_secrets
 
 S = "Leak17Mark"
 SPELLINGS = [

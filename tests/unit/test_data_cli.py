@@ -9,11 +9,11 @@ import pytest
 from llp_files import video_id, write_annotations, write_features
 from typer.testing import CliRunner, Result
 
-from avvp_dist.cli import main
-from avvp_dist.cli_data import data
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import Index
+from avvp_dist.cli.data import data
+from avvp_dist.cli.main import main
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.shards.index import Index
 
 
 def avvp_data(*arguments: object) -> Result:
@@ -174,7 +174,7 @@ def test_every_option_is_explained(command):
 
 
 def test_a_limit_holds_for_bad_features_too(tmp_path, capsys):
-    from avvp_dist.data import synthetic
+    from avvp_dist.datasets import synthetic
 
     synthetic.write(str(tmp_path), videos=None, seed=0, splits=(8, 2, 2), workers=1)
     for path in (tmp_path / "feats" / "vggish").iterdir():

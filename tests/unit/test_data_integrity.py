@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from llp_files import TINY, contents, video_id, write_annotations, write_features
 
-from avvp_dist.cli import main
-from avvp_dist.data.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
-from avvp_dist.data.shards import pack
+from avvp_dist.cli.main import main
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
 from avvp_dist.errors import DataError
+from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
+from avvp_dist.shards.pack import pack
 
 IDS = [video_id(number) for number in range(12)]
 SHARD = "train-000001.tar"

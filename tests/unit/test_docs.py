@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from avvp_dist.experiments.recipe import load, recipes
 from avvp_dist.methods import METHODS
-from avvp_dist.recipe import load, recipes
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "methods.md"

@@ -7,8 +7,8 @@ import torch
 
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
+from avvp_dist.experiments.recipe import load
 from avvp_dist.methods.han import Han, HanMethodConfig
-from avvp_dist.recipe import load
 from avvp_dist.types import Batch, Outputs, Progress, Refined
 
 WEAK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])

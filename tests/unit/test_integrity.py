@@ -11,13 +11,17 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from avvp_dist import app, cli, integrity, outcome, storage
-from avvp_dist.comparison import read_settings
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist import storage
+from avvp_dist.cli import main as cli
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.experiments import result as results
+from avvp_dist.experiments.comparison import read_settings
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.jomold import read_ratios
-from avvp_dist.recipe import load
+from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.stages import read_collected, read_trained
 
@@ -30,7 +34,7 @@ CLASSES = ["Speech", "Dog", "Car"]
 def finished(packed, tmp_path_factory):
     """A finished run of JoMoLD."""
     output = str(tmp_path_factory.mktemp("run") / "run")
-    app.run(load("jomold", [f"data={packed}", f"output={output}", *SMALL]), LocalRuntime(output, "cpu"))
+    run_experiment(load("jomold", [f"data={packed}", f"output={output}", *SMALL]), LocalRuntime(output, "cpu"))
     return Path(output)
 
 
@@ -285,8 +289,8 @@ def test_sealed_documents():
 
 
 def test_a_sweep_scores_a_run_again_whose_result_is_damaged(copy, caplog):
-    assert outcome.finished(str(copy / "nowhere")) is None
-    assert outcome.finished(str(copy))["method"] == "jomold"
+    assert results.finished(str(copy / "nowhere")) is None
+    assert results.finished(str(copy))["method"] == "jomold"
     (copy / "result.json").write_text("{}{")
-    assert outcome.finished(str(copy)) is None
+    assert results.finished(str(copy)) is None
     assert "result.json: damaged" in caplog.text

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.jomold import Jomold, JomoldConfig, noise_ratios, read_ratios, warmup_factor
 from avvp_dist.methods.losses import bce, smooth

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from llp_files import EVENTS, TINY, WEAK, video_id, write_features
 
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.llp import FLAWS, OfficialFeatures, read_annotations
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import FLAWS, OfficialFeatures, read_annotations
 from avvp_dist.errors import DataError
 from avvp_dist.types import Event, VideoRecord
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from avvp_dist import cli, locks, processes, storage
+from avvp_dist import storage
+from avvp_dist.cli import main as cli
 from avvp_dist.errors import ConfigError, Preempted
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.storage import locks, processes
+from avvp_dist.storage.config import StorageConfig
 from benchmarks.fault_proxy import FaultProxy
 
 HOLD = """

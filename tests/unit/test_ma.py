@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from avvp_dist.data.partners import disjoint
-from avvp_dist.data.refined import RefinedLabels
 from avvp_dist.dist.collective import FakeCollective, LocalCollective
 from avvp_dist.errors import DataError
+from avvp_dist.loading.partners import disjoint
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
 from avvp_dist.methods.ma import Ma, MaConfig, exchange_rule
 from avvp_dist.types import Batch, Outputs, Refined

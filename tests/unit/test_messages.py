@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from avvp_dist import failures, messages
+from avvp_dist.cli import error_report, messages
 from avvp_dist.errors import AvvpError, ConfigError, DataError, StorageError, TrainingError
 
 
@@ -86,7 +86,7 @@ def test_problems_stay_complete_for_programs():
     ],
 )
 def test_errors_of_the_system_name_path_and_remedy(code, remedy):
-    message, status = failures.report(OSError(code, os.strerror(code), "/some/\x1bplace"))
+    message, status = error_report.report(OSError(code, os.strerror(code), "/some/\x1bplace"))
     assert status == 2
     assert message.startswith("/some/\\x1bplace: ")
     assert remedy in message
@@ -108,13 +108,13 @@ def allocate():
 def test_expected_errors_of_others_are_told(act, said):
     with pytest.raises(Exception) as caught:
         act()
-    message, code = failures.report(caught.value)
+    message, code = error_report.report(caught.value)
     assert said in message
     assert code == (1 if "bug" in said else 2)
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra():
-    message, code = failures.report(ModuleNotFoundError("No module named 'ray'", name="ray.train"))
+    message, code = error_report.report(ModuleNotFoundError("No module named 'ray'", name="ray.train"))
     assert (message, code) == ("ray is not installed, which this needs: pip install 'avvp_dist[ray]'", 2)
 
 
@@ -124,7 +124,7 @@ def test_what_nobody_expected_is_a_bug_with_its_traceback_in_a_file(aside):
 
     with pytest.raises(KeyError) as caught:
         fail()
-    message, code = failures.report(caught.value)
+    message, code = error_report.report(caught.value)
     [file] = aside.iterdir()
     assert code == 1
     assert message.startswith("this is a bug in avvp_dist: KeyError: ")
@@ -136,4 +136,4 @@ def test_what_nobody_expected_is_a_bug_with_its_traceback_in_a_file(aside):
 
 @pytest.mark.parametrize("error", [ConfigError("a"), StorageError("a", transient=True), AvvpError("a"), TrainingError("a")])
 def test_our_own_errors_keep_their_exit_codes(error):
-    assert failures.report(error) == ("a", error.exit_code)
+    assert error_report.report(error) == ("a", error.exit_code)

@@ -9,11 +9,11 @@ import pytest
 from llp_files import TINY, video_id, write_annotations, write_features
 
 from avvp_dist import storage
-from avvp_dist.cli import main
-from avvp_dist.data import feature_files, shards
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.feature_files import ODDITIES, OddFile
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
+from avvp_dist.cli.main import main
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.feature_source import ODDITIES, Examined, OddFile
 from avvp_dist.types import VideoRecord
 
 
@@ -69,7 +69,7 @@ def test_each_kind_is_named_and_read_exactly(tmp_path, kind, remote):
 def test_kinds_add_up_in_one_file_and_good_files_have_none(tmp_path):
     write_features(tmp_path, [video_id(0)])
     source = OfficialFeatures(tmp_path, TINY)
-    assert source.examine(record(0)) == feature_files.Examined()
+    assert source.examine(record(0)) == Examined()
     np.save(vggish(tmp_path, 0), np.asfortranarray(np.zeros((10, 3), ">f8")))
     more(vggish(tmp_path, 0), b"x")
     assert [odd.kind for odd in source.examine(record(0)).odd] == [
@@ -133,6 +133,6 @@ def test_processes_report_them_too(tmp_path):
     write_features(tmp_path, [video_id(number) for number in range(5)])
     np.save(vggish(tmp_path, 3), np.zeros((10, 3)))
     vggish(tmp_path, 4).unlink()
-    bad, odd = shards.check_features(read_annotations(tmp_path).records, OfficialFeatures(tmp_path, TINY), workers=2)
+    bad, odd = packing.check_features(read_annotations(tmp_path).records, OfficialFeatures(tmp_path, TINY), workers=2)
     assert [video.id for video in bad] == [video_id(4)]
     assert [file.kind for file in odd] == ["float64", "all-zero"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from avvp_dist.data.llp import read_annotations
+from avvp_dist.datasets.llp import read_annotations
 from avvp_dist.metrics.parsing import Probabilities, apply_protocol, evaluate, per_class, score
 
 KINDS = ("audio", "visual", "audio_visual")

@@ -8,12 +8,12 @@ from typing import Annotated, get_args, get_origin
 import pytest
 import yaml
 
-from avvp_dist import paper_tables
-from avvp_dist import sweep as sweeps
 from avvp_dist.config import Place, Section, convert_places
 from avvp_dist.errors import ConfigError
-from avvp_dist.recipe import RunConfig, absolute_overrides, load
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.experiments import paper_tables
+from avvp_dist.experiments import sweep as sweeps
+from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, load
+from avvp_dist.storage.config import StorageConfig
 
 
 @pytest.fixture

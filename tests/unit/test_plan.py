@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avvp_dist.data.plan import EpochPlan, check, split_sizes
+from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
+from avvp_dist.loading.plan import EpochPlan, check
 
 plans = st.builds(
     EpochPlan,

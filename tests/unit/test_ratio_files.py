@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from avvp_dist.cli import main
-from avvp_dist.data.catalog import LLP
+from avvp_dist.cli.main import main
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.jomold import Jomold, JomoldConfig, read_ratios
 

@@ -5,9 +5,9 @@ import stat
 
 import pytest
 
-from avvp_dist import folders
 from avvp_dist.errors import ConfigError
 from avvp_dist.launch import ray_environment
+from avvp_dist.storage import user_folders
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +57,8 @@ def test_an_open_token_is_closed_with_a_warning(tmp_path, environment, caplog, n
 def test_without_a_home_that_can_be_written_the_token_is_temporary(tmp_path, environment):
     environment["HOME"] = "/proc/nowhere"
     ray_environment.prepare()
-    assert mode(folders.private() / "ray_auth_token") == 0o600
-    assert environment["RAY_AUTH_TOKEN_PATH"] == str(folders.private() / "ray_auth_token")
+    assert mode(user_folders.private() / "ray_auth_token") == 0o600
+    assert environment["RAY_AUTH_TOKEN_PATH"] == str(user_folders.private() / "ray_auth_token")
 
 
 @pytest.mark.parametrize("ours", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "t"}])
@@ -89,14 +89,14 @@ def test_a_folder_chosen_for_ray_is_refused_where_it_cannot_be_used(tmp_path, en
 
 def test_a_private_folder_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folders.private.cache_clear()
+    user_folders.private.cache_clear()
     try:
-        usual = folders.private()
+        usual = user_folders.private()
         assert mode(usual) == 0o700
         usual.chmod(0o777)
-        folders.private.cache_clear()
-        other = folders.private()
+        user_folders.private.cache_clear()
+        other = user_folders.private()
         assert other != usual
         assert mode(other) == 0o700
     finally:
-        folders.private.cache_clear()
+        user_folders.private.cache_clear()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from avvp_dist import outcome, ray_job
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError
-from avvp_dist.launch import launch
-from avvp_dist.recipe import load
+from avvp_dist.experiments import result as results
+from avvp_dist.experiments.recipe import load
+from avvp_dist.launch import ray_job
+from avvp_dist.launch.start import launch
 from avvp_dist.tracking.base import TrackingConfig
 
 
@@ -68,18 +69,18 @@ def test_mlflow_is_where_its_own_variable_says_unless_a_run_says_otherwise(monke
 
 def test_the_commit_of_an_upload_is_what_its_submitter_says(monkeypatch, tmp_path):
     def commit() -> str:
-        return outcome.provenance(index, load("han"), LocalRuntime("run", "cpu"))["git_commit"]
+        return results.provenance(index, load("han"), LocalRuntime("run", "cpu"))["git_commit"]
 
     index = type("Index", (), {"fingerprint": "f", "synthetic": True})
     monkeypatch.delenv("AVVP_COMMIT", raising=False)
     (tmp_path / "avvp_dist").mkdir()
-    monkeypatch.setattr(outcome, "__file__", str(tmp_path / "avvp_dist" / "outcome.py"))  # not in a checkout
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "avvp_dist" / "results.py"))  # not in a checkout
     assert commit() == "unknown"
     monkeypatch.setenv("AVVP_COMMIT", "abc123")
     assert commit() == "abc123"
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no git
     assert commit() == "abc123"
-    monkeypatch.setattr(outcome, "__file__", str(Path(__file__)))
+    monkeypatch.setattr(results, "__file__", str(Path(__file__)))
     monkeypatch.undo()
     if (Path(__file__).parents[2] / ".git").exists():
         assert len(commit().removesuffix("-dirty")) == 40

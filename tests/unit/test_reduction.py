@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from llp_files import video_id
 
-from avvp_dist.data.catalog import LLP, LLP_CLIP_CLAP
-from avvp_dist.data.llp import OfficialFeatures
-from avvp_dist.data.reduction import clap_weights, to_segments
+from avvp_dist.datasets.catalog import LLP, LLP_CLIP_CLAP
+from avvp_dist.datasets.llp import OfficialFeatures
+from avvp_dist.datasets.reduction import clap_weights, to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.types import VideoRecord
 

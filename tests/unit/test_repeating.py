@@ -3,7 +3,7 @@
 import threading
 import time
 
-from avvp_dist.launch.repeating import Repeating
+from avvp_dist.launch.periodic import Repeating
 
 
 def wait_for(condition):

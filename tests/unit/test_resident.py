@@ -10,12 +10,13 @@ import torch
 
 from avvp_dist import storage
 from avvp_dist.config import validate
-from avvp_dist.data import resident, synthetic
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.reading import ShardStore
-from avvp_dist.data.source import DataConfig
+from avvp_dist.datasets import synthetic
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.loading import resident
+from avvp_dist.loading.split import DataConfig
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.reading import ShardStore
 
 
 def load(url, cache=None, share=True):

@@ -10,13 +10,14 @@ import pytest
 import torch
 from llp_files import TINY, video_id, write_annotations, write_features
 
-from avvp_dist.cli import main
-from avvp_dist.data import safe_pickle, shards
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.cli.main import main
+from avvp_dist.datasets import safe_pickle
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
 from avvp_dist.errors import DataError
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.index import Index, read_labels
 
 TRAIN = 7
 SPEECH = 0
@@ -36,7 +37,7 @@ def packed(official, tmp_path_factory):
     """The data set without training video 2."""
     records = [record for record in read_annotations(official).records if record.id != video_id(2)]
     out = tmp_path_factory.mktemp("packed")
-    shards.pack(TINY, records, OfficialFeatures(official, TINY), str(out), provenance={}, workers=1)
+    packing.pack(TINY, records, OfficialFeatures(official, TINY), str(out), provenance={}, workers=1)
     return out
 
 
@@ -158,7 +159,7 @@ def test_code_in_a_pickle_is_refused_by_name(official, packed, tmp_path, protoco
         ([need_to_change([]), Bomb(mark)], "posix.mkdir"),
         (Bomb(mark, inner), "a torch storage that is damaged or holds something else"),
         (np.array([Bomb(mark)], object), "a numpy array of object"),
-        ([replace(LLP, name="x")], "avvp_dist.data.catalog.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
+        ([replace(LLP, name="x")], "avvp_dist.datasets.catalog.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
     ):
         file.write_bytes(pickle.dumps(bomb, protocol=protocol))
         assert avvp(*command, "--out", tmp_path / "out.npz") == 2
@@ -208,7 +209,7 @@ def test_classes_follow_the_data_set(official, tmp_path):
     turned = replace(TINY, classes=TINY.classes[::-1])
     records = [replace(record, weak=tuple(24 - label for label in record.weak), audio_events=None, visual_events=None)
                for record in read_annotations(official).records]  # fmt: skip
-    shards.pack(turned, records, OfficialFeatures(official, TINY), str(tmp_path / "packed"), provenance={}, workers=1)
+    packing.pack(turned, records, OfficialFeatures(official, TINY), str(tmp_path / "packed"), provenance={}, workers=1)
     heard = arrays(official)
     np.savez(tmp_path / "both.npz", audio=heard, visual=heard)
     command = ["data", "labels", "--data", tmp_path / "packed", "--annotations", official, "--format", "arrays"]

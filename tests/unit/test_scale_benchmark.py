@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from avvp_dist.data.catalog import LLP
-from avvp_dist.data.index import LABELS_FILE, Labels, labels_bytes, labels_table, read_labels
-from avvp_dist.data.plan import EpochPlan
-from avvp_dist.data.quarantine import shards_of
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.collective import FakeCollective
 from avvp_dist.errors import DataError, TrainingError
+from avvp_dist.loading.plan import EpochPlan
+from avvp_dist.shards.index import LABELS_FILE, Labels, labels_bytes, labels_table, read_labels
+from avvp_dist.shards.quarantine import shards_of
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.types import Batch, Progress, Targets
 from benchmarks.scale import main, make, one_shard

@@ -20,10 +20,10 @@ import webdataset as wds
 from llp_files import TINY, DeadlyFeatures, contents, video_id, write_annotations, write_features
 
 from avvp_dist import storage
-from avvp_dist.data.index import Index, IndexedStream, LeftOut, read_labels
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
-from avvp_dist.data.shards import check_features, pack
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
 from avvp_dist.errors import AvvpError, ConfigError, DataError
+from avvp_dist.shards.index import Index, IndexedStream, LeftOut, read_labels
+from avvp_dist.shards.pack import check_features, pack
 from avvp_dist.types import Event, VideoRecord
 
 TESTS = Path(__file__).parents[1]

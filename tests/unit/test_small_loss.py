@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, kl_divergence
 
-from avvp_dist.data.plan import split_sizes
 from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.partition import split_sizes
 from avvp_dist.methods.coteaching import CoTeaching, CoTeachingConfig, trusted
 from avvp_dist.methods.jocor import Jocor, JocorConfig, joint_loss
 from avvp_dist.methods.losses import bce, smooth

@@ -5,8 +5,9 @@ import os
 import pytest
 from llp_files import write_annotations
 
-from avvp_dist import cli, storage
-from avvp_dist.data.index import Index
+from avvp_dist import storage
+from avvp_dist.cli import main as cli
+from avvp_dist.shards.index import Index
 
 
 @pytest.fixture(params=["named pipe", "folder"])

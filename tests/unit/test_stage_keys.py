@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 
 from avvp_dist.config import Section
+from avvp_dist.experiments.recipe import load, of_stages
 from avvp_dist.methods import METHODS, MethodConfig
 from avvp_dist.methods.base import CollectStage, Method, TrainStage
-from avvp_dist.recipe import load, of_stages
 from avvp_dist.train.stages import Identity
 
 CLASSES = ("Speech", "Dog", "Car")

@@ -11,10 +11,10 @@ from ports import free_port
 from s3_servers import Flaky
 
 from avvp_dist import storage
-from avvp_dist.credentials import redact
 from avvp_dist.errors import ConfigError, StorageError
-from avvp_dist.recipe import load
-from avvp_dist.storage_config import StorageConfig
+from avvp_dist.experiments.recipe import load
+from avvp_dist.storage.config import StorageConfig
+from avvp_dist.text.credentials import redact
 
 
 def test_files_and_folders_as_on_a_disk(s3):

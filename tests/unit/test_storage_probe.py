@@ -10,7 +10,7 @@ from devices import FULL, NULL, device
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError
-from avvp_dist.storage_probe import refuse_unwritable
+from avvp_dist.storage.probe import refuse_unwritable
 
 
 def refused(**targets):

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avvp_dist.data.partners import nearby
-from avvp_dist.data.plan import StreamPlan, check, openings, split_sizes
+from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.loading.partners import nearby
+from avvp_dist.loading.plan import StreamPlan, check, openings
 
 
 @st.composite

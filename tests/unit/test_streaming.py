@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from avvp_dist import storage
-from avvp_dist.data import resident, synthetic
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.reading import ShardStore
-from avvp_dist.data.refined import RefinedLabels
-from avvp_dist.data.source import DataConfig, open_split, streams_from_shards
+from avvp_dist.datasets import synthetic
 from avvp_dist.errors import AvvpError, DataError
+from avvp_dist.loading import resident
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.loading.split import DataConfig, open_split, streams_from_shards
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.reading import ShardStore
 
 BATCH, STREAMS = 20, 4  # 62 videos: a last batch of two
 
@@ -161,7 +162,7 @@ def test_shards_from_elsewhere(packed, in_memory):
 
 
 def test_readers_import_no_torch():
-    code = "import sys, avvp_dist.data.reader_process; print({'torch', 'webdataset', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, avvp_dist.loading.reader_process; print({'torch', 'webdataset', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from avvp_dist import sweep as sweeps
 from avvp_dist.errors import ConfigError
-from avvp_dist.sweep import SweepConfig, label, settings, trials
+from avvp_dist.experiments import sweep as sweeps
+from avvp_dist.experiments.sweep import SweepConfig, label, settings, trials
 
 
 def spec(**content):

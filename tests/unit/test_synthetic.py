@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from avvp_dist.data import llp, shards, synthetic
-from avvp_dist.data.catalog import LLP, LLP_CLIP_CLAP
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.synthetic_labels import pattern_of, split_counts
+from avvp_dist.datasets import llp, synthetic
+from avvp_dist.datasets.catalog import LLP, LLP_CLIP_CLAP
+from avvp_dist.datasets.synthetic_labels import pattern_of, split_counts
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.types import Event, VideoRecord
 
 SPEECH, CAR, DOG, CAT, SINGING = (LLP.classes.index(name) for name in ("Speech", "Car", "Dog", "Cat", "Singing"))
@@ -323,7 +324,7 @@ def test_both_layouts_hold_the_same_data(official, tmp_path):
     synthetic.write(straight, videos=None, splits=(5, 3, 2), seed=7, layout="shards", workers=1, shard_videos=4)
     imported = str(tmp_path / "imported")
     records = llp.read_annotations(folder).records
-    shards.pack(LLP, records, llp.OfficialFeatures(folder), imported, provenance={}, workers=1, shard_videos=4)
+    packing.pack(LLP, records, llp.OfficialFeatures(folder), imported, provenance={}, workers=1, shard_videos=4)
 
     one, other = Index.load(straight), Index.load(imported)
     assert one.fingerprint == other.fingerprint  # covers every byte of the tars: features, labels, events

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from avvp_dist import paper_tables
 from avvp_dist.errors import ConfigError
+from avvp_dist.experiments import paper_tables
 from avvp_dist.methods import METHODS
 from avvp_dist.report import paper
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
 from rich.console import Console
 
-from avvp_dist import text
+from avvp_dist.text import escape
 
 HOSTILE = [
     "\x1b[31mred\x1b[0m",
@@ -29,7 +29,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_what_a_terminal_obeys_is_shown_as_an_escape(hostile):
-    shown = text.visible(hostile)
+    shown = escape.visible(hostile)
     assert shown.isprintable()
     assert "\\" in shown
     shown.encode()
@@ -37,15 +37,15 @@ def test_what_a_terminal_obeys_is_shown_as_an_escape(hostile):
 
 @given(st.text(st.characters(exclude_categories=[])))
 def test_any_text_is_printable_in_one_line_and_printable_text_stays(given):
-    shown = text.line(given)
+    shown = escape.line(given)
     assert not [sign for sign in shown if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     if given.isprintable():
         assert shown == given
 
 
 def test_line_breaks_stay_where_they_are_meant():
-    assert text.visible("a\nb\rc") == "a\nb\\rc"
-    assert text.line("a\nb") == "a\\nb"
+    assert escape.visible("a\nb\rc") == "a\nb\\rc"
+    assert escape.line("a\nb") == "a\\nb"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_line_breaks_stay_where_they_are_meant():
 )
 def test_rich_prints_markup_as_it_stands(markup):
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=True).print(text.cell(markup))
+    Console(file=out, width=200, force_terminal=True).print(escape.cell(markup))
     assert markup in out.getvalue()
 
 
@@ -75,9 +75,9 @@ def test_rich_prints_markup_as_it_stands(markup):
     ],
 )
 def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(cell, written):
-    assert text.csv(cell) == written
+    assert escape.csv(cell) == written
     sink = io.StringIO()
-    csv.writer(sink).writerow([text.csv(cell), "next"])
+    csv.writer(sink).writerow([escape.csv(cell), "next"])
     assert list(csv.reader([sink.getvalue()])) == [[written, "next"]]
 
 
@@ -99,7 +99,7 @@ def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(cell, written):
     ],
 )
 def test_markdown_means_nothing_by_foreign_signs(given, written):
-    assert text.markdown(given) == written
+    assert escape.markdown(given) == written
 
 
 @pytest.mark.parametrize(
@@ -112,24 +112,24 @@ def test_markdown_means_nothing_by_foreign_signs(given, written):
     ],
 )
 def test_latex_means_nothing_by_foreign_signs(given, written):
-    assert text.latex(given) == written
+    assert escape.latex(given) == written
 
 
 @pytest.mark.parametrize("given", ["$x$", "$$", r"\$a$", "$\\frac{$", "cost $5"])
 def test_matplotlib_takes_no_name_for_mathematics(given):
     with matplotlib.rc_context({"text.parse_math": True}):
-        assert not is_math_text(text.drawn(given))
-    assert text.drawn(given).replace(r"\$", "$") == given
+        assert not is_math_text(escape.drawn(given))
+    assert escape.drawn(given).replace(r"\$", "$") == given
 
 
 def test_log_lines_have_no_control_characters():
     record = logging.LogRecord("x", logging.INFO, "", 0, "video %s:\n  - gone", ("\x1b[2J",), None)
-    assert text.VisibleRecords().filter(record)
+    assert escape.VisibleRecords().filter(record)
     assert record.getMessage() == "video \\x1b[2J:\n  - gone"
 
 
 def test_long_text_keeps_its_end_where_the_remedy_stands():
-    shown = text.shortened("problem " + "x" * 1000 + "; remedy", 60)
+    shown = escape.shortened("problem " + "x" * 1000 + "; remedy", 60)
     assert len(shown) == 60
     assert shown.startswith("problem ")
     assert shown.endswith("; remedy")

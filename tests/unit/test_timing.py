@@ -6,13 +6,13 @@ from contextlib import closing
 import pytest
 import torch
 
-from avvp_dist.data import resident
-from avvp_dist.data.cache import ShardCache
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.reading import ShardStore
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.recipe import load
+from avvp_dist.loading import resident
 from avvp_dist.methods import METHODS
-from avvp_dist.recipe import load
+from avvp_dist.shards.cache import ShardCache
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.reading import ShardStore
 from avvp_dist.train.loop import StageJob, StageTrainer
 from avvp_dist.train.timing import PHASES, PhaseTimes
 

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from avvp_dist.cli import main
+from avvp_dist.cli.main import main
 from avvp_dist.errors import ConfigError
 from avvp_dist.tracking.address import check_address
 from avvp_dist.tracking.base import TrackingConfig

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from typer.testing import CliRunner
 
-from avvp_dist.cli_data import data
-from avvp_dist.data.external import import_labels, noisy_labels
-from avvp_dist.data.index import Index, read_labels
-from avvp_dist.data.refined import RefinedLabels
+from avvp_dist.cli.data import data
+from avvp_dist.datasets.external import import_labels, noisy_labels
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.experiments.recipe import load
+from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.valor import Valor, ValorConfig
 from avvp_dist.models.han import HanConfig
-from avvp_dist.recipe import load
+from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.optim import OptimConfig
 from avvp_dist.types import Batch, Outputs, Pass, Progress, Refined

@@ -1,6 +1,7 @@
-"""The layers of the package: who may import whom. (ruff's banned-api holds the outer walls: ray, mlflow, fsspec, ...)"""
+"""The layers of the package and the absence of import cycles. (ruff's banned-api restricts ray, mlflow, fsspec, ...)"""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,69 +9,91 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "avvp_dist"
-LAYERS = [
-    {"text", "messages", "failures", "urls", "devices", "yaml_text", "json_files", "storage_probe", "folders", "signals"}
-    | {"errors", "types", "config", "storage", "storage_config", "credentials", "storage_errors", "ray_job"}
-    | {"integrity", "locks", "processes"},
-    {"data", "models", "dist", "metrics"},
+LAYERS = [  # low to high; packages of one layer may import each other as long as no modules form a cycle
+    {"text"},
+    {"types", "errors", "config"},
+    {"storage"},
+    {"dist", "metrics"},
+    {"shards"},
+    {"datasets", "loading"},
+    {"models"},
     {"methods"},
     {"train", "tracking", "report"},
-    {"recipe"},
-    {"outcome", "observer"},
-    {"app"},
-    {"comparison", "paper_tables", "search_space", "sweep"},
+    {"experiments"},
     {"launch"},
-    {
-        "cli_failure",
-        "cli_output",
-        "cli_data_view",
-        "cli_cache",
-        "cli_compare",
-        "cli_data",
-        "cli_doctor",
-        "cli_findings",
-        "cli_labels",
-        "cli_storage",
-        "cli_table",
-        "cli_sweep",
-        "cli",
-    },
+    {"cli"},
     {"__main__"},
 ]
-HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+LAYER = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+ROOT_FILES = {"__init__.py", "__main__.py", "config.py", "errors.py", "types.py", "py.typed"}
 
 
-def imported_rooms(path):
+def is_module(parts: list[str]) -> bool:
+    path = PACKAGE.joinpath(*parts)
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names, below avvp_dist, of the modules that a file imports anywhere: at its top, in functions, for types."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "avvp_dist":
-            parts = node.module.split(".")[1:]
-            yield from ([parts[0]] if parts else [alias.name for alias in node.names])
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "avvp_dist":
+            continue
+        base = node.module.split(".")[1:]
+        for alias in node.names:
+            found.add(".".join([*base, alias.name] if is_module([*base, alias.name]) else base))
+    return found
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imports(path)
+    for path in PACKAGE.rglob("*.py")
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def package(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_the_package_root_holds_the_shared_vocabulary_alone():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == ROOT_FILES
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} <= LAYER.keys()
 
 
 def test_imports_point_downwards():
-    upward = []
-    for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        upward += [
-            f"{path.name} imports {other}"
-            for other in imported_rooms(path)
-            if other != room and HEIGHT[other] > HEIGHT[room]
-        ]
+    upward = [
+        f"{module} imports {other}"
+        for module, imported in MODULES.items()
+        for other in imported
+        if LAYER[package(other)] > LAYER[package(module)]
+    ]
     assert not upward
 
 
-def test_models_know_no_method_and_methods_no_model():
-    assert not [p for p in (PACKAGE / "models").glob("*.py") if "methods" in imported_rooms(p)]
-    assert not [p for p in (PACKAGE / "methods").glob("*.py") if {"models", "train", "tracking"} & set(imported_rooms(p))]
+def test_there_are_no_import_cycles():
+    graphlib.TopologicalSorter(MODULES).prepare()  # raises CycleError, which names the modules
+
+
+def imported_by(name: str) -> set[str]:
+    """The packages that the modules of a package import."""
+    return {package(other) for module, imported in MODULES.items() if package(module) == name for other in imported}
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("loading", {"datasets"}), ("models", {"methods"}), ("methods", {"models", "train", "tracking"})],
+)
+def test_what_a_package_does_not_know(name, others):
+    assert not imported_by(name) & others
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("avvp_dist.app", {"ray", "mlflow"}),
-        ("avvp_dist.cli", {"ray", "mlflow", "torch", "numpy"}),  # `avvp --help` answers at once
+        ("avvp_dist.experiments.run", {"ray", "mlflow"}),
+        ("avvp_dist.cli.main", {"ray", "mlflow", "torch", "numpy"}),  # `avvp --help` answers at once
+        ("avvp_dist.loading.reader_process", {"ray", "mlflow", "torch"}),  # readers start in tenths of a second
     ],
 )
 def test_what_importing_a_module_does_not_import(module, heavy):

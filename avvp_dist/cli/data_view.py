@@ -1,0 +1,108 @@
+"""What the commands below ``avvp data`` show: flaws of annotations, bad features, what a packed data set holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from avvp_dist.text.escape import cell
+
+if TYPE_CHECKING:  # pyarrow and torch take seconds to load
+    from avvp_dist.datasets.llp import Annotations
+    from avvp_dist.shards.index import Index, Labels, LeftOut
+
+
+def flaw_counts(annotated: Annotations) -> dict[str, dict[str, int]]:
+    """How often each kind of flaw occurs, by kind and file."""
+    counts: dict[str, dict[str, int]] = {}
+    for (kind, file), number in sorted(annotated.count().items()):
+        counts.setdefault(kind, {})[file] = number
+    return counts
+
+
+def describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any]:
+    """What ``inspect`` tells, as JSON would have it."""
+    splits = {}
+    for name, split in labels.items():
+        mine = [shard for shard in index.shards if shard.split == name]
+        known = split.audio is not None and split.visual is not None
+        splits[name] = {
+            "videos": len(split.ids),
+            "shards": len(mine),
+            "bytes": sum(shard.bytes for shard in mine),
+            "segments_with_truth": len(split.ids) * index.segments if known else 0,
+        }
+    return {
+        "url": url,
+        "dataset": index.dataset,
+        "fingerprint": index.fingerprint,
+        "synthetic": index.synthetic,
+        "segments": index.segments,
+        "splits": splits,
+        "streams": [asdict(stream) for stream in index.streams],
+        "weak_labels": {
+            label: {name: int(split.weak[:, number].sum()) for name, split in labels.items()}
+            for number, label in enumerate(index.classes)
+        },
+        "left_out": [asdict(video) for video in index.left_out],
+        "provenance": index.provenance,
+    }
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
+    """A table of whatever stands in files; ``numbers`` are the columns of numbers."""
+    table = Table(title=cell(title, style="italic"), title_justify="left")
+    for column in columns:
+        table.add_column(cell(column), justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else cell(value) for value in row))
+    return table
+
+
+def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
+    """Counts of flaws, and the first ``limit`` of them."""
+    from avvp_dist.datasets.llp import FLAWS
+
+    counts = annotated.count()
+    rows = [(kind, file, counts[kind, file], FLAWS[kind]) for kind, file in sorted(counts)]
+    console.print(table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
+    shown = annotated.flaws[:limit]
+    if shown:
+        lines = ((flaw.file, str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
+        console.print(table("flaws", ("file", "row", "kind", "detail"), lines, numbers=("row",)))
+    if len(shown) < len(annotated.flaws):
+        console.print(f"{len(annotated.flaws) - len(shown)} more flaws not shown")
+    console.print(f"{len(annotated.records)} videos, {len(annotated.flaws)} known flaws")
+
+
+def print_left_out(console: Console, videos: Sequence[LeftOut], title: str, limit: int | None = None) -> None:
+    """The first ``limit`` videos that are bad, with the reasons."""
+    shown = videos[:limit]
+    rows = ((video.split, video.id, video.reason) for video in shown)
+    console.print(table(f"{title}: {len(videos)} videos", ("split", "id", "reason"), rows))
+    if len(shown) < len(videos):
+        console.print(f"{len(videos) - len(shown)} more videos not shown")
+
+
+def print_inspection(console: Console, index: Index, content: dict[str, Any]) -> None:
+    """What `describe` tells, as tables."""
+    splits = content["splits"]
+    columns = ["split", "videos", "shards", "bytes", "segments with truth"]
+    rows = [[name, *split.values()] for name, split in splits.items()]
+    console.print(table(f"{content['url']}: {index.dataset}", columns, rows, numbers=columns[1:]))
+    columns = ["stream", "dim", "offset"]
+    rows = [[*stream.values()] for stream in content["streams"]]
+    console.print(table(f"streams of {index.dataset}", columns, rows, numbers=columns[1:]))
+    columns = ["class", *splits]
+    rows = [[label, *counts.values()] for label, counts in content["weak_labels"].items()]
+    console.print(table("weak labels", columns, rows, numbers=columns[1:]))
+    if index.left_out:
+        print_left_out(console, index.left_out, "left out")
+    rows = [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in index.provenance.items()]
+    console.print(table("provenance", ["key", "value"], rows))
+    console.print(f"fingerprint {index.fingerprint}")

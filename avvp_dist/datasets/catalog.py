@@ -1,0 +1,38 @@
+"""What the data sets are made of: classes and feature streams."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from avvp_dist.shards.spec import Dataset, Stream
+
+LLP = Dataset(
+    name="llp",
+    classes=(
+        "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
+        "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner", "Baby_laughter", "Accordion",
+        "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar", "Telephone_bell_ringing", "Baby_cry_infant_cry",
+        "Blender", "Clapping",
+    ),
+    streams=(
+        Stream("audio", 128, "vggish", 10),
+        Stream("visual", 2048, "res152", 80),
+        Stream("motion", 512, "r2plus1d_18", 10),
+    ),
+    segments=10,
+)  # fmt: skip
+
+LLP_CLIP_CLAP = replace(
+    LLP,
+    name="llp-clip-clap",
+    streams=(
+        Stream("audio", 768, "CLAP/features", 64, "clap-map"),
+        Stream("visual", 768, "CLIP/features", 10),
+        Stream("motion", 512, "r2plus1d_18", 10),
+    ),
+)
+"""The videos of LLP with the features of CLAP and CLIP that VALOR's authors publish (NeurIPS 2023)."""
+
+DATASETS = {LLP.name: LLP}
+FEATURE_SETS = {"vggish-resnet": LLP, "clip-clap": LLP_CLIP_CLAP}
+"""The features that LLP's videos come with, each a data set of its own once packed."""

@@ -1,0 +1,138 @@
+"""Labels of segments that come from outside: from files of another tool, or from the truth with noise put in."""
+
+from __future__ import annotations
+
+import io
+import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avvp_dist import storage
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index, Labels, read_labels
+from avvp_dist.types import MODALITIES
+
+
+def import_labels(data: str, audio: str, visual: str, split: str = "train") -> RefinedLabels:
+    """Labels of every segment from two folders of ``<id>.npy``, as VALOR publishes them (segment_pseudo_labels).
+
+    Args:
+        data: packed data set whose videos they label.
+        audio, visual: folders or URLs; each file is [T,C] of bool, int or float in [0, 1], classes in the data set's order.
+        split: whose videos. Labels of val and test show what their weak labels say: never train on those.
+
+    Raises:
+        DataError: every file that is missing, unreadable, of another shape or out of range.
+    """
+    index, labels = open_split(data, split)
+    problems = [
+        f"{modality}: no folder {folder}"
+        for modality, folder in zip(MODALITIES, (audio, visual), strict=True)
+        if not storage.exists(folder)
+    ]
+    problems += [f"video id {name!r} cannot be the name of a file" for name in labels.ids if not _harmless(name)]
+    shape = (index.segments, len(index.classes))
+    found = []
+    if not problems:
+        for folder in (audio, visual):
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                read = list(pool.map(partial(_read, folder, shape), labels.ids))
+            problems += [values for values in read if isinstance(values, str)]
+            found.append(read)
+    if problems:
+        raise DataError(problems, f"{len(problems)} problems with these labels of segments; nothing was written")
+    heard, seen = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
+    origin = {"audio": storage.absolute(audio), "visual": storage.absolute(visual)}
+    return refined(data, index, labels, None, heard, seen, {"importer": "external labels", **origin})
+
+
+def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
+    """The truth of a split with noise put in, which stands for another tool's labels where there are none.
+
+    Of each class of a video's weak label the annotated segments are taken, and each segment's label is turned over with
+    probability ``flip``, in each modality by itself. Classes outside the weak label stay 0.
+
+    Raises:
+        ConfigError: ``flip`` is not a probability or ``seed`` is negative.
+        DataError: no such split, or nobody annotated it.
+    """
+    problems = [] if 0 <= flip <= 1 else [f"flip: {flip} is not between 0 and 1"]
+    problems += [] if seed >= 0 else [f"seed: {seed} is negative"]
+    if problems:
+        raise ConfigError(problems)
+    index, labels = open_split(data, split)
+    if labels.audio is None or labels.visual is None:
+        raise DataError(f"{data}: split {split} has no annotated segments to make labels of; synthetic data have")
+    rng = np.random.default_rng(seed)
+    heard, seen = (
+        ((truth ^ (rng.random(truth.shape) < flip)) & labels.weak[:, None]).astype(np.float32)
+        for truth in (labels.audio, labels.visual)
+    )
+    return refined(data, index, labels, None, heard, seen, {"maker": "truth with noise", "flip": flip, "seed": seed})
+
+
+def open_split(data: str, split: str) -> tuple[Index, Labels]:
+    """The index of a packed data set and the labels of one split.
+
+    Raises:
+        DataError: no such data set or split.
+    """
+    index = Index.load(data)
+    labels = read_labels(data, index)
+    if split not in labels:
+        raise DataError(f"{data}: no split {split!r}; it has {', '.join(labels)}")
+    return index, labels[split]
+
+
+def refined(
+    data: str,
+    index: Index,
+    labels: Labels,
+    video: NDArray | None,
+    heard: NDArray,
+    seen: NDArray,
+    provenance: dict[str, Any],
+) -> RefinedLabels:
+    """Labels of the videos of one split, [N,C] or [N,T,C], with what is known of where they come from."""
+    provenance |= {"data": storage.absolute(data), "fingerprint": index.fingerprint, "split": labels.split}
+    provenance["synthetic"] = index.synthetic
+    # VALOR masks its labels by the weak ones; whoever does not should know
+    provenance["outside_weak"] = sum(int(outside_weak(values, labels.weak).sum()) for values in (heard, seen))
+    return RefinedLabels(labels.ids, index.classes, video, heard, seen, provenance)
+
+
+def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where labels [N,C] or [N,T,C] are above 0 although the video's weak label [N,C] lacks the class."""
+    return (values > 0) & ~(weak[:, None] if values.ndim == 3 else weak)
+
+
+def _harmless(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
+
+
+def _read(folder: str, shape: tuple[int, int], name: str) -> NDArray | str:
+    """One video's labels, or what is wrong with their file."""
+    url = storage.join(folder, f"{name}.npy")
+    try:
+        content = storage.read_bytes(url)
+    except FileNotFoundError:
+        return f"{url}: missing"
+    try:
+        values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        return f"{url}: not a readable .npy array ({detail})"
+    if values.shape != shape:
+        return f"{url}: shape {list(values.shape)}, expected {list(shape)} (segments, classes)"
+    if values.dtype.kind not in "biuf":
+        return f"{url}: holds {values.dtype}, expected bool, int or float"
+    inside = (values >= 0) & (values <= 1)  # not so for NaN
+    if not inside.all():
+        row, column = np.argwhere(~inside)[0]
+        return f"{url}: {inside.size - inside.sum()} values outside 0..1, the first at [{row}, {column}]"
+    return values

@@ -1,0 +1,119 @@
+"""Folders of feature files, one ``<id>.npy`` a video: on a disk that this machine sees, or in object storage."""
+
+from __future__ import annotations
+
+import io
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from avvp_dist import storage
+from avvp_dist.errors import AvvpError, ConfigError, DataError
+from avvp_dist.shards.feature_source import OddFile
+
+
+class FeatureFolder(Protocol):
+    """One folder. Travels to the machines that pack, so it must be picklable."""
+
+    def version(self, name: str) -> str:
+        """What tells a file from another version of it without reading it, or "missing"."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """A file, to be read.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ConfigError: this machine does not see the folder.
+        """
+        ...
+
+
+def find(folders: list[str]) -> FeatureFolder | None:
+    """The first of ``folders`` (paths or URLs) that is there."""
+    for folder in folders:
+        here = storage.local_path(folder)
+        if here is None:
+            if storage.exists(folder):
+                return _Remote(folder)
+        elif here.is_dir():
+            return _Local(here)
+    return None
+
+
+def load(folder: FeatureFolder, file: str, name: str) -> tuple[np.ndarray, int]:
+    """The array in ``file``, which messages call ``name``, and how many bytes follow it; nothing in it is unpickled.
+
+    Raises:
+        DataError: it is missing or no such array.
+        ConfigError: this machine does not see the folder.
+        StorageError: object storage refuses or does not answer, which says nothing about the file.
+    """
+    try:
+        with folder.open(file) as handle:
+            values = np.lib.format.read_array(handle, allow_pickle=False)
+            end = handle.tell()
+            return values, handle.seek(0, io.SEEK_END) - end
+    except FileNotFoundError:
+        raise DataError(f"{name}: missing") from None
+    except AvvpError:
+        raise
+    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
+        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"{name}: not a readable .npy array ({detail})") from None
+
+
+def oddities(values: np.ndarray, trailing: int, name: str) -> tuple[OddFile, ...]:
+    """What is odd about a file that holds ``values`` and ``trailing`` more bytes."""
+    kinds = {
+        values.dtype.name: values.dtype.itemsize != 4,
+        "big-endian": values.dtype.str.startswith(">"),
+        "fortran-order": values.flags.f_contiguous and not values.flags.c_contiguous,
+        "all-zero": not values.any(),
+        "trailing-bytes": trailing > 0,
+    }
+    return tuple(OddFile(kind, name) for kind, there in kinds.items() if there)
+
+
+@dataclass(frozen=True)
+class _Local:
+    path: Path
+
+    def version(self, name: str) -> str:
+        try:
+            status = (self.path / name).stat()
+        except OSError:
+            return "missing"
+        return f"{status.st_size} {status.st_mtime_ns}"
+
+    def open(self, name: str) -> BinaryIO:
+        storage.check_file(self.path / name)
+        try:
+            return (self.path / name).open("rb")
+        except FileNotFoundError:
+            if self.path.is_dir():
+                raise
+            # else a machine without the features would find every video bad
+            raise ConfigError(
+                f"{socket.gethostname()}: has no folder {self.path}; all machines that pack must see the features there"
+            ) from None
+
+
+@dataclass
+class _Remote:
+    url: str
+    _versions: dict[str, str] | None = field(default=None, init=False)
+
+    def version(self, name: str) -> str:
+        if self._versions is None:  # one listing for all: asking for each file would take longer than reading it
+            self._versions = storage.versions(self.url)
+        return self._versions.get(name, "missing")
+
+    def open(self, name: str) -> BinaryIO:
+        return io.BytesIO(storage.read_bytes(storage.join(self.url, name)))
+
+    def __reduce__(self) -> tuple[type[_Remote], tuple[str]]:  # workers only read
+        return (_Remote, (self.url,))

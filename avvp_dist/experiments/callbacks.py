@@ -1,0 +1,102 @@
+"""Reports how a run's training goes, to the console and to the tracking server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from avvp_dist.errors import AvvpError
+from avvp_dist.experiments.recipe import RunConfig
+from avvp_dist.report.console import TrainingConsole
+from avvp_dist.tracking.base import NullTracker, Status, Tracker
+from avvp_dist.tracking.home import TrackingHome, open_home
+from avvp_dist.tracking.system import SystemSampler
+from avvp_dist.tracking.tracker import open_tracker
+from avvp_dist.types import Progress
+
+LOGGER = logging.getLogger(__name__)
+
+
+class RunObserver:
+    """Reports to console and tracker how training goes; both only on rank 0.
+
+    Args:
+        config: of the run.
+        facts: further tags of the tracked run.
+        rank_0: whether this is rank 0; the others report nothing.
+    """
+
+    def __init__(self, config: RunConfig, facts: Mapping[str, Any], rank_0: bool) -> None:
+        self._home = _tracking_home(config) if rank_0 else None
+        self.tracker: Tracker = _tracker(config, self._home)
+        self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
+        tracked = not isinstance(self.tracker, NullTracker)
+        self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
+        self._told = False
+        if self._sampler:
+            self._sampler.start()
+        # places are tags: as params that differ in every run they would be an axis of MLflow's comparisons
+        places = {"output": config.output} | ({"store": config.store} if config.store else {})
+        self.tracker.params(config.model_dump(exclude={"tracking", "storage", "output", "store"}))
+        self.tracker.text("config.yaml", config.to_yaml())
+        self.tracker.tags({**facts, **places, **config.tracking.tags})
+
+    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
+        """See `train.loop.Observer`."""
+        assert self._console
+        self._console.stage_started(stage, epochs, resumed)
+
+    def stage_reused(self, stage: str, key: str) -> None:
+        """See `train.loop.Observer`."""
+        assert self._console
+        self._console.stage_reused(stage, key)
+        self.tracker.tags({f"reused.{stage}": key})
+
+    def step(self, progress: Progress) -> None:
+        """See `train.loop.Observer`."""
+        assert self._console
+        self._console.step(progress)
+
+    def epoch(self, row: Mapping[str, Any], best: float) -> None:
+        """See `train.loop.Observer`."""
+        assert self._console
+        self._console.epoch(row, best)
+        values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
+        self.tracker.metrics(values, step=row["epoch"])
+        self._tell_run()
+
+    def finish(self, status: Status) -> None:
+        """Ends the console's progress and the tracked run, whose journal is kept."""
+        if self._sampler:
+            self._sampler.stop()
+        if self._console:
+            self._console.close()
+        self.tracker.finish(status)
+        self._tell_run()
+        if self._home:
+            self._home.keep()
+
+    def _tell_run(self) -> None:
+        """Says once which tracked run this is, as soon as the server has given it an id."""
+        if self.tracker.run_id and not self._told:
+            self._told = True
+            LOGGER.info("MLflow run %s", self.tracker.run_id)
+
+
+def _tracking_home(config: RunConfig) -> TrackingHome | None:
+    """Where this run's tracking files lie; None when it is not tracked, which must not stop it."""
+    if config.tracking.name == "none":
+        return None
+    try:
+        return open_home(config.output)
+    except (AvvpError, OSError) as error:
+        LOGGER.warning("this run is not tracked: %s", error)
+        return None
+
+
+def _tracker(config: RunConfig, home: TrackingHome | None) -> Tracker:
+    if home is None:
+        return NullTracker()
+    name = config.tracking.run_name or f"{config.recipe}-seed{config.seed}"
+    return open_tracker(config.tracking.model_copy(update={"run_name": name}), home.folder)

@@ -1,0 +1,245 @@
+"""What a finished run leaves: result.json, scores of videos, the model, pictures, and the end of its tracked run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avvp_dist import storage
+from avvp_dist.dist.runtime import Runtime, named_device
+from avvp_dist.errors import DataError
+from avvp_dist.experiments.recipe import RunConfig
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.metrics.denoising import Levels, judge, refinement_row
+from avvp_dist.metrics.parsing import Probabilities
+from avvp_dist.metrics.per_video import FILE as PER_VIDEO
+from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.report.pictures import draw
+from avvp_dist.shards.index import Index, Labels, LeftOut
+from avvp_dist.storage import integrity
+from avvp_dist.tracking.base import Tracker
+from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
+from avvp_dist.train.loop import Trained
+from avvp_dist.train.stages import WEIGHTS, weights_bytes
+
+LOGGER = logging.getLogger(__name__)
+CONFIG, RESULT = "config.yaml", "result.json"
+_RESTORE = "restore it from a copy, or train the run again"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run after its last stage.
+
+    Attributes:
+        probabilities: of the best network, by evaluated split.
+        trained, collected: what each stage left, by its name, in order.
+        given: the refined labels of ``data.refined``, where the run has them.
+        left_out: bad videos that the run did without.
+        cross_modal: forward option of the network, in evaluation.
+        provenance: see `provenance`.
+    """
+
+    config: RunConfig
+    index: Index
+    labels: Mapping[str, Labels]
+    probabilities: Mapping[str, Probabilities]
+    trained: Mapping[str, Trained]
+    collected: Mapping[str, Any]
+    cross_modal: bool
+    provenance: Mapping[str, Any]
+    given: RefinedLabels | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def final(self) -> Trained:
+        """The stage whose network is evaluated."""
+        return list(self.trained.values())[-1]
+
+    def removed(self) -> dict[str, Levels]:
+        """Training labels taken away as noise, by result.json's name for what they are worth; empty without any.
+
+        ``denoising``: what the run took away itself, in its last epoch or by a refining stage; ``denoising_given``: what the
+        labels of ``data.refined`` lack.
+        """
+        train = self.labels["train"]
+        found = [labels for labels in (self._last_epoch(), *self.collected.values()) if isinstance(labels, RefinedLabels)]
+        levels: dict[str, Levels] = {}
+        for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
+            if labels is not None:
+                mine = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
+                levels[name] = judge(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows)
+        return levels
+
+    def _last_epoch(self) -> RefinedLabels | None:
+        """The weak labels without those that the final stage removed in its last epoch."""
+        removed, train = self.final.removed, self.labels["train"]
+        if removed is None:
+            return None
+        about = {"refiner": self.config.method.name}
+        return RefinedLabels.without(removed, train.weak, train.ids, self.index.classes, about)
+
+    def result(self) -> dict[str, Any]:
+        """The content of result.json."""
+        config, index = self.config, self.index
+        removed = self.removed()
+        return {
+            "recipe": config.recipe,
+            "method": config.method.name,
+            "seed": config.seed,
+            "data": {
+                "url": config.data.url,
+                "fingerprint": index.fingerprint,
+                "dataset": index.dataset,
+                "synthetic": index.synthetic,
+                "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
+            },
+            "best": self.final.best,
+            "evaluation": {"cross_modal": self.cross_modal},  # with config.yaml, all it takes to score the model again
+            "scores": {
+                name: all_scores(found, self.labels[name], config.evaluate, index.classes)
+                for name, found in self.probabilities.items()
+            },
+            **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
+            "artefacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
+            "provenance": dict(self.provenance),
+        }
+
+    def per_video(self) -> PerVideo:
+        """The scores of every video that those in result.json are means of."""
+        return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
+
+    def publish(self, result: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
+        """Writes and tracks everything, result.json last: it lists the checksums of what `evaluate` and `compare` read.
+
+        Returns:
+            the content of result.json: ``result`` with ``files`` and a ``checksum`` of its own.
+        """
+        output = self.config.output
+        model = weights_bytes(self.final.weights)
+        config = self.config.to_yaml().encode()
+        files = {WEIGHTS: model, PER_VIDEO: self.per_video().to_bytes(), CONFIG: config}
+        listed = {name: integrity.describe(content) for name, content in files.items()}
+        result = integrity.seal({**result, integrity.FILES: listed})
+        for name in (WEIGHTS, PER_VIDEO):
+            storage.write_bytes(storage.join(output, name), files[name])
+        history = [row for stage in self.trained.values() for row in stage.history]
+        storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
+        with tempfile.TemporaryDirectory() as scratch:
+            for picture in self._draw(Path(scratch), history, result):
+                storage.write_bytes(storage.join(output, "pictures", picture.name), picture.read_bytes())
+                tracker.artifact(picture, "pictures")
+            weights = Path(scratch) / WEIGHTS
+            weights.write_bytes(model)
+            tracker.artifact(weights, "checkpoints")
+        storage.write_bytes(storage.join(output, CONFIG), config)
+        storage.write_text(storage.join(output, RESULT), json.dumps(result, indent=1))
+        tracker.text(RESULT, json.dumps(result, indent=1))
+        tracker.metrics(_final_metrics(self.config, result), step=0)
+        return result
+
+    def _draw(self, folder: Path, history: list[dict[str, Any]], result: Mapping[str, Any]) -> list[Path]:
+        return draw(
+            folder,
+            classes=self.index.classes,
+            history=history,
+            result=result,
+            protocol=self.config.evaluate.protocol,
+            truth=self.labels["test"],
+            predicted=decide(self.probabilities["test"], self.config.evaluate),
+            removed=self.removed(),
+        )
+
+
+def read_result(output: str) -> dict[str, Any]:
+    """The checked content of a finished run's result.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged.
+    """
+    try:
+        return integrity.read_sealed(storage.join(output, RESULT))
+    except DataError as error:
+        raise DataError([f"{problem}; {_RESTORE}" for problem in error.problems]) from None
+
+
+def finished(output: str) -> dict[str, Any] | None:
+    """As `read_result`; None where there is none or, with a warning, a damaged one: then the run has to end again."""
+    try:
+        return integrity.read_sealed(storage.join(output, RESULT))
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        LOGGER.warning("%s; the run is scored again", error)
+        return None
+
+
+def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Compares files of a finished run with the checksums in its result.json; one of an earlier version lists none.
+
+    Raises:
+        DataError: they are missing or damaged; all of them.
+    """
+    problems = []
+    for name in names:
+        try:
+            integrity.read_listed(output, name, result)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError([f"{problem}; {_RESTORE}" for problem in problems])
+
+
+def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
+    """What it takes to make the run again: commit, data, versions, and how it was run."""
+    try:
+        version = metadata.version("avvp_dist")
+    except metadata.PackageNotFoundError:  # run from files alone, as a Ray job's upload is
+        version = "unknown"
+    return {
+        "git_commit": _commit() or os.environ.get("AVVP_COMMIT") or "unknown",
+        "data_fingerprint": index.fingerprint,
+        "data_synthetic": str(index.synthetic).lower(),
+        "avvp_dist": version,
+        "torch": torch.__version__,
+        "world_size": runtime.collective.world_size,
+        "device": named_device(runtime.device),
+        "launcher": runtime.launcher,
+        "precision": config.train.precision,
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package lies in; None where there is no checkout, or no git."""
+    here = str(Path(__file__).parent)
+    try:
+        commit, status = (
+            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-dirty" if status else "")
+
+
+def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:
+    """The final figures under the run's own protocol, under names that MLflow's table sorts well."""
+    found: dict[str, float] = {}
+    for split, protocols in result["scores"].items():
+        scores = protocols[config.evaluate.protocol]
+        for level in ("segment", "event"):
+            found |= {f"{split}/{level}.{name}": value for name, value in scores[level].items()}
+            without = scores.get("without_speech", {}).get(level, {})
+            found |= {f"{split}_without_speech/{level}.{name}": value for name, value in without.items()}
+    return found

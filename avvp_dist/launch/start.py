@@ -1,0 +1,119 @@
+"""Starts runs: in this process, under torchrun, or on Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from avvp_dist import storage
+from avvp_dist.dist.world import rank
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, load
+from avvp_dist.experiments.sweep import SweepConfig
+from avvp_dist.launch import ray_environment, ray_job
+from avvp_dist.shards import workers
+from avvp_dist.storage import locks
+from avvp_dist.storage.probe import refuse_unwritable
+from avvp_dist.text.credentials import redact_all, without_secrets
+from avvp_dist.tracking.address import check_address
+
+if TYPE_CHECKING:
+    from avvp_dist.launch.sweep_plan import SweepPlan
+
+
+def launch(config: RunConfig) -> dict[str, Any]:
+    """Trains ``config`` the way its launch section says; returns the content of result.json.
+
+    Raises:
+        ConfigError: it cannot be run so, its tracking server's address can never work, or a Ray job would leave its results
+            in its own folder.
+    """
+    storage.configure(config.storage)
+    check_address(config.tracking)
+    config = _in_job(config)
+    if rank(os.environ) == 0:
+        refuse_unwritable(folders=_written(config), files=_in_the_way(config))
+    if config.launch.name == "ray":
+        ray_environment.prepare()
+        from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
+
+        return train(config)
+    from avvp_dist.launch.local import train as train_here
+
+    return train_here(config)
+
+
+def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
+    """Runs a sweep, whose paths are absolute (see `sweep.absolute`), on Ray Tune; see `launch.ray_tune.run`.
+
+    Raises:
+        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+    """
+    overrides = [without_secrets(override) for override in overrides]
+    base = load(spec.recipe, [*spec.overrides, *overrides])
+    check_address(base.tracking)
+    if ray_job.submission_id():
+        _check_places(base, output)
+    storage.configure(base.storage)
+    refuse_unwritable(folders={"--output": output})
+    overrides = redact_all(overrides)  # Ray Tune keeps them in a file
+    ray_environment.prepare()
+    from avvp_dist.launch import ray_tune
+
+    with locks.hold_folder(storage.absolute(output)):
+        return ray_tune.run(name, spec, overrides=overrides, output=output)
+
+
+def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
+    """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
+
+    Args:
+        name: ``local`` or ``ray``.
+        wait: seconds until a cluster has to have room for a task.
+    """
+    if name == "local":
+        return workers.pool
+    ray_environment.prepare()
+    from avvp_dist.launch import ray_pack
+
+    return partial(ray_pack.pool, wait=wait)
+
+
+def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
+    """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
+    check_address(load(spec.recipe, [*spec.overrides, *overrides]).tracking)
+    ray_environment.prepare()
+    from avvp_dist.launch import sweep_plan
+
+    return sweep_plan.plan(spec, overrides, output)
+
+
+def _in_job(config: RunConfig) -> RunConfig:
+    """In a Ray job: results must outlast it, and the tracked run names it."""
+    _check_places(config, config.output)
+    tags = {**config.tracking.tags, **ray_job.tags()}
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
+
+
+def _written(config: RunConfig) -> dict[str, str | None]:
+    """Folders that a run writes into, by the key that places them; on a disk those that its output has already, too."""
+    folders = {"output": config.output, "store": config.store}
+    here = storage.local_path(config.output)
+    if here is not None:
+        own = ["checkpoints", "pictures", *(["stages"] if config.store is None else [])]
+        own += ["tracking"] if config.tracking.name != "none" else []
+        folders |= {f"output ({name})": str(here / name) for name in own if os.path.lexists(here / name)}
+    return folders
+
+
+def _in_the_way(config: RunConfig) -> dict[str, str | None]:
+    """Files of a run in whose place a folder lies."""
+    here = storage.local_path(config.output)
+    names = ("config.yaml", "result.json", "model.safetensors", "per_video.npz", "history.json")
+    return {f"output ({name})": str(here / name) for name in names if here is not None and (here / name).is_dir()}
+
+
+def _check_places(config: RunConfig, output: str) -> None:
+    uri = config.tracking.uri if config.tracking.name != "none" else None
+    ray_job.refuse_own_folder({"output": output, "store": config.store, "tracking.uri": uri})

@@ -1,0 +1,244 @@
+"""A whole split in memory: the GPU's, where one trains and it fits, else the page cache, which a node's processes share.
+
+Features are read from the shards as they lie: a video's are raw float16 in its tar, at an offset that the index knows. So
+there is no second copy on any disk, nothing to build before the first step, and the memory is the system's page cache, of
+which a node has one, whoever reads. Shards stay open as long as the split does; whoever replaces or deletes one changes
+nothing for this run, and whoever overwrites one in place ends it with the shard's name (`checked_file.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avvp_dist.dist.partition import split_sizes
+from avvp_dist.errors import DataError
+from avvp_dist.loading.batches import Table
+from avvp_dist.loading.partners import disjoint
+from avvp_dist.loading.plan import EpochPlan, Plan
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.cache import GB
+from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, undisturbed
+from avvp_dist.shards.index import Index, Labels
+from avvp_dist.shards.reading import REMEDY, ShardStore
+from avvp_dist.types import Batch
+
+LOGGER = logging.getLogger(__name__)
+
+
+class ShardRows:
+    """Features of a split where they lie, in its shards.
+
+    Args:
+        shards: each open shard, by its number.
+        labels: where each of the N videos is.
+        shape: N, T, width.
+        title: of errors.
+    """
+
+    def __init__(
+        self, shards: Mapping[int, OpenShard], labels: Labels, shape: tuple[int, int, int], title: str = ""
+    ) -> None:
+        self._shards = shards
+        self._title = title
+        self._shard = labels.shard
+        self._offset = labels.offset
+        self.shape = shape
+
+    def take(self, numbers: NDArray[np.int64]) -> Tensor:
+        """Features of the videos ``numbers``, a copy, float16 [B,T,width].
+
+        Raises:
+            DataError: a shard was overwritten or truncated since it was opened.
+        """
+        rows = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.float16)
+        to = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
+        shards, offsets = self._shard[numbers].tolist(), self._offset[numbers].tolist()
+
+        def read() -> None:
+            for row, shard, offset in zip(to, shards, offsets, strict=True):
+                self._shards[shard].fill([row.data], offset)
+
+        try:
+            undisturbed(read, [self._shards[shard] for shard in set(shards)])
+        except DataError as error:
+            raise DataError(error.problems, self._title) from None
+        return rows
+
+    def on(self, device: torch.device) -> Tensor:
+        """All of them in the memory of ``device``, float16 [N,T,width]."""
+        everything = torch.empty(self.shape, dtype=torch.float16, device=device)
+        for some in np.array_split(np.arange(self.shape[0]), 1 + self.shape[0] // 256):
+            if len(some):
+                everything[some[0] : some[-1] + 1] = self.take(some)
+        return everything
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """Features and labels of one split in memory: a `Source` whose order is one permutation of all videos.
+
+    Attributes:
+        table: the labels.
+        features: float16 [N,T,width], the streams side by side; in the shards, or on the device that trains.
+        partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
+    """
+
+    table: Table
+    features: Tensor | ShardRows
+    partners: NDArray[np.int64] | None = None
+
+    @property
+    def labels(self) -> Labels:
+        """See `Source`."""
+        return self.table.labels
+
+    def __len__(self) -> int:
+        return len(self.labels.ids)
+
+    def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+        """See `Source`."""
+        return EpochPlan(len(self), batch_size, seed, epoch)
+
+    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`."""
+        order, split = plan.order(), self._with_partners(partners, plan.seed, plan.epoch)
+        for step in range(first_step, plan.steps):
+            yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
+
+    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
+        """See `Source`; in the split's order."""
+        sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
+        mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for start in range(0, max(len(mine), 1), batch_size):
+            yield split.batch(mine[start : start + batch_size], len(mine))
+
+    def close(self) -> None:
+        """See `Source`; nothing to let go of."""
+
+    def batch(self, numbers: np.ndarray, total: int) -> Batch:
+        """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
+        index = torch.from_numpy(numbers).to(self.table.weak.device)
+        if isinstance(self.features, ShardRows):
+            rows = self.features.take(numbers).to(index.device).to(self.table.dtype)
+        else:
+            rows = self.features.index_select(0, index).to(self.table.dtype)
+        draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
+        alone = replace(self, partners=None)
+        return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
+
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
+        """See `Source`."""
+        return replace(self, table=self.table.with_refined(labels, classes, source))
+
+    def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
+        if not draws:
+            return self
+        return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
+
+
+def load(
+    store: ShardStore,
+    index: Index,
+    labels: Labels,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    share: bool = True,
+) -> ResidentSplit:
+    """Opens a split's shards, several at a time, and checks each against its hash and every video in it.
+
+    Args:
+        store: where the shards are.
+        device: what trains; a GPU takes the features into its own memory where they leave half of what is free there.
+        dtype: of a batch's features.
+        share: whether features on CPU are read from the page cache, which a node's processes share, or this process's own.
+
+    Raises:
+        DataError: every shard that is missing or is not what the index says, and every bad video in the others.
+    """
+    device = device or torch.device("cpu")
+    # each process begins elsewhere: those of one node then fetch different shards at the same time
+    numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
+    share = share and _may_keep_open(len(numbers), labels.split)
+    title = f"{store.url}: {labels.split} cannot be read; {REMEDY}"
+
+    def opened(number: int) -> OpenShard | DataError:
+        try:
+            return _open(store, index, labels, number, share)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        shards = dict(zip(numbers, pool.map(opened, numbers), strict=True))
+    problems = [line for found in shards.values() if isinstance(found, DataError) for line in found.problems]
+    if problems:
+        raise DataError(sorted(problems), title)
+    found = {number: shard for number, shard in shards.items() if not isinstance(shard, DataError)}
+    rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width), title)
+    return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
+
+
+def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> OpenShard:
+    """One shard whose videos were found sound.
+
+    Raises:
+        DataError: the shard is bad, or all its bad videos.
+    """
+    shard, shape = index.shards[number], (index.segments, index.width)
+    scratch, problems = np.empty(shape, np.float16), []
+    with store.open(shard, shape) as file:
+        for row in np.flatnonzero(labels.shard == number):
+            try:
+                file.read(labels.ids[row], int(labels.offset[row]), scratch)
+            except DataError as error:
+                problems += error.problems
+    if problems:
+        raise DataError(problems)
+    opened = store.cache.open(store.url, shard)
+    if share:
+        return opened
+    content = b""
+
+    def read() -> None:
+        nonlocal content
+        opened.seek(0)
+        content = opened.read()
+
+    with opened:
+        undisturbed(read, [opened])
+    return ShardInMemory(content, shard)
+
+
+def _may_keep_open(shards: int, split: str) -> bool:
+    """Whether this process may keep so many files open: others need files too."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY or shards <= limit // 4:
+        return True
+    LOGGER.warning(
+        "%s: %d shards are too many to keep open with %d open files; this process keeps its own copy of them. Raise "
+        "`ulimit -n`, or pack more videos in a shard",
+        split,
+        shards,
+        limit,
+    )
+    return False
+
+
+def _fits(rows: ShardRows, device: torch.device) -> bool:
+    """Whether ``device`` is a GPU with room for all features and as much again for the network."""
+    if device.type != "cuda":
+        return False
+    needed, free = 2 * math.prod(rows.shape), torch.cuda.mem_get_info(device)[0]
+    if 2 * needed > free:
+        LOGGER.info("%.1f GB of features stay in the CPU's memory: %.1f GB are free on the GPU", needed / GB, free / GB)
+    return 2 * needed <= free

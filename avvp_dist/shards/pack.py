@@ -1,0 +1,317 @@
+"""Packs videos and their features into WebDataset tar shards, in parallel over processes or the nodes of a cluster.
+
+What a shard is: `data/shard_file.py`. Until index.json is there, which is written last, a pack is unfinished and `_parts`
+beside the shards says how far it came:
+
+    _parts/plan.json             fingerprint of all inputs, and the videos found bad
+    _parts/<shard>.json          fingerprint of the shard's inputs, and its size and hash; written after the shard
+    <split>-000000.tar ...       the shards, each published at once
+    labels.parquet, index.json   in this order; then _parts goes
+
+So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from avvp_dist import storage
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.shards import index as indexes
+from avvp_dist.shards import workers as processes
+from avvp_dist.shards.feature_source import FeatureSource, OddFile
+from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
+from avvp_dist.shards.shard_file import ShardJob, pack_shard
+from avvp_dist.shards.spec import Dataset
+from avvp_dist.storage import locks
+from avvp_dist.types import MODALITIES, VideoRecord
+
+LOGGER = logging.getLogger(__name__)
+
+_PLAN_FILE = "plan.json"
+_INPUTS = "annotations, feature files (size or time of change) or the number of videos in a shard"
+_CHECK_BLOCK = 64  # videos a worker checks at a time
+
+
+def pack(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    *,
+    provenance: Mapping[str, Any],
+    workers: int | None = None,
+    shard_videos: int = 256,
+    skip_bad: bool = False,
+    open_pool: processes.OpenPool = processes.pool,
+) -> Index:
+    """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
+
+    All features are checked before anything is written. A second call with the same inputs writes nothing but what is
+    missing or damaged.
+
+    Args:
+        dataset: classes, streams and segments.
+        records: the videos; each split keeps their order.
+        source: their features.
+        out: local folder or object-store URL.
+        provenance: where the data come from, stored in the index; JSON values.
+        workers: how many ``open_pool`` is asked for; of processes one a core by default, and 1 works in this process.
+        shard_videos: videos in a shard.
+        skip_bad: leave out videos with bad features and record them in the index.
+        open_pool: who works; what is written does not depend on it.
+
+    Raises:
+        ConfigError: numbers below 1, or another process writes to ``out``.
+        DataError: records that contradict each other, every bad feature file (unless ``skip_bad``), or an ``out`` that
+            holds other data.
+    """
+    if shard_videos < 1 or (workers is not None and workers < 1):
+        raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
+    _refuse_records(dataset, records)
+    with locks.hold_folder(out, "pack into another folder"):
+        return _pack(dataset, records, source, out, provenance, workers, shard_videos, skip_bad, open_pool)
+
+
+def _pack(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    provenance: Mapping[str, Any],
+    workers: int | None,
+    shard_videos: int,
+    skip_bad: bool,
+    open_pool: processes.OpenPool,
+) -> Index:
+    """What `pack` does once nobody else writes to ``out``."""
+    parts = storage.join(out, indexes.PARTS_FOLDER)
+    storage.sweep(out)
+    storage.sweep(parts)
+    inputs = _inputs(dataset, records, source, shard_videos)
+    earlier = _finished(out, inputs)
+    left_out = earlier.left_out if earlier else _unfinished(out, inputs)
+    with open_pool(workers) as pool:
+        if left_out is None:
+            left_out, odd = _check(records, source, pool)
+            _tell_odd(odd)
+        if left_out and not skip_bad:
+            raise DataError(
+                [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
+                f"{len(left_out)} of {len(records)} videos have bad features; nothing was packed. "
+                "Mend them, or leave them out with --skip-bad:",
+            )
+        jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
+        if not earlier:
+            _tell_resumed(out, parts, len(jobs))
+            plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
+            _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
+        packed = processes.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
+    storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
+    shards = tuple(shard.info for shard in packed)
+    labels = _labels(out, earlier, [shard.rows for shard in packed])
+    index = Index(
+        dataset=dataset.name,
+        segments=dataset.segments,
+        classes=dataset.classes,
+        streams=_streams(dataset),
+        shards=shards,
+        left_out=left_out,
+        provenance=dict(provenance),
+        source=inputs,
+        labels=labels_info(labels),
+    )
+    _write_if_changed(storage.join(out, indexes.LABELS_FILE), labels)
+    _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
+    storage.remove(parts)
+    written = sum(shard.written for shard in packed)
+    LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
+    return index
+
+
+def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:
+    """Fingerprint of all that goes in: `_digest` of one list, a record at a time, since there may be millions."""
+    digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
+    for number, record in enumerate(records):
+        digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
+    digest.update(f"], {json.dumps(source.fingerprint(records))}]".encode())
+    return digest.hexdigest()
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    """The data set as its packs are recognised by: those made before streams named their reduction have none."""
+    facts = asdict(dataset)
+    for stream in facts["streams"]:
+        if stream["reduction"] == "block-mean":
+            del stream["reduction"]
+    return facts
+
+
+def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
+    streams, offset = [], 0
+    for stream in dataset.streams:
+        streams.append(IndexedStream(stream.name, stream.dim, offset))
+        offset += stream.dim
+    return tuple(streams)
+
+
+def check_features(
+    records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None
+) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
+    """The videos whose features cannot be packed, and files that are odd but can be, in the order of ``records``."""
+    with processes.pool(workers) as pool:
+        return _check(records, source, pool)
+
+
+def _check(
+    records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None
+) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
+    blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
+    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
+    return tuple(bad for block, _ in checked for bad in block), tuple(odd for _, block in checked for odd in block)
+
+
+def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> tuple[list[LeftOut], list[OddFile]]:
+    source, records = job
+    examined = [(record, source.examine(record)) for record in records]
+    bad = [LeftOut(record.id, record.split, "; ".join(found.problems)) for record, found in examined if found.problems]
+    return bad, [odd for _, found in examined for odd in found.odd]
+
+
+def _tell_odd(odd: Sequence[OddFile]) -> None:
+    if odd:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(file.kind for file in odd).items()))
+        LOGGER.warning("odd feature files that can be used: %s; `avvp data check` tells what becomes of them", counts)
+
+
+def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
+    """Raises DataError for records that no shard can hold; ids and splits become names of files and tar members."""
+    problems = [] if records else ["no videos"]
+    seen: set[str] = set()
+    known: dict[tuple[str, str], bool] = {}
+    for record in records:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", record.id):
+            problems.append(f"video id {record.id!r}: use up to 64 letters, digits, '-' and '_'")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,32}", record.split):
+            problems.append(f"{record.id}: split {record.split!r}: use letters, digits and '_'")
+        if record.id in seen:
+            problems.append(f"{record.id}: listed twice")
+        seen.add(record.id)
+        if not all(0 <= label < len(dataset.classes) for label in record.weak):
+            problems.append(f"{record.id}: weak labels {record.weak} outside 0..{len(dataset.classes) - 1}")
+        for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
+            if known.setdefault((record.split, modality), events is not None) != (events is not None):
+                problems.append(f"{record.id}: {modality} events must be known for all videos of {record.split} or for none")
+            problems += [
+                f"{record.id}: {modality} {event} is outside {len(dataset.classes)} classes or {dataset.segments} segments"
+                for event in events or ()
+                if not (0 <= event.label < len(dataset.classes) and 0 <= event.onset < event.offset <= dataset.segments)
+            ]
+    if problems:
+        raise DataError(problems, "these videos cannot be packed")
+
+
+def _finished(out: str, inputs: str) -> Index | None:
+    """The index at ``out`` if these inputs made it, None if there is none.
+
+    Raises:
+        DataError: it was made from other inputs.
+    """
+    if not storage.exists(storage.join(out, indexes.INDEX_FILE)):
+        return None
+    index = Index.load(out)
+    if index.source != inputs:
+        raise DataError(
+            f"{out}: holds a packed data set of other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
+            "differ. Pack into another folder, or delete this one first"
+        )
+    return index
+
+
+def _unfinished(out: str, inputs: str) -> tuple[LeftOut, ...] | None:
+    """What an interrupted pack of the same inputs found bad, None if none was begun.
+
+    Raises:
+        DataError: one of other inputs was begun, or the folder holds shards of unknown origin.
+    """
+    plan_file = storage.join(out, indexes.PARTS_FOLDER, _PLAN_FILE)
+    try:
+        plan = json.loads(storage.read_bytes(plan_file))
+        if plan["inputs"] == inputs:
+            return tuple(LeftOut(**bad) for bad in plan["left_out"])
+    except FileNotFoundError:
+        foreign = [name for name in storage.names(out) if name.endswith((".tar", ".parquet"))]
+        if not foreign:
+            return None
+        raise DataError(
+            f"{out}: holds {foreign[0]} ({len(foreign)} such files) of unknown origin; pack into another folder"
+        ) from None
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{plan_file}: not written by this program; delete {out}, or pack into another folder") from None
+    raise DataError(
+        f"{out}: holds an interrupted pack of other inputs: {_INPUTS} differ. Pack into another folder, or delete this one "
+        "first"
+    )
+
+
+def _plan(
+    dataset: Dataset,
+    records: Sequence[VideoRecord],
+    source: FeatureSource,
+    out: str,
+    shard_videos: int,
+    left_out: set[str],
+    earlier: Index | None,
+) -> list[ShardJob]:
+    known = {shard.name: shard for shard in earlier.shards} if earlier else {}
+    splits: dict[str, list[VideoRecord]] = {}
+    for record in records:
+        if record.id not in left_out:
+            splits.setdefault(record.split, []).append(record)
+    if not splits:
+        raise DataError("every video has bad features; nothing is left to pack")
+    jobs: list[ShardJob] = []
+    for split, videos in splits.items():
+        for number, start in enumerate(range(0, len(videos), shard_videos)):
+            name = f"{split}-{number:06d}.tar"
+            chosen = tuple(videos[start : start + shard_videos])
+            fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
+            jobs.append(ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
+    return jobs
+
+
+def _labels(out: str, earlier: Index | None, rows: Sequence[pa.Table]) -> bytes:
+    """The content of labels.parquet. One that is there stays if its rows are these, whichever pyarrow wrote it."""
+    content = indexes.labels_bytes(rows)
+    if earlier and earlier.labels and earlier.labels != labels_info(content):
+        with contextlib.suppress(DataError):
+            if indexes.read_table(out, earlier).equals(pa.concat_tables(rows)):
+                return storage.read_bytes(storage.join(out, indexes.LABELS_FILE))
+    return content
+
+
+def _tell_resumed(out: str, parts: str, shards: int) -> None:
+    there = sum(name.endswith(".tar.json") for name in storage.names(parts))
+    if there:
+        LOGGER.info(
+            "%s: goes on with an interrupted pack, %d of %d shards are there and are looked at again", out, there, shards
+        )
+
+
+def _write_if_changed(url: str, content: bytes) -> None:
+    if not storage.exists(url) or storage.read_bytes(url) != content:
+        storage.write_bytes(url, content)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

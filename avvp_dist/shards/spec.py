@@ -1,0 +1,42 @@
+"""What a packed data set is made of: classes, segments and feature streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One feature stream of a data set.
+
+    Attributes:
+        name: name in a Batch: ``audio``, ``visual``, ``motion``.
+        dim: width of one segment's feature vector in a shard.
+        folder: folder of its ``<id>.npy`` files in the official layout.
+        rows: rows of an official file.
+        reduction: how they become rows of segments in the shard (`avvp_dist.datasets.reduction`). block-mean: ``rows`` is a
+            multiple of the segments, the mean over each block; clap-map: a feature map of CLAP. Both are exact for every
+            network that starts with a linear layer followed by the same, as the published ones do.
+    """
+
+    name: str
+    dim: int
+    folder: str
+    rows: int
+    reduction: Literal["block-mean", "clap-map"] = "block-mean"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set's fixed facts."""
+
+    name: str
+    classes: tuple[str, ...]
+    streams: tuple[Stream, ...]
+    segments: int
+
+    @property
+    def width(self) -> int:
+        """Sum of the stream widths: the last axis of a shard's feature array."""
+        return sum(stream.dim for stream in self.streams)

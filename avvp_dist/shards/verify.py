@@ -1,0 +1,222 @@
+"""Reads a packed data set from end to end, past every cache, and says what is not as the index has it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from avvp_dist import storage
+from avvp_dist.errors import DataError
+from avvp_dist.shards import quarantine, workers
+from avvp_dist.shards.cache import ShardCache, WrongBytes, check_content
+from avvp_dist.shards.checked_file import OpenShard, ShardInMemory
+from avvp_dist.shards.index import (
+    INDEX_FILE,
+    LABELS_FILE,
+    PARTS_FOLDER,
+    Index,
+    ShardInfo,
+    labels_info,
+    labels_of,
+    read_table,
+)
+from avvp_dist.shards.quarantine import ShardVideos
+from avvp_dist.shards.reading import ShardFile, ShardStore
+from avvp_dist.shards.reference import FEATURES, ShardRef
+from avvp_dist.shards.shard_file import describe
+from avvp_dist.types import Event, VideoRecord
+
+_SHOWN = 100  # characters of a value in a message
+
+
+class Verified(NamedTuple):
+    """What was read, and what is wrong with it.
+
+    Attributes:
+        shards, videos, bytes: what the index names.
+        bad_videos: those that are bad, or lie in a bad shard.
+        problems: a line each, with the name of the file.
+        fingerprint: of the data set, after checksums were added.
+    """
+
+    shards: int
+    videos: int
+    bytes: int
+    bad_videos: int
+    problems: tuple[str, ...]
+    fingerprint: str
+
+
+class _Job(NamedTuple):
+    """A shard to read.
+
+    Attributes:
+        rows: of labels.parquet; None where that cannot be used, and only the shard's hash is looked at.
+    """
+
+    store: ShardStore
+    shard: ShardInfo
+    shape: tuple[int, int]
+    classes: tuple[str, ...]
+    rows: pa.Table | None
+
+
+class _Found(NamedTuple):
+    bad_videos: int
+    problems: list[str]
+
+
+class _NoCache(ShardCache):
+    """Every shard comes from where it lies: what a node holds already says nothing about the store."""
+
+    def open(self, url: str, shard: ShardInfo | ShardRef) -> OpenShard:
+        """See `ShardCache.open`."""
+        if storage.local_path(url) is not None:
+            return super().open(url, shard)
+        try:
+            return ShardInMemory(check_content(storage.join(url, shard.name), shard), shard)
+        except FileNotFoundError:
+            raise DataError(f"{shard.name}: missing; pack again") from None
+        except WrongBytes as error:
+            raise DataError(f"{shard.name}: {error}; delete it there and pack again") from None
+
+
+def verify(url: str, processes: int | None = None, record: bool = False) -> Verified:
+    """Every hash, every video, and labels.parquet against what the shards say of their videos.
+
+    Args:
+        url: packed data set.
+        processes: that read; by default one a core.
+        record: where nothing is wrong, add the checksums that a data set of an earlier version lacks.
+
+    Raises:
+        DataError: index.json cannot be used, so that nothing else can be compared with it.
+    """
+    index = Index.load(url)
+    problems = _strangers(url, index)
+    table = None
+    try:
+        table = read_table(url, index)
+        labels_of(url, index, table)
+    except DataError as error:
+        problems += [f"{LABELS_FILE}: {problem}" if error.title else problem for problem in error.problems]
+        table = None
+    jobs = _jobs(ShardStore(url, _NoCache()), index, table)
+    sizes = [shard.samples for shard in index.shards]
+    with workers.pool(processes) as pool:
+        found = workers.run(_verify, jobs, sizes, pool, "verified", "shards")
+    problems += [line for of_shard in found for line in of_shard.problems]
+    if record and table is not None and not problems:
+        index = _record(url, index, table)
+    size, bad = sum(shard.bytes for shard in index.shards), sum(of_shard.bad_videos for of_shard in found)
+    return Verified(len(jobs), sum(sizes), size, bad, tuple(problems), index.fingerprint)
+
+
+def _strangers(url: str, index: Index) -> list[str]:
+    """Files that look like part of the data set and are not."""
+    known = {shard.name for shard in index.shards} | {INDEX_FILE, LABELS_FILE}
+    names = [name for name in storage.names(url) if name not in known]
+    problems = [f"{name}: not in {INDEX_FILE}; delete it" for name in names if name.endswith((".tar", ".parquet"))]
+    if PARTS_FOLDER in names:
+        problems.append(f"{PARTS_FOLDER}: packing was interrupted at its end; run the pack command again")
+    return problems
+
+
+def _jobs(store: ShardStore, index: Index, table: pa.Table | None) -> list[_Job]:
+    job = _Job(store, index.shards[0], (index.segments, index.width), index.classes, None) if index.shards else None
+    rows: Sequence[pa.Table | None] = [None] * len(index.shards)
+    if table is not None and index.shards:
+        by_shard = np.argsort(table["shard"].to_numpy(), kind="stable")
+        ends = np.cumsum([shard.samples for shard in index.shards])
+        # a copy of each: a slice would take the whole table along to another process
+        rows = [table.take(pa.array(part)) for part in np.split(by_shard, ends[:-1])]
+    return [job._replace(shard=shard, rows=part) for shard, part in zip(index.shards, rows, strict=True) if job]
+
+
+def _verify(job: _Job) -> _Found:
+    try:
+        file = job.store.cache.open(job.store.url, job.shard)
+    except DataError as error:
+        return _Found(job.shard.samples, error.problems)
+    with file:
+        if job.rows is None:
+            return _Found(0, [])
+        ids, offsets = tuple(job.rows["id"].to_pylist()), tuple(job.rows["offset"].to_pylist())
+        videos = ShardVideos(job.shard, job.shape, job.shard.split, ids, offsets)
+        bad = quarantine.inspect_videos(ShardFile(file, job.shape), videos)
+        return _Found(len(bad), [video.reason for video in bad] + _contradictions(file, job))
+
+
+def _contradictions(file: OpenShard, job: _Job) -> list[str]:
+    """Where a shard's members are not those of labels.parquet, or say something else of a video."""
+    assert job.rows is not None
+    expected: dict[str, dict[str, Any] | None] = {}
+    for row in job.rows.to_pylist():
+        expected[f"{row['id']}.{FEATURES}"] = None
+        expected[f"{row['id']}.json"] = describe(_video(row), job.classes)
+    problems, name = [], job.shard.name
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            members = tar.getmembers()
+            found = [member.name for member in members]
+            if found != list(expected):
+                surplus = sorted(set(found) - set(expected)) or sorted(set(expected) - set(found)) or ["their order"]
+                problems.append(f"{name}: its {len(found)} members are not those of {LABELS_FILE}: {_short(surplus[0])}")
+            for member in members:
+                content = tar.extractfile(member) if expected.get(member.name) else None
+                if content is not None:
+                    problems += _differences(f"{name}: {member.name}", content.read(), expected[member.name] or {})
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        problems.append(f"{name}: the tar cannot be read ({error}); pack into another folder")
+    return problems
+
+
+def _video(row: Mapping[str, Any]) -> VideoRecord:
+    """A row of labels.parquet."""
+    audio, visual = (
+        None if events is None else tuple(Event(**event) for event in events)
+        for events in (row["audio_events"], row["visual_events"])
+    )
+    return VideoRecord(row["id"], row["name"], row["split"], tuple(row["weak"]), audio, visual)
+
+
+def _differences(where: str, content: bytes, expected: Mapping[str, Any]) -> list[str]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return [f"{where}: not valid JSON ({error}); pack into another folder"]
+    if not isinstance(found, dict):
+        return [f"{where}: not a JSON object; pack into another folder"]
+    return [
+        f"{where}: {_short(key)} is {_short(found.get(key))}, {LABELS_FILE} says {_short(expected.get(key))}"
+        for key in dict.fromkeys([*expected, *found])
+        if found.get(key) != expected.get(key)
+    ]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _record(url: str, index: Index, table: pa.Table) -> Index:
+    """The index with the checksums of labels.parquet and of itself, which index.json has from now on.
+
+    Raises:
+        DataError: labels.parquet is no longer the one that was read.
+    """
+    if index.labels is not None:
+        return index
+    labels = labels_info(storage.read_bytes(storage.join(url, LABELS_FILE)))
+    recorded = replace(index, labels=labels)
+    if not read_table(url, recorded).equals(table):
+        raise DataError(f"{storage.join(url, LABELS_FILE)}: changed while it was verified; run the command again")
+    storage.write_text(storage.join(url, INDEX_FILE), recorded.to_json())
+    return recorded

@@ -1,0 +1,57 @@
+"""Files on local disks and in object storage, read and written alike.
+
+from avvp_dist import storage
+storage.read_bytes("s3://bucket/index.json")
+"""
+
+from avvp_dist.storage.files import (
+    LOCK,
+    absolute,
+    arrow_filesystem,
+    check_file,
+    configure,
+    create,
+    exists,
+    find,
+    join,
+    local_path,
+    names,
+    read_bytes,
+    read_text,
+    read_version,
+    remove,
+    replace,
+    settings,
+    size,
+    sizes,
+    sweep,
+    versions,
+    write_bytes,
+    write_text,
+)
+
+__all__ = [
+    "LOCK",
+    "absolute",
+    "arrow_filesystem",
+    "check_file",
+    "configure",
+    "create",
+    "exists",
+    "find",
+    "join",
+    "local_path",
+    "names",
+    "read_bytes",
+    "read_text",
+    "read_version",
+    "remove",
+    "replace",
+    "settings",
+    "size",
+    "sizes",
+    "sweep",
+    "versions",
+    "write_bytes",
+    "write_text",
+]
