@@ -5,7 +5,6 @@ Each section is a pydantic model beside the class it configures; `avvp_dist.expe
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import types as pytypes
@@ -19,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from avvp_dist.errors import ConfigError
 from avvp_dist.text import checked_yaml
 from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials, names_a_secret, redact, remember_in, without_secrets
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.text.urls import malformed
 
 LARGEST = 2**63 - 1
@@ -250,8 +250,7 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
     given = detail.get("input")
     if detail["type"] == "extra_forbidden":
         valid = sorted(holder.model_fields) if holder else []
-        close = difflib.get_close_matches(path[-1], valid, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        hint = did_you_mean(path[-1], valid)
         return f"{name}: unknown key{hint} Valid names: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{name}: missing; give it as {name}=..."

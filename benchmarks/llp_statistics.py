@@ -1,4 +1,4 @@
-"""Counts LLP's annotation files into avvp_dist/data/llp_statistics.json, which the synthetic LLP draws from.
+"""Counts LLP's annotation files into avvp_dist/datasets/llp_statistics.json, which the synthetic LLP draws from.
 
     python -m benchmarks.llp_statistics ANNOTATIONS_FOLDER [--out FILE]
 

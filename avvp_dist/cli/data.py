@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from avvp_dist.launch import ray_job
 from avvp_dist.launch.signals import interrupt_on_signals
 from avvp_dist.shards.spec import Dataset
 from avvp_dist.storage.probe import refuse_unwritable
+from avvp_dist.text.suggest import did_you_mean
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.shards.feature_source import OddFile
@@ -319,8 +319,7 @@ data.command()(ratios)
 def _dataset(name: str, streams: Streams) -> Dataset:
     if name in DATASETS:
         return FEATURE_SETS[streams.value] if name == LLP.name else DATASETS[name]
-    close = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    hint = did_you_mean(name, DATASETS)
     raise ConfigError(f"unknown data set {name!r}{hint} Valid names: {', '.join(DATASETS)}")
 
 

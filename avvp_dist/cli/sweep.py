@@ -55,12 +55,12 @@ def sweep(
     from avvp_dist.experiments import sweep as sweeps
 
     if list_sweeps:
-        for known in sweeps.shipped():
+        for known in sweeps.sweeps():
             _, shipped = sweeps.read(known)
             typer.echo(f"{known:24} {shipped.title} ({', '.join(shipped.space)})")
         return
     if (name is None) == (resume is None):
-        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.shipped())}), the path of a .yaml file, or --resume DIR")
+        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.sweeps())}), the path of a .yaml file, or --resume DIR")
     given = {
         "seeds": None if seeds is None else seed_list(seeds),
         "search.samples": samples,

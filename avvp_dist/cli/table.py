@@ -65,11 +65,11 @@ def table(
     from avvp_dist.tracking.address import check_address
 
     if list_tables:
-        for known, listed in paper_tables.shipped().items():
+        for known, listed in paper_tables.tables().items():
             typer.echo(f"{known:20} {listed.title} ({len(listed.rows)} rows; {listed.source})")
         return
     if name is None:
-        raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.shipped())}, or the path of a .yaml file")
+        raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.tables())}, or the path of a .yaml file")
     settings = [without_secrets(setting) for setting in settings or []]
     configure(settings)
     short, chosen = paper_tables.read(name)

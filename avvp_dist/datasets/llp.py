@@ -11,7 +11,6 @@ The annotations have known flaws, which are reported and do no harm; what would 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -28,6 +27,7 @@ from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.shards.feature_source import Examined, OddFile
 from avvp_dist.shards.spec import Dataset, Stream
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
 SPLIT_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
@@ -188,8 +188,7 @@ def _label(name: str, file: str, row: int, problems: list[str]) -> int | None:
     if not name:
         problems.append(f"{file}:{row}: event_labels is empty")
         return None
-    close = difflib.get_close_matches(name, LLP.classes, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; the classes are {', '.join(LLP.classes)}"
+    hint = did_you_mean(name, LLP.classes, f"; the classes are {', '.join(LLP.classes)}")
     problems.append(f"{file}:{row}: unknown class {name!r} in event_labels{hint}")
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.report.runs import Run, Setting
 from avvp_dist.storage import integrity
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import flatten
 from avvp_dist.train.evaluate import SCORES
 
@@ -161,8 +161,7 @@ def named(settings: Sequence[Setting], wanted: str) -> Setting:
         if wanted == setting.label or wanted.rstrip("/") in places or storage.absolute(wanted.rstrip("/")) in places:
             return setting
     labels = [setting.label for setting in settings]
-    close = difflib.get_close_matches(wanted, labels, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    hint = did_you_mean(wanted, labels)
     raise ConfigError(f"no setting {wanted!r}{hint} Settings: {', '.join(map(repr, labels))}, or the folder of a run")
 
 

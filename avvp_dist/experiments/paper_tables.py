@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from avvp_dist import storage
 from avvp_dist.config import KeyValue, Section, Text, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, differences, load
+from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.metrics.parsing import Protocol
 from avvp_dist.report.published import Figures
 
+_FOLDER = "tables"  # of the shipped ones
 Level = Literal["segment", "event"]
 Metric = Literal["audio", "visual", "audio_visual", "type", "event"]
 
@@ -89,11 +87,9 @@ class PaperTable(Section):
         return self
 
 
-def shipped() -> dict[str, PaperTable]:
-    """The tables that come with the package, by name."""
-    folder = resources.files("avvp_dist") / "tables"
-    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
-    return {name: _parse(found[name].read_text(encoding="utf-8"), f"table {name}") for name in sorted(found)}
+def tables() -> dict[str, PaperTable]:
+    """The shipped tables by name."""
+    return {name: _parse(text, f"table {name}") for name, text in shipped(_FOLDER).items()}
 
 
 def read(table: str) -> tuple[str, PaperTable]:
@@ -105,16 +101,8 @@ def read(table: str) -> tuple[str, PaperTable]:
     Raises:
         ConfigError: there is no such table, or everything that is wrong with it.
     """
-    known = shipped()
-    if table in known:
-        return table, known[table]
-    if table.endswith((".yaml", ".yml")):
-        if not storage.exists(table):
-            raise ConfigError(f"{table}: no such table file")
-        return PurePosixPath(table).stem, _parse(storage.read_text(table), table)
-    close = difflib.get_close_matches(table, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    raise ConfigError(f"unknown table {table!r}{hint} Valid names: {', '.join(known)}, or the path of a .yaml file")
+    name, text = read_yaml(table, "table", _FOLDER)
+    return name, _parse(text, table)
 
 
 def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:

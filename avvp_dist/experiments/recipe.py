@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -24,7 +21,7 @@ from avvp_dist.config import (
     parse_yaml,
     validate,
 )
-from avvp_dist.errors import ConfigError
+from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.loading.split import DataConfig
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
@@ -34,6 +31,7 @@ from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
+_FOLDER = "recipes"  # of the shipped ones
 S = TypeVar("S", bound=Section)
 
 # what a bare value stands for: launch=ray is launch.name=ray
@@ -159,9 +157,7 @@ def _absolute(url: str, place: Place) -> str:
 
 def recipes() -> dict[str, str]:
     """The shipped recipes: name -> YAML text."""
-    folder = resources.files("avvp_dist") / "recipes"
-    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
-    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+    return shipped(_FOLDER)
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -174,17 +170,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: everything that is wrong with them, at once.
     """
-    shipped = recipes()
-    if recipe in shipped:
-        content, name = parse_yaml(shipped[recipe], recipe), recipe
-    elif recipe.endswith((".yaml", ".yml")):
-        if not storage.exists(recipe):
-            raise ConfigError(f"{recipe}: no such recipe file")
-        content, name = parse_yaml(storage.read_text(recipe), recipe), PurePosixPath(recipe).stem
-    else:
-        close = difflib.get_close_matches(recipe, shipped, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ConfigError(f"unknown recipe {recipe!r}{hint} Valid names: {', '.join(shipped)}, or the path of a .yaml file")
+    name, text = read_yaml(recipe, "recipe", _FOLDER)
+    content = parse_yaml(text, recipe)
     content.setdefault("recipe", name)
     merged = merge(content, parse_overrides(overrides), _SHORTHAND)
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -21,8 +18,11 @@ from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, va
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, what_it_is
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
+from avvp_dist.experiments.shipped import read_yaml, shipped
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.train.evaluate import SCORES
 
+_FOLDER = "sweeps"  # of the shipped ones
 Setting = dict[str, Any]
 """Swept keys with their values, in the order of the space."""
 
@@ -65,8 +65,7 @@ class SweepConfig(Section):
     @classmethod
     def _known(cls, metric: str) -> str:
         if metric not in SCORES:
-            close = difflib.get_close_matches(metric, SCORES, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
+            hint = did_you_mean(metric, SCORES)
             raise ValueError(f"unknown score{hint} Valid names: {', '.join(SCORES)}")
         return metric
 
@@ -114,11 +113,9 @@ class Trial:
     name: str
 
 
-def shipped() -> dict[str, str]:
-    """The sweeps that come with the package: name -> YAML text."""
-    folder = resources.files("avvp_dist") / "sweeps"
-    found = {item.name.removesuffix(".yaml"): item for item in folder.iterdir() if item.name.endswith(".yaml")}
-    return {name: found[name].read_text(encoding="utf-8") for name in sorted(found)}
+def sweeps() -> dict[str, str]:
+    """The shipped sweeps: name -> YAML text."""
+    return shipped(_FOLDER)
 
 
 def read(sweep: str, changes: Mapping[str, Any] | None = None) -> tuple[str, SweepConfig]:
@@ -131,17 +128,7 @@ def read(sweep: str, changes: Mapping[str, Any] | None = None) -> tuple[str, Swe
     Raises:
         ConfigError: there is no such sweep, or everything that is wrong with it.
     """
-    known = shipped()
-    if sweep in known:
-        name, text = sweep, known[sweep]
-    elif sweep.endswith((".yaml", ".yml")):
-        if not storage.exists(sweep):
-            raise ConfigError(f"{sweep}: no such sweep file")
-        name, text = PurePosixPath(sweep).stem, storage.read_text(sweep)
-    else:
-        close = difflib.get_close_matches(sweep, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ConfigError(f"unknown sweep {sweep!r}{hint} Valid names: {', '.join(known)}, or the path of a .yaml file")
+    name, text = read_yaml(sweep, "sweep", _FOLDER)
     return name, changed(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
 
 

@@ -66,7 +66,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
 
 
 def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
-    """``open_pool`` of `data.shards.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
+    """``open_pool`` of `shards.pack.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
 
     Args:
         name: ``local`` or ``ray``.

@@ -63,5 +63,5 @@ class PublishedScores(Section):
 
 def published_scores() -> PublishedScores:
     """The figures that come with the package."""
-    text = (resources.files("avvp_dist") / "report" / "published.yaml").read_text(encoding="utf-8")
+    text = (resources.files(__package__) / "published.yaml").read_text(encoding="utf-8")
     return validate(PublishedScores, parse_yaml(text, "published figures"), "published figures")

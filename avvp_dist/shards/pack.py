@@ -1,6 +1,6 @@
 """Packs videos and their features into WebDataset tar shards, in parallel over processes or the nodes of a cluster.
 
-What a shard is: `data/shard_file.py`. Until index.json is there, which is written last, a pack is unfinished and `_parts`
+What a shard is: `shards/shard_file.py`. Until index.json is there, which is written last, a pack is unfinished and `_parts`
 beside the shards says how far it came:
 
     _parts/plan.json             fingerprint of all inputs, and the videos found bad

@@ -6,7 +6,6 @@ can ever have is one, since a run would train to its end and its journal could n
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from importlib import metadata, util
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.credentials import attach
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import SQLITE, TrackingConfig, absolute_uri
 
 _LOGIN_VARIABLES = {"postgresql": ("PGPASSWORD",), "mysql": ("MYSQL_PWD",)}
@@ -77,8 +77,7 @@ def _problem(uri: str) -> str | None:
     known = [*_SERVERS, "sqlite", *_DRIVERS, *_DATABRICKS, *_plugins()]
     if database in known:
         return None
-    close = difflib.get_close_matches(database, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    hint = did_you_mean(database, known, ";")
     return f"MLflow knows no scheme {scheme!r}{hint} Known are {', '.join(known)}"
 
 

@@ -67,7 +67,7 @@ class Identity:
     Attributes:
         data_fingerprint: of the packed data.
         config: of the run, dumped, without what no artefact depends on, see `recipe.of_stages`.
-        order: what the order of the training split depends on, see `data.source.order_settings`.
+        order: what the order of the training split depends on, see `loading.split.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
 

@@ -44,7 +44,7 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(missing, argu
 
 
 def test_a_bug_is_called_one_and_its_traceback_is_in_a_file(tmp_path):
-    broken = "import avvp_dist.experiments.recipe\navvp_dist.recipe.recipes = lambda: 1 / 0"
+    broken = "import avvp_dist.experiments.recipe\navvp_dist.experiments.recipe.recipes = lambda: 1 / 0"
     done = python("recipes", cwd=tmp_path, before=f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n{broken}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: this is a bug in avvp_dist: ZeroDivisionError: division by zero")

@@ -152,7 +152,7 @@ def test_ctrl_c_of_a_pack_says_how_to_go_on(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\n"
         f"if {str(held)!r} in os.environ.get('HOLD', ''):\n"
-        "    from avvp_dist.data import feature_files\n"
+        "    from avvp_dist.datasets import feature_files\n"
         "    def load(*_):\n"
         f"        open({str(held)!r}, 'w').close()\n"
         "        time.sleep(600)\n"

@@ -31,7 +31,7 @@ mlflow = pytest.importorskip("mlflow")
 FIRST_RUN = """
 import sys
 from pathlib import Path
-from avvp_dist import cli
+from avvp_dist.cli.main import main as cli
 from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.tracking.tracker import open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1], experiment="first", flush_timeout=200), Path(sys.argv[2]))
@@ -187,7 +187,7 @@ def test_a_broken_artefact_store_stops_no_metrics(uri, tmp_path):
 TRAINING = """
 import sys, time
 from pathlib import Path
-from avvp_dist import cli
+from avvp_dist.cli.main import main as cli
 from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.tracking.tracker import open_tracker
 tracker = open_tracker(TrackingConfig(uri=sys.argv[1]), Path(sys.argv[2]))

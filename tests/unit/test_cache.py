@@ -28,7 +28,7 @@ SIZE = 80_000
 READER = """
 import sys, hashlib
 from types import SimpleNamespace  # importing pyarrow for the real ShardInfo takes longer than the test
-from avvp_dist.data.cache import ShardCache
+from avvp_dist.shards.cache import ShardCache
 folder, url, name, size, sha256 = sys.argv[1:]
 shard = SimpleNamespace(name=name, bytes=int(size), sha256=sha256)
 print("ready", flush=True)

@@ -233,5 +233,5 @@ def test_the_upload_of_a_job_is_small_and_has_what_jobs_need(tmp_path):
     create_package(str(checkout), package, include_gitignore=True, excludes=get_runtime_env_default_excludes())
     assert package.stat().st_size < 2 << 20
     names = set(zipfile.ZipFile(package).namelist())
-    assert {"jobs/train.py", "avvp_dist/cli.py", "avvp_dist/recipes/jomold.yaml", "mine.yaml"} <= names
+    assert {"jobs/train.py", "avvp_dist/cli/main.py", "avvp_dist/experiments/recipes/jomold.yaml", "mine.yaml"} <= names
     assert {name.split("/")[0] for name in names} == {"avvp_dist", "jobs", "pyproject.toml", "mine.yaml"}

@@ -95,7 +95,7 @@ def test_a_password_with_any_character_reaches_the_database():
 @pytest.mark.parametrize("variable", [credentials.CARRIER, "MLFLOW_TRACKING_URI"])
 def test_another_process_finds_the_secret_in_its_environment_only(variable, monkeypatch):
     code = (
-        "import sys; from avvp_dist import credentials; found = credentials.attach(sys.argv[1]);"
+        "import sys; from avvp_dist.text import credentials; found = credentials.attach(sys.argv[1]);"
         "print(found and found.password, credentials.redact('x Leak17Mark y'))"
     )
     for value, said in ((f"http://me:{S}@far:5", f"{S} x *** y"), ("http://me:other123@elsewhere:5", f"None x {S} y")):

@@ -24,7 +24,7 @@ HOLD = """
 import socket, sys, time
 if sys.argv[3]:
     socket.gethostname = lambda: sys.argv[3]
-from avvp_dist import locks
+from avvp_dist.storage import locks
 with locks.hold_folder(sys.argv[1]) if sys.argv[2] == "folder" else locks.claim_stage(sys.argv[1], "0123"):
     print("held", flush=True)
     sys.stdin.read()

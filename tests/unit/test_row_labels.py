@@ -159,7 +159,7 @@ def test_code_in_a_pickle_is_refused_by_name(official, packed, tmp_path, protoco
         ([need_to_change([]), Bomb(mark)], "posix.mkdir"),
         (Bomb(mark, inner), "a torch storage that is damaged or holds something else"),
         (np.array([Bomb(mark)], object), "a numpy array of object"),
-        ([replace(LLP, name="x")], "avvp_dist.datasets.catalog.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
+        ([replace(LLP, name="x")], "avvp_dist.shards.spec.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
     ):
         file.write_bytes(pickle.dumps(bomb, protocol=protocol))
         assert avvp(*command, "--out", tmp_path / "out.npz") == 2

@@ -176,9 +176,10 @@ CRASHES = """
 import os, signal, sys, traceback
 from pathlib import Path
 from avvp_dist import storage
-from avvp_dist.processes import machine
-from avvp_dist.data.llp import OfficialFeatures, read_annotations
-from avvp_dist.data.shards import pack
+from avvp_dist.storage import files
+from avvp_dist.storage.processes import machine
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
+from avvp_dist.shards.pack import pack
 from llp_files import TINY
 official, out = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -196,7 +197,8 @@ def run(folder, crash_at):
             function(url, *content)
         return call
     if crash_at:
-        storage.write_bytes, storage.remove = crashing(storage.write_bytes), crashing(storage.remove)
+        files.write_bytes = storage.write_bytes = crashing(files.write_bytes)
+        files.remove = storage.remove = crashing(files.remove)
     pack(TINY, read_annotations(official).records, OfficialFeatures(official, TINY), str(folder), provenance={}, workers=1,
          shard_videos=3)
 
@@ -238,8 +240,8 @@ def test_killed_before_any_write_it_goes_on_and_ends_the_same(official, tmp_path
 SLOW = """
 import sys
 from pathlib import Path
-from avvp_dist.data.llp import read_annotations
-from avvp_dist.data.shards import pack
+from avvp_dist.datasets.llp import read_annotations
+from avvp_dist.shards.pack import pack
 from llp_files import TINY, SlowFeatures
 if __name__ == "__main__":
     official, out = Path(sys.argv[1]), sys.argv[2]

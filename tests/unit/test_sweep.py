@@ -111,7 +111,7 @@ def test_overrides_cannot_set_what_the_sweep_varies():
     assert len(error.value.problems) == 3
 
 
-@pytest.mark.parametrize("name", sweeps.shipped())
+@pytest.mark.parametrize("name", sweeps.sweeps())
 def test_shipped_sweeps_can_be_run(name):
     _, sweep = sweeps.read(name)
     assert trials(sweep, settings(sweep), ["data=x"], "f")

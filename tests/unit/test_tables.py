@@ -10,7 +10,7 @@ from avvp_dist.experiments import paper_tables
 from avvp_dist.methods import METHODS
 from avvp_dist.report import paper
 
-SHIPPED = paper_tables.shipped()
+SHIPPED = paper_tables.tables()
 METRICS = ("audio", "visual", "audio_visual", "type", "event")
 
 
