@@ -134,7 +134,7 @@ def _of_video(labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardOptions:
     """How a network is run over a batch.
 
     Attributes:
@@ -157,10 +157,10 @@ class Outputs:
         audio_features, visual_features: [B,T,D] segment features after temporal and cross-modal aggregation.
         audio_inputs, visual_inputs: [B,T,D] segment features before it.
         temporal_weights: [B,T,2,C] weights by which segments were pooled into a modality; None where the largest was taken.
-        judge: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
+        scoring: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
             stage asks for none.
         others: what the network says of the further batches that the stage made of this one, in its order.
-        peers: what the stage's other networks say of the same batch, in their order.
+        co_trained: what the stage's other networks say of the same batch, in their order.
     """
 
     video: Tensor
@@ -172,9 +172,9 @@ class Outputs:
     audio_inputs: Tensor
     visual_inputs: Tensor
     temporal_weights: Tensor | None = None
-    judge: Outputs | None = None
+    scoring: Outputs | None = None
     others: tuple[Outputs, ...] = ()
-    peers: tuple[Outputs, ...] = ()
+    co_trained: tuple[Outputs, ...] = ()
 
     def pooled_within(self, start: int, stop: int) -> Tensor:
         """[B,2,C] probabilities of both modalities from segments [start, stop) alone: weights renormalised inside it."""
@@ -200,7 +200,7 @@ class Targets:
         video, audio, visual: targets in [0, 1] of the three heads; audio and visual are [B,T,C] where segments have labels.
         removed_audio, removed_visual: bool, labels taken away as noise; None where the stage does not denoise.
         audio_weights, visual_weights: [B,C] what a label's loss counts for, 0 where it is left out; None for 1 each.
-        peers: what the stage's other networks aim at, where that is something else.
+        co_trained: what the stage's other networks aim at, where that is something else.
     """
 
     video: Tensor
@@ -210,11 +210,11 @@ class Targets:
     removed_visual: Tensor | None = None
     audio_weights: Tensor | None = None
     visual_weights: Tensor | None = None
-    peers: tuple[Targets, ...] = ()
+    co_trained: tuple[Targets, ...] = ()
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainPosition:
     """Where training stands. ``epoch`` and ``step`` (within the epoch) count from 0."""
 
     stage: str

@@ -28,7 +28,7 @@ from avvp_dist.experiments.recipe import load
 from avvp_dist.methods.jomold import Jomold
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 from benchmarks.train_step import RATIOS
 
 BATCH = 128
@@ -56,7 +56,7 @@ def work(steps: int, out: str) -> None:
     make_targets = stage.targets
     ranking: list[float] = []
 
-    def timed(outputs: Outputs, batch: Batch, progress: Progress, _: object) -> Targets:
+    def timed(outputs: Outputs, batch: Batch, progress: TrainPosition, _: object) -> Targets:
         collective.all_reduce_sum(torch.zeros(1, device=device))
         started = _now(device)
         targets = make_targets(outputs, batch, progress, collective)
@@ -68,7 +68,7 @@ def work(steps: int, out: str) -> None:
     for number in range(steps + 3):
         # every other step runs untouched: the whole step is timed without our stopwatch in it
         stage.targets = timed if number % 2 else make_targets  # type: ignore[method-assign]
-        progress = Progress("denoise", 1, number, 25, 79)
+        progress = TrainPosition("denoise", 1, number, 25, 79)
         started = _now(device)
         train(batch, progress)
         if number % 2 == 0:

@@ -23,7 +23,7 @@ from avvp_dist.methods.jomold import Jomold
 from avvp_dist.shards.index import Labels
 from avvp_dist.train import checkpoint
 from avvp_dist.train.meter import EpochMeter
-from avvp_dist.types import Batch, Progress, Targets
+from avvp_dist.types import Batch, Targets, TrainPosition
 from benchmarks.train_step import RATIOS
 
 PER_RANK = 16  # videos of a global batch
@@ -101,8 +101,8 @@ class Exchange:
         batch = Batch(streams, weak, torch.arange(PER_RANK), total)
         everyone = Counting(world)
         with torch.no_grad():
-            outputs = self._model(batch, cross_modal=stage.cross_modal, judge=stage.judge)
-            _, cost = measured(lambda: stage.targets(outputs, batch, Progress("denoise", 1, 0, 25, 100), everyone))
+            outputs = self._model(batch, cross_modal=stage.cross_modal, scoring_pass=stage.scoring_pass)
+            _, cost = measured(lambda: stage.targets(outputs, batch, TrainPosition("denoise", 1, 0, 25, 100), everyone))
         weights = sum(parameter.nbytes for parameter in self._model.parameters())
         return {
             "ranking_mb": everyone.gathered / 1e6,
@@ -122,7 +122,7 @@ class Exchange:
         nothing = torch.zeros(4, CLASSES, dtype=torch.bool)
         meter.add(batch, {"total": torch.zeros(4)}, Targets(batch.weak, batch.weak, batch.weak, nothing, nothing))
         gathered = meter.gather(everyone)
-        meter.check_finite(EpochPlan(few, 4, 0, 0), Progress("denoise", 0, 0, 1, 1), looking := Counting(1))
+        meter.check_finite(EpochPlan(few, 4, 0, 0), TrainPosition("denoise", 0, 0, 1, 1), looking := Counting(1))
         table, ratios = SplitTable(), Counting(1)
         table.add(batch, *[torch.zeros(4, CLASSES)] * 3)
         table.gather(ratios)

@@ -26,7 +26,7 @@ import numpy as np
 from avvp_dist.errors import AvvpError, ConfigError
 from avvp_dist.experiments.recipe import RunConfig, differences, load
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, judge, refinement_row
+from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, compare_labels, refinement_row
 from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
@@ -133,7 +133,7 @@ class Bench:
         if problems:
             raise ConfigError(problems, f"{folder} holds another run than {name} with seed {seed}")
         own = _own_labels(folder, self.labels["train"], self.index)
-        removed = self._removed(own) | self._budgets(result["artefacts"].get("ratios"))
+        removed = self._removed(own) | self._budgets(result["artifacts"].get("ratios"))
         return {**result, "denoising": removed, "denoising_given": self._removed(given)}
 
     def _budgets(self, ratios: dict[str, dict[str, float]] | None) -> dict[str, float]:
@@ -163,7 +163,7 @@ class Bench:
             return {}
         train = self.labels["train"]
         mine = refined.aligned(train.ids, self.index.classes, self.index.segments, "labels of the run")
-        return refinement_row(judge(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows))
+        return refinement_row(compare_labels(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows))
 
 
 def _asked(config: RunConfig) -> dict[str, Any]:

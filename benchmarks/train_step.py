@@ -32,7 +32,7 @@ from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.shards.reading import ShardStore
 from avvp_dist.train.step import TrainStep
-from avvp_dist.types import Progress
+from avvp_dist.types import TrainPosition
 from benchmarks import published_loop
 
 # means of the published ratio file; what the ranking removes hardly changes what a step costs
@@ -61,7 +61,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
         order = plan.order()
         for number in range(plan.steps):
             batch = split.batch(order[plan.rank_slice(number, 0, 1)], plan.total(number))
-            step(batch, Progress("denoise", plan.epoch, number, 25, plan.steps))
+            step(batch, TrainPosition("denoise", plan.epoch, number, 25, plan.steps))
         _wait(runtime.device)
         return plan.videos, time.perf_counter() - started
 

@@ -194,9 +194,9 @@ class Rehearsal:
         check(found["status"] == "FINISHED", f"the run is {found['status']} in MLflow")
         check(found["job"] == job, f"MLflow's run names the job {found['job']}, not {job}")
         check(f"MLflow run {found['run']}" in log, "the job's log does not name the MLflow run")
-        check(found["recipe"] == "han", "its result.json, an artefact on S3, did not come through the server")
+        check(found["recipe"] == "han", "its result.json, an artifact on S3, did not come through the server")
         self.say(
-            f"MLflow on {self._cluster.database}: run FINISHED, tagged with its job; artefacts on S3 come through the server"
+            f"MLflow on {self._cluster.database}: run FINISHED, tagged with its job; artifacts on S3 come through the server"
         )
 
     def mistake(self) -> None:

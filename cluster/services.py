@@ -148,7 +148,7 @@ class Cluster:
         urllib.request.urlopen(request, timeout=10).close()  # moto wants a signature and does not check it
 
     def _start_mlflow(self) -> None:
-        """On PostgreSQL where it and its driver are installed; clients need no S3 set-up, the server hands artefacts on."""
+        """On PostgreSQL where it and its driver are installed; clients need no S3 set-up, the server hands artifacts on."""
         store, self.database = self._start_postgres()
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports.mlflow),

@@ -47,8 +47,8 @@ class Collective(Protocol):
 def gather_lines(collective: Collective, lines: Sequence[str], device: torch.device) -> list[str]:
     """Every rank's lines of text, in rank order; every rank calls it."""
     mine = "".join(f"{line}\n" for line in ["", *lines])  # never nothing, which not every backend can send
-    everyone = collective.all_gather(torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device))
-    return [line for line in bytes(everyone.tolist()).decode().split("\n") if line]
+    gathered = collective.all_gather(torch.tensor(list(mine.encode()), dtype=torch.uint8, device=device))
+    return [line for line in bytes(gathered.tolist()).decode().split("\n") if line]
 
 
 class LocalCollective:
@@ -79,11 +79,11 @@ class TorchCollective:
         longest = max(sizes)
         if rows.shape[0] < longest:  # all_gather wants equal shapes: the tail is cut off again below
             rows = torch.cat([rows, rows.new_zeros(longest - rows.shape[0], *rows.shape[1:])])
-        everyone = rows.new_empty(self.world_size * longest, *rows.shape[1:])
-        _gather_rows(everyone, rows.contiguous())
+        gathered = rows.new_empty(self.world_size * longest, *rows.shape[1:])
+        _gather_rows(gathered, rows.contiguous())
         if min(sizes) == longest:
-            return everyone
-        return torch.cat([everyone[rank * longest : rank * longest + size] for rank, size in enumerate(sizes)])
+            return gathered
+        return torch.cat([gathered[rank * longest : rank * longest + size] for rank, size in enumerate(sizes)])
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """See `Collective`."""
@@ -139,10 +139,10 @@ class FakeCollective:
 
     def all_gather(self, rows: Tensor, total: int | None = None) -> Tensor:
         """See `Collective`."""
-        everyone = self._exchange(rows)
+        gathered = self._exchange(rows)
         if total is not None:
-            assert [len(part) for part in everyone] == split_sizes(total, self.world_size)
-        return torch.cat(everyone)
+            assert [len(part) for part in gathered] == split_sizes(total, self.world_size)
+        return torch.cat(gathered)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """See `Collective`."""
@@ -151,6 +151,6 @@ class FakeCollective:
     def _exchange(self, value: Tensor) -> list[Tensor]:
         self._slots[self.rank] = value
         self._barrier.wait()
-        everyone = [slot for slot in self._slots if slot is not None]
+        gathered = [slot for slot in self._slots if slot is not None]
         self._barrier.wait()  # nobody may write the next value before all have read this one
-        return everyone
+        return gathered

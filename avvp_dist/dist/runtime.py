@@ -50,7 +50,7 @@ class Runtime(Protocol):
         """
         ...
 
-    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+    def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """Entered once nobody else works on the stage ``key`` of ``store``; for rank 0."""
         ...
 
@@ -132,9 +132,9 @@ class LocalRuntime:
         """See `Runtime`; a lock in the folder itself."""
         return locks.hold_folder(output, stopped=self.stop_requested)
 
-    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
+    def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the store."""
-        return locks.claim_stage(store, key, stopped=self.stop_requested)
+        return locks.lease_stage(store, key, stopped=self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""

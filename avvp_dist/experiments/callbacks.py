@@ -13,12 +13,12 @@ from avvp_dist.tracking.base import NullTracker, Status, Tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 from avvp_dist.tracking.system import SystemSampler
 from avvp_dist.tracking.tracker import open_tracker
-from avvp_dist.types import Progress
+from avvp_dist.types import TrainPosition
 
 LOGGER = logging.getLogger(__name__)
 
 
-class RunObserver:
+class RunCallback:
     """Reports to console and tracker how training goes; both only on rank 0.
 
     Args:
@@ -42,24 +42,24 @@ class RunObserver:
         self.tracker.text("config.yaml", config.to_yaml())
         self.tracker.tags({**facts, **places, **config.tracking.tags})
 
-    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
-        """See `train.loop.Observer`."""
+    def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
+        """See `train.loop.Callback`."""
         assert self._console
         self._console.stage_started(stage, epochs, resumed)
 
     def stage_reused(self, stage: str, key: str) -> None:
-        """See `train.loop.Observer`."""
+        """See `train.loop.Callback`."""
         assert self._console
         self._console.stage_reused(stage, key)
         self.tracker.tags({f"reused.{stage}": key})
 
-    def step(self, progress: Progress) -> None:
-        """See `train.loop.Observer`."""
+    def step(self, position: TrainPosition) -> None:
+        """See `train.loop.Callback`."""
         assert self._console
-        self._console.step(progress)
+        self._console.step(position)
 
     def epoch(self, row: Mapping[str, Any], best: float) -> None:
-        """See `train.loop.Observer`."""
+        """See `train.loop.Callback`."""
         assert self._console
         self._console.epoch(row, best)
         values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
@@ -67,7 +67,7 @@ class RunObserver:
         self._tell_run()
 
     def finish(self, status: Status) -> None:
-        """Ends the console's progress and the tracked run, whose journal is kept."""
+        """Ends the console's position and the tracked run, whose journal is kept."""
         if self._sampler:
             self._sampler.stop()
         if self._console:

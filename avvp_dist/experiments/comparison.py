@@ -12,7 +12,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
-from avvp_dist.experiments.recipe import RunConfig, changed, load, what_comes_out
+from avvp_dist.experiments.recipe import RunConfig, changed, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
 from avvp_dist.metrics.parsing import PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -214,7 +214,7 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
 
 def _what(config: RunConfig, run: Run) -> dict[str, Any]:
     """All of a config that decides what comes out, the seed aside."""
-    content = what_comes_out(config.model_dump(mode="json", exclude=_ASIDE))
+    content = result_identity(config.model_dump(mode="json", exclude=_ASIDE))
     content["data"] = {key: value for key, value in content["data"].items() if key != "url"}
     content["data"]["fingerprint"] = str(run.result["data"]["fingerprint"])[:12]
     return content

@@ -44,7 +44,7 @@ _HOW = {
 }
 # likewise, where a run lies, and how often it looks after itself
 _PACE = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
-# by section, what no artefact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
+# by section, what no artifact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
 # data and labels, and the order of the videos
 _NOT_OF_STAGES = {
     "": ("recipe",),
@@ -188,22 +188,22 @@ def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     return {} if one == other else {path: (one, other)}
 
 
-def what_it_is(content: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
     return _without(content, _HOW)
 
 
-def what_comes_out(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`what_it_is` without its place and its pace as well: two runs in which nothing else differs leave the same.
+def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`run_identity` without its place and its pace as well: two runs in which nothing else differs leave the same.
 
-    Names of run folders hash `what_it_is`, so that those of earlier versions are found again.
+    Names of run folders hash `run_identity`, so that those of earlier versions are found again.
     """
-    return _without(what_it_is(content), _PACE)
+    return _without(run_identity(content), _PACE)
 
 
 def of_stages(config: RunConfig) -> dict[str, Any]:
-    """All of a dumped config that artefacts of stages may depend on; each stage drops what of the method it does without."""
-    return _without(what_comes_out(config.model_dump(mode="json")), _NOT_OF_STAGES)
+    """All of a dumped config that artifacts of stages may depend on; each stage drops what of the method it does without."""
+    return _without(result_identity(config.model_dump(mode="json")), _NOT_OF_STAGES)
 
 
 def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

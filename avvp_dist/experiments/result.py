@@ -20,7 +20,7 @@ from avvp_dist.dist.runtime import Runtime, named_device
 from avvp_dist.errors import DataError
 from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.metrics.denoising import Levels, judge, refinement_row
+from avvp_dist.metrics.denoising import Levels, compare_labels, refinement_row
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
@@ -29,7 +29,7 @@ from avvp_dist.shards.index import Index, Labels, LeftOut
 from avvp_dist.storage import integrity
 from avvp_dist.tracking.base import Tracker
 from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
-from avvp_dist.train.loop import Trained
+from avvp_dist.train.loop import StageResult
 from avvp_dist.train.stages import WEIGHTS, weights_bytes
 
 LOGGER = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _RESTORE = "restore it from a copy, or train the run again"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """A run after its last stage.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcome:
     index: Index
     labels: Mapping[str, Labels]
     probabilities: Mapping[str, Probabilities]
-    trained: Mapping[str, Trained]
+    trained: Mapping[str, StageResult]
     collected: Mapping[str, Any]
     cross_modal: bool
     provenance: Mapping[str, Any]
@@ -62,7 +62,7 @@ class Outcome:
     left_out: tuple[LeftOut, ...] = ()
 
     @property
-    def final(self) -> Trained:
+    def final(self) -> StageResult:
         """The stage whose network is evaluated."""
         return list(self.trained.values())[-1]
 
@@ -78,7 +78,7 @@ class Outcome:
         for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
             if labels is not None:
                 mine = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
-                levels[name] = judge(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows)
+                levels[name] = compare_labels(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows)
         return levels
 
     def _last_epoch(self) -> RefinedLabels | None:
@@ -111,7 +111,7 @@ class Outcome:
                 for name, found in self.probabilities.items()
             },
             **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
-            "artefacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
+            "artifacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
             "provenance": dict(self.provenance),
         }
 

@@ -17,11 +17,11 @@ from avvp_dist.config import parse_yaml
 from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
-from avvp_dist.experiments.callbacks import RunObserver
-from avvp_dist.experiments.recipe import RunConfig, differences, of_stages, what_comes_out
-from avvp_dist.experiments.result import CONFIG, RESULT, Outcome, check_files, finished, provenance
+from avvp_dist.experiments.callbacks import RunCallback
+from avvp_dist.experiments.recipe import RunConfig, differences, of_stages, result_identity
+from avvp_dist.experiments.result import CONFIG, RESULT, RunResult, check_files, finished, provenance
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.loading.split import Source, check_plan, open_split, order_settings
+from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
@@ -68,10 +68,10 @@ def _train(
     """What `run` does once everything is checked and the output is this run's."""
     rank_0 = runtime.collective.rank == 0
     labels, left_out = _sound(config, index, labels, runtime)
-    splits: dict[str, Source] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    splits: dict[str, SplitReader] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
-    observer = RunObserver(config, provenance(index, config, runtime), rank_0)
+    callback = RunCallback(config, provenance(index, config, runtime), rank_0)
     try:
         runner = StageRunner(
             store=stage_store(config),
@@ -83,14 +83,14 @@ def _train(
             build=lambda: _build(config, index),
             splits=splits,
             runtime=runtime,
-            observer=observer,
+            callback=callback,
         )
         trained, collected = runner.run(method)
         final = list(method.stages())[-1]
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
-        outcome = Outcome(
+        outcome = RunResult(
             config=config,
             index=index,
             labels=labels,
@@ -104,12 +104,12 @@ def _train(
         )
         result = outcome.result()
         if rank_0:
-            result = outcome.publish(result, observer.tracker)
-        observer.finish("FINISHED")
+            result = outcome.publish(result, callback.tracker)
+        callback.finish("FINISHED")
     except BaseException as error:
         # a trial that its sweep ends early leaves by SystemExit
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Preempted)
-        observer.finish("KILLED" if stopped else "FAILED")
+        callback.finish("KILLED" if stopped else "FAILED")
         raise
     finally:
         for split in splits.values():
@@ -244,7 +244,7 @@ def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
 
 
 def stage_store(config: RunConfig) -> str:
-    """Folder or URL of the run's stage artefacts."""
+    """Folder or URL of the run's stage artifacts."""
     return config.store or storage.join(config.output, "stages")
 
 
@@ -292,7 +292,7 @@ def _sound(
     return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> Source:
+def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     return open_split(config.data, index, labels, runtime.device, dtype)
 
@@ -301,7 +301,7 @@ def _build(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
-def _predict(model: nn.Module, split: Source, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:
+def _predict(model: nn.Module, split: SplitReader, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:
     return predict(
         model,
         split,
@@ -325,7 +325,7 @@ def _claim(config: RunConfig) -> None:
             there = parse_yaml(storage.read_text(url), url)
         except (ConfigError, DataError) as error:
             raise ConfigError(f"{url}: damaged ({error}); restore it, choose another output, or delete this one") from None
-        changed = differences(what_comes_out(there), what_comes_out(config.model_dump(mode="json")))
+        changed = differences(result_identity(there), result_identity(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
         if storage.exists(storage.join(config.output, RESULT)):

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from avvp_dist import storage
 from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, what_it_is
+from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_identity
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.text.suggest import did_you_mean
@@ -236,7 +236,7 @@ def trial(sweep: SweepConfig, setting: Setting, seed: int, overrides: Sequence[s
     # values as JSON, which is YAML: what overrides are read as
     swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in setting.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
-    what = what_it_is(config.model_dump(mode="json", exclude={"output"}))
+    what = run_identity(config.model_dump(mode="json", exclude={"output"}))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(setting)).strip("-")[:80]
     return Trial(setting, seed, config, f"{slug}-seed{seed}-{key}")

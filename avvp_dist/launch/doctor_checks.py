@@ -260,7 +260,7 @@ def data(url: str) -> Finding:
 
 
 def mlflow(uri: str, experiment: str) -> Finding:
-    """A throwaway run with a value and an artefact."""
+    """A throwaway run with a value and an artifact."""
     try:
         metadata.version("mlflow")
     except metadata.PackageNotFoundError:

@@ -21,14 +21,14 @@ _RENEW = 5.0
 _STALE = 60.0  # an owner not heard of for so long is dead
 
 
-Claim = Callable[[str, str], AbstractContextManager[None]]
+Lease = Callable[[str, str], AbstractContextManager[None]]
 
 
 @contextmanager
-def open_desk() -> Iterator[ActorHandle[Any]]:
-    """A desk for one sweep, until the end of the block. It asks for no CPU, so it cannot keep a trial from starting."""
+def start_lease_server() -> Iterator[ActorHandle[Any]]:
+    """The lease server of one sweep, until the end of the block. It requests no CPU, so trials can always start."""
 
-    class Desk:  # in here, Ray sends the class itself: the desk's process need not import this package, and with it torch
+    class LeaseServer:  # in here, Ray sends the class itself: its process need not import this package, and with it torch
         """Keeps who owns which stage at the moment."""
 
         def __init__(self) -> None:
@@ -47,21 +47,21 @@ def open_desk() -> Iterator[ActorHandle[Any]]:
             if self._owners.get(key, ("", 0.0))[0] == owner:
                 del self._owners[key]
 
-    desk: ActorHandle[Any] = ray.remote(num_cpus=0)(Desk).remote()  # type: ignore[assignment]  # Ray's types promise less
+    lease_server: ActorHandle[Any] = ray.remote(num_cpus=0)(LeaseServer).remote()  # type: ignore[assignment]  # Ray's types promise less
     try:
-        yield desk
+        yield lease_server
     finally:
-        ray.kill(desk)
+        ray.kill(lease_server)
 
 
-def claims(desk: ActorHandle) -> Claim:
-    """`Runtime.claim` over a desk."""
+def leases(lease_server: ActorHandle) -> Lease:
+    """`Runtime.claim` over a lease_server."""
 
     @contextmanager
     def claim(store: str, key: str) -> Iterator[None]:
         owner, done = uuid.uuid4().hex, threading.Event()
         waiting = False
-        while not ray.get(desk.take.remote(key, owner)):
+        while not ray.get(lease_server.take.remote(key, owner)):
             if not waiting:
                 _log.info("stage %s: another trial works on it, waiting", key)
                 waiting = True
@@ -69,14 +69,14 @@ def claims(desk: ActorHandle) -> Claim:
 
         def renew() -> None:
             while not done.wait(_RENEW):
-                ray.get(desk.take.remote(key, owner))
+                ray.get(lease_server.take.remote(key, owner))
 
         threading.Thread(target=renew, daemon=True).start()
         try:
-            with locks.claim_stage(store, key):  # runs outside the sweep may share its store
+            with locks.lease_stage(store, key):  # runs outside the sweep may share its store
                 yield
         finally:
             done.set()
-            ray.get(desk.give_back.remote(key, owner))
+            ray.get(lease_server.give_back.remote(key, owner))
 
     return claim

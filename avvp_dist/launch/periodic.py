@@ -9,7 +9,7 @@ from collections.abc import Callable
 _log = logging.getLogger(__name__)
 
 
-class Repeating:
+class PeriodicTask:
     """Calls ``work`` again and again on a thread of its own, from `start` to `stop` or to the end of the process.
 
     What goes wrong is logged, once until it goes well again, and tried again.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from avvp_dist.launch.periodic import Repeating
+from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.types import MODALITIES
 
 _TAGS = ("run", "stage", "rank")
@@ -41,7 +41,7 @@ class RunMetrics:
         self._speed = Gauge("avvp_videos_per_second", "Training videos of all ranks a second, in the last epoch.", _TAGS)
         self._removed = Gauge("avvp_removed_labels", "Labels removed as noise in the last epoch.", (*_TAGS, "modality"))
         self._row: Mapping[str, Any] = {}
-        self._again = Repeating("metrics for Prometheus", self._tell, _AGAIN)
+        self._again = PeriodicTask("metrics for Prometheus", self._tell, _AGAIN)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Takes an epoch's row of metrics; the report of a checkpoint amid an epoch, which has none, is left out."""

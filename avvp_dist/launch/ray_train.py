@@ -28,9 +28,9 @@ from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
 from avvp_dist.experiments.result import read_result
 from avvp_dist.experiments.run import open_data, run_experiment
 from avvp_dist.launch import resources
-from avvp_dist.launch.leases import Claim, claims
+from avvp_dist.launch.leases import Lease, leases
 from avvp_dist.launch.local import WHAT_HAPPENS
-from avvp_dist.launch.periodic import Repeating
+from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
@@ -57,13 +57,13 @@ class RayRuntime:
     launcher = "ray"
     lineage = ""
 
-    def __init__(self, output: str, group: str, claim: Claim | None = None) -> None:
+    def __init__(self, output: str, group: str, lease: Lease | None = None) -> None:
         self._mark = _stop_mark(output)
         self._folder = storage.join(output, "ray", _EXPERIMENT)
         self._asked = threading.Event()
         # an object store answers in 20 to 100 ms, for which no step should wait
-        self._watch = Repeating("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
-        self._claim, self._group = claim, group
+        self._watch = PeriodicTask("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
+        self._lease, self._group = lease, group
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
         self.collective: Collective = TorchCollective() if several else LocalCollective()
@@ -107,9 +107,9 @@ class RayRuntime:
         """See `Runtime`; the driver holds it, and its workers come and go."""
         return nullcontext()
 
-    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; a lock in the store, and before it the sweep's desk where there is one."""
-        return self._claim(store, key) if self._claim else locks.claim_stage(store, key, self._group, self.stop_requested)
+    def lease(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; a lock in the store, and before it the sweep's lease_server where there is one."""
+        return self._lease(store, key) if self._lease else locks.lease_stage(store, key, self._group, self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
@@ -122,7 +122,7 @@ class RayRuntime:
 def train(
     config: RunConfig,
     callbacks: list[UserCallback] | None = None,
-    desk: ActorHandle | None = None,
+    lease_server: ActorHandle | None = None,
     patience: float | None = None,
 ) -> dict[str, Any]:
     """Runs ``config`` on Ray workers and returns the content of result.json.
@@ -132,7 +132,7 @@ def train(
     Args:
         config: the run.
         callbacks: told of every report of the workers.
-        desk: gives out the stages that this run shares with others (see `launch.claims`).
+        lease_server: gives out the stages that this run shares with others (see `launch.claims`).
         patience: see `locks.hold_folder`.
 
     Raises:
@@ -144,10 +144,10 @@ def train(
     index, labels = open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
     with locks.hold_folder(config.output, patience=patience):
-        return _train(config, callbacks, desk)
+        return _train(config, callbacks, lease_server)
 
 
-def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> dict[str, Any]:
+def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> dict[str, Any]:
     """What `train` does once it has the output for itself."""
     for leftover in (_failure(config), _stop_mark(config.output)):
         storage.remove(leftover)
@@ -155,10 +155,10 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorH
     if started_here:
         start_ray()
     try:
-        if desk is None:  # else a trial: its sweep has asked for all of them
+        if lease_server is None:  # else a trial: its sweep has asked for all of them
             resources.wait_for(_need(config.launch), config.launch.wait, "launch.wait")
         _drop_damaged_record(config.output)
-        _fit(_trainer(config, callbacks, desk), config.output)
+        _fit(_trainer(config, callbacks, lease_server), config.output)
     except ray.train.TrainingFailedError as error:
         _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
@@ -202,7 +202,7 @@ def _each(launch: LaunchConfig) -> dict[str, float]:
     return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
-def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: ActorHandle | None) -> TorchTrainer:
+def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> TorchTrainer:
     launch = config.launch
     scaling: dict[str, Any] = {"num_workers": launch.workers}
     if launch.min_workers is not None:
@@ -214,7 +214,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, desk: Acto
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "storage": storage.settings().model_dump(),
-            "desk": desk,
+            "lease_server": lease_server,
             "group": uuid.uuid4().hex,  # workers that are started again take over what those before them had locked
         },
         torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
@@ -251,7 +251,9 @@ def _work(arguments: dict[str, Any]) -> None:
     config = RunConfig.model_validate(arguments["config"])
     if storage.exists(_failure(config)):
         return
-    runtime = RayRuntime(config.output, arguments["group"], claims(arguments["desk"]) if arguments["desk"] else None)
+    runtime = RayRuntime(
+        config.output, arguments["group"], leases(arguments["lease_server"]) if arguments["lease_server"] else None
+    )
     try:
         run_experiment(config, runtime)
     except (UserError, TrainingError, Preempted) as error:

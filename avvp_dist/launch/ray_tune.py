@@ -19,17 +19,17 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, UserError
-from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, differences, load, what_it_is
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, differences, load, run_identity
 from avvp_dist.experiments.run import check_experiment, open_data
 from avvp_dist.experiments.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
 from avvp_dist.launch import ray_job
-from avvp_dist.launch.leases import open_desk
+from avvp_dist.launch.leases import start_lease_server
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.ray_train import place
 from avvp_dist.launch.resources import Need, wait_for
 from avvp_dist.launch.search import exchange, optuna_search
 from avvp_dist.launch.signals import stop_on_signals
-from avvp_dist.launch.sweep_recorder import RECORD, Book, recorded
+from avvp_dist.launch.sweep_recorder import RECORD, SweepRecorder, recorded
 from avvp_dist.launch.trial import DRIVER_CPUS, Plan, beside_driver, run_trial
 from avvp_dist.shards.index import Index
 from avvp_dist.tracking.base import Status, Tracker
@@ -92,12 +92,12 @@ def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
     home = open_home(plan.output)
     tracker = _tracker(plan, base, home)
-    book = Book(plan.name, plan.sweep, plan.overrides, plan.output, plan.fingerprint, planned)
+    book = SweepRecorder(plan.name, plan.sweep, plan.overrides, plan.output, plan.fingerprint, planned)
     stopped = threading.Event()
     error: BaseException | None = None
     try:
-        with open_desk() as desk, _stopping(stopped):
-            for phase in _phases(replace(plan, parent=tracker.reference, desk=desk), book):
+        with start_lease_server() as lease_server, _stopping(stopped):
+            for phase in _phases(replace(plan, parent=tracker.reference, lease_server=lease_server), book):
                 if stopped.is_set():
                     break
                 phase.fit()
@@ -181,7 +181,7 @@ def _check_trials(sweep: SweepConfig, checked: Sequence[Trial]) -> None:
         raise ConfigError(problems, f"sweep {sweep.title!r}: settings that cannot be run")
 
 
-def _phases(plan: Plan, book: Book) -> Any:
+def _phases(plan: Plan, book: SweepRecorder) -> Any:
     """Tuners to be run one after the other, each made when its turn comes."""
     sweep = plan.sweep
     if sweep.scheduler.name == "pbt":
@@ -213,7 +213,7 @@ def _at_once(sweep: SweepConfig) -> tune.TuneConfig:
     return tune.TuneConfig(max_concurrent_trials=sweep.concurrency)
 
 
-def _tuner(plan: Plan, book: Book, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
+def _tuner(plan: Plan, book: SweepRecorder, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
     sweep = plan.sweep
     config.scheduler = _scheduler(plan)
     if config.search_alg is None:  # a searcher brings metric and mode itself
@@ -286,7 +286,7 @@ def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:
         if spec["scheduler"]["name"] != "pbt":  # a population keeps its size
             spec["search"].pop("samples", None)
     changed = differences(there, here)
-    changed += differences(*(what_it_is(config.model_dump(mode="json", exclude={"output"})) for config in (before, base)))
+    changed += differences(*(run_identity(config.model_dump(mode="json", exclude={"output"})) for config in (before, base)))
     if changed:
         raise ConfigError(changed, f"{output} holds another sweep; choose another --output or delete it")
 

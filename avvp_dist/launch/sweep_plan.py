@@ -124,7 +124,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage) -> float:
         if step == 1:
             started = _now(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            outputs = model(batch, cross_modal=stage.cross_modal, judge=stage.judge)
+            outputs = model(batch, cross_modal=stage.cross_modal, scoring_pass=stage.scoring_pass)
         optimizer.zero_grad(set_to_none=True)
         (outputs.video + outputs.audio + outputs.visual).sum().backward()
         optimizer.step()

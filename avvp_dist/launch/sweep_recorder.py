@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 RECORD = "sweep.json"
 
 
-class Book(tune.Callback):
+class SweepRecorder(tune.Callback):
     """Writes sweep.json, and one log line whenever a trial ends.
 
     Args:

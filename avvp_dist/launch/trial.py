@@ -26,7 +26,7 @@ from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import planned_stages, run_experiment
 from avvp_dist.experiments.sweep import Setting, SweepConfig, applicable, label, trial
 from avvp_dist.launch import ray_train
-from avvp_dist.launch.leases import Claim, claims
+from avvp_dist.launch.leases import Lease, leases
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage import locks
@@ -52,7 +52,7 @@ class Plan:
         output: folder or URL of the sweep, absolute.
         parent: names the sweep's own tracked run, for ``tracking.parent_run``; None without.
         storage: how the driver reaches object storage.
-        desk: gives out shared stages.
+        lease_server: gives out shared stages.
         tracking_uri: the driver's MLflow tracking URI: a trial's own environment may name another one; None for that one.
     """
 
@@ -63,7 +63,7 @@ class Plan:
     output: str
     parent: str | None
     storage: StorageConfig
-    desk: ActorHandle | None = None
+    lease_server: ActorHandle | None = None
     tracking_uri: str | None = None
 
     def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
@@ -139,10 +139,10 @@ def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any
         return known
     if config.launch.workers > 1:
         beside = config.model_copy(update={"launch": beside_driver(config.launch)})
-        return ray_train.train(beside, [_Forward(told)], plan.desk, _WIND_DOWN)
+        return ray_train.train(beside, [_Forward(told)], plan.lease_server, _WIND_DOWN)
     torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
-    runtime = kind(config, told, claims(plan.desk) if plan.desk else None)
+    runtime = kind(config, told, leases(plan.lease_server) if plan.lease_server else None)
     try:
         return run_experiment(config, runtime)
     finally:
@@ -184,11 +184,11 @@ class _Scores:
 class TrialRuntime(LocalRuntime):
     """One process that is a trial; checkpoints are files of the run, as in local mode."""
 
-    def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
+    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
         super().__init__(config.output, config.train.device, World())  # whatever the environment says of ranks
         self.launcher = "ray tune"
         self._told = told
-        self._claim = claim
+        self._lease = lease
         self._metrics = RunMetrics(config.output, rank=0)
 
     def close(self) -> None:
@@ -200,9 +200,9 @@ class TrialRuntime(LocalRuntime):
         """See `Runtime`; the process that had this trial before may be winding down."""
         return locks.hold_folder(output, patience=_WIND_DOWN, stopped=self.stop_requested)
 
-    def claim(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; the sweep's desk serves the whole cluster."""
-        return self._claim(store, key) if self._claim else super().claim(store, key)
+    def lease(self, store: str, key: str) -> AbstractContextManager[None]:
+        """See `Runtime`; the sweep's lease_server serves the whole cluster."""
+        return self._lease(store, key) if self._lease else super().lease(store, key)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
         """See `Runtime`; Tune is told once the checkpoint is safe. Epochs become Ray's custom metrics too."""
@@ -220,8 +220,8 @@ class TrialRuntime(LocalRuntime):
 class PopulationRuntime(TrialRuntime):
     """A member of a population: may go on from another member's weights, under settings of its own."""
 
-    def __init__(self, config: RunConfig, told: _Scores, claim: Claim | None) -> None:
-        super().__init__(config, told, claim)
+    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
+        super().__init__(config, told, lease)
         # weights from elsewhere make the last stage another one than its settings say
         self.lineage = config.output
         self._last = planned_stages(config, self.lineage)[-1]

@@ -50,7 +50,7 @@ class Table:
         return Batch(streams, self.weak.index_select(0, index), index, total, refined, partners)
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> Table:
-        """See `Source`."""
+        """See `SplitReader`."""
         found = labels.aligned(self.labels.ids, classes, self.segments, source)
         video, audio, visual = (
             None if values is None else torch.from_numpy(values).to(self.weak)

@@ -245,7 +245,7 @@ class Neighbours(NamedTuple):
         )
 
 
-class Openings(NamedTuple):
+class ShardSchedule(NamedTuple):
     """When a rank opens and closes the shards it reads: one row for each shard of each stream, in order of opening."""
 
     stream: NDArray[np.int64]
@@ -254,7 +254,7 @@ class Openings(NamedTuple):
     closes: NDArray[np.int64]
 
 
-def openings(stream: NDArray[np.int64], shard: NDArray[np.int64], step: NDArray[np.int64]) -> Openings:
+def shard_schedule(stream: NDArray[np.int64], shard: NDArray[np.int64], step: NDArray[np.int64]) -> ShardSchedule:
     """A shard is opened when the one before it in its stream is first read, and closed after the step that last reads it.
 
     A shard that lies in two streams is opened for each: one reads its head at the end of the epoch, the other its tail at
@@ -265,7 +265,7 @@ def openings(stream: NDArray[np.int64], shard: NDArray[np.int64], step: NDArray[
     """
     if not len(step):
         empty = np.empty(0, np.int64)
-        return Openings(empty, empty, empty, empty)
+        return ShardSchedule(empty, empty, empty, empty)
     shards = int(shard.max()) + 1
     keys, first = np.unique(stream * shards + shard, return_index=True)
     _, backwards = np.unique((stream * shards + shard)[::-1], return_index=True)
@@ -276,4 +276,4 @@ def openings(stream: NDArray[np.int64], shard: NDArray[np.int64], step: NDArray[
     opens[np.flatnonzero(np.diff(keys // shards, prepend=-1))] = step[0]  # the first of each stream
     order = np.lexsort((first, opens))
     keys = keys[order]
-    return Openings(keys // shards, keys % shards, opens[order], closes[order])
+    return ShardSchedule(keys // shards, keys % shards, opens[order], closes[order])

@@ -86,7 +86,7 @@ class ShardRows:
 
 @dataclass(frozen=True)
 class ResidentSplit:
-    """Features and labels of one split in memory: a `Source` whose order is one permutation of all videos.
+    """Features and labels of one split in memory: a `SplitReader` whose order is one permutation of all videos.
 
     Attributes:
         table: the labels.
@@ -100,31 +100,33 @@ class ResidentSplit:
 
     @property
     def labels(self) -> Labels:
-        """See `Source`."""
+        """See `SplitReader`."""
         return self.table.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
-        """See `Source`."""
+        """See `SplitReader`."""
         return EpochPlan(len(self), batch_size, seed, epoch)
 
     def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
-        """See `Source`."""
+        """See `SplitReader`."""
         order, split = plan.order(), self._with_partners(partners, plan.seed, plan.epoch)
         for step in range(first_step, plan.steps):
             yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
 
-    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
-        """See `Source`; in the split's order."""
+    def iter_all(
+        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+    ) -> Generator[Batch, None, None]:
+        """See `SplitReader`; in the split's order."""
         sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
         mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         for start in range(0, max(len(mine), 1), batch_size):
             yield split.batch(mine[start : start + batch_size], len(mine))
 
     def close(self) -> None:
-        """See `Source`; nothing to let go of."""
+        """See `SplitReader`; nothing to let go of."""
 
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
         """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
@@ -138,7 +140,7 @@ class ResidentSplit:
         return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
-        """See `Source`."""
+        """See `SplitReader`."""
         return replace(self, table=self.table.with_refined(labels, classes, source))
 
     def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:

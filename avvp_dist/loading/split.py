@@ -67,7 +67,7 @@ class DataConfig(Section):
         return ShardStore(self.url or "", ShardCache(self.cache, int(self.cache_gb * GB)))
 
 
-class Source(Protocol):
+class SplitReader(Protocol):
     """The videos of one split, in batches; what a global batch holds is the same for any number of ranks."""
 
     @property
@@ -79,7 +79,7 @@ class Source(Protocol):
         """Videos of the split."""
         ...
 
-    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> Source:
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> SplitReader:
         """The same videos with refined labels; ``source`` names them in errors.
 
         Raises:
@@ -102,7 +102,9 @@ class Source(Protocol):
         """
         ...
 
-    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
+    def iter_all(
+        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+    ) -> Generator[Batch, None, None]:
         """Every video once, in whatever order: the share of ``rank``, in at least one batch, perhaps an empty one.
 
         ``batch.index`` says which videos they are; ``batch.total`` means nothing here.
@@ -146,7 +148,7 @@ def check_plan(config: DataConfig, index: Index, labels: Mapping[str, Labels], b
     plan.check(len(labels["train"].ids), batch_size, world, config.streams if streamed else None)
 
 
-def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.device, dtype: torch.dtype) -> Source:
+def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.device, dtype: torch.dtype) -> SplitReader:
     """A split of the data set at ``config.url``, in memory or streamed.
 
     Raises:

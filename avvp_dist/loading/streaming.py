@@ -17,7 +17,7 @@ from avvp_dist.errors import DataError
 from avvp_dist.loading.batches import Table
 from avvp_dist.loading.loader import Loader
 from avvp_dist.loading.partners import nearby
-from avvp_dist.loading.plan import Plan, StreamPlan, openings
+from avvp_dist.loading.plan import Plan, StreamPlan, shard_schedule
 from avvp_dist.loading.reader_process import Task
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, Labels
@@ -42,7 +42,7 @@ class StreamSettings:
 
 
 class StreamingSplit:
-    """One split read from its shards: a `Source` in the order of `plan.StreamPlan`.
+    """One split read from its shards: a `SplitReader` in the order of `plan.StreamPlan`.
 
     Each reader has neighbouring streams of its own, so that one reader of one rank reads a shard, and gets its part of every
     batch in turn: nothing depends on how many readers there are or how fast they are.
@@ -63,24 +63,24 @@ class StreamingSplit:
 
     @property
     def labels(self) -> Labels:
-        """See `Source`."""
+        """See `SplitReader`."""
         return self._table.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> StreamingSplit:
-        """See `Source`; both share their readers."""
+        """See `SplitReader`; both share their readers."""
         other = copy(self)
         other._table = self._table.with_refined(labels, classes, source)
         return other
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> StreamPlan:
-        """See `Source`."""
+        """See `SplitReader`."""
         return StreamPlan(self.labels.shard, batch_size, self._how.streams, self._how.window, seed, epoch)
 
     def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
-        """See `Source`. Shards that the steps before ``first_step`` used up are not read.
+        """See `SplitReader`. Shards that the steps before ``first_step`` used up are not read.
 
         Raises:
             DataError: a shard that is missing or not what the index says.
@@ -99,13 +99,15 @@ class StreamingSplit:
         except DataError as error:
             raise DataError(error.problems, f"{self._store.url}: {self.labels.split} cannot be read; {REMEDY}") from None
 
-    def once(self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0) -> Generator[Batch, None, None]:
-        """See `Source`; in the order of an epoch."""
+    def iter_all(
+        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+    ) -> Generator[Batch, None, None]:
+        """See `SplitReader`; in the order of an epoch."""
         share = max(1, batch_size * world // self._how.streams)
         return self.epoch(self.plan(share * self._how.streams, seed, 0), 0, rank, world, partners)
 
     def close(self) -> None:
-        """See `Source`."""
+        """See `SplitReader`."""
         self._readers.close()
 
     def _batch(self, slot: NDArray[np.float16], videos: NDArray[np.int64], total: int) -> Batch:
@@ -218,7 +220,7 @@ class _Part:
         self._videos, self._steps, self._rows = videos, steps, rows
         shards = labels.shard[videos].astype(np.int64)
         self._keys = self._key(streams, shards)
-        self._opened = openings(streams.ravel(), shards.ravel(), np.repeat(steps, videos.shape[1]))
+        self._opened = shard_schedule(streams.ravel(), shards.ravel(), np.repeat(steps, videos.shape[1]))
         self._closing = np.argsort(self._opened.closes, kind="stable")
         self._closes = self._opened.closes[self._closing]
 

@@ -1,6 +1,6 @@
-"""What a method is: an ordered tuple of stages, each of which trains a network or collects an artefact.
+"""What a method is: an ordered tuple of stages, each of which trains a network or collects an artifact.
 
-Stages see tensors, a Progress and a Collective; never a model class, torch.distributed or a tracker.
+Stages see tensors, a TrainPosition and a Collective; never a model class, torch.distributed or a tracker.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 from avvp_dist.dist.collective import Collective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
+from avvp_dist.types import Batch, ForwardOptions, Outputs, Targets, TrainPosition
 
 
 class Stage(ABC):
     """One stage of a method.
 
     Attributes:
-        name: unique within the method; names logs, metrics and artefacts.
+        name: unique within the method; names logs, metrics and artifacts.
         cross_modal: forward option of the network, in training and in evaluation.
-        irrelevant: keys of the method's config that change nothing in this stage's artefact. All other keys are part of the
-            artefact's key: one that is missing here costs a computation, one too many lets a wrong artefact be reused.
+        irrelevant: keys of the method's config that change nothing in this stage's artifact. All other keys are part of the
+            artifact's key: one that is missing here costs a computation, one too many lets a wrong artifact be reused.
         given: what the stage was given besides the config, such as the content of a file that the config names; part of the
-            artefact's key.
+            artifact's key.
     """
 
     name: str
@@ -39,22 +39,22 @@ class Stage(ABC):
     @property
     @abstractmethod
     def needs(self) -> tuple[str, ...]:
-        """Earlier stages whose artefacts this one is made of; their keys are part of its own."""
+        """Earlier stages whose artifacts this one is made of; their keys are part of its own."""
 
 
 class TrainStage(Stage):
-    """Trains a network from fresh weights; its artefact is the best epoch's weights.
+    """Trains a network from fresh weights; its artifact is the best epoch's weights.
 
     Attributes:
-        judge: second pass without gradient, whose outputs `targets` finds in ``outputs.judge``.
-        starts_from: earlier collect stages whose artefacts `start` takes.
+        scoring_pass: second pass without gradient, whose outputs `targets` finds in ``outputs.scoring``.
+        starts_from: earlier collect stages whose artifacts `start` takes.
         labels_from: earlier collect stage whose `RefinedLabels` it is trained on.
         partners: videos without a common label to be drawn anew each epoch for each video; in ``batch.partners``.
         networks: networks of one kind, each with fresh weights of its own, that are trained side by side; `targets` and
-            `losses` find what the others say in ``outputs.peers``. The first one is validated and kept.
+            `losses` find what the others say in ``outputs.co_trained``. The first one is validated and kept.
     """
 
-    judge: Pass | None = None
+    scoring_pass: ForwardOptions | None = None
     starts_from: tuple[str, ...] = ()
     labels_from: str | None = None
     partners: int = 0
@@ -70,11 +70,11 @@ class TrainStage(Stage):
         """Further batches, made of ``batch`` and its partners, that the network is trained on; see ``Outputs.others``."""
         return ()
 
-    def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
-        """Takes the artefacts of the stages it starts from, once, before the first step."""
+    def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
+        """Takes the artifacts of the stages it starts from, once, before the first step."""
 
     @abstractmethod
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         """What the losses aim at; called without gradient. This is where labels are denoised."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class TrainStage(Stage):
 
 
 class CollectStage(Stage):
-    """Runs a trained network once over the training split, in eval mode, and makes an artefact of what it says.
+    """Runs a trained network once over the training split, in eval mode, and makes an artifact of what it says.
 
     Attributes:
         source: the train stage whose best network is run.
@@ -121,7 +121,7 @@ class CollectStage(Stage):
 
     @abstractmethod
     def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any] | RefinedLabels:
-        """The artefact, JSON-able or refined labels, the same on all ranks; called once, after the last batch.
+        """The artifact, JSON-able or refined labels, the same on all ranks; called once, after the last batch.
 
         Args:
             collective: to gather what the other ranks collected.
@@ -129,11 +129,11 @@ class CollectStage(Stage):
         """
 
 
-def local_rows(everyone: Tensor, collective: Collective) -> Tensor:
+def local_rows(gathered: Tensor, collective: Collective) -> Tensor:
     """This rank's rows of what `Collective.all_gather` put together of a global batch, or was decided from that."""
-    sizes = split_sizes(len(everyone), collective.world_size)
+    sizes = split_sizes(len(gathered), collective.world_size)
     start = sum(sizes[: collective.rank])
-    return everyone[start : start + sizes[collective.rank]]
+    return gathered[start : start + sizes[collective.rank]]
 
 
 class SplitTable:

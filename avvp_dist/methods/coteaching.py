@@ -25,8 +25,8 @@ from torch import Tensor
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, Stage, TrainStage
 from avvp_dist.methods.losses import bce, elementwise_bce
-from avvp_dist.methods.small_loss import Everyone, SmallLossConfig, han_targets, keep, small_loss
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, han_targets, keep, small_loss
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class CoTeachingConfig(SmallLossConfig):
@@ -77,21 +77,21 @@ class _Train(TrainStage):
     def __init__(self, config: CoTeachingConfig) -> None:
         self.config = config
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         plain = han_targets(batch, self.config)
-        everyone = Everyone.gather(plain, (outputs, *outputs.peers), batch, collective)
-        disagree = progress.epoch >= self.config.plain_epochs
+        gathered = GatheredBatch.gather(plain, (outputs, *outputs.co_trained), batch, collective)
+        disagree = position.epoch >= self.config.plain_epochs
         by_first, by_second = trusted(
-            everyone.probability, everyone.targets, everyone.positives, self.config.forget(progress), disagree=disagree
+            gathered.probability, gathered.targets, gathered.positives, self.config.forget(position), disagree=disagree
         )
-        mine = keep(plain, everyone.positives, by_second, collective)
-        return replace(mine, peers=(keep(plain, everyone.positives, by_first, collective),))
+        mine = keep(plain, gathered.positives, by_second, collective)
+        return replace(mine, co_trained=(keep(plain, gathered.positives, by_first, collective),))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        (peer,), (aims,) = outputs.peers, targets.peers
+        (other,), (aims,) = outputs.co_trained, targets.co_trained
         parts = _han_losses(outputs, targets)
-        other = sum(_han_losses(peer, aims).values(), torch.zeros_like(parts["video"]))
-        return {"total": parts["video"] + parts["audio"] + parts["visual"] + other, **parts, "peer": other}
+        second = sum(_han_losses(other, aims).values(), torch.zeros_like(parts["video"]))
+        return {"total": parts["video"] + parts["audio"] + parts["visual"] + second, **parts, "second_network": second}
 
 
 def _han_losses(outputs: Outputs, targets: Targets) -> dict[str, Tensor]:

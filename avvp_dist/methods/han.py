@@ -15,7 +15,7 @@ from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, Stage, TrainStage
 from avvp_dist.methods.losses import bce, modality_targets
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class HanMethodConfig(Section):
@@ -50,7 +50,7 @@ class _Train(TrainStage):
     def __init__(self, config: HanMethodConfig) -> None:
         self.config = config
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         audio, visual = batch.audio_labels, batch.visual_labels
         if self.config.bootstrap is not None:
             audio = _bootstrap(audio, outputs.audio, self.config.bootstrap)

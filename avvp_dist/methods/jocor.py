@@ -16,8 +16,8 @@ from torch import Tensor
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, Stage, TrainStage
 from avvp_dist.methods.losses import elementwise_bce, per_video, symmetric_kl
-from avvp_dist.methods.small_loss import Everyone, SmallLossConfig, han_targets, keep, small_loss
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, han_targets, keep, small_loss
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class JocorConfig(SmallLossConfig):
@@ -52,21 +52,21 @@ class _Train(TrainStage):
     def __init__(self, config: JocorConfig) -> None:
         self.config = config
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         plain = han_targets(batch, self.config)
-        everyone = Everyone.gather(plain, (outputs, *outputs.peers), batch, collective)
-        one, other = everyone.probability
-        losses = joint_loss(one, other, everyone.targets, self.config.co_lambda)
-        kept = small_loss(losses, everyone.positives, self.config.forget(progress))
-        return keep(plain, everyone.positives, kept, collective)
+        gathered = GatheredBatch.gather(plain, (outputs, *outputs.co_trained), batch, collective)
+        one, other = gathered.probability
+        losses = joint_loss(one, other, gathered.targets, self.config.co_lambda)
+        kept = small_loss(losses, gathered.positives, self.config.forget(position))
+        return keep(plain, gathered.positives, kept, collective)
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        (peer,) = outputs.peers
+        (other,) = outputs.co_trained
 
         def joint(one: Tensor, other: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
             return per_video(joint_loss(one, other, target, self.config.co_lambda), weights)
 
-        video = joint(outputs.video, peer.video, targets.video)
-        audio = joint(outputs.audio, peer.audio, targets.audio, targets.audio_weights)
-        visual = joint(outputs.visual, peer.visual, targets.visual, targets.visual_weights)
+        video = joint(outputs.video, other.video, targets.video)
+        audio = joint(outputs.audio, other.audio, targets.audio, targets.audio_weights)
+        visual = joint(outputs.visual, other.visual, targets.visual, targets.visual_weights)
         return {"total": video + audio + visual, "video": video, "audio": audio, "visual": visual}

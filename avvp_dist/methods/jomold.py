@@ -24,7 +24,7 @@ from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, Trai
 from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.storage import integrity
-from avvp_dist.types import Batch, Outputs, Pass, Progress, Targets
+from avvp_dist.types import Batch, ForwardOptions, Outputs, Targets, TrainPosition
 
 # keys of the config that the stages before do without
 _OF_RATIOS = frozenset({"audio_threshold", "visual_threshold", "visual_target"})
@@ -113,18 +113,18 @@ def noise_ratios(
     return noisy_audio.sum(dim=0) / count.double(), noisy_visual.sum(dim=0) / count.double()
 
 
-def warmup_factor(kind: str, warmup_epochs: float, progress: Progress) -> float:
+def warmup_factor(kind: str, warmup_epochs: float, position: TrainPosition) -> float:
     """Share of the noise ratio that is executed at a step.
 
     ``linear`` ramps up over ``warmup_epochs``. ``published`` multiplies a ratio that starts anew each epoch by
     ``min(1, steps so far / warm-up steps)`` at every step again: the product is 0 throughout the first epoch.
     """
-    steps = warmup_epochs * progress.steps_per_epoch
+    steps = warmup_epochs * position.steps_per_epoch
     if steps <= 0:
         return 1.0
     if kind == "linear":
-        return min(1.0, progress.global_step / steps)
-    so_far = np.arange(progress.epoch * progress.steps_per_epoch, progress.global_step + 1)
+        return min(1.0, position.global_step / steps)
+    so_far = np.arange(position.epoch * position.steps_per_epoch, position.global_step + 1)
     return float(np.minimum(1.0, so_far / steps).prod())
 
 
@@ -188,7 +188,7 @@ class _Estimate(TrainStage):
         self.config = config
         self.cross_modal = not config.skip_exchange
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         return Targets(batch.video_labels, *_modality_targets(batch, self.config))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
@@ -229,24 +229,24 @@ class _Denoise(TrainStage):
     def __init__(self, config: JomoldConfig, ratios: Mapping[str, Mapping[str, float]] | None) -> None:
         self.config = config
         self.starts_from = () if ratios else ("ratios",)
-        self.judge = Pass(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
+        self.scoring_pass = ForwardOptions(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
         self.irrelevant = frozenset({"ratios"}) | (_OF_RATIOS if ratios else frozenset())  # of a file its content counts
         self.given = {"ratios": ratios}
 
-    def start(self, artefacts: Mapping[str, Any], device: torch.device) -> None:
-        ratios = self.given["ratios"] or artefacts["ratios"]
+    def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
+        ratios = self.given["ratios"] or artifacts["ratios"]
         self.ratio_audio = torch.tensor(list(ratios["audio"].values()), dtype=torch.float64, device=device)  # [C]
         self.ratio_visual = torch.tensor(list(ratios["visual"].values()), dtype=torch.float64, device=device)
         self.carry_audio = torch.zeros_like(self.ratio_audio)
         self.carry_visual = torch.zeros_like(self.ratio_visual)
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         audio, visual = _modality_targets(batch, self.config)
-        assert outputs.judge is not None
-        loss_audio = elementwise_bce(outputs.judge.audio, audio)
-        loss_visual = elementwise_bce(outputs.judge.visual, visual)
-        everyone = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
-        noisy_audio, noisy_visual = (local_rows(noisy, collective) for noisy in self._rank(everyone, progress))
+        assert outputs.scoring is not None
+        loss_audio = elementwise_bce(outputs.scoring.audio, audio)
+        loss_visual = elementwise_bce(outputs.scoring.visual, visual)
+        gathered = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
+        noisy_audio, noisy_visual = (local_rows(noisy, collective) for noisy in self._rank(gathered, position))
         return Targets(
             video=batch.video_labels,
             audio=audio.masked_fill(noisy_audio, 0.0),
@@ -265,11 +265,11 @@ class _Denoise(TrainStage):
         self.carry_audio.copy_(state["carry_audio"])
         self.carry_visual.copy_(state["carry_visual"])
 
-    def _rank(self, everyone: Tensor, progress: Progress) -> tuple[Tensor, Tensor]:
+    def _rank(self, gathered: Tensor, position: TrainPosition) -> tuple[Tensor, Tensor]:
         """Noise masks [B,C] of the global batch, from its audio losses, visual losses and weak labels [B,3,C]."""
-        loss_audio, loss_visual, weak = everyone.unbind(dim=1)
+        loss_audio, loss_visual, weak = gathered.unbind(dim=1)
         positives = weak > 0
-        factor = warmup_factor(self.config.warmup, self.config.warmup_epochs, progress)
+        factor = warmup_factor(self.config.warmup, self.config.warmup_epochs, position)
         carry = self.config.rounding == "carry"
         budget_audio, self.carry_audio = budgets(positives, factor * self.ratio_audio, self.carry_audio if carry else None)
         budget_visual, self.carry_visual = budgets(

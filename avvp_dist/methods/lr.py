@@ -24,7 +24,7 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
 from avvp_dist.methods.losses import bce, modality_targets
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class LrConfig(Section):
@@ -91,7 +91,7 @@ class _Base(TrainStage):
         """For each window the partner's video with this one's window in it."""
         return [batch.with_segments_of(other, *window) for other in batch.partners for window in self.windows]
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
         return Targets(
             batch.video_labels, audio, modality_targets(batch.visual_labels, batch.weak, self.config.visual_smoothing)
@@ -155,7 +155,7 @@ class _Refine(TrainStage):
     name = "refine"
     labels_from = "relabel"
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         return Targets(batch.video_labels, batch.audio_labels, batch.visual_labels)
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:

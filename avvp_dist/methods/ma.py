@@ -18,7 +18,7 @@ from avvp_dist.dist.collective import Collective
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
 from avvp_dist.methods.losses import bce, cross_entropy_contrastive, modality_targets
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 _OF_EXCHANGE = frozenset({"refine", "rule", "aliasing", "partners", "partner_seed"})  # keys that come after base training
 
@@ -111,7 +111,7 @@ class _Train(TrainStage):
         self.labels_from = labels_from
         self.irrelevant = frozenset() if labels_from else _OF_EXCHANGE
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
         visual = modality_targets(batch.visual_labels, batch.weak, self.config.visual_smoothing)
         return Targets(batch.video_labels, audio, visual)

@@ -23,7 +23,7 @@ from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import local_rows
 from avvp_dist.methods.losses import modality_targets
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class SmallLossConfig(Section):
@@ -41,13 +41,13 @@ class SmallLossConfig(Section):
     visual_smoothing: float = Field(0.1, ge=0, le=1)
     """Smoothing of the visual target, as in HAN."""
 
-    def forget(self, progress: Progress) -> tuple[float, float]:
+    def forget(self, position: TrainPosition) -> tuple[float, float]:
         """Shares of audio and visual labels to leave out now: ``min(t / T_k * tau, tau)`` after t whole epochs (papers)."""
-        grown = min(progress.epoch / self.forget_epochs, 1.0) if self.forget_epochs else 1.0
+        grown = min(position.epoch / self.forget_epochs, 1.0) if self.forget_epochs else 1.0
         return grown * self.audio_forget, grown * self.visual_forget
 
 
-class Everyone(NamedTuple):
+class GatheredBatch(NamedTuple):
     """The global batch, as every rank sees it; axis 0 of tables [2,B,C] is the modality.
 
     Attributes:
@@ -61,7 +61,7 @@ class Everyone(NamedTuple):
     probability: Tensor
 
     @classmethod
-    def gather(cls, targets: Targets, networks: Sequence[Outputs], batch: Batch, collective: Collective) -> Everyone:
+    def gather(cls, targets: Targets, networks: Sequence[Outputs], batch: Batch, collective: Collective) -> GatheredBatch:
         """Puts the ranks' parts together: one exchange."""
         said = [pooled for outputs in networks for pooled in (outputs.audio, outputs.visual)]
         rows = torch.stack([targets.audio, targets.visual, batch.audio_labels, batch.visual_labels, *said], dim=1)

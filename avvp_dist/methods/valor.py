@@ -14,7 +14,7 @@ from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, Stage, TrainStage
 from avvp_dist.methods.losses import bce, elementwise_bce
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class ValorConfig(Section):
@@ -39,7 +39,7 @@ class Valor(Method):
 class _Train(TrainStage):
     name = "train"
 
-    def targets(self, outputs: Outputs, batch: Batch, progress: Progress, collective: Collective) -> Targets:
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         assert batch.refined is not None  # app.run refuses to train without (Method.segment_labels)
         return Targets(batch.video_labels, batch.refined.audio, batch.refined.visual)
 

@@ -86,7 +86,7 @@ def removal_row(weak: Mask, removed: Mask, true_audio: Mask | None, true_visual:
     return row
 
 
-def judge(
+def compare_labels(
     weak: Mask,
     audio: NDArray,
     visual: NDArray,
@@ -127,7 +127,7 @@ def refinement_row(levels: Levels) -> dict[str, float]:
     """What a refiner removed and how rightly, as result.json holds it.
 
     Args:
-        levels: what `judge` says of the refiner's labels.
+        levels: what `compare_labels` returns for the refiner's labels.
 
     Returns:
         ``<level>/<modality>`` (labels removed) and ``<level>/<modality>_labels``; where truth is known ``_noise``,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from avvp_dist.config import Section
 from avvp_dist.models.network import Network, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
-from avvp_dist.types import Batch, Outputs, Pass
+from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
 class AveConfig(Section):
@@ -125,7 +125,7 @@ class AveNetwork(Network[_Shared]):
         audio = self.audio(batch.audio)
         return _Shared(torch.stack([audio, frames.mean(dim=2)]), frames, self.audio_lstm(audio))
 
-    def parse(self, shared: _Shared, how: Pass) -> Outputs:
+    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
         """See `Network`."""
         audio, visual = shared.inputs
         if how.cross_modal:

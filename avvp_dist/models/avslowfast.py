@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from avvp_dist.config import Section
 from avvp_dist.models.network import Network, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
-from avvp_dist.types import Batch, Outputs, Pass
+from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
 class AvSlowFastConfig(Section):
@@ -101,7 +101,7 @@ class AvSlowFastNetwork(Network[_Shared]):
         fast = _states(self.motion(batch.motion), self.fast_blocks)
         return _Shared(torch.stack([audio[0], self._merge(slow, fast[0])]), slow, audio, fast)
 
-    def parse(self, shared: _Shared, how: Pass) -> Outputs:
+    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
         """See `Network`."""
         slow = shared.slow
         for stage, block in enumerate(self.slow_blocks):

@@ -23,7 +23,7 @@ from avvp_dist.models.dropout import dropout as drop
 from avvp_dist.models.network import Network
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
-from avvp_dist.types import Batch, Outputs, Pass
+from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
 class HanConfig(Section):
@@ -274,7 +274,7 @@ class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
         inputs = self._project(batch)
         return inputs, self.layer.prepare(inputs)
 
-    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: Pass) -> Outputs:
+    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: ForwardOptions) -> Outputs:
         """See `Network`."""
         inputs, prepared = shared
         dropout = self.training and how.dropout

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avvp_dist.models.dropout import dropout as drop
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
-from avvp_dist.types import Batch, Outputs, Pass
+from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 Shared = TypeVar("Shared")
 
@@ -30,35 +30,35 @@ class Network(nn.Module, ABC, Generic[Shared]):
     pooling: AttentiveMMIL | FixedMMIL
     visual_dropout: float
 
-    def forward(self, batch: Batch, *, cross_modal: bool = True, judge: Pass | None = None) -> Outputs:
+    def forward(self, batch: Batch, *, cross_modal: bool = True, scoring_pass: ForwardOptions | None = None) -> Outputs:
         """Parses a batch.
 
         Args:
             batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
             cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator), where there is one.
-            judge: a second pass over the same batch without gradient, found in ``Outputs.judge``; it shares what comes
-                before the first dropout and the exchange, which is exact.
+            scoring_pass: a second pass over the same batch without gradient, returned in ``Outputs.scoring``; it shares
+                what comes before the first dropout and the exchange, which is exact.
         """
         shared = self.prepare(batch)
-        outputs = self.parse(shared, Pass(cross_modal=cross_modal))
-        if judge is None:
+        outputs = self.parse(shared, ForwardOptions(cross_modal=cross_modal))
+        if scoring_pass is None:
             return outputs
         with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
-            return _with_judge(outputs, self.parse(shared, judge))
+            return _with_scoring_pass(outputs, self.parse(shared, scoring_pass))
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Shared:
         """What all passes over a batch share: everything that depends neither on dropout nor on the exchange."""
 
     @abstractmethod
-    def parse(self, shared: Shared, how: Pass) -> Outputs:
+    def parse(self, shared: Shared, how: ForwardOptions) -> Outputs:
         """One pass over what `prepare` gave; without ``how.cross_modal`` no modality's segments depend on the other's."""
 
     @abstractmethod
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """The weights that take no part in a pass without exchange."""
 
-    def outputs(self, inputs: Tensor, features: Tensor, how: Pass) -> Outputs:
+    def outputs(self, inputs: Tensor, features: Tensor, how: ForwardOptions) -> Outputs:
         """Probabilities of segment features, after dropout where the pass has it.
 
         Args:
@@ -90,7 +90,7 @@ def frames_by_segment(batch: Batch) -> Tensor:
     return batch.visual.unflatten(1, (batch.audio.shape[1], -1))
 
 
-def _with_judge(outputs: Outputs, judge: Outputs) -> Outputs:
+def _with_scoring_pass(outputs: Outputs, scoring_pass: Outputs) -> Outputs:
     # a view taken under no_grad of what both passes share still asks for a gradient
-    apart: dict[str, Any] = {name: value.detach() for name, value in vars(judge).items() if isinstance(value, Tensor)}
-    return Outputs(**{**vars(outputs), "judge": Outputs(**apart)})
+    apart: dict[str, Any] = {name: value.detach() for name, value in vars(scoring_pass).items() if isinstance(value, Tensor)}
+    return Outputs(**{**vars(outputs), "scoring": Outputs(**apart)})

@@ -14,7 +14,7 @@ from avvp_dist.text.credentials import guard_output
 from avvp_dist.text.escape import VisibleRecords, cell
 
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
-    from avvp_dist.types import Progress as TrainProgress
+    from avvp_dist.types import TrainPosition
 
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class TrainingConsole:
         if self._bar:
             self._bar.stop()
 
-    def stage_started(self, stage: str, epochs: int, resumed: TrainProgress | None) -> None:
-        """See `train.loop.Observer`."""
+    def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
+        """See `train.loop.Callback`."""
         where = f", resumed at epoch {resumed.epoch + 1}, step {resumed.step}" if resumed else ""
         self._say(f"stage {stage}: {epochs} epoch{'s' if epochs > 1 else ''}{where}")
         if self._bar:
@@ -64,17 +64,17 @@ class TrainingConsole:
             self._task = self._bar.add_task(stage, total=None)
 
     def stage_reused(self, stage: str, key: str) -> None:
-        """See `train.loop.Observer`."""
+        """See `train.loop.Callback`."""
         self._say(f"stage {stage}: finished before with these settings on this data, reused ({key})")
 
-    def step(self, progress: TrainProgress) -> None:
-        """See `train.loop.Observer`."""
+    def step(self, progress: TrainPosition) -> None:
+        """See `train.loop.Callback`."""
         if self._bar and self._task is not None:
             total = progress.epochs * progress.steps_per_epoch
             self._bar.update(self._task, completed=progress.global_step + 1, total=total)
 
     def epoch(self, row: Mapping[str, Any], best: float) -> None:
-        """See `train.loop.Observer`."""
+        """See `train.loop.Callback`."""
         parts = [
             f"{row['stage']} epoch {row['epoch']}",
             f"loss {row['loss/total']:.4f}",

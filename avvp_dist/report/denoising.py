@@ -39,7 +39,7 @@ def removed_labels(classes: Sequence[str], levels: Levels, path: Path, synthetic
 
     Args:
         classes: names of the C classes.
-        levels: labels taken away, as `metrics.denoising.judge` tells; the finest level of both modalities is drawn.
+        levels: labels taken away, as `metrics.denoising.scoring` tells; the finest level of both modalities is drawn.
         path: the PNG to write.
         synthetic: whether the data is made up, which the picture then says.
     """

@@ -37,7 +37,7 @@ def draw(
         protocol: whose per-class scores are drawn.
         truth: labels of the test split.
         predicted: audio and visual predictions on it, [N,T,C] each.
-        removed: name of a picture -> labels of the training split that were removed, as `metrics.denoising.judge` tells.
+        removed: name of a picture -> labels of the training split that were removed, as `metrics.denoising.scoring` tells.
 
     Returns:
         the files, in the order a reader wants them.

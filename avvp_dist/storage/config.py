@@ -71,7 +71,7 @@ class StorageConfig(Section):
         }
 
     def mlflow_environment(self) -> dict[str, str]:
-        """Environment variables by which MLflow reaches artefacts on S3 in the same way; whatever is set already stays."""
+        """Environment variables by which MLflow reaches artifacts on S3 in the same way; whatever is set already stays."""
         known = self.resolved()
         wanted = {
             "MLFLOW_S3_ENDPOINT_URL": known.endpoint,

@@ -247,7 +247,7 @@ def hold_folder(
 
 
 @contextlib.contextmanager
-def claim_stage(
+def lease_stage(
     store: str, key: str, group: str | None = None, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
     """Entered once nobody else works on the stage ``key`` of ``store``, however long that takes.

@@ -75,10 +75,10 @@ class Tracker(Protocol):
         """Numbers at one step."""
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file or folder as it is now, kept below ``folder`` of the run's artefacts."""
+        """A file or folder as it is now, kept below ``folder`` of the run's artifacts."""
 
     def text(self, name: str, content: str) -> None:
-        """A text artefact; ``name`` may carry folders."""
+        """A text artifact; ``name`` may carry folders."""
 
     def finish(self, status: Status) -> None:
         """Ends the run; waits at most ``flush_timeout`` seconds for what is not sent yet."""

@@ -5,9 +5,9 @@ notes how far it got, so a server that is down, a slow one, or a killed process 
 
 Files in the folder:
     run.json                                    which server, experiment and run (its id once the server has given one)
-    spool.jsonl, artifacts.jsonl               what was told; two journals, so that a broken artefact store stops no metrics
+    spool.jsonl, artifacts.jsonl               what was told; two journals, so that a broken artifact store stops no metrics
     spool.sent, artifacts.sent                 bytes of each journal that the server has confirmed
-    artifacts/                                  copies of artefacts that are still to be sent
+    artifacts/                                  copies of artifacts that are still to be sent
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Journal:
 
 
 def journals(folder: Path) -> tuple[Journal, Journal]:
-    """Values and artefacts."""
+    """Values and artifacts."""
     return Journal(folder / "spool.jsonl"), Journal(folder / "artifacts.jsonl")
 
 

@@ -128,7 +128,7 @@ class MlflowSink:
     def _log_artifact(self, entry: Entry, refused: list[str]) -> None:
         path = self._folder / "artifacts" / entry["kept"] / entry["name"]
         if not path.exists():
-            refused.append(f"artefact {entry['name']}: its copy {path} is gone")
+            refused.append(f"artifact {entry['name']}: its copy {path} is gone")
             return
         try:
             self._client.log_artifact(self.run_id, str(path), entry["folder"] or None)
@@ -136,7 +136,7 @@ class MlflowSink:
             if not _is_permanent(error):
                 raise
             self._check_active()
-            refused.append(redact(f"artefact {entry['folder']}/{entry['name']}: {str(error).splitlines()[0]}"))
+            refused.append(redact(f"artifact {entry['folder']}/{entry['name']}: {str(error).splitlines()[0]}"))
 
     def _set_status(self, entries: list[Entry]) -> None:
         marks = [entry for entry in entries if entry["kind"] in ("start", "finish")]
@@ -150,7 +150,7 @@ class MlflowSink:
 
 
 def probe(uri: str, experiment: str) -> str:
-    """Makes a run with a value and an artefact, reads both back and deletes it; returns what that showed.
+    """Makes a run with a value and an artifact, reads both back and deletes it; returns what that showed.
 
     A SQLite file that is not there is left to the first run: its folder is looked at, no more.
 
@@ -173,7 +173,7 @@ def probe(uri: str, experiment: str) -> str:
         if client.get_run(run.run_id).data.metrics != {"marker": 1.0}:
             raise MlflowException("a value that was sent did not come back")
         if not any(found.path == "marker.txt" for found in client.list_artifacts(run.run_id)):
-            raise MlflowException(f"an artefact that was sent is not in {redact(run.artifact_uri)}")
+            raise MlflowException(f"an artifact that was sent is not in {redact(run.artifact_uri)}")
         get_artifact_repository(run.artifact_uri, tracking_uri=address).delete_artifacts()
     finally:
         client.delete_run(run.run_id)
@@ -181,7 +181,7 @@ def probe(uri: str, experiment: str) -> str:
     if place == "file":
         with contextlib.suppress(OSError):
             Path(urlsplit(run.artifact_uri).path).parent.rmdir()
-    return f"{redact(uri)}: run and artefact ({place}) written, read and deleted in {time.monotonic() - started:.1f} s"
+    return f"{redact(uri)}: run and artifact ({place}) written, read and deleted in {time.monotonic() - started:.1f} s"
 
 
 def _log_in(uri: str) -> str:
@@ -249,6 +249,6 @@ def _make_sqlite_store(uri: str) -> None:
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Artefacts of a SQLite store lie beside its file, wherever their writer runs; a server decides for itself."""
+    """Artifacts of a SQLite store lie beside its file, wherever their writer runs; a server decides for itself."""
     path = _sqlite_file(uri)
     return (path.parent / "mlartifacts").as_uri() if path else None

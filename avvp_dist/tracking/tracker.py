@@ -93,7 +93,7 @@ class SpoolTracker:
 
     @_never_raises
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file or folder as it is now, kept below ``folder`` of the run's artefacts."""
+        """A file or folder as it is now, kept below ``folder`` of the run's artifacts."""
         kept, place = self._make_place(path.name)
         if path.is_dir():
             shutil.copytree(path, place)
@@ -103,7 +103,7 @@ class SpoolTracker:
 
     @_never_raises
     def text(self, name: str, content: str) -> None:
-        """A text artefact; ``name`` may carry folders."""
+        """A text artifact; ``name`` may carry folders."""
         where = PurePosixPath(name)
         kept, place = self._make_place(where.name)
         place.write_text(redact(content), encoding="utf-8")

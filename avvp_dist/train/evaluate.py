@@ -13,7 +13,7 @@ from torch import nn
 
 from avvp_dist.config import Section
 from avvp_dist.dist.runtime import Runtime
-from avvp_dist.loading.split import Source
+from avvp_dist.loading.split import SplitReader
 from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.shards.index import Labels
@@ -51,12 +51,12 @@ class EvaluateConfig(Section):
 
 
 def predict(
-    model: nn.Module, split: Source, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
+    model: nn.Module, split: SplitReader, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
 ) -> Probabilities:
     """Probabilities of all videos, each once, in the split's order; the same on every rank."""
     collective = runtime.collective
     rows, numbers = [], []
-    batches = split.once(batch_size, collective.rank, collective.world_size)
+    batches = split.iter_all(batch_size, collective.rank, collective.world_size)
     model.eval()
     with closing(batches), torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
         for batch in batches:

@@ -20,16 +20,16 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import DataError, Preempted
 from avvp_dist.loading.plan import Plan
-from avvp_dist.loading.split import Source
+from avvp_dist.loading.split import SplitReader
 from avvp_dist.methods.base import TrainStage
-from avvp_dist.models.peers import Peers
+from avvp_dist.models.co_trained import CoTrainedNetworks
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
-from avvp_dist.types import Progress
+from avvp_dist.types import TrainPosition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -46,15 +46,15 @@ class TrainConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     check_every: int = Field(50, ge=1)
-    """Steps between two looks at whether the loss is still finite, and two progress reports."""
+    """Steps between two looks at whether the loss is still finite, and two position reports."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between two checkpoints inside an epoch; null for one at each epoch's end only."""
 
 
-class Observer(Protocol):
+class Callback(Protocol):
     """Who is told how training goes; on rank 0 only."""
 
-    def stage_started(self, stage: str, epochs: int, resumed: Progress | None) -> None:
+    def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
         """A stage begins, or goes on at ``resumed``."""
         ...
 
@@ -62,7 +62,7 @@ class Observer(Protocol):
         """A stage was found finished."""
         ...
 
-    def step(self, progress: Progress) -> None:
+    def step(self, position: TrainPosition) -> None:
         """Every ``check_every`` steps."""
         ...
 
@@ -88,12 +88,12 @@ class StageJob:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
-    train_split: Source
-    val_split: Source
+    train_split: SplitReader
+    val_split: SplitReader
 
 
 @dataclass
-class Trained:
+class StageResult:
     """What a training stage leaves: the best epoch's weights and the story of all epochs."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -105,15 +105,15 @@ class Trained:
 class StageTrainer:
     """Runs a `StageJob` on a `Runtime`."""
 
-    def __init__(self, job: StageJob, runtime: Runtime, observer: Observer) -> None:
+    def __init__(self, job: StageJob, runtime: Runtime, callback: Callback) -> None:
         self.job = job
         self.runtime = runtime
-        self.observer = observer
+        self.callback = callback
         self.rank = runtime.collective.rank
         torch.manual_seed(job.seed)
         networks = [job.build() for _ in range(job.stage.networks)]
         self.kept = networks[0]
-        self.model = (Peers(networks) if len(networks) > 1 else self.kept).to(runtime.device)
+        self.model = (CoTrainedNetworks(networks) if len(networks) > 1 else self.kept).to(runtime.device)
         self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
         self.times = PhaseTimes(runtime.device)
         self.train_step = TrainStep(
@@ -126,16 +126,16 @@ class StageTrainer:
             clip_norm=job.optim.clip_norm,
             times=self.times,
         )
-        self.trained = Trained()
+        self.trained = StageResult()
         self.epoch = 0
         self.step = 0
         self.meter = EpochMeter(job.train_split.labels, runtime.device)
 
-    def run(self) -> Trained:
+    def run(self) -> StageResult:
         """Trains to the end, from a checkpoint of this stage where there is one."""
         resumed = self._restore()
         if self.rank == 0:
-            self.observer.stage_started(self.job.stage.name, self.job.train.epochs, resumed)
+            self.callback.stage_started(self.job.stage.name, self.job.train.epochs, resumed)
             if resumed and self.trained.history:
                 self._tell(self.trained.history[-1])
         while self.epoch < self.job.train.epochs:
@@ -150,17 +150,17 @@ class StageTrainer:
         epoch = job.train_split.epoch(plan, first, self.rank, collective.world_size, job.stage.partners)
         with closing(epoch) as batches:
             for batch in self.times.batches(batches):
-                progress = Progress(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
+                position = TrainPosition(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
                 with self.times.measure("step"):
-                    losses, targets = self.train_step(batch, progress)
+                    losses, targets = self.train_step(batch, position)
                     self.meter.add(batch, losses, targets)
                 self.step += 1
-                self._between_steps(plan, progress)
-        self.meter.check_finite(plan, progress, collective)
+                self._between_steps(plan, position)
+        self.meter.check_finite(plan, position, collective)
         seen = len(job.train_split) - first * job.train.batch_size
         self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
 
-    def _between_steps(self, plan: Plan, progress: Progress) -> None:
+    def _between_steps(self, plan: Plan, position: TrainPosition) -> None:
         """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""
         train = self.job.train
         if self.step == plan.steps:
@@ -169,11 +169,11 @@ class StageTrainer:
             self._stop_if_asked()
         checkpoint_due = train.checkpoint_every and self.step % train.checkpoint_every == 0
         if checkpoint_due or self.step % train.check_every == 0:
-            self.meter.check_finite(plan, progress, self.runtime.collective)
+            self.meter.check_finite(plan, position, self.runtime.collective)
             if self.runtime.collective.world_size > 1:  # ranks hear of it at different times and have to agree
                 self._stop_if_asked()
             if self.rank == 0:
-                self.observer.step(progress)
+                self.callback.step(position)
         if checkpoint_due:
             self._commit({}, self.meter.gather(self.runtime.collective))
 
@@ -219,7 +219,7 @@ class StageTrainer:
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         assert self.trained.best  # of this epoch or an earlier one
-        self.observer.epoch(row, self.trained.best["value"])
+        self.callback.epoch(row, self.trained.best["value"])
 
     def _select(self, value: float) -> None:
         """Keeps this epoch's weights when it is the best so far."""
@@ -254,7 +254,7 @@ class StageTrainer:
             )
         self.runtime.report(metrics, blob)
 
-    def _restore(self) -> Progress | None:
+    def _restore(self) -> TrainPosition | None:
         """Goes on from this stage's newest checkpoint that is whole; None when there is none."""
         state = self._choose_checkpoint()
         if state is None:
@@ -266,10 +266,10 @@ class StageTrainer:
         self.job.stage.load_state_dict(state["stage"])
         self.epoch, self.step = state["epoch"], state["step"]
         removed = state["trained"]["removed"]
-        self.trained = Trained(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
+        self.trained = StageResult(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
         if self.step:
             self.meter.restore(state["meter"], self.rank)
-        return Progress(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, self._steps(self.epoch))
+        return TrainPosition(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, self._steps(self.epoch))
 
     def _choose_checkpoint(self) -> dict[str, Any] | None:
         """State to go on from, the same on all ranks: rank 0 checks, and tells the others which checkpoint it is."""

@@ -13,7 +13,7 @@ from avvp_dist.errors import TrainingError
 from avvp_dist.loading.plan import Plan
 from avvp_dist.metrics.denoising import removal_row
 from avvp_dist.shards.index import Labels
-from avvp_dist.types import Batch, Progress, Targets
+from avvp_dist.types import Batch, Targets, TrainPosition
 
 
 class EpochMeter:
@@ -64,7 +64,7 @@ class EpochMeter:
         if self._denoises:
             self._removed.copy_(gathered["removed"])
 
-    def check_finite(self, plan: Plan, progress: Progress, collective: Collective) -> None:
+    def check_finite(self, plan: Plan, position: TrainPosition, collective: Collective) -> None:
         """Stops a run whose loss has become NaN or infinite; every rank calls it.
 
         Raises:
@@ -76,13 +76,13 @@ class EpochMeter:
         bad = collective.all_reduce_sum(mine.int())  # a number a video, so only when there is something to tell
         flagged = bad.cpu().numpy().astype(bool)
         order = plan.order()
-        for step in range(progress.step + 1):
+        for step in range(position.step + 1):
             seen = order[step * plan.batch_size : step * plan.batch_size + plan.total(step)]
             videos = [self._labels.ids[number] for number in seen if flagged[number]]
             if videos:
                 listed = ", ".join(videos[:10]) + (f" and {len(videos) - 10} more" if len(videos) > 10 else "")
                 raise TrainingError(
-                    f"stage {progress.stage}, epoch {progress.epoch + 1}, step {step + 1}: the loss is not finite for "
+                    f"stage {position.stage}, epoch {position.epoch + 1}, step {step + 1}: the loss is not finite for "
                     f"{len(videos)} of {len(seen)} videos: {listed}. Lower optim.lr, set optim.clip_norm, or check these "
                     "videos' features; the last checkpoint is from before this step"
                 )

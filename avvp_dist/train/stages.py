@@ -1,8 +1,8 @@
-"""Runs a method's stages in order; each finished stage is an artefact that later runs reuse.
+"""Runs a method's stages in order; each finished stage is an artifact that later runs reuse.
 
-An artefact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, the whole
+An artifact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, the whole
 config but for what is known not to matter, and the keys of the stages before it. ``stage.json`` is written last: without it
-the stage is not finished. It lists the checksums of the other files, and holds one of its own; a stage whose artefact is
+the stage is not finished. It lists the checksums of the other files, and holds one of its own; a stage whose artifact is
 damaged is run again. A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or
 ``refined.npz``, which other runs take as they are.
 """
@@ -28,12 +28,12 @@ from avvp_dist import storage
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import DataError, StorageError, TrainingError
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.loading.split import Source
+from avvp_dist.loading.split import SplitReader
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
 from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig
-from avvp_dist.train.loop import Observer, StageJob, StageTrainer, TrainConfig, Trained
+from avvp_dist.train.loop import Callback, StageJob, StageResult, StageTrainer, TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -45,18 +45,18 @@ _VERSION = 2  # raised when a change of the code makes a stage come out differen
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with all that its artefact depends on, before it runs."""
+    """A stage with all that its artifact depends on, before it runs."""
 
     stage: Stage
     key: str
     depends: Mapping[str, Any]
 
     def folder(self, store: str) -> str:
-        """Where its artefact is or will be."""
+        """Where its artifact is or will be."""
         return storage.join(store, f"{self.stage.name}-{self.key}")
 
     def finished(self, store: str) -> bool:
-        """Whether its artefact is there."""
+        """Whether its artifact is there."""
         return storage.exists(storage.join(self.folder(store), _DONE))
 
 
@@ -66,7 +66,7 @@ class Identity:
 
     Attributes:
         data_fingerprint: of the packed data.
-        config: of the run, dumped, without what no artefact depends on, see `recipe.of_stages`.
+        config: of the run, dumped, without what no artifact depends on, see `recipe.of_stages`.
         order: what the order of the training split depends on, see `loading.split.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
@@ -107,7 +107,7 @@ class StageRunner:
     """Runs the stages of one run.
 
     Attributes:
-        store: folder or URL of the artefacts.
+        store: folder or URL of the artifacts.
         identity: what they depend on.
         build: makes the network with fresh weights.
     """
@@ -119,68 +119,68 @@ class StageRunner:
     optim: OptimConfig
     evaluate: EvaluateConfig
     build: Callable[[], nn.Module]
-    splits: Mapping[str, Source]
+    splits: Mapping[str, SplitReader]
     runtime: Runtime
-    observer: Observer
+    callback: Callback
 
-    def run(self, method: Method) -> tuple[dict[str, Trained], dict[str, Any]]:
+    def run(self, method: Method) -> tuple[dict[str, StageResult], dict[str, Any]]:
         """Runs all stages, or takes them from the store.
 
         Returns:
             what each train stage left and what each collect stage found, by stage name.
         """
-        trained: dict[str, Trained] = {}
+        trained: dict[str, StageResult] = {}
         collected: dict[str, Any] = {}
         for planned in self.identity.plan(method):
-            artefact = self._read(planned, warn=False)
-            if artefact is None:
-                artefact = self._make(planned, trained, collected)
+            artifact = self._read(planned, warn=False)
+            if artifact is None:
+                artifact = self._make(planned, trained, collected)
             elif self.runtime.collective.rank == 0:
-                self.observer.stage_reused(planned.stage.name, planned.key)
-            if isinstance(artefact, Trained):
-                trained[planned.stage.name] = artefact
+                self.callback.stage_reused(planned.stage.name, planned.key)
+            if isinstance(artifact, StageResult):
+                trained[planned.stage.name] = artifact
             else:
-                collected[planned.stage.name] = artefact
+                collected[planned.stage.name] = artifact
         return trained, collected
 
-    def _make(self, planned: PlannedStage, trained: Mapping[str, Trained], collected: Mapping[str, Any]) -> Any:
+    def _make(self, planned: PlannedStage, trained: Mapping[str, StageResult], collected: Mapping[str, Any]) -> Any:
         """Runs one stage; where several runs share a store, one at a time, and those that waited find it finished."""
         stage = planned.stage
         rank_0 = self.runtime.collective.rank == 0
-        with self.runtime.claim(self.store, planned.key) if rank_0 else nullcontext():
+        with self.runtime.lease(self.store, planned.key) if rank_0 else nullcontext():
             self._everyone_here()  # rank 0 may have waited for another run, which has finished the stage
-            artefact = self._read(planned)
-            if artefact is not None:
-                return artefact
+            artifact = self._read(planned)
+            if artifact is not None:
+                return artifact
             if isinstance(stage, TrainStage):
                 self._train(planned, stage, collected)
             else:
                 assert isinstance(stage, CollectStage)
                 self._collect(planned, stage, trained[stage.source])
-        artefact = self._read(planned)
-        if artefact is None:
+        artifact = self._read(planned)
+        if artifact is None:
             raise StorageError(
                 f"{planned.folder(self.store)}: what was just written there cannot be read; is the disk sound?"
             )
-        return artefact
+        return artifact
 
     def _read(self, planned: PlannedStage, warn: bool = True) -> Any:
-        """The checked artefact, or None where the stage has to run; the same on all ranks.
+        """The checked artifact, or None where the stage has to run; the same on all ranks.
 
         A rank that cannot read it, as another run may be writing it at this moment, decides for all.
         """
-        artefact = None
+        artifact = None
         try:
-            artefact = self._artefact(planned)
+            artifact = self._artifact(planned)
         except DataError as error:
             if warn:
                 LOGGER.warning("%s; stage %s is run again", error, planned.stage.name)
         collective = self.runtime.collective
-        found = torch.tensor([float(artefact is not None)], device=self.runtime.device)
-        everyone = collective.all_reduce_sum(found).item() == collective.world_size
-        return artefact if everyone else None
+        found = torch.tensor([float(artifact is not None)], device=self.runtime.device)
+        on_all_ranks = collective.all_reduce_sum(found).item() == collective.world_size
+        return artifact if on_all_ranks else None
 
-    def _artefact(self, planned: PlannedStage) -> Any:
+    def _artifact(self, planned: PlannedStage) -> Any:
         """What the stage left; None where it is not finished.
 
         Raises:
@@ -216,7 +216,7 @@ class StageRunner:
             train_split=self._train_split(stage, collected),
             val_split=self.splits["val"],
         )
-        trained = StageTrainer(job, self.runtime, self.observer).run()
+        trained = StageTrainer(job, self.runtime, self.callback).run()
         problem = checkpoint.not_finite(trained.weights)
         if problem:  # on all ranks alike
             raise TrainingError(f"stage {stage.name}: {problem}; a smaller optim.lr may help")
@@ -225,30 +225,30 @@ class StageRunner:
         self._everyone_here()
         self.runtime.clear_checkpoints()
 
-    def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> Source:
+    def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> SplitReader:
         split = self.splits["train"]
         if stage.labels_from is None:
             return split
         labels: RefinedLabels = collected[stage.labels_from]
         return split.with_refined(labels, labels.classes, f"stage {stage.labels_from}")
 
-    def _collect(self, planned: PlannedStage, stage: CollectStage, source: Trained) -> None:
+    def _collect(self, planned: PlannedStage, stage: CollectStage, source: StageResult) -> None:
         collective, split = self.runtime.collective, self.splits["train"]
         if collective.rank == 0:
-            self.observer.stage_started(stage.name, 1, None)
+            self.callback.stage_started(stage.name, 1, None)
         model = self.build().to(self.runtime.device).eval()
         model.load_state_dict(source.weights)
         bfloat16 = self.train.precision == "bfloat16"
-        batches = split.once(
+        batches = split.iter_all(
             self.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
         )
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
         with closing(batches), torch.inference_mode(), autocast:
             for batch in batches:
                 stage.collect([model(each, cross_modal=stage.cross_modal) for each in stage.inputs(batch)], batch)
-            artefact = stage.finish(collective, split.labels.ids)
+            artifact = stage.finish(collective, split.labels.ids)
         if collective.rank == 0:
-            _write_collected(planned.folder(self.store), planned.depends, artefact)
+            _write_collected(planned.folder(self.store), planned.depends, artifact)
         self._everyone_here()
 
     def _everyone_here(self) -> None:
@@ -283,7 +283,7 @@ def _weights(content: bytes, url: str) -> dict[str, Tensor]:
 
 
 def _write(folder: str, files: Mapping[str, bytes], content: Mapping[str, Any]) -> None:
-    """The files of an artefact, and then the stage.json that lists them."""
+    """The files of an artifact, and then the stage.json that lists them."""
     storage.sweep(folder)
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
@@ -292,7 +292,7 @@ def _write(folder: str, files: Mapping[str, bytes], content: Mapping[str, Any]) 
     storage.write_text(storage.join(folder, _DONE), json.dumps(sealed, indent=1))
 
 
-def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) -> None:
+def _write_trained(folder: str, depends: Mapping[str, Any], trained: StageResult) -> None:
     files = {WEIGHTS: weights_bytes(trained.weights)}
     if trained.removed is not None:
         buffer = io.BytesIO()
@@ -302,17 +302,17 @@ def _write_trained(folder: str, depends: Mapping[str, Any], trained: Trained) ->
     _write(folder, files, content)
 
 
-def _write_collected(folder: str, depends: Mapping[str, Any], artefact: dict[str, Any] | RefinedLabels) -> None:
+def _write_collected(folder: str, depends: Mapping[str, Any], artifact: dict[str, Any] | RefinedLabels) -> None:
     name = depends["stage"]
-    if isinstance(artefact, RefinedLabels):
-        files = {_REFINED: artefact.to_bytes()}
+    if isinstance(artifact, RefinedLabels):
+        files = {_REFINED: artifact.to_bytes()}
     else:
-        files = {f"{name}.json": json.dumps(integrity.seal(artefact), indent=1).encode()}
+        files = {f"{name}.json": json.dumps(integrity.seal(artifact), indent=1).encode()}
     _write(folder, files, {"stage": name, "depends": depends})
 
 
 def _read_done(folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Content of stage.json, and the names of the other files of the artefact."""
+    """Content of stage.json, and the names of the other files of the artifact."""
     content = integrity.read_sealed(storage.join(folder, _DONE))
     return content, list(content[integrity.FILES] if integrity.FILES in content else storage.names(folder))
 
@@ -332,7 +332,7 @@ def read_collected(folder: str, name: str) -> Any:
     return RefinedLabels.from_bytes(integrity.read_listed(folder, _REFINED, content), storage.join(folder, _REFINED))
 
 
-def read_trained(folder: str) -> Trained:
+def read_trained(folder: str) -> StageResult:
     """What a train stage left in ``folder``.
 
     Raises:
@@ -342,7 +342,7 @@ def read_trained(folder: str) -> Trained:
     if "best" not in content or "history" not in content:
         raise DataError(f"{storage.join(folder, _DONE)}: damaged, not of a training stage")
     weights = _weights(integrity.read_listed(folder, WEIGHTS, content), storage.join(folder, WEIGHTS))
-    trained = Trained(weights, content["best"], content["history"])
+    trained = StageResult(weights, content["best"], content["history"])
     if _REMOVED in files:
         data = integrity.read_listed(folder, _REMOVED, content)
         try:

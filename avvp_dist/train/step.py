@@ -18,7 +18,7 @@ from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.network import without_exchange
 from avvp_dist.train.timing import PhaseTimes, TimedCollective
-from avvp_dist.types import Batch, Outputs, Progress, Targets
+from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
 class TrainStep:
@@ -68,7 +68,7 @@ class TrainStep:
         self.bfloat16 = bfloat16
         self.clip_norm = clip_norm
 
-    def __call__(self, batch: Batch, progress: Progress) -> tuple[dict[str, Tensor], Targets]:
+    def __call__(self, batch: Batch, position: TrainPosition) -> tuple[dict[str, Tensor], Targets]:
         """Trains on this rank's part of a global batch.
 
         Returns:
@@ -76,11 +76,11 @@ class TrainStep:
         """
         self.model.train()
         # The randomness of a step is a function of where it is, so resuming needs no generator state.
-        torch.manual_seed(step_seed(self.seed, progress, self.collective.rank))
+        torch.manual_seed(step_seed(self.seed, position, self.collective.rank))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = self._forward(batch)
         with self._measured("ranking"), torch.no_grad():
-            targets = self.stage.targets(outputs, batch, progress, self.collective)
+            targets = self.stage.targets(outputs, batch, position, self.collective)
         losses = self.stage.losses(outputs, targets, batch)
         # DDP averages gradients over ranks; times W, the sum of local sums over the global count remains
         total = losses["total"].sum() * (self.collective.world_size / batch.total)
@@ -95,11 +95,11 @@ class TrainStep:
         """The network over the batch and what the stage makes of it, in one call, as DDP wants it."""
         others = self.stage.also(batch)
         whole = batch.followed_by(others) if others else batch
-        outputs = self.model(whole, cross_modal=self.stage.cross_modal, judge=self.stage.judge)
+        outputs = self.model(whole, cross_modal=self.stage.cross_modal, scoring_pass=self.stage.scoring_pass)
         if not others:
             return outputs
-        assert outputs.judge is None, "a stage either judges or adds batches"
-        assert not outputs.peers, "a stage either has peers or adds batches"
+        assert outputs.scoring is None, "a stage either judges or adds batches"
+        assert not outputs.co_trained, "a stage either has co_trained or adds batches"
         own, *rest = outputs.parts(1 + len(others))
         return replace(own, others=tuple(rest))
 
@@ -124,7 +124,7 @@ def _averaged(times: PhaseTimes, bucket: dist.GradBucket) -> Future[Tensor]:
     return dist.all_reduce(share, async_op=True).get_future().then(finish)
 
 
-def step_seed(seed: int, progress: Progress, rank: int) -> int:
+def step_seed(seed: int, position: TrainPosition, rank: int) -> int:
     """Seed of the network's randomness at one step of one rank."""
-    place = [seed, *progress.stage.encode(), progress.epoch, progress.step, rank]
+    place = [seed, *position.stage.encode(), position.epoch, position.step, rank]
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)

@@ -83,5 +83,5 @@ def left(out: Path) -> Any:
     """What must not depend on any fault: scores of a run, or the bytes of packed data."""
     if (out / "result.json").exists():
         result = json.loads((out / "result.json").read_text())
-        return {key: result[key] for key in ("scores", "best", "denoising", "artefacts")}
+        return {key: result[key] for key in ("scores", "best", "denoising", "artifacts")}
     return {path.name: path.read_bytes() for path in sorted(out.glob("*")) if path.is_file() and "lock" not in path.name}

@@ -70,7 +70,7 @@ def _open(here: Path, _: Path) -> str:
     index = Index.load(url)
     for labels in read_labels(url, index).values():
         split = open_split(DataConfig(url=url), index, labels, torch.device("cpu"), torch.float32)
-        with closing(split), closing(split.once(64, 0, 1)) as batches:
+        with closing(split), closing(split.iter_all(64, 0, 1)) as batches:
             for _batch in batches:
                 pass
     return ""
@@ -117,7 +117,7 @@ def _train(here: Path, _: Path) -> str:
     """The same command again; another result than that of the first time is told as one."""
     said = _command(*_training(here))
     whole, found = (json.loads((here / name / "result.json").read_text()) for name in ("whole", "out"))
-    if any(whole[key] != found[key] for key in ("scores", "best", "denoising", "artefacts")):
+    if any(whole[key] != found[key] for key in ("scores", "best", "denoising", "artifacts")):
         raise RuntimeError("another result than before the flip")
     return said
 

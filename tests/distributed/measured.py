@@ -13,7 +13,7 @@ from avvp_dist.experiments.recipe import load
 from avvp_dist.methods.jomold import Jomold
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
-from avvp_dist.types import Batch, Progress
+from avvp_dist.types import Batch, TrainPosition
 
 STEPS, LATE, ROWS = 3, 0.5, 5
 
@@ -41,10 +41,10 @@ def main(folder: Path) -> None:
                 time.sleep(LATE)
             state = torch.get_rng_state()
             if times is None:
-                step(batch, Progress("denoise", 3, number, 25, STEPS))
+                step(batch, TrainPosition("denoise", 3, number, 25, STEPS))
             else:
                 with times.measure("step"):
-                    step(batch, Progress("denoise", 3, number, 25, STEPS))
+                    step(batch, TrainPosition("denoise", 3, number, 25, STEPS))
             torch.set_rng_state(state)
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         seconds = times.take() if times else seconds

@@ -60,7 +60,7 @@ def train(config):
         build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,
-        observer=Silent(),
+        callback=Silent(),
     )
     return runner.run(method)
 

@@ -17,7 +17,7 @@ from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
-from avvp_dist.train.loop import StageTrainer, Trained
+from avvp_dist.train.loop import StageResult, StageTrainer
 
 TINY = ["model.width=16", "model.feedforward=16", "tracking=none", "train.device=cpu"]
 SMALL = [*TINY, "train.epochs=2", "train.checkpoint_every=2"]
@@ -217,7 +217,7 @@ def test_a_config_that_is_damaged_is_named(packed, whole, tmp_path):
 
 def test_a_stage_that_ends_in_weights_that_are_not_finite_is_not_kept(packed, tmp_path, monkeypatch):
     def diverged(trainer):
-        return Trained({name: value * float("nan") for name, value in trainer.kept.state_dict().items()})
+        return StageResult({name: value * float("nan") for name, value in trainer.kept.state_dict().items()})
 
     monkeypatch.setattr(StageTrainer, "run", diverged)
     with pytest.raises(TrainingError, match="stage train: weights are not finite"):

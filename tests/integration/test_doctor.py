@@ -61,7 +61,7 @@ def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     assert re.search(r"gloo with 2: all_reduce of 4 MB in [\d.]+ ms", found["collective"]["figure"])
     assert re.search(r"Ray [\d.]+ starts in", found["ray"]["figure"])
     assert "90 videos, 6 shards" in found["data"]["figure"]
-    assert "run and artefact (s3) written, read and deleted" in found["mlflow"]["figure"]
+    assert "run and artifact (s3) written, read and deleted" in found["mlflow"]["figure"]
     for name in ("output", "output by ray"):
         assert "written, read and deleted" in found[name]["figure"]
     storage.configure(storage.StorageConfig(endpoint=s3_server))

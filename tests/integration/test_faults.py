@@ -50,7 +50,7 @@ def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:
 
 def outcome(output: Path) -> dict:
     result = json.loads((output / "result.json").read_text())
-    return {key: result[key] for key in ("scores", "best", "denoising", "artefacts")}
+    return {key: result[key] for key in ("scores", "best", "denoising", "artifacts")}
 
 
 def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_path):

@@ -171,8 +171,8 @@ def test_a_deleted_run_keeps_its_unsent_values(uri, tmp_path):
     assert history(client, tracker.run_id, "loss") == [(0, 1.0)]
 
 
-def test_a_broken_artefact_store_stops_no_metrics(uri, tmp_path):
-    (tmp_path / "mlartifacts").write_text("a file where the artefact folder has to be")
+def test_a_broken_artifact_store_stops_no_metrics(uri, tmp_path):
+    (tmp_path / "mlartifacts").write_text("a file where the artifact folder has to be")
     tracker = open_tracker(TrackingConfig(uri=uri, flush_timeout=10), tmp_path / "run")
     tracker.text("config.yaml", "a: 1")
     tracker.metrics({"loss": 1.0}, step=0)
@@ -243,7 +243,7 @@ def test_values_sent_twice_are_kept_once(uri, tmp_path):
 
 @contextmanager
 def server(folder, store, port):
-    """An MLflow server on loopback that hands artefacts through; ended by its process id."""
+    """An MLflow server on loopback that hands artifacts through; ended by its process id."""
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1", "--artifacts-destination", str(folder / "server-artifacts"),

@@ -12,7 +12,7 @@ from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import evaluate_experiment, run_experiment
 from avvp_dist.methods.losses import bce
 from avvp_dist.models.han import HanConfig
-from avvp_dist.types import Batch, Pass
+from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
 CLASSES = 5
@@ -66,9 +66,9 @@ def test_every_network_trains_every_weight(temporal, pooling, loss):
 @every_network
 def test_every_network_trains_on_no_videos(temporal, pooling):
     model = network(temporal=temporal, pooling=pooling, visual_dropout=0.5).train()
-    outputs = model(random_batch(0), judge=Pass(cross_modal=False))
+    outputs = model(random_batch(0), scoring_pass=ForwardOptions(cross_modal=False))
     assert outputs.segments.shape == (0, 10, 2, CLASSES)
-    assert outputs.judge.video.shape == (0, CLASSES)
+    assert outputs.scoring.video.shape == (0, CLASSES)
     outputs.video.sum().backward()
     # a rank without videos has to hand DDP a gradient of every weight all the same
     assert [name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.any()] == []
@@ -80,11 +80,11 @@ def test_bfloat16_stays_close(temporal, pooling):
     exact = model(batch)
     narrow = Batch({name: x.bfloat16() for name, x in batch.streams.items()}, batch.weak, batch.index, batch.total)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(narrow, judge=Pass(dropout=False))
+        outputs = model(narrow, scoring_pass=ForwardOptions(dropout=False))
     for name in ("video", "audio", "visual", "segments"):
         assert getattr(outputs, name).dtype == torch.float32
         torch.testing.assert_close(getattr(outputs, name), getattr(exact, name), atol=0.03, rtol=0)
-        torch.testing.assert_close(getattr(outputs.judge, name), getattr(outputs, name), atol=1e-6, rtol=0)
+        torch.testing.assert_close(getattr(outputs.scoring, name), getattr(outputs, name), atol=1e-6, rtol=0)
     assert outputs.audio_features.dtype == (torch.float32 if temporal == "gru" else torch.bfloat16)
     bce(outputs.video, batch.weak).sum().backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
@@ -94,10 +94,10 @@ def test_bfloat16_stays_close(temporal, pooling):
 def test_judge_is_the_separate_pass_it_stands_for(temporal, pooling):
     model = network(temporal=temporal, pooling=pooling, dropout=0.3, visual_dropout=0.5).train()
     batch = random_batch(4)
-    outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
-    assert not torch.equal(outputs.visual, outputs.judge.visual)  # dropout is on in the main pass
+    outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False, dropout=False))
+    assert not torch.equal(outputs.visual, outputs.scoring.visual)  # dropout is on in the main pass
     expected = model.eval()(batch, cross_modal=False)
-    for name, judged in vars(outputs.judge).items():
+    for name, judged in vars(outputs.scoring).items():
         if isinstance(judged, torch.Tensor) and not (
             name == "temporal_weights" and pooling == "mean"
         ):  # those are constants

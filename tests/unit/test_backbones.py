@@ -10,7 +10,7 @@ from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import without_exchange
-from avvp_dist.types import Batch, Pass
+from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
 CLASSES = 5
@@ -92,13 +92,13 @@ def test_without_exchange_no_modality_knows_of_the_other(name, frames):
 
 @each_network
 @each_layout
-@pytest.mark.parametrize("how", [Pass(cross_modal=False, dropout=False), Pass(dropout=False)])
+@pytest.mark.parametrize("how", [ForwardOptions(cross_modal=False, dropout=False), ForwardOptions(dropout=False)])
 def test_judge_is_the_separate_pass_it_stands_for(name, frames, how):
     model, batch = network(name, visual_dropout=0.5).train(), random_batch(4, frames)
-    outputs = model(batch, judge=how)
-    assert not torch.equal(outputs.visual, outputs.judge.visual)  # dropout is on in the main pass
+    outputs = model(batch, scoring_pass=how)
+    assert not torch.equal(outputs.visual, outputs.scoring.visual)  # dropout is on in the main pass
     expected = model.eval()(batch, cross_modal=how.cross_modal)
-    judged = {key: value for key, value in vars(outputs.judge).items() if isinstance(value, torch.Tensor)}
+    judged = {key: value for key, value in vars(outputs.scoring).items() if isinstance(value, torch.Tensor)}
     assert len(judged) == 9
     for key, value in judged.items():
         assert not value.requires_grad
@@ -109,10 +109,10 @@ def test_judge_is_the_separate_pass_it_stands_for(name, frames, how):
 @each_network
 def test_dropout_is_before_the_visual_heads_only(name):
     model, batch = network(name, visual_dropout=0.5).train(), random_batch(4)
-    first, second = model(batch), model(batch, judge=Pass())
+    first, second = model(batch), model(batch, scoring_pass=ForwardOptions())
     assert torch.equal(first.audio, second.audio)
     assert not torch.equal(first.visual, second.visual)
-    assert not torch.equal(second.judge.visual, second.visual)  # drawn anew in each pass
+    assert not torch.equal(second.scoring.visual, second.visual)  # drawn anew in each pass
     assert torch.equal(first.visual_features, second.visual_features)
 
 
@@ -120,9 +120,9 @@ def test_dropout_is_before_the_visual_heads_only(name):
 @each_layout
 def test_an_empty_batch_trains(name, frames):
     model = network(name, visual_dropout=0.5).train()
-    outputs = model(random_batch(0, frames), judge=Pass(cross_modal=False))
+    outputs = model(random_batch(0, frames), scoring_pass=ForwardOptions(cross_modal=False))
     assert outputs.segments.shape == (0, 10, 2, CLASSES)
-    assert outputs.judge.video.shape == (0, CLASSES)
+    assert outputs.scoring.video.shape == (0, CLASSES)
     outputs.video.sum().backward()
     # a rank without videos has to hand DDP a gradient of every weight all the same
     assert [key for key, weight in model.named_parameters() if weight.grad is None or weight.grad.any()] == []
@@ -134,11 +134,11 @@ def test_bfloat16_stays_close(name):
     exact = model(batch)
     narrow = Batch({key: x.bfloat16() for key, x in batch.streams.items()}, batch.weak, batch.index, batch.total)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(narrow, judge=Pass(dropout=False))
+        outputs = model(narrow, scoring_pass=ForwardOptions(dropout=False))
     for key in ("video", "audio", "visual", "segments"):
         assert getattr(outputs, key).dtype == torch.float32
         torch.testing.assert_close(getattr(outputs, key), getattr(exact, key), atol=0.03, rtol=0)
-        torch.testing.assert_close(getattr(outputs.judge, key), getattr(outputs, key), atol=1e-6, rtol=0)
+        torch.testing.assert_close(getattr(outputs.scoring, key), getattr(outputs, key), atol=1e-6, rtol=0)
     bce(outputs.video, batch.weak).sum().backward()
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 

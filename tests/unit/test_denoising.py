@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from avvp_dist.metrics.denoising import judge, refinement_row, removal_row, removal_scores
+from avvp_dist.metrics.denoising import compare_labels, refinement_row, removal_row, removal_scores
 
 
 def test_precision_and_recall():
@@ -42,7 +42,7 @@ def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
     heard = np.array([[[1, 1], [1, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]], dtype=np.float32)
     # Speech of the first video is gone everywhere and nowhere seen; its Dog is seen in all windows but kept in one
     seen = np.array([[[0, 1], [0, 0], [0, 0]], [[1, 0], [0, 0], [1, 0]]], dtype=np.float32)
-    row = refinement_row(judge(WEAK, heard, seen, HEARD, SEEN, WINDOWS))
+    row = refinement_row(compare_labels(WEAK, heard, seen, HEARD, SEEN, WINDOWS))
     assert row == pytest.approx(
         {
             # 9 labels in windows. Heard is Speech, in windows 0 and 1 of the first video and all of the second
@@ -77,7 +77,7 @@ def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
 
 def test_labels_of_segments_are_judged_second_by_second():
     heard = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
-    row = refinement_row(judge(WEAK, heard, np.ones((2, 4, 2)), HEARD, SEEN))
+    row = refinement_row(compare_labels(WEAK, heard, np.ones((2, 4, 2)), HEARD, SEEN))
     audio = {name: value for name, value in row.items() if "/audio" in name}
     assert audio == pytest.approx(
         {
@@ -102,7 +102,7 @@ def test_labels_of_segments_are_judged_second_by_second():
 
 def test_labels_of_videos_have_no_finer_level_and_count_as_an_epoch_does():
     heard, seen = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [1, 0]])
-    row = refinement_row(judge(WEAK, heard, seen, HEARD, SEEN))
+    row = refinement_row(compare_labels(WEAK, heard, seen, HEARD, SEEN))
     epoch = removal_row(WEAK, WEAK[:, None] & (np.stack([heard, seen], axis=1) == 0), HEARD, SEEN)
     assert {name.split("/")[0] for name in row} == {"removed"}
     assert {name: row[name] for name in epoch} == epoch
@@ -110,7 +110,7 @@ def test_labels_of_videos_have_no_finer_level_and_count_as_an_epoch_does():
 
 
 def test_each_modality_may_be_labelled_at_its_own_level():
-    levels = judge(WEAK, HEARD, SEEN.any(axis=1), HEARD, SEEN)
+    levels = compare_labels(WEAK, HEARD, SEEN.any(axis=1), HEARD, SEEN)
     assert {level: list(modalities) for level, modalities in levels.items()} == {
         "removed": ["audio", "visual"],
         "removed_segments": ["audio"],
@@ -118,7 +118,7 @@ def test_each_modality_may_be_labelled_at_its_own_level():
 
 
 def test_without_truth_only_counts_are_told():
-    row = refinement_row(judge(WEAK, np.zeros((2, 3, 2)), np.ones((2, 3, 2)), None, None, WINDOWS))
+    row = refinement_row(compare_labels(WEAK, np.zeros((2, 3, 2)), np.ones((2, 3, 2)), None, None, WINDOWS))
     assert row == {
         "removed/audio": 3,
         "removed/audio_labels": 3,

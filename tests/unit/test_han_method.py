@@ -9,7 +9,7 @@ from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import load
 from avvp_dist.methods.han import Han, HanMethodConfig
-from avvp_dist.types import Batch, Outputs, Progress, Refined
+from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 WEAK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
 VIDEO = torch.tensor([[0.9, 0.2, 0.4], [0.3, 0.1, 0.8]])
@@ -23,7 +23,7 @@ def trained(refined=None, **settings):
     probabilities = [each.clone().requires_grad_() for each in (VIDEO, AUDIO, VISUAL)]
     outputs = Outputs(*probabilities, torch.zeros(2, 10, 2, 3), *torch.zeros(4, 2, 10, 8))
     batch = Batch({}, WEAK, torch.arange(2), 2, refined)
-    targets = stage.targets(outputs, batch, Progress("train", 0, 0, 1, 1), LocalCollective())
+    targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     return outputs, targets, stage.losses(outputs, targets, batch)
 
 

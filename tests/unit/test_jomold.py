@@ -11,7 +11,7 @@ from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.jomold import Jomold, JomoldConfig, noise_ratios, read_ratios, warmup_factor
 from avvp_dist.methods.losses import bce, smooth
-from avvp_dist.types import Batch, Outputs, Progress
+from avvp_dist.types import Batch, Outputs, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
 
@@ -29,22 +29,22 @@ def test_a_class_without_positives_has_no_noise():
     assert audio[1] == visual[1] == 0
 
 
-def progress(epoch, step):
-    return Progress("denoise", epoch, step, epochs=25, steps_per_epoch=79)
+def position(epoch, step):
+    return TrainPosition("denoise", epoch, step, epochs=25, steps_per_epoch=79)
 
 
 def test_published_warmup_skips_the_first_epoch_and_then_does_all():
-    assert [warmup_factor("published", 0.9, progress(0, step)) for step in (0, 40, 78)] == [0, 0, 0]
-    assert [warmup_factor("published", 0.9, progress(epoch, step)) for epoch, step in ((1, 0), (1, 78), (9, 3))] == [1, 1, 1]
+    assert [warmup_factor("published", 0.9, position(0, step)) for step in (0, 40, 78)] == [0, 0, 0]
+    assert [warmup_factor("published", 0.9, position(epoch, step)) for epoch, step in ((1, 0), (1, 78), (9, 3))] == [1, 1, 1]
 
 
 def test_linear_warmup_is_a_ramp():
-    ramp = [warmup_factor("linear", 0.9, progress(0, step)) for step in range(79)]
+    ramp = [warmup_factor("linear", 0.9, position(0, step)) for step in range(79)]
     assert ramp[0] == 0
     assert np.all(np.diff(ramp) >= 0)
     assert ramp[36] == pytest.approx(36 / (0.9 * 79))
-    assert warmup_factor("linear", 0.9, progress(1, 0)) == 1
-    assert warmup_factor("linear", 0, progress(0, 0)) == 1
+    assert warmup_factor("linear", 0.9, position(1, 0)) == 1
+    assert warmup_factor("linear", 0, position(0, 0)) == 1
 
 
 def batch_and_outputs(videos, seed=0):
@@ -54,8 +54,8 @@ def batch_and_outputs(videos, seed=0):
     features = torch.randn(4, videos, 10, 8, generator=generator)
     pooled = torch.rand(3, videos, 3, generator=generator)
     segments = torch.rand(videos, 10, 2, 3, generator=generator)
-    judge = Outputs(pooled[0], judge_audio, judge_visual, segments, *features)
-    return Batch({}, weak, torch.arange(videos), videos), Outputs(*pooled, segments, *features, judge=judge)
+    scoring = Outputs(pooled[0], judge_audio, judge_visual, segments, *features)
+    return Batch({}, weak, torch.arange(videos), videos), Outputs(*pooled, segments, *features, scoring=scoring)
 
 
 def part(batch, outputs, rows):
@@ -77,7 +77,7 @@ def denoise_stage(**settings):
 
 def test_cleared_labels_are_zero_and_the_video_label_stays():
     batch, outputs = batch_and_outputs(40)
-    targets = denoise_stage().targets(outputs, batch, progress(1, 0), LocalCollective())
+    targets = denoise_stage().targets(outputs, batch, position(1, 0), LocalCollective())
     assert targets.removed_visual.any()
     assert targets.removed_audio.any()
     assert torch.equal(targets.video, batch.weak)
@@ -93,14 +93,14 @@ def test_cleared_labels_are_zero_and_the_video_label_stays():
 def test_ranks_decide_as_one_process_does(world, rounding):
     batch, outputs = batch_and_outputs(41)  # does not divide: the ranks' parts differ in length
     alone = denoise_stage(rounding=rounding)
-    whole = [alone.targets(outputs, batch, progress(1, step), LocalCollective()) for step in range(3)]
+    whole = [alone.targets(outputs, batch, position(1, step), LocalCollective()) for step in range(3)]
 
     def work(collective):
         sizes = split_sizes(41, world)
         start = sum(sizes[: collective.rank])
         mine, said = part(batch, outputs, slice(start, start + sizes[collective.rank]))
         stage = denoise_stage(rounding=rounding)
-        return [stage.targets(said, mine, progress(1, step), collective) for step in range(3)]
+        return [stage.targets(said, mine, position(1, step), collective) for step in range(3)]
 
     ranks = FakeCollective.run(world, work)
     for step in range(3):
@@ -111,15 +111,15 @@ def test_ranks_decide_as_one_process_does(world, rounding):
 @pytest.mark.parametrize("skip", [True, False])
 def test_labels_are_judged_without_exchange_unless_told(skip):
     estimate, ratios, denoise = Jomold(JomoldConfig(skip_exchange=skip), CLASSES, 10).stages()
-    assert [estimate.cross_modal, ratios.cross_modal, denoise.judge.cross_modal] == [not skip] * 3
+    assert [estimate.cross_modal, ratios.cross_modal, denoise.scoring_pass.cross_modal] == [not skip] * 3
     assert denoise.cross_modal  # what is trained in the end exchanges in any case
-    assert denoise.judge.dropout
+    assert denoise.scoring_pass.dropout
 
 
 def test_total_loss_is_the_published_sum():
     batch, outputs = batch_and_outputs(8)
     stage = denoise_stage()
-    targets = stage.targets(outputs, batch, progress(1, 0), LocalCollective())
+    targets = stage.targets(outputs, batch, position(1, 0), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
     audio, visual, video = (bce(getattr(outputs, name), getattr(targets, name)) for name in ("audio", "visual", "video"))
     torch.testing.assert_close(losses["total"], 2 * audio + visual + video + losses["contrastive"])

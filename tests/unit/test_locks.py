@@ -25,7 +25,7 @@ import socket, sys, time
 if sys.argv[3]:
     socket.gethostname = lambda: sys.argv[3]
 from avvp_dist.storage import locks
-with locks.hold_folder(sys.argv[1]) if sys.argv[2] == "folder" else locks.claim_stage(sys.argv[1], "0123"):
+with locks.hold_folder(sys.argv[1]) if sys.argv[2] == "folder" else locks.lease_stage(sys.argv[1], "0123"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -126,9 +126,9 @@ def test_a_holder_that_is_about_to_end_is_waited_for(place, monkeypatch):
 def test_a_stage_is_waited_for_however_long_and_whose_it_is_is_told(place, caplog):
     with holder(place, "stage") as process, caplog.at_level("INFO"):
         threading.Timer(1.5, process.stdin.close).start()
-        with locks.claim_stage(place, "0123"):
+        with locks.lease_stage(place, "0123"):
             pass
-        with locks.claim_stage(place, "4567"):  # another stage of the store
+        with locks.lease_stage(place, "4567"):  # another stage of the store
             pass
     assert f"stage 0123 of {place}: waiting for process {process.pid}" in caplog.text
 
@@ -137,7 +137,7 @@ def test_who_waits_can_be_told_to_stop(place):
     asked = threading.Event()
     with holder(place, "stage"):
         threading.Timer(0.7, asked.set).start()
-        claim = locks.claim_stage(place, "0123", stopped=asked.is_set)
+        claim = locks.lease_stage(place, "0123", stopped=asked.is_set)
         with pytest.raises(Preempted, match="asked to stop while waiting for process"):
             claim.__enter__()
 
@@ -147,7 +147,7 @@ def test_workers_that_replace_others_take_over_their_lock(place):
     dead = locks.Owner("node-b", "another-machine", 1, "me", "avvp", "2026", group="run 7")
     storage.write_bytes(url, dead.to_bytes())
     started = time.monotonic()
-    with locks.claim_stage(place, "0123", group="run 7"):
+    with locks.lease_stage(place, "0123", group="run 7"):
         assert time.monotonic() - started < 2.5
         assert json.loads(storage.read_bytes(url))["pid"] == os.getpid()
 
@@ -157,7 +157,7 @@ def test_of_many_at_once_one_gets_it(place):
     inside, most = [], []
 
     def work():
-        with locks.claim_stage(place, "0123"):
+        with locks.lease_stage(place, "0123"):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.05)

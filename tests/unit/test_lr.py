@@ -8,10 +8,10 @@ from avvp_dist.dist.collective import FakeCollective, LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.losses import bce
 from avvp_dist.methods.lr import Lr, LrConfig, windows
-from avvp_dist.types import Batch, Outputs, Progress, Refined
+from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
-HERE = Progress("base", 0, 0, 1, 1)
+HERE = TrainPosition("base", 0, 0, 1, 1)
 
 
 def batch_of(weak, fill):

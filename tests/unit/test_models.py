@@ -12,7 +12,7 @@ from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods.losses import contrastive
 from avvp_dist.models.han import Attention, HanConfig
 from avvp_dist.models.published import load
-from avvp_dist.types import Pass
+from avvp_dist.types import ForwardOptions
 
 DIMS = {"audio": 128, "visual": 2048, "motion": 512}
 
@@ -104,14 +104,14 @@ def test_attention_is_multihead_attention(heads, videos, folded):
 def test_judge_pass_is_the_separate_pass_it_stands_for():
     torch.manual_seed(0)
     model, batch = HanConfig(visual_dropout=0.5).build(DIMS, 25).train(), _random_batch(4)
-    outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
-    assert outputs.judge is not None
-    assert not outputs.judge.audio.requires_grad
+    outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False, dropout=False))
+    assert outputs.scoring is not None
+    assert not outputs.scoring.audio.requires_grad
     assert outputs.audio.requires_grad
     model.eval()
     expected = model(batch, cross_modal=False)
-    torch.testing.assert_close(outputs.judge.audio, expected.audio)
-    torch.testing.assert_close(outputs.judge.segments, expected.segments)
+    torch.testing.assert_close(outputs.scoring.audio, expected.audio)
+    torch.testing.assert_close(outputs.scoring.segments, expected.segments)
 
 
 def test_dropout_is_on_in_training_only_and_before_the_visual_heads():
@@ -126,7 +126,7 @@ def test_dropout_is_on_in_training_only_and_before_the_visual_heads():
 
 def test_an_empty_batch_trains():
     model = HanConfig(visual_dropout=0.5).build(DIMS, 25).train()
-    outputs = model(_random_batch(0), judge=Pass(cross_modal=False))
+    outputs = model(_random_batch(0), scoring_pass=ForwardOptions(cross_modal=False))
     assert outputs.segments.shape == (0, 10, 2, 25)
     outputs.video.sum().backward()
     assert all(not parameter.grad.any() for parameter in model.parameters())

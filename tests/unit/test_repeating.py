@@ -3,7 +3,7 @@
 import threading
 import time
 
-from avvp_dist.launch.periodic import Repeating
+from avvp_dist.launch.periodic import PeriodicTask
 
 
 def wait_for(condition):
@@ -21,7 +21,7 @@ def test_it_begins_at_once_goes_on_after_a_failure_and_ends(caplog):
         if len(calls) in (2, 3):
             raise OSError("the store is away")
 
-    repeating = Repeating("looking", work, every=0.05)
+    repeating = PeriodicTask("looking", work, every=0.05)
     assert not calls
     repeating.start()
     repeating.start()
@@ -40,7 +40,7 @@ def test_stopping_waits_for_nothing():
         begun.set()
         hangs.wait(60)
 
-    repeating = Repeating("looking", work, every=60)
+    repeating = PeriodicTask("looking", work, every=60)
     repeating.start()
     assert begun.wait(120)
     started = time.monotonic()

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from rich.console import Console
 
-from avvp_dist.metrics.denoising import judge
+from avvp_dist.metrics.denoising import compare_labels
 from avvp_dist.report import curves, denoising, tables, timeline
 from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
 
@@ -107,8 +107,8 @@ def labels():
 def test_denoising_shows_right_and_wrong_only_where_the_truth_is_known(tmp_path):
     weak, audio, visual, true_audio, true_visual = labels()
     known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
-    denoising.removed_labels(CLASSES, judge(weak, audio, visual, true_audio, true_visual), known, True)
-    denoising.removed_labels(CLASSES, judge(weak, audio, visual, None, None), unknown, False)
+    denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, true_audio, true_visual), known, True)
+    denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), unknown, False)
     assert pixels(known, RED) > 500
     assert pixels(known, BLUE) > pixels(known, RED)
     assert pixels(unknown, RED) == 0
@@ -121,7 +121,7 @@ def test_denoising_draws_the_finest_level_there_is(tmp_path):
     kept[:, :8] = False  # every label stays in two seconds: nothing is gone from a whole video
     for name, audio, windows in (("segments", kept, None), ("windows", kept[:, :2], ((0, 5), (5, 10)))):
         path = tmp_path / f"{name}.png"
-        denoising.removed_labels(CLASSES, judge(weak, audio, audio, true_audio, true_visual, windows), path, True)
+        denoising.removed_labels(CLASSES, compare_labels(weak, audio, audio, true_audio, true_visual, windows), path, True)
         assert pixels(path, RED) > 500
         assert pixels(path, BLUE) > 500
 
@@ -135,7 +135,7 @@ def test_synthetic_data_is_marked_in_every_picture(tmp_path):
         curves.loss_and_scores(history(), folder / "a.png", synthetic)
         curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), folder / "b.png", "F", synthetic)
         timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", synthetic)
-        denoising.removed_labels(CLASSES, judge(weak, audio, visual, None, None), folder / "d.png", synthetic)
+        denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), folder / "d.png", synthetic)
     for name in "abcd":
         title = [
             (imread(tmp_path / str(synthetic) / f"{name}.png")[25:48, 300:700, :3] < 0.2).sum()

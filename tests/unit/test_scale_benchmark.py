@@ -14,7 +14,7 @@ from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.shards.index import LABELS_FILE, Labels, labels_bytes, labels_table, read_labels
 from avvp_dist.shards.quarantine import shards_of
 from avvp_dist.train.meter import EpochMeter
-from avvp_dist.types import Batch, Progress, Targets
+from avvp_dist.types import Batch, Targets, TrainPosition
 from benchmarks.scale import main, make, one_shard
 
 CLASSES = len(LLP.classes)
@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_by_the_same_name():
         weak = torch.zeros(2, CLASSES)
         meter.add(Batch({}, weak, mine, 4), {"total": losses}, Targets(weak, weak, weak))
         with pytest.raises(TrainingError) as error:
-            meter.check_finite(epoch, Progress("denoise", 0, 0, 1, 2), collective)
+            meter.check_finite(epoch, TrainPosition("denoise", 0, 0, 1, 2), collective)
         return str(error.value)
 
     one, other = FakeCollective.run(2, work)

@@ -12,7 +12,7 @@ from avvp_dist.methods.coteaching import CoTeaching, CoTeachingConfig, trusted
 from avvp_dist.methods.jocor import Jocor, JocorConfig, joint_loss
 from avvp_dist.methods.losses import bce, smooth
 from avvp_dist.methods.small_loss import SmallLossConfig, small_loss
-from avvp_dist.types import Batch, Outputs, Progress, Refined
+from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 STAGES = {"coteaching": (CoTeaching, CoTeachingConfig), "jocor": (Jocor, JocorConfig)}
 
@@ -24,7 +24,7 @@ def stage_of(method, **settings):
 
 
 def at(epoch):
-    return Progress("train", epoch, 0, epochs=40, steps_per_epoch=5)
+    return TrainPosition("train", epoch, 0, epochs=40, steps_per_epoch=5)
 
 
 def said(video, audio, visual):
@@ -37,14 +37,14 @@ def batch_and_outputs(videos=30, weak=None):
     if weak is None:
         weak = (torch.rand(videos, 3, generator=generator) < 0.6).float()
     first, second = (said(*torch.rand(3, videos, 3, generator=generator).requires_grad_().unbind()) for _ in range(2))
-    return Batch({}, weak, torch.arange(videos), videos), replace(first, peers=(second,))
+    return Batch({}, weak, torch.arange(videos), videos), replace(first, co_trained=(second,))
 
 
 def cut(batch, outputs, rows):
     def part(said):
         return Outputs(**{name: value[rows] for name, value in vars(said).items() if isinstance(value, torch.Tensor)})
 
-    mine = replace(part(outputs), peers=tuple(part(peer) for peer in outputs.peers))
+    mine = replace(part(outputs), co_trained=tuple(part(other) for other in outputs.co_trained))
     return replace(batch, weak=batch.weak[rows], index=batch.index[rows]), mine
 
 
@@ -110,7 +110,7 @@ def test_disagreement_counts_after_the_plain_epochs():
         stage_of("coteaching", **settings).targets(outputs, batch, at(epoch), LocalCollective()).removed_visual
         for epoch in (2, 3)
     ]
-    agreed = (outputs.visual >= 0.5) == (outputs.peers[0].visual >= 0.5)
+    agreed = (outputs.visual >= 0.5) == (outputs.co_trained[0].visual >= 0.5)
     assert not left_out[0].any()
     assert torch.equal(left_out[1], agreed & (batch.weak > 0))
 
@@ -120,7 +120,7 @@ def test_labels_kept_stand_for_all_positives(method):
     batch, outputs = batch_and_outputs()
     targets = stage_of(method).targets(outputs, batch, at(20), LocalCollective())
     positives = batch.weak > 0
-    for aims in (targets, *targets.peers):
+    for aims in (targets, *targets.co_trained):
         for removed, weights in ((aims.removed_audio, aims.audio_weights), (aims.removed_visual, aims.visual_weights)):
             assert removed.any()
             assert not (removed & ~positives).any()
@@ -137,7 +137,7 @@ def test_a_network_is_trained_on_what_the_other_one_trusts():
     stage = stage_of("coteaching", plain_epochs=100)
     targets = stage.targets(outputs, batch, at(20), LocalCollective())
     positives = batch.weak > 0
-    (other,), (aims,) = outputs.peers, targets.peers
+    (other,), (aims,) = outputs.co_trained, targets.co_trained
     judged_by_other = small_loss(-other.visual.detach().expand(2, -1, -1), positives, (0.35, 0.35))[1]
     assert torch.equal(targets.removed_visual, positives & ~judged_by_other)
     assert (targets.removed_visual != aims.removed_visual).any()
@@ -152,9 +152,9 @@ def test_total_is_both_networks_losses():
     losses = stage.losses(outputs, stage.targets(outputs, batch, at(20), LocalCollective()), batch)
     sums = [
         bce(each.video, batch.weak) + bce(each.audio, batch.weak) + bce(each.visual, smooth(batch.weak, 0.1))
-        for each in (outputs, *outputs.peers)
+        for each in (outputs, *outputs.co_trained)
     ]
-    torch.testing.assert_close(losses["peer"], sums[1])
+    torch.testing.assert_close(losses["second_network"], sums[1])
     torch.testing.assert_close(losses["total"], sums[0] + sums[1])
 
 
@@ -173,7 +173,7 @@ def test_jocor_keeps_the_same_labels_for_both_by_the_joint_loss():
     batch, outputs = batch_and_outputs()
     stage = stage_of("jocor", co_lambda=0.8, visual_smoothing=0)
     targets = stage.targets(outputs, batch, at(20), LocalCollective())
-    (other,) = outputs.peers
+    (other,) = outputs.co_trained
     joint = joint_loss(outputs.visual, other.visual, batch.weak, 0.8).detach()
     positives = batch.weak > 0
     worst_kept = joint[positives & ~targets.removed_visual].max()
@@ -213,5 +213,7 @@ def test_ranks_decide_as_one_process_does(method, world):
     ranks = FakeCollective.run(world, work)
     for name in ("removed_audio", "removed_visual", "audio_weights", "visual_weights"):
         assert torch.equal(torch.cat([getattr(rank, name) for rank in ranks]), getattr(whole, name)), name
-        for number, peer in enumerate(whole.peers):
-            assert torch.equal(torch.cat([getattr(rank.peers[number], name) for rank in ranks]), getattr(peer, name)), name
+        for number, other in enumerate(whole.co_trained):
+            assert torch.equal(
+                torch.cat([getattr(rank.co_trained[number], name) for rank in ranks]), getattr(other, name)
+            ), name

@@ -1,4 +1,4 @@
-"""Keys of stages: everything that may change an artefact changes its key, and what cannot does not."""
+"""Keys of stages: everything that may change an artifact changes its key, and what cannot does not."""
 
 import json
 from typing import get_args

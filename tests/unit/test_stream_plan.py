@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.loading.partners import nearby
-from avvp_dist.loading.plan import StreamPlan, check, openings
+from avvp_dist.loading.plan import StreamPlan, check, shard_schedule
 
 
 @st.composite
@@ -97,7 +97,7 @@ def test_shards_are_open_while_they_are_read(plan, data):
     step = np.arange(plan.videos) // plan.batch_size
     left = step >= first
     stream, shard, step = plan.stream_of()[left], plan.shards[plan.order()[left]], step[left]
-    found = openings(stream, shard, step)
+    found = shard_schedule(stream, shard, step)
     assert len(set(zip(found.stream, found.shard, strict=True))) == len(found.stream)
     spans = {(s, k): (o, c) for s, k, o, c in zip(*found, strict=True)}
     assert set(spans) == set(zip(stream.tolist(), shard.tolist(), strict=True))  # a resumed epoch opens what is left
@@ -110,7 +110,7 @@ def test_shards_are_open_while_they_are_read(plan, data):
 
 def test_few_shards_are_open_at_a_time():
     plan = StreamPlan(np.repeat(np.arange(200), 50), 16, 4, 50, 0, 0)
-    found = openings(plan.stream_of(), plan.shards[plan.order()], np.arange(plan.videos) // 16)
+    found = shard_schedule(plan.stream_of(), plan.shards[plan.order()], np.arange(plan.videos) // 16)
     for number in range(4):
         mine = found.stream == number
         assert mine.sum() >= 50
@@ -196,7 +196,7 @@ def test_a_million_videos_are_planned_in_seconds():
     plan = StreamPlan(np.arange(1_000_000) // 256, 1024, 32, 512, 0, 0)
     started = time.perf_counter()
     order, stream = plan.order(), plan.stream_of()
-    openings(stream, plan.shards[order], np.arange(plan.videos) // 1024)
+    shard_schedule(stream, plan.shards[order], np.arange(plan.videos) // 1024)
     assert time.perf_counter() - started < 60  # 0.7 s on two idle cores
 
 

@@ -133,13 +133,13 @@ def test_once_gives_every_video_once_for_any_number_of_ranks(packed, in_memory):
         for world in (1, 3, 4):
             seen = []
             for rank in range(world):
-                batches = list(split.once(10, rank, world))
+                batches = list(split.iter_all(10, rank, world))
                 assert batches
                 assert max(len(batch.index) for batch in batches) <= 10
                 seen += flat(batches)
             assert sorted(seen) == list(range(62))
             assert_is(batches[0], in_memory)
-    assert sorted(flat(in_memory.once(10, 0, 1))) == list(range(62))
+    assert sorted(flat(in_memory.iter_all(10, 0, 1))) == list(range(62))
 
 
 def test_refined_labels_come_with_their_videos(packed):

@@ -21,7 +21,7 @@ from avvp_dist.models.han import HanConfig
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.optim import OptimConfig
-from avvp_dist.types import Batch, Outputs, Pass, Progress, Refined
+from avvp_dist.types import Batch, ForwardOptions, Outputs, Refined, TrainPosition
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
 CLASSES = 5
@@ -102,14 +102,14 @@ NETWORKS = [
 @pytest.mark.parametrize("settings", NETWORKS)
 def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
     model, batch = network(**settings).train(), random_batch()
-    outputs = model(batch, judge=Pass(cross_modal=False, dropout=False))
+    outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False, dropout=False))
     outputs.segments.square().mean().backward()
     idle = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert idle == []
-    assert not outputs.judge.segments.requires_grad
+    assert not outputs.scoring.segments.requires_grad
     assert model(random_batch(0)).segments.shape == (0, 10, 2, CLASSES)  # a rank may be without videos
     model.eval()
-    torch.testing.assert_close(outputs.judge.segments, model(batch, cross_modal=False).segments)
+    torch.testing.assert_close(outputs.scoring.segments, model(batch, cross_modal=False).segments)
     exact = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(model(batch).segments, exact.segments, rtol=0.05, atol=0.02)
@@ -141,7 +141,7 @@ def test_loss_is_the_published_one():
     outputs = Outputs(video, video, video, logits.sigmoid(), nothing, nothing, nothing, nothing)
     batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
     (stage,) = Valor(ValorConfig(), ("a", "b", "c"), 10).stages()
-    targets = stage.targets(outputs, batch, Progress("train", 0, 0, 1, 1), LocalCollective())
+    targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
     expected = {
         "video": F.binary_cross_entropy(video, batch.weak),
