@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from avvp_dist import storage
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.partition import split_sizes
-from avvp_dist.loading.batches import Table
+from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.plan import EpochPlan, StreamPlan
 from avvp_dist.loading.split import DataConfig
 from avvp_dist.loading.streaming import _Place, _Share
@@ -114,7 +114,7 @@ def once(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Label
     assert loaded == index
     labels, read = measured(lambda: indexes.read_labels(url, index))
     _, hashed = measured(lambda: index.fingerprint)
-    _, tabled = measured(lambda: Table.of(index, labels["train"], torch.device("cpu"), torch.float32))
+    _, tabled = measured(lambda: BatchBuilder.for_split(index, labels["train"], torch.device("cpu"), torch.float32))
     videos = len(table)
     _, permuted = measured(lambda: EpochPlan(videos, 128, 0, 0).order())
     costs = {

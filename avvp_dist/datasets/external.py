@@ -18,7 +18,7 @@ from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
 
-def import_labels(data: str, audio: str, visual: str, split: str = "train") -> RefinedLabels:
+def import_segment_labels(data: str, audio: str, visual: str, split: str = "train") -> RefinedLabels:
     """Labels of every segment from two folders of ``<id>.npy``, as VALOR publishes them (segment_pseudo_labels).
 
     Args:
@@ -29,13 +29,13 @@ def import_labels(data: str, audio: str, visual: str, split: str = "train") -> R
     Raises:
         DataError: every file that is missing, unreadable, of another shape or out of range.
     """
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     problems = [
         f"{modality}: no folder {folder}"
         for modality, folder in zip(MODALITIES, (audio, visual), strict=True)
         if not storage.exists(folder)
     ]
-    problems += [f"video id {name!r} cannot be the name of a file" for name in labels.ids if not _harmless(name)]
+    problems += [f"video id {name!r} cannot be the name of a file" for name in labels.ids if not _is_file_name(name)]
     shape = (index.segments, len(index.classes))
     found = []
     if not problems:
@@ -46,12 +46,12 @@ def import_labels(data: str, audio: str, visual: str, split: str = "train") -> R
             found.append(read)
     if problems:
         raise DataError(problems, f"{len(problems)} problems with these labels of segments; nothing was written")
-    heard, seen = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
+    audio_labels, visual_labels = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
     origin = {"audio": storage.absolute(audio), "visual": storage.absolute(visual)}
-    return refined(data, index, labels, None, heard, seen, {"importer": "external labels", **origin})
+    return refined_labels(data, index, labels, None, audio_labels, visual_labels, {"importer": "external labels", **origin})
 
 
-def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
+def noisy_segment_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
     """The truth of a split with noise put in, which stands for another tool's labels where there are none.
 
     Of each class of a video's weak label the annotated segments are taken, and each segment's label is turned over with
@@ -65,18 +65,20 @@ def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> Ref
     problems += [] if seed >= 0 else [f"seed: {seed} is negative"]
     if problems:
         raise ConfigError(problems)
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     if labels.audio is None or labels.visual is None:
         raise DataError(f"{data}: split {split} has no annotated segments to make labels of; synthetic data have")
     rng = np.random.default_rng(seed)
-    heard, seen = (
+    audio_labels, visual_labels = (
         ((truth ^ (rng.random(truth.shape) < flip)) & labels.weak[:, None]).astype(np.float32)
         for truth in (labels.audio, labels.visual)
     )
-    return refined(data, index, labels, None, heard, seen, {"maker": "truth with noise", "flip": flip, "seed": seed})
+    return refined_labels(
+        data, index, labels, None, audio_labels, visual_labels, {"maker": "truth with noise", "flip": flip, "seed": seed}
+    )
 
 
-def open_split(data: str, split: str) -> tuple[Index, Labels]:
+def load_split(data: str, split: str) -> tuple[Index, Labels]:
     """The index of a packed data set and the labels of one split.
 
     Raises:
@@ -89,21 +91,23 @@ def open_split(data: str, split: str) -> tuple[Index, Labels]:
     return index, labels[split]
 
 
-def refined(
+def refined_labels(
     data: str,
     index: Index,
     labels: Labels,
     video: NDArray | None,
-    heard: NDArray,
-    seen: NDArray,
+    audio_labels: NDArray,
+    visual_labels: NDArray,
     provenance: dict[str, Any],
 ) -> RefinedLabels:
     """Labels of the videos of one split, [N,C] or [N,T,C], with what is known of where they come from."""
     provenance |= {"data": storage.absolute(data), "fingerprint": index.fingerprint, "split": labels.split}
     provenance["synthetic"] = index.synthetic
     # VALOR masks its labels by the weak ones; whoever does not should know
-    provenance["outside_weak"] = sum(int(outside_weak(values, labels.weak).sum()) for values in (heard, seen))
-    return RefinedLabels(labels.ids, index.classes, video, heard, seen, provenance)
+    provenance["outside_weak"] = sum(
+        int(outside_weak(values, labels.weak).sum()) for values in (audio_labels, visual_labels)
+    )
+    return RefinedLabels(labels.ids, index.classes, video, audio_labels, visual_labels, provenance)
 
 
 def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -111,7 +115,7 @@ def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return (values > 0) & ~(weak[:, None] if values.ndim == 3 else weak)
 
 
-def _harmless(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
 
 

@@ -25,7 +25,7 @@ from avvp_dist.datasets import annotation_rows, feature_files, llp_editions
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.errors import DataError
-from avvp_dist.shards.feature_source import Examined, OddFile
+from avvp_dist.shards.feature_source import FeatureReport, OddFile
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.types import MODALITIES, Event, VideoRecord
@@ -290,7 +290,7 @@ class OfficialFeatures:
                 digest.update(f"{stream.folder}/{file} {self._folders[stream.folder].version(file)}\n".encode())
         return digest.hexdigest()
 
-    def examine(self, record: VideoRecord) -> Examined:
+    def examine(self, record: VideoRecord) -> FeatureReport:
         """Everything that is wrong or odd about the files of one video: missing, unreadable, shape, type, values.
 
         Raises:
@@ -303,7 +303,7 @@ class OfficialFeatures:
                 odd += self._read_stream(record, stream)[1]
             except DataError as error:
                 problems += error.problems
-        return Examined(tuple(problems), tuple(odd))
+        return FeatureReport(tuple(problems), tuple(odd))
 
     def check(self, record: VideoRecord) -> list[str]:
         """What makes the files of one video unusable; see `examine`."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from avvp_dist import storage
 from avvp_dist.datasets import llp, safe_pickle
 from avvp_dist.datasets.catalog import LLP
-from avvp_dist.datasets.external import open_split, outside_weak, refined
+from avvp_dist.datasets.external import load_split, outside_weak, refined_labels
 from avvp_dist.errors import DataError
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, Labels
@@ -92,16 +92,19 @@ def import_need_to_change(
     if problems:
         raise DataError(problems, f"{file}: {_NOTHING_WRITTEN}")
     weak = rows.labels.weak
-    heard, seen = (weak & ~rows.packed(cleared[modality]) for modality in MODALITIES)
+    audio_labels, visual_labels = (weak & ~rows.packed(cleared[modality]) for modality in MODALITIES)
     provenance = {
         "importer": "need_to_change",
         "file": storage.absolute(file),
         "annotations": storage.absolute(annotations),
         "aliasing": aliasing,
-        "cleared": {"audio": int((weak & ~heard).sum()), "visual": int((weak & ~seen).sum())},
+        "cleared": {"audio": int((weak & ~audio_labels).sum()), "visual": int((weak & ~visual_labels).sum())},
     }
-    video, heard, seen = (values.astype(np.float32) for values in (heard if aliasing == "published" else weak, heard, seen))
-    return refined(data, rows.index, rows.labels, video, heard, seen, provenance)
+    video, audio_labels, visual_labels = (
+        values.astype(np.float32)
+        for values in (audio_labels if aliasing == "published" else weak, audio_labels, visual_labels)
+    )
+    return refined_labels(data, rows.index, rows.labels, video, audio_labels, visual_labels, provenance)
 
 
 def import_arrays(
@@ -138,11 +141,13 @@ def import_arrays(
         found[modality] = values
     if problems:
         raise DataError(problems, _NOTHING_WRITTEN)
-    heard, seen = (np.asarray(rows.packed(found[modality]), np.float32) for modality in MODALITIES)
+    audio_labels, visual_labels = (np.asarray(rows.packed(found[modality]), np.float32) for modality in MODALITIES)
     origin = {
         name: storage.absolute(url) for name, url in (("audio", audio), ("visual", visual), ("annotations", annotations))
     }
-    return refined(data, rows.index, rows.labels, None, heard, seen, {"importer": "arrays by row", **origin})
+    return refined_labels(
+        data, rows.index, rows.labels, None, audio_labels, visual_labels, {"importer": "arrays by row", **origin}
+    )
 
 
 def _rows(data: str, annotations: str, split: str) -> _Rows:
@@ -151,7 +156,7 @@ def _rows(data: str, annotations: str, split: str) -> _Rows:
     Raises:
         DataError: videos without a row, other weak labels, or other classes than LLP's.
     """
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     if set(index.classes) != set(LLP.classes):
         raise DataError(f"{data}: its classes are not LLP's, which these files number")
     records = llp.read_weak_labels(annotations, split)

@@ -35,8 +35,8 @@ from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.datasets.synthetic_labels import SPLITS, generator, records, split_counts
 from avvp_dist.errors import ConfigError
 from avvp_dist.shards import pack as packing
-from avvp_dist.shards import workers as processes
-from avvp_dist.shards.feature_source import Examined
+from avvp_dist.shards import worker_pool
+from avvp_dist.shards.feature_source import FeatureReport
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.storage import locks
 from avvp_dist.types import Event, VideoRecord
@@ -173,9 +173,9 @@ class SyntheticFeatures:
         kind = [] if self.dataset == LLP else [self.dataset.name]
         return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
 
-    def examine(self, record: VideoRecord) -> Examined:
+    def examine(self, record: VideoRecord) -> FeatureReport:
         """Nothing can be wrong with made-up features."""
-        return Examined()
+        return FeatureReport()
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """The streams of one video side by side, float16 [T,width]."""
@@ -239,7 +239,7 @@ def write(
         packing.pack(dataset, made, source, out, provenance=provenance, workers=workers, shard_videos=shard_videos)
         following = f"avvp train han data={shlex.quote(out)}"
     else:
-        with locks.hold_folder(out, "choose another folder"):
+        with locks.lock_folder(out, "choose another folder"):
             _write_official(out, made, source, provenance, workers)
         places = {"annotations": out, "features": storage.join(out, "feats"), "out": f"{out.rstrip('/')}-packed"}
         options = {**places, **({} if dataset == LLP else {"streams": streams})}
@@ -290,12 +290,12 @@ def _write_official(
     storage.write_text(storage.join(out, MARKER), json.dumps(provenance, indent=1) + "\n")
     for stream in {stream for dataset in FEATURE_SETS.values() for stream in dataset.streams}:
         if stream in source.dataset.streams:
-            storage.sweep(_folder(out, stream))
+            storage.remove_abandoned(_folder(out, stream))
         else:  # of other features that were here, perhaps of another seed
             storage.remove(_folder(out, stream))
     jobs = [(out, source, made[start : start + _CHUNK]) for start in range(0, len(made), _CHUNK)]
-    with processes.pool(workers) as executor:
-        processes.run(_write_features, jobs, [len(chunk) for *_, chunk in jobs], executor, "synthetic features")
+    with worker_pool.pool(workers) as executor:
+        worker_pool.run(_write_features, jobs, [len(chunk) for *_, chunk in jobs], executor, "synthetic features")
     for name, content in files.items():
         storage.write_text(storage.join(out, name), content)
 

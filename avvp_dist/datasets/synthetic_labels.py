@@ -46,14 +46,14 @@ def generator(seed: int, *key: object) -> np.random.Generator:
 
 
 @dataclass(frozen=True)
-class Table:
+class Distribution:
     """Things to draw and how often each is drawn."""
 
     values: tuple
     cumulative: np.ndarray
 
     @classmethod
-    def of(cls, weights: Mapping) -> Table:
+    def from_weights(cls, weights: Mapping) -> Distribution:
         """A table that draws each key with its share of the weights."""
         shares = np.cumsum(np.fromiter(weights.values(), dtype=np.float64))
         return cls(tuple(weights), shares / shares[-1])
@@ -72,8 +72,8 @@ class Statistics:
         seconds: for each class, the `Pattern` of an annotated video that carries it.
     """
 
-    labels: Mapping[str, Table]
-    seconds: tuple[Table, ...]
+    labels: Mapping[str, Distribution]
+    seconds: tuple[Distribution, ...]
 
 
 @lru_cache(maxsize=1)
@@ -82,13 +82,15 @@ def statistics() -> Statistics:
     content = json.loads(resources.files("avvp_dist.datasets").joinpath("llp_statistics.json").read_text("utf-8"))
     number = {name: index for index, name in enumerate(LLP.classes)}
     train, annotated = (
-        Table.of({tuple(number[name] for name in key.split(",")): count for key, count in content["labels"][part].items()})
+        Distribution.from_weights(
+            {tuple(number[name] for name in key.split(",")): count for key, count in content["labels"][part].items()}
+        )
         for part in ("train", "annotated")
     )
     patterns = [{read_pattern(key): float(count) for key, count in content["seconds"][name].items()} for name in LLP.classes]
     return Statistics(
         labels={"train": train, "val": annotated, "test": annotated},
-        seconds=tuple(Table.of(weights) for weights in _smooth(patterns)),
+        seconds=tuple(Distribution.from_weights(weights) for weights in _smooth(patterns)),
     )
 
 

@@ -14,7 +14,7 @@ from avvp_dist.types import Batch, Refined
 
 
 @dataclass(frozen=True)
-class Table:
+class BatchBuilder:
     """All of a split but its features: small enough for memory whatever the features take.
 
     Attributes:
@@ -34,8 +34,8 @@ class Table:
     refined: Refined | None = None
 
     @classmethod
-    def of(cls, index: Index, labels: Labels, device: torch.device | None, dtype: torch.dtype) -> Table:
-        """The table of one split, on ``device``."""
+    def for_split(cls, index: Index, labels: Labels, device: torch.device | None, dtype: torch.dtype) -> BatchBuilder:
+        """The builder of one split, on ``device``."""
         weak = torch.from_numpy(labels.weak.astype("float32")).to(device or "cpu")
         streams = {stream.name: (stream.offset, stream.dim) for stream in index.streams}
         return cls(labels, index.segments, weak, streams, dtype)
@@ -49,7 +49,7 @@ class Table:
             refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
         return Batch(streams, self.weak.index_select(0, index), index, total, refined, partners)
 
-    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> Table:
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> BatchBuilder:
         """See `SplitReader`."""
         found = labels.aligned(self.labels.ids, classes, self.segments, source)
         video, audio, visual = (

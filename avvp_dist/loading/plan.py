@@ -183,10 +183,10 @@ class StreamPlan:
         """The stream of each video of `order`, int64 [N]."""
         return np.searchsorted(self._bounds, self._places, side="right") - 1
 
-    def neighbours(self) -> Neighbours:
+    def partner_candidates(self) -> PartnerCandidates:
         """What a second plan of the same epoch, with an order of shards of its own, brings near each video of `order`."""
         stream = self.stream_of()
-        return Neighbours(self._laid_out(2), self._places, self._bounds[stream], self._bounds[stream + 1])
+        return PartnerCandidates(self._laid_out(2), self._places, self._bounds[stream], self._bounds[stream + 1])
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
@@ -223,7 +223,7 @@ class StreamPlan:
         return by_shard[shift + np.arange(self.videos)]
 
 
-class Neighbours(NamedTuple):
+class PartnerCandidates(NamedTuple):
     """Candidates for partners.
 
     Attributes:

@@ -44,7 +44,7 @@ class RefinedLabels:
     windows: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def without(
+    def from_removed(
         cls,
         removed: NDArray[np.bool_],
         weak: NDArray[np.bool_],
@@ -117,7 +117,7 @@ class RefinedLabels:
         return cls(ids, classes, values.get("video"), values["audio"], values["visual"], about.get("provenance") or {}, kept)
 
     @property
-    def of_segments(self) -> bool:
+    def has_segment_labels(self) -> bool:
         """Whether both modalities' labels are of single segments, [N,T,C]."""
         return self.windows is None and self.audio.ndim == self.visual.ndim == 3
 

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import DataError
-from avvp_dist.loading.batches import Table
-from avvp_dist.loading.partners import disjoint
+from avvp_dist.loading.batches import BatchBuilder
+from avvp_dist.loading.partners import draw_partners
 from avvp_dist.loading.plan import EpochPlan, Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.cache import GB
-from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, undisturbed
+from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, read_consistently
 from avvp_dist.shards.index import Index, Labels
 from avvp_dist.shards.reading import REMEDY, ShardStore
 from avvp_dist.types import Batch
@@ -67,10 +67,10 @@ class ShardRows:
 
         def read() -> None:
             for row, shard, offset in zip(to, shards, offsets, strict=True):
-                self._shards[shard].fill([row.data], offset)
+                self._shards[shard].read_into([row.data], offset)
 
         try:
-            undisturbed(read, [self._shards[shard] for shard in set(shards)])
+            read_consistently(read, [self._shards[shard] for shard in set(shards)])
         except DataError as error:
             raise DataError(error.problems, self._title) from None
         return rows
@@ -89,19 +89,19 @@ class ResidentSplit:
     """Features and labels of one split in memory: a `SplitReader` whose order is one permutation of all videos.
 
     Attributes:
-        table: the labels.
+        builder: the labels.
         features: float16 [N,T,width], the streams side by side; in the shards, or on the device that trains.
         partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
     """
 
-    table: Table
+    builder: BatchBuilder
     features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
 
     @property
     def labels(self) -> Labels:
         """See `SplitReader`."""
-        return self.table.labels
+        return self.builder.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
@@ -130,23 +130,23 @@ class ResidentSplit:
 
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
         """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
-        index = torch.from_numpy(numbers).to(self.table.weak.device)
+        index = torch.from_numpy(numbers).to(self.builder.weak.device)
         if isinstance(self.features, ShardRows):
-            rows = self.features.take(numbers).to(index.device).to(self.table.dtype)
+            rows = self.features.take(numbers).to(index.device).to(self.builder.dtype)
         else:
-            rows = self.features.index_select(0, index).to(self.table.dtype)
+            rows = self.features.index_select(0, index).to(self.builder.dtype)
         draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
         alone = replace(self, partners=None)
-        return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
+        return self.builder.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
         """See `SplitReader`."""
-        return replace(self, table=self.table.with_refined(labels, classes, source))
+        return replace(self, builder=self.builder.with_refined(labels, classes, source))
 
     def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
         if not draws:
             return self
-        return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
+        return replace(self, partners=draw_partners(self.labels.ids, self.labels.weak, seed, draws, epoch))
 
 
 def load(
@@ -187,7 +187,9 @@ def load(
         raise DataError(sorted(problems), title)
     found = {number: shard for number, shard in shards.items() if not isinstance(shard, DataError)}
     rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width), title)
-    return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
+    return ResidentSplit(
+        BatchBuilder.for_split(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows
+    )
 
 
 def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> OpenShard:
@@ -217,7 +219,7 @@ def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: b
         content = opened.read()
 
     with opened:
-        undisturbed(read, [opened])
+        read_consistently(read, [opened])
     return ShardInMemory(content, shard)
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from avvp_dist.config import Section, Url
 from avvp_dist.loading import plan, resident
-from avvp_dist.loading.batches import Table
+from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.plan import Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.streaming import StreamingSplit, StreamSettings
@@ -161,4 +161,4 @@ def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.d
         return resident.load(config.store(), index, labels, device, dtype, config.share)
     check_files(config.url or "", index, labels)
     settings = StreamSettings(config.streams, config.window, config.workers, config.prefetch)
-    return StreamingSplit(config.store(), index, Table.of(index, labels, device, dtype), settings)
+    return StreamingSplit(config.store(), index, BatchBuilder.for_split(index, labels, device, dtype), settings)

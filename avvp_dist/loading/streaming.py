@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from avvp_dist.errors import DataError
-from avvp_dist.loading.batches import Table
+from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.loader import Loader
-from avvp_dist.loading.partners import nearby
+from avvp_dist.loading.partners import draw_nearby_partners
 from avvp_dist.loading.plan import Plan, StreamPlan, shard_schedule
 from avvp_dist.loading.reader_process import Task
 from avvp_dist.loading.refined import RefinedLabels
@@ -50,21 +50,21 @@ class StreamingSplit:
     Args:
         store: where the shards are.
         index: of the data set.
-        table: the split's labels, on the device that trains.
+        builder: the split's labels, on the device that trains.
         settings: streams, window, readers.
     """
 
-    def __init__(self, store: ShardStore, index: Index, table: Table, settings: StreamSettings) -> None:
+    def __init__(self, store: ShardStore, index: Index, builder: BatchBuilder, settings: StreamSettings) -> None:
         self._store = store
         self._index = index
-        self._table = table
-        self._how = settings
+        self._builder = builder
+        self._settings = settings
         self._readers = _Readers(store)
 
     @property
     def labels(self) -> Labels:
         """See `SplitReader`."""
-        return self._table.labels
+        return self._builder.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
@@ -72,12 +72,12 @@ class StreamingSplit:
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> StreamingSplit:
         """See `SplitReader`; both share their readers."""
         other = copy(self)
-        other._table = self._table.with_refined(labels, classes, source)
+        other._builder = self._builder.with_refined(labels, classes, source)
         return other
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> StreamPlan:
         """See `SplitReader`."""
-        return StreamPlan(self.labels.shard, batch_size, self._how.streams, self._how.window, seed, epoch)
+        return StreamPlan(self.labels.shard, batch_size, self._settings.streams, self._settings.window, seed, epoch)
 
     def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
         """See `SplitReader`. Shards that the steps before ``first_step`` used up are not read.
@@ -87,10 +87,10 @@ class StreamingSplit:
             AvvpError: a reader died.
         """
         assert isinstance(plan, StreamPlan)
-        place = _Place(rank, world, min(self._how.workers, math.ceil(plan.streams / world)))
-        share = _Share(self._index, self.labels, plan, first_step, place, partners)
+        place = _RankLayout(rank, world, min(self._settings.workers, math.ceil(plan.streams / world)))
+        share = _RankReads(self._index, self.labels, plan, first_step, place, partners)
         rows = math.ceil(plan.batch_size / world)
-        shape = (self._how.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
+        shape = (self._settings.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
         slots = self._readers.run(shape, place.readers, share.tasks, first_step, plan.steps)
         try:
             with closing(slots):
@@ -103,8 +103,8 @@ class StreamingSplit:
         self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
     ) -> Generator[Batch, None, None]:
         """See `SplitReader`; in the order of an epoch."""
-        share = max(1, batch_size * world // self._how.streams)
-        return self.epoch(self.plan(share * self._how.streams, seed, 0), 0, rank, world, partners)
+        share = max(1, batch_size * world // self._settings.streams)
+        return self.epoch(self.plan(share * self._settings.streams, seed, 0), 0, rank, world, partners)
 
     def close(self) -> None:
         """See `SplitReader`."""
@@ -112,10 +112,10 @@ class StreamingSplit:
 
     def _batch(self, slot: NDArray[np.float16], videos: NDArray[np.int64], total: int) -> Batch:
         """A batch out of a slot [1+K, rows, T, width]; copies, since the slot is filled again."""
-        device, batches = self._table.weak.device, []
+        device, batches = self._builder.weak.device, []
         for draw in range(1 + len(slot[1:])):
-            rows = torch.from_numpy(slot[draw, : len(videos)]).to(device).to(self._table.dtype)
-            batches.append(self._table.batch(rows, torch.from_numpy(videos[:, draw].copy()).to(device), total))
+            rows = torch.from_numpy(slot[draw, : len(videos)]).to(device).to(self._builder.dtype)
+            batches.append(self._builder.batch(rows, torch.from_numpy(videos[:, draw].copy()).to(device), total))
         return replace(batches[0], partners=tuple(batches[1:]))
 
 
@@ -148,7 +148,7 @@ class _Readers:
             self._loader = None
 
 
-class _Place(NamedTuple):
+class _RankLayout(NamedTuple):
     """Who reads: one rank with its readers (0 processes are one thread)."""
 
     rank: int
@@ -161,14 +161,14 @@ class _Place(NamedTuple):
         return ((streams * self.world - self.rank * count) * readers // count).clip(0, readers - 1)
 
 
-class _Share:
+class _RankReads:
     """What one rank reads of an epoch, cut into tasks for its readers.
 
     Partners come in streams of their own, S to 2S - 1.
     """
 
     def __init__(
-        self, index: Index, labels: Labels, plan: StreamPlan, first_step: int, place: _Place, partners: int
+        self, index: Index, labels: Labels, plan: StreamPlan, first_step: int, place: _RankLayout, partners: int
     ) -> None:
         parts = [plan.rank_slice(step, place.rank, place.world) for step in range(first_step, plan.steps)]
         mine = np.concatenate([np.arange(part.start, part.stop) for part in parts])
@@ -182,11 +182,11 @@ class _Share:
         reader = place.reader_of(streams, plan.streams)
         streams = np.repeat(streams[:, None], 1 + partners, axis=1)
         if partners:
-            self._videos = np.hstack([self._videos, nearby(labels.ids, labels.weak, plan, mine, partners)])
+            self._videos = np.hstack([self._videos, draw_nearby_partners(labels.ids, labels.weak, plan, mine, partners)])
             streams[:, 1:] += plan.streams
         readers = range(max(1, place.readers))
         chosen = [np.flatnonzero(reader == number) for number in readers]
-        self._parts = [_Part(index, labels, self._videos[at], streams[at], steps[at], rows[at]) for at in chosen]
+        self._parts = [_ReaderReads(index, labels, self._videos[at], streams[at], steps[at], rows[at]) for at in chosen]
 
     def videos(self, step: int) -> NDArray[np.int64]:
         """Numbers of the videos of a step and of their partners, [rows, 1+K]."""
@@ -198,7 +198,7 @@ class _Share:
         return [part.task(step, slot) for part in self._parts]
 
 
-class _Part:
+class _ReaderReads:
     """What one reader reads: R rows of batches, ascending in their steps.
 
     Args:
@@ -225,7 +225,7 @@ class _Part:
         self._closes = self._opened.closes[self._closing]
 
     def task(self, step: int, slot: int) -> Task:
-        """See `_Share.tasks`."""
+        """See `_RankReads.tasks`."""
         opened, labels = self._opened, self._labels
         first, stop = np.searchsorted(self._steps, [step, step + 1])
         videos, draws = self._videos[first:stop], np.arange(self._videos.shape[1])

@@ -36,7 +36,7 @@ import tenacity
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards.checked_file import GO_ON, CheckedFile, OpenShard, ShardInMemory, Stamp
+from avvp_dist.shards.checked_file import RESUME_HINT, CheckedFile, OpenShard, ShardInMemory, Stamp
 from avvp_dist.storage.user_folders import user_cache
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ LOGGER = logging.getLogger(__name__)
 DEFAULT_GB = 50.0
 GB = 10**9
 _ATTEMPTS = 4
-_KEPT = "complete shards are kept"
-_PATIENCE_S = 20.0  # a process that waits for another says so this often
+_RESUME_PACK = "complete shards are kept"
+_WAIT_LOG_INTERVAL = 20.0  # a process that waits for another says so this often
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ASIDE = re.compile(r"[0-9a-f]{32}")
+_PARTIAL_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class Usage(NamedTuple):
@@ -61,7 +61,7 @@ class Usage(NamedTuple):
     bytes: int
 
 
-class WrongBytes(Exception):
+class ContentMismatch(Exception):
     """What came is not what the index recorded."""
 
 
@@ -90,7 +90,7 @@ class ShardCache:
         self._given = folder
         self.limit_bytes = limit_bytes
         self._checked: dict[Path, Stamp | None] = {}
-        self._complained = False
+        self._warned = False
 
     @property
     def folder(self) -> Path:
@@ -141,7 +141,7 @@ class ShardCache:
         try:
             handle = self._open_checked(path, shard, cached=False)
         except FileNotFoundError:
-            raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
+            raise DataError(f"{shard.name}: missing; pack again ({_RESUME_PACK})") from None
         except OSError as error:
             raise DataError(f"{shard.name}: cannot be read: {error}") from None
         if handle is None:
@@ -151,7 +151,7 @@ class ShardCache:
                 if size == shard.bytes
                 else (f"{size} bytes, the index says {shard.bytes}")
             )
-            raise DataError(f"{shard.name}: {what}; delete it and pack again ({_KEPT})")
+            raise DataError(f"{shard.name}: {what}; delete it and pack again ({_RESUME_PACK})")
         return handle
 
     def _find(self, shard: ShardInfo | ShardRef) -> CheckedFile | None:
@@ -173,7 +173,9 @@ class ShardCache:
     def _open_checked(self, path: Path, shard: ShardInfo | ShardRef, cached: bool) -> CheckedFile | None:
         """The open file, or None when it does not hold the shard."""
         remedy = (
-            f"{GO_ON}, and fetches it again" if cached else f"restore it, or delete it and pack again ({_KEPT}); {GO_ON}"
+            f"{RESUME_HINT}, and fetches it again"
+            if cached
+            else f"restore it, or delete it and pack again ({_RESUME_PACK}); {RESUME_HINT}"
         )
         with contextlib.ExitStack() as stack:
             handle = stack.enter_context(CheckedFile(path, shard, remedy, changes=not cached))
@@ -181,7 +183,7 @@ class ShardCache:
                 _try_lock(handle, fcntl.LOCK_SH)  # refused while it is being evicted: then it stays readable all the same
             stamp = handle.stamp
             if self._checked.get(path, ()) != stamp:
-                if not handle.whole():
+                if not handle.is_intact():
                     return None
                 self._checked[path] = stamp
             stack.pop_all()
@@ -191,26 +193,26 @@ class ShardCache:
         """Fetches the shard, unless another process has done so when this one's turn comes."""
         try:
             with self._lock(shard.sha256[:2], f"another process fetches {shard.name}"):
-                return self._find(shard) or self._keep(shard, _fetch(source, shard))
+                return self._find(shard) or self._store(shard, _fetch(source, shard))
         except OSError as error:
-            self._complain(shard, error)
+            self._warn_once(shard, error)
             return ShardInMemory(_fetch(source, shard), shard)
 
-    def _keep(self, shard: ShardInfo | ShardRef, content: bytes) -> OpenShard:
+    def _store(self, shard: ShardInfo | ShardRef, content: bytes) -> OpenShard:
         """Publishes ``content`` as an entry and opens it."""
-        aside = self.folder / "partial" / uuid.uuid4().hex
+        partial = self.folder / "partial" / uuid.uuid4().hex
         try:
             with self._lock("room", "another process writes to it"):
                 self._make_room(len(content))
-                for folder in (aside.parent, self._entry(shard).parent):
+                for folder in (partial.parent, self._entry(shard).parent):
                     folder.mkdir(exist_ok=True)
                 try:
-                    aside.write_bytes(content)
-                    aside.replace(self._entry(shard))
+                    partial.write_bytes(content)
+                    partial.replace(self._entry(shard))
                 finally:
-                    aside.unlink(missing_ok=True)
+                    partial.unlink(missing_ok=True)
         except OSError as error:
-            self._complain(shard, error)
+            self._warn_once(shard, error)
             return ShardInMemory(content, shard)
         return self._find(shard) or ShardInMemory(content, shard)
 
@@ -236,7 +238,7 @@ class ShardCache:
     def _sweep(self) -> None:
         """Deletes what killed writers left: who holds the lock ``room`` is the only writer."""
         for path in (self.folder / "partial").glob("*"):
-            if _ASIDE.fullmatch(path.name):
+            if _PARTIAL_NAME.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
@@ -259,7 +261,7 @@ class ShardCache:
         lock = filelock.FileLock(folder / f"{name}.lock")
         while True:
             try:
-                lock.acquire(timeout=_PATIENCE_S)
+                lock.acquire(timeout=_WAIT_LOG_INTERVAL)
                 break
             except filelock.Timeout:
                 LOGGER.info("waiting for the cache %s: %s", self.folder, held_because)
@@ -268,8 +270,8 @@ class ShardCache:
         finally:
             lock.release()
 
-    def _complain(self, shard: ShardInfo | ShardRef, error: OSError) -> None:
-        if not self._complained:
+    def _warn_once(self, shard: ShardInfo | ShardRef, error: OSError) -> None:
+        if not self._warned:
             LOGGER.warning(
                 "the shard cache cannot keep %s (%.3g MB): %s. Going on without it, so what does not fit is fetched again "
                 "whenever it is needed. Its folder is %s, its limit %.4g GB: free some room there, or set data.cache to a "
@@ -280,7 +282,7 @@ class ShardCache:
                 self.folder,
                 self.limit_bytes / GB,
             )
-        self._complained = True
+        self._warned = True
 
 
 def _remove_unused(path: Path) -> bool:
@@ -315,27 +317,27 @@ def _fetch(source: str, shard: ShardInfo | ShardRef) -> bytes:
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        retry=tenacity.retry_if_exception_type(WrongBytes),  # storage has tried again whatever else may pass
+        retry=tenacity.retry_if_exception_type(ContentMismatch),  # storage has tried again whatever else may pass
         before_sleep=tenacity.before_sleep_log(LOGGER, logging.WARNING),
         reraise=True,
     )
     try:
-        return retrying(check_content, source, shard)
+        return retrying(fetch_verified, source, shard)
     except FileNotFoundError:
-        raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
-    except WrongBytes as error:
+        raise DataError(f"{shard.name}: missing; pack again ({_RESUME_PACK})") from None
+    except ContentMismatch as error:
         raise DataError(f"{shard.name}: {error}, {_ATTEMPTS} times; delete it there and pack again") from None
 
 
-def check_content(source: str, shard: ShardInfo | ShardRef) -> bytes:
+def fetch_verified(source: str, shard: ShardInfo | ShardRef) -> bytes:
     """All bytes of a shard from where it lies, of the length and hash in the index.
 
     Raises:
-        WrongBytes: they are others.
+        ContentMismatch: they are others.
     """
     content = storage.read_bytes(source)
     if len(content) != shard.bytes:
-        raise WrongBytes(f"{len(content)} bytes came, {shard.bytes} are in the index")
+        raise ContentMismatch(f"{len(content)} bytes came, {shard.bytes} are in the index")
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise WrongBytes("content differs from what the index recorded")
+        raise ContentMismatch("content differs from what the index recorded")
     return content

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from avvp_dist.shards.index import ShardInfo
     from avvp_dist.shards.reference import ShardRef
 
-GO_ON = "the same command then goes on from the last checkpoint"
+RESUME_HINT = "the same command then goes on from the last checkpoint"
 _BLOCK = 1 << 20  # bytes hashed at a time
 _TRIES = 5  # reads of a file that changes all the time
 Stamp = tuple[int, ...]
 
 
 class CheckedFile(io.FileIO):
-    """The open file of one shard; `whole` tells whether its content is the recorded one.
+    """The open file of one shard; `is_intact` tells whether its content is the recorded one.
 
     Args:
         path: of the file.
@@ -43,17 +43,17 @@ class CheckedFile(io.FileIO):
         self.shard = shard
         self._remedy = remedy
         self._changes = changes
-        self.stamp: Stamp | None = self.look()
+        self.stamp: Stamp | None = self.current_stamp()
 
     def __del__(self) -> None:
         self.close()
 
-    def look(self) -> Stamp:
+    def current_stamp(self) -> Stamp:
         """What differs after a write to the file."""
         found = os.fstat(self.fileno())
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns if self._changes else 0
 
-    def whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether size and hash are the recorded ones; reads all of it."""
         if os.fstat(self.fileno()).st_size != self.shard.bytes:
             return False
@@ -63,21 +63,21 @@ class CheckedFile(io.FileIO):
             offset += count
         return digest.hexdigest() == self.shard.sha256
 
-    def fill(self, parts: list[memoryview], offset: int) -> None:
-        """Reads what begins at ``offset`` into ``parts``, one after the other; use it inside `undisturbed`."""
+    def read_into(self, parts: list[memoryview], offset: int) -> None:
+        """Reads what begins at ``offset`` into ``parts``, one after the other; use it inside `read_consistently`."""
         if os.preadv(self.fileno(), parts, offset) != sum(map(len, parts)):
             self.stamp = None  # cut off, now or a moment ago
 
-    def changed(self) -> bool:
+    def was_modified(self) -> bool:
         """Whether something was written to the file since the last look, but it is whole now.
 
         Raises:
             DataError: it is not whole.
         """
-        now = self.look()
+        now = self.current_stamp()
         if now == self.stamp:
             return False
-        if not self.whole():
+        if not self.is_intact():
             size = os.fstat(self.fileno()).st_size
             what = "its content differs" if size == self.shard.bytes else f"{size} bytes, the index says {self.shard.bytes}"
             raise DataError(f"{self.shard.name}: overwritten or truncated while it is being read ({what}); {self._remedy}")
@@ -93,25 +93,25 @@ class ShardInMemory(io.BytesIO):
         self.shard = shard
         self._content = memoryview(content)
 
-    def fill(self, parts: list[memoryview], offset: int) -> None:
-        """See `CheckedFile.fill`."""
+    def read_into(self, parts: list[memoryview], offset: int) -> None:
+        """See `CheckedFile.read_into`."""
         for part in parts:
             part[:] = self._content[offset : offset + len(part)]
             offset += len(part)
 
-    def changed(self) -> bool:
-        """See `CheckedFile.changed`."""
+    def was_modified(self) -> bool:
+        """See `CheckedFile.was_modified`."""
         return False
 
 
 OpenShard = CheckedFile | ShardInMemory
 
 
-def undisturbed(read: Callable[[], None], files: Collection[OpenShard]) -> None:
+def read_consistently(read: Callable[[], None], files: Collection[OpenShard]) -> None:
     """Calls ``read``, again where a file was written to meanwhile, so that what it read is what the index recorded.
 
     Args:
-        read: `CheckedFile.fill` of some of ``files``.
+        read: `CheckedFile.read_into` of some of ``files``.
         files: all that it reads.
 
     Raises:
@@ -120,9 +120,9 @@ def undisturbed(read: Callable[[], None], files: Collection[OpenShard]) -> None:
     for _ in range(_TRIES):
         try:
             read()
-            disturbed = [file.shard.name for file in files if file.changed()]
+            disturbed = [file.shard.name for file in files if file.was_modified()]
         except OSError as error:
             raise DataError(f"{' or '.join(sorted(file.shard.name for file in files))}: cannot be read: {error}") from None
         if not disturbed:
             return
-    raise DataError(f"{', '.join(disturbed)}: another process writes to it all the time; stop that, {GO_ON}")
+    raise DataError(f"{', '.join(disturbed)}: another process writes to it all the time; stop that, {RESUME_HINT}")

@@ -35,7 +35,7 @@ class OddFile:
 
 
 @dataclass(frozen=True)
-class Examined:
+class FeatureReport:
     """What there is to say about the feature files of one video.
 
     Attributes:
@@ -53,7 +53,7 @@ class FeatureSource(Protocol):
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identifies the inputs of ``records`` without reading them (for files: names, sizes, times of change)."""
 
-    def examine(self, record: VideoRecord) -> Examined:
+    def examine(self, record: VideoRecord) -> FeatureReport:
         """Everything that is wrong or odd about the features of one video."""
 
     def read(self, record: VideoRecord) -> np.ndarray:

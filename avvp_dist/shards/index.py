@@ -268,7 +268,7 @@ def read_labels(url: str, index: Index) -> dict[str, Labels]:
     Raises:
         DataError: labels.parquet is missing, unreadable or does not belong to ``index``.
     """
-    labels = labels_of(url, index, read_table(url, index))
+    labels = labels_by_split(url, index, read_table(url, index))
     pa.default_memory_pool().release_unused()  # arrow would keep what the table took: 1 GB for 10 million videos
     return labels
 
@@ -316,7 +316,7 @@ def _warn_without_hash(url: str) -> None:
     )
 
 
-def labels_of(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
+def labels_by_split(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
     """Labels of every split out of the rows of `read_table`.
 
     Raises:

@@ -13,7 +13,7 @@ from webdataset.tariterators import tar_file_iterator
 from avvp_dist.shards.reference import FEATURES
 
 
-def explain(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
+def diagnose(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
     """Why ``member`` is not the array that the index promises.
 
     Args:

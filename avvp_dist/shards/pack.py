@@ -28,7 +28,7 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.shards import index as indexes
-from avvp_dist.shards import workers as processes
+from avvp_dist.shards import worker_pool
 from avvp_dist.shards.feature_source import FeatureSource, OddFile
 from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
@@ -53,7 +53,7 @@ def pack(
     workers: int | None = None,
     shard_videos: int = 256,
     skip_bad: bool = False,
-    open_pool: processes.OpenPool = processes.pool,
+    open_pool: worker_pool.OpenPool = worker_pool.pool,
 ) -> Index:
     """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
 
@@ -79,7 +79,7 @@ def pack(
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
     _refuse_records(dataset, records)
-    with locks.hold_folder(out, "pack into another folder"):
+    with locks.lock_folder(out, "pack into another folder"):
         return _pack(dataset, records, source, out, provenance, workers, shard_videos, skip_bad, open_pool)
 
 
@@ -92,19 +92,19 @@ def _pack(
     workers: int | None,
     shard_videos: int,
     skip_bad: bool,
-    open_pool: processes.OpenPool,
+    open_pool: worker_pool.OpenPool,
 ) -> Index:
     """What `pack` does once nobody else writes to ``out``."""
     parts = storage.join(out, indexes.PARTS_FOLDER)
-    storage.sweep(out)
-    storage.sweep(parts)
+    storage.remove_abandoned(out)
+    storage.remove_abandoned(parts)
     inputs = _inputs(dataset, records, source, shard_videos)
     earlier = _finished(out, inputs)
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
     with open_pool(workers) as pool:
         if left_out is None:
             left_out, odd = _check(records, source, pool)
-            _tell_odd(odd)
+            _log_odd_files(odd)
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
@@ -113,11 +113,11 @@ def _pack(
             )
         jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
         if not earlier:
-            _tell_resumed(out, parts, len(jobs))
+            _log_resumed(out, parts, len(jobs))
             plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
             _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
-        packed = processes.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
-    storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
+        packed = worker_pool.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
+    storage.remove_abandoned(out)  # a worker that died and was replaced may have left something half-written aside
     shards = tuple(shard.info for shard in packed)
     labels = _labels(out, earlier, [shard.rows for shard in packed])
     index = Index(
@@ -169,15 +169,15 @@ def check_features(
     records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None
 ) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
     """The videos whose features cannot be packed, and files that are odd but can be, in the order of ``records``."""
-    with processes.pool(workers) as pool:
+    with worker_pool.pool(workers) as pool:
         return _check(records, source, pool)
 
 
 def _check(
-    records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None
+    records: Sequence[VideoRecord], source: FeatureSource, pool: worker_pool.Pool | None
 ) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
     blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
-    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
+    checked = worker_pool.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
     return tuple(bad for block, _ in checked for bad in block), tuple(odd for _, block in checked for odd in block)
 
 
@@ -188,7 +188,7 @@ def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> tuple[list
     return bad, [odd for _, found in examined for odd in found.odd]
 
 
-def _tell_odd(odd: Sequence[OddFile]) -> None:
+def _log_odd_files(odd: Sequence[OddFile]) -> None:
     if odd:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(file.kind for file in odd).items()))
         LOGGER.warning("odd feature files that can be used: %s; `avvp data check` tells what becomes of them", counts)
@@ -300,7 +300,7 @@ def _labels(out: str, earlier: Index | None, rows: Sequence[pa.Table]) -> bytes:
     return content
 
 
-def _tell_resumed(out: str, parts: str, shards: int) -> None:
+def _log_resumed(out: str, parts: str, shards: int) -> None:
     there = sum(name.endswith(".tar.json") for name in storage.names(parts))
     if there:
         LOGGER.info(

@@ -42,13 +42,13 @@ def check_files(url: str, index: Index, labels: Labels) -> None:
 
 def inspect(store: ShardStore, index: Index, labels: Mapping[str, Labels], rank: int, world: int) -> list[LeftOut]:
     """Reads every video of this rank's share of the shards; returns the bad ones, and why they are."""
-    shards = [shard for of_split in labels.values() for shard in shards_of(index, of_split)]
+    shards = [shard for of_split in labels.values() for shard in shards_in_split(index, of_split)]
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = pool.map(lambda shard: inspect_shard(store, shard), shards[rank::world])
         return [bad for of_shard in found for bad in of_shard]
 
 
-def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
+def exclude(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
     """The labels of the other videos.
 
     Raises:
@@ -87,7 +87,7 @@ class ShardVideos:
     offsets: tuple[int, ...]
 
 
-def shards_of(index: Index, labels: Labels) -> list[ShardVideos]:
+def shards_in_split(index: Index, labels: Labels) -> list[ShardVideos]:
     """The shards of a split, in the order of the index."""
     by_shard = np.argsort(labels.shard, kind="stable")
     numbers, starts = np.unique(labels.shard[by_shard], return_index=True)

@@ -1,8 +1,8 @@
 """Reads single videos out of shards by the byte ranges of the index, and checks every one of them.
 
 Imports neither torch nor webdataset (which imports torch), so that reader processes start in tenths of a second and take 30
-MB each instead of 250. Shards are WebDataset's and their arrays are the same either way; `members.find`, over WebDataset's
-own iteration, tells what a shard holds when it is not what the index says.
+MB each instead of 250. Shards are WebDataset's and their arrays are the same either way; `members.diagnose`, over
+WebDataset's own iteration, tells what a shard holds when it is not what the index says.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from avvp_dist.errors import DataError
 from avvp_dist.shards.cache import ShardCache
-from avvp_dist.shards.checked_file import OpenShard, undisturbed
+from avvp_dist.shards.checked_file import OpenShard, read_consistently
 from avvp_dist.shards.reference import FEATURES, ShardRef
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class ShardFile:
         member, start = f"{video}.{FEATURES}", min(_LEAD, offset)
         lead = memoryview(self._lead)[:start]
         parts = [lead, out.reshape(-1).view(np.uint8).data]
-        undisturbed(lambda: self._file.fill(parts, offset - start), [self._file])
+        read_consistently(lambda: self._file.read_into(parts, offset - start), [self._file])
         if not self._is_array(bytes(lead), member):
-            raise DataError(f"{self._name}: {self._what_is_wrong(member)}; pack into another folder")
+            raise DataError(f"{self._name}: {self._diagnose(member)}; pack into another folder")
         bits = out.view(np.uint16)
         if ((bits & _NOT_FINITE) == _NOT_FINITE).any():
             where = np.argwhere(~np.isfinite(out))
@@ -97,11 +97,11 @@ class ShardFile:
         self._headers.add(header)
         return True
 
-    def _what_is_wrong(self, member: str) -> str:
+    def _diagnose(self, member: str) -> str:
         from avvp_dist.shards import members  # imports torch, which no reader needs while all is well
 
         self._file.seek(0)
-        return members.explain(self._file, member, self._shape)
+        return members.diagnose(self._file, member, self._shape)
 
 
 @functools.cache

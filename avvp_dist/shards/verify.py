@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards import quarantine, workers
-from avvp_dist.shards.cache import ShardCache, WrongBytes, check_content
+from avvp_dist.shards import quarantine, worker_pool
+from avvp_dist.shards.cache import ContentMismatch, ShardCache, fetch_verified
 from avvp_dist.shards.checked_file import OpenShard, ShardInMemory
 from avvp_dist.shards.index import (
     INDEX_FILE,
@@ -22,8 +22,8 @@ from avvp_dist.shards.index import (
     PARTS_FOLDER,
     Index,
     ShardInfo,
+    labels_by_split,
     labels_info,
-    labels_of,
     read_table,
 )
 from avvp_dist.shards.quarantine import ShardVideos
@@ -35,7 +35,7 @@ from avvp_dist.types import Event, VideoRecord
 _SHOWN = 100  # characters of a value in a message
 
 
-class Verified(NamedTuple):
+class VerifyReport(NamedTuple):
     """What was read, and what is wrong with it.
 
     Attributes:
@@ -67,7 +67,7 @@ class _Job(NamedTuple):
     rows: pa.Table | None
 
 
-class _Found(NamedTuple):
+class _ShardResult(NamedTuple):
     bad_videos: int
     problems: list[str]
 
@@ -80,14 +80,14 @@ class _NoCache(ShardCache):
         if storage.local_path(url) is not None:
             return super().open(url, shard)
         try:
-            return ShardInMemory(check_content(storage.join(url, shard.name), shard), shard)
+            return ShardInMemory(fetch_verified(storage.join(url, shard.name), shard), shard)
         except FileNotFoundError:
             raise DataError(f"{shard.name}: missing; pack again") from None
-        except WrongBytes as error:
+        except ContentMismatch as error:
             raise DataError(f"{shard.name}: {error}; delete it there and pack again") from None
 
 
-def verify(url: str, processes: int | None = None, record: bool = False) -> Verified:
+def verify(url: str, processes: int | None = None, record: bool = False) -> VerifyReport:
     """Every hash, every video, and labels.parquet against what the shards say of their videos.
 
     Args:
@@ -99,26 +99,26 @@ def verify(url: str, processes: int | None = None, record: bool = False) -> Veri
         DataError: index.json cannot be used, so that nothing else can be compared with it.
     """
     index = Index.load(url)
-    problems = _strangers(url, index)
+    problems = _unexpected_files(url, index)
     table = None
     try:
         table = read_table(url, index)
-        labels_of(url, index, table)
+        labels_by_split(url, index, table)
     except DataError as error:
         problems += [f"{LABELS_FILE}: {problem}" if error.title else problem for problem in error.problems]
         table = None
     jobs = _jobs(ShardStore(url, _NoCache()), index, table)
     sizes = [shard.samples for shard in index.shards]
-    with workers.pool(processes) as pool:
-        found = workers.run(_verify, jobs, sizes, pool, "verified", "shards")
+    with worker_pool.pool(processes) as pool:
+        found = worker_pool.run(_verify, jobs, sizes, pool, "verified", "shards")
     problems += [line for of_shard in found for line in of_shard.problems]
     if record and table is not None and not problems:
         index = _record(url, index, table)
     size, bad = sum(shard.bytes for shard in index.shards), sum(of_shard.bad_videos for of_shard in found)
-    return Verified(len(jobs), sum(sizes), size, bad, tuple(problems), index.fingerprint)
+    return VerifyReport(len(jobs), sum(sizes), size, bad, tuple(problems), index.fingerprint)
 
 
-def _strangers(url: str, index: Index) -> list[str]:
+def _unexpected_files(url: str, index: Index) -> list[str]:
     """Files that look like part of the data set and are not."""
     known = {shard.name for shard in index.shards} | {INDEX_FILE, LABELS_FILE}
     names = [name for name in storage.names(url) if name not in known]
@@ -139,18 +139,18 @@ def _jobs(store: ShardStore, index: Index, table: pa.Table | None) -> list[_Job]
     return [job._replace(shard=shard, rows=part) for shard, part in zip(index.shards, rows, strict=True) if job]
 
 
-def _verify(job: _Job) -> _Found:
+def _verify(job: _Job) -> _ShardResult:
     try:
         file = job.store.cache.open(job.store.url, job.shard)
     except DataError as error:
-        return _Found(job.shard.samples, error.problems)
+        return _ShardResult(job.shard.samples, error.problems)
     with file:
         if job.rows is None:
-            return _Found(0, [])
+            return _ShardResult(0, [])
         ids, offsets = tuple(job.rows["id"].to_pylist()), tuple(job.rows["offset"].to_pylist())
         videos = ShardVideos(job.shard, job.shape, job.shard.split, ids, offsets)
         bad = quarantine.inspect_videos(ShardFile(file, job.shape), videos)
-        return _Found(len(bad), [video.reason for video in bad] + _contradictions(file, job))
+        return _ShardResult(len(bad), [video.reason for video in bad] + _contradictions(file, job))
 
 
 def _contradictions(file: OpenShard, job: _Job) -> list[str]:

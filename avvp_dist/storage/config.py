@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from avvp_dist.config import Section, merge, parse_overrides, validate
-from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials
+from avvp_dist.text.credentials import CREDENTIALS_HINT, holds_credentials
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -43,10 +43,10 @@ class StorageConfig(Section):
         given = content if isinstance(content, Mapping) else {}
         secret = [key for key in given if key not in cls.model_fields and _SECRET_KEY.search(str(key))]
         if secret:
-            raise ValueError(f"{', '.join(secret)}: credentials are no part of a config; {WHERE_THEY_GO}")
+            raise ValueError(f"{', '.join(secret)}: credentials are no part of a config; {CREDENTIALS_HINT}")
         endpoint = given.get("endpoint")
         if isinstance(endpoint, str) and (holds_credentials(endpoint) or "@" in endpoint):
-            raise ValueError(f"endpoint holds credentials, which are no part of a config; {WHERE_THEY_GO}")
+            raise ValueError(f"endpoint holds credentials, which are no part of a config; {CREDENTIALS_HINT}")
         return content
 
     def resolved(self) -> StorageConfig:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from avvp_dist.errors import AvvpError, StorageError
-from avvp_dist.text.credentials import WHERE_THEY_GO, redact
+from avvp_dist.text.credentials import CREDENTIALS_HINT, redact
 
 T = TypeVar("T")
 
@@ -43,7 +43,9 @@ _LASTING_CONFLICTS = {
 }  # fmt: skip
 
 
-def attempt(call: Callable[[], T], url: str, doing: str, retries: int, renew: Callable[[], None] = lambda: None) -> T:
+def call_with_retries(
+    call: Callable[[], T], url: str, doing: str, retries: int, renew: Callable[[], None] = lambda: None
+) -> T:
     """The answer of ``call``, which may be repeated: it reads, lists, or puts a whole object.
 
     Args:
@@ -67,8 +69,8 @@ def attempt(call: Callable[[], T], url: str, doing: str, retries: int, renew: Ca
     retrying = Retrying(
         stop=stop_after_attempt(retries + 1),
         wait=wait_random_exponential(multiplier=0.2, max=10),
-        retry=retry_if_exception(_broke_off),
-        before_sleep=lambda state: _say(state, url, doing),
+        retry=retry_if_exception(_is_retryable),
+        before_sleep=lambda state: _log_retry(state, url, doing),
         reraise=True,
     )
 
@@ -89,7 +91,7 @@ def attempt(call: Callable[[], T], url: str, doing: str, retries: int, renew: Ca
     except Exception as error:
         if isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket":
             raise
-        raise _told(error, url, doing, started, retries) from error
+        raise _storage_error(error, url, doing, started, retries) from error
 
 
 def unreachable(url: str, endpoint: str, reason: object) -> StorageError:
@@ -106,20 +108,20 @@ def precondition_failed(error: BaseException) -> bool:
     return _code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict") or isinstance(error, FileExistsError)
 
 
-def knows_no_conditions(error: BaseException) -> bool:
+def rejects_conditional_writes(error: BaseException) -> bool:
     """Whether a store refused a request for the condition in it, which it does not implement."""
     status = (_response(error) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return status in (400, 501) or _code(error) == "NotImplemented" or isinstance(error, NotImplementedError)
 
 
-def _say(state: RetryCallState, url: str, doing: str) -> None:
+def _log_retry(state: RetryCallState, url: str, doing: str) -> None:
     error = state.outcome and state.outcome.exception()
     assert error
     how = "broke off" if _response(error) is None else "was put off"
     _log.warning("%s: %s %s (%s), attempt %d follows", redact(url), doing, how, _brief(error), state.attempt_number + 1)
 
 
-def _broke_off(error: BaseException) -> bool:
+def _is_retryable(error: BaseException) -> bool:
     """Whether another try may help that botocore has not made."""
     if not isinstance(error, Exception) or isinstance(error, AvvpError) or _is_refusal(error):
         return False
@@ -134,16 +136,16 @@ def _broke_off(error: BaseException) -> bool:
     return not names & _BY_BOTOCORE or "AioReadTimeoutError" in names
 
 
-def _told(error: Exception, url: str, doing: str, attempts: int, retries: int) -> StorageError:
+def _storage_error(error: Exception, url: str, doing: str, attempts: int, retries: int) -> StorageError:
     """The one line that says what is wrong and what to do."""
     code, names, shown = _code(error), _names(error), redact(url)
     bucket = shown.split("://", 1)[-1].split("/", 1)[0]
     if code == "NoSuchBucket":
         return StorageError(f"{shown}: there is no bucket {bucket!r}; make it, or mend the name or storage.endpoint")
     if code in _UNKNOWN_CREDENTIALS:
-        return StorageError(f"{shown}: the store does not accept these credentials ({code}); {WHERE_THEY_GO}")
+        return StorageError(f"{shown}: the store does not accept these credentials ({code}); {CREDENTIALS_HINT}")
     if names & _NO_CREDENTIALS:
-        return StorageError(f"{shown}: no usable credentials ({_brief(error)}); {WHERE_THEY_GO}")
+        return StorageError(f"{shown}: no usable credentials ({_brief(error)}); {CREDENTIALS_HINT}")
     if code == "RequestTimeTooSkewed":
         return StorageError(f"{shown}: refused, this machine's clock differs too much from the store's; set the clock")
     if code in _OTHER_REGION:

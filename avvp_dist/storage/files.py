@@ -1,6 +1,6 @@
 """The only fsspec code: read, write and list local paths and object-store URLs alike.
 
-Writes are never half-visible: a local file is written aside and renamed, an object store shows an object only once its
+Writes are never half-visible: a local file is written temporary and renamed, an object store shows an object only once its
 upload has finished. What goes wrong with object storage is a `StorageError`; where nothing is there, FileNotFoundError.
 
 How object storage is reached is this module's one piece of state. A command sets it with `configure` when it knows its
@@ -28,8 +28,8 @@ from fsspec.utils import get_protocol
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage import processes, special_files
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.storage.errors import attempt, knows_no_conditions, precondition_failed, unreachable
-from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials, redact
+from avvp_dist.storage.errors import call_with_retries, precondition_failed, rejects_conditional_writes, unreachable
+from avvp_dist.text.credentials import CREDENTIALS_HINT, holds_credentials, redact
 from avvp_dist.text.urls import malformed
 
 T = TypeVar("T")
@@ -43,18 +43,18 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_ASIDE = ".aside-"  # prefix of files being written; never taken for data
-_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a file aside has no writer any more
+_TEMPORARY_PREFIX = ".aside-"  # prefix of files being written; never taken for data
+_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a file temporary has no writer any more
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
-_GREETINGS = 3  # attempts to find anyone at an address that has not answered yet: a wrong one should not cost a minute
+_PROBE_ATTEMPTS = 3  # attempts to find anyone at an address that has not reachable yet: a wrong one should not cost a minute
 
 
 class _State:
     """All that a process keeps about object storage."""
 
     config: ClassVar[StorageConfig] = StorageConfig()
-    answered: ClassVar[set[str]] = set()  # addresses that somebody listens at
+    reachable: ClassVar[set[str]] = set()  # addresses that somebody listens at
 
 
 def configure(config: StorageConfig) -> None:
@@ -86,12 +86,12 @@ def absolute(url: str | os.PathLike[str]) -> str:
 def exists(url: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> bool:
         # s3fs' own exists() takes a bucket that is not there, or refuses, for a missing file
         return bool(fs.info(path)) if get_protocol(os.fspath(url)) in _S3 else bool(fs.exists(path))
 
     try:
-        return _on(url, "look up", look)
+        return _call(url, "look up", query)
     except FileNotFoundError:
         return False
 
@@ -102,38 +102,38 @@ def size(url: str | os.PathLike[str]) -> int:
     Raises:
         FileNotFoundError: there is none.
     """
-    return _on(url, "look up", lambda fs, path: int(fs.size(path)))
+    return _call(url, "look up", lambda fs, path: int(fs.size(path)))
 
 
 def names(url: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the files and folders right below ``url``; empty when it is not there."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         found = (entry.rstrip("/") for entry in fs.ls(path, detail=False, refresh=True))
         return [entry.rsplit("/", 1)[-1] for entry in found if entry != path.rstrip("/")]  # some list the folder itself
 
     try:
-        found = _on(url, "list", look)
+        found = _call(url, "list", query)
     except FileNotFoundError:
         return []
-    return sorted(name for name in found if not name.startswith((_ASIDE, LOCK)))
+    return sorted(name for name in found if not name.startswith((_TEMPORARY_PREFIX, LOCK)))
 
 
 def find(url: str | os.PathLike[str], name: str) -> list[str]:
     """All files called ``name`` in the folder ``url`` or anywhere below it, sorted; empty when it is not there."""
     here = _is_local(url)
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         found = (each for each in fs.find(path) if each.rsplit("/", 1)[-1] == name)
         return sorted(each if here else fs.unstrip_protocol(each) for each in found)
 
-    return _on(url, "list", look)
+    return _call(url, "list", query)
 
 
 def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
     """Bytes of each file right below ``url``, by its name; empty when it is not there."""
     try:
-        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        entries = _call(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
     except FileNotFoundError:
         return {}
     return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
@@ -145,7 +145,7 @@ def versions(url: str | os.PathLike[str]) -> dict[str, str]:
     That is its size, and the hash or time of change that the store lists.
     """
     try:
-        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        entries = _call(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
     except FileNotFoundError:
         return {}
     found = {}
@@ -168,7 +168,7 @@ def read_bytes(url: str | os.PathLike[str]) -> bytes:
         check_file(here)
     # one request for the whole of an object: s3fs would ask for its size first, and fetch a large one in ranges
     options = {"max_concurrency": 1} if get_protocol(os.fspath(url)) in _S3 else {}
-    return _on(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
+    return _call(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
 
 
 def read_text(url: str | os.PathLike[str]) -> str:
@@ -205,23 +205,23 @@ def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
     """Puts ``content`` at ``url``, replacing what was there, all at once; a device or a named pipe is written in place."""
     target = local_path(url)
     if target is None:
-        _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
+        _call(url, "write", lambda fs, path: fs.pipe_file(path, content))
         return
     if special_files.is_device(target):
         special_files.write(target, content)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f"{_ASIDE}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
+    temporary = target.parent / f"{_TEMPORARY_PREFIX}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:
-        with aside.open("wb") as handle:
+        with temporary.open("wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())  # a crash of the machine must not leave an empty file under the final name
-        aside.replace(target)
+        temporary.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:  # a full disk's names no file, others' the one aside
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # a full disk's names no file, others' the one temporary
             raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
 
@@ -234,7 +234,7 @@ def write_text(url: str | os.PathLike[str], content: str) -> None:
 def remove(url: str | os.PathLike[str]) -> None:
     """Deletes a file or a whole folder; nothing happens where there is none."""
     with contextlib.suppress(FileNotFoundError):
-        _on(url, "delete", lambda fs, path: fs.rm(path, recursive=True))
+        _call(url, "delete", lambda fs, path: fs.rm(path, recursive=True))
 
 
 def arrow_filesystem(url: str) -> tuple[Any, str]:
@@ -265,12 +265,12 @@ def replace(url: str, content: bytes, version: str) -> bool:
 def read_version(url: str) -> tuple[bytes, str] | None:
     """Content of an object and its ETag (empty where the store has none); None where there is none."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, str]:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, str]:
         version = str(fs.info(path, refresh=True).get("ETag", "")) if get_protocol(url) in _S3 else ""
         return bytes(fs.cat_file(path)), version
 
     try:
-        return _on(url, "read", look)
+        return _call(url, "read", query)
     except FileNotFoundError:
         return None
 
@@ -287,30 +287,30 @@ def _put_if(url: str, content: bytes, condition: dict[str, str]) -> bool:
         except Exception as error:
             if precondition_failed(error):
                 return False
-            if not (conditional and knows_no_conditions(error)):
+            if not (conditional and rejects_conditional_writes(error)):
                 raise
             fs.pipe_file(path, content)
         return True
 
-    return _on(url, "write", put)
+    return _call(url, "write", put)
 
 
-def sweep(url: str | os.PathLike[str]) -> int:
-    """Deletes what killed writers left aside right below a local ``url``; returns how many files that were.
+def remove_abandoned(url: str | os.PathLike[str]) -> int:
+    """Deletes what killed writers left temporary right below a local ``url``; returns how many files that were.
 
     A file is left if its writer may be alive: a process of this machine that runs, or one of another machine within a day.
     """
     folder = local_path(url)
     if folder is None or not folder.is_dir():
         return 0
-    stale = [path for path in folder.glob(f"{_ASIDE}*") if _is_abandoned(path)]
+    stale = [path for path in folder.glob(f"{_TEMPORARY_PREFIX}*") if _is_abandoned(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
 
 
 def _is_abandoned(path: Path) -> bool:
-    machine, _, rest = path.name.removeprefix(_ASIDE).partition("-")
+    machine, _, rest = path.name.removeprefix(_TEMPORARY_PREFIX).partition("-")
     pid = rest.partition("-")[0]
     if machine == processes.machine() and pid.isdecimal():
         return not processes.is_alive(int(pid))
@@ -331,21 +331,21 @@ def _is_local(url: str | os.PathLike[str]) -> bool:
     return get_protocol(os.fspath(url)) in _LOCAL
 
 
-def _on(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+def _call(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
     """What ``call`` makes of the filesystem and path of ``url``; of object storage with patience and plain errors."""
     fs, path = _open(url)
     if _is_local(url):
         return call(fs, path)
 
     def talk() -> T:
-        fs, path = _open(url)  # anew: see _renew
-        _greet(fs, os.fspath(url))
+        fs, path = _open(url)  # anew: see _forget_credentials
+        _probe_endpoint(fs, os.fspath(url))
         return call(fs, path)
 
-    return attempt(talk, os.fspath(url), doing, _State.config.retries, lambda: _renew(fs))
+    return call_with_retries(talk, os.fspath(url), doing, _State.config.retries, lambda: _forget_credentials(fs))
 
 
-def _renew(fs: fsspec.AbstractFileSystem) -> None:
+def _forget_credentials(fs: fsspec.AbstractFileSystem) -> None:
     """Forgets a filesystem and its like: those that are opened next look for credentials again."""
     type(fs).clear_instance_cache()
 
@@ -356,7 +356,7 @@ def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
     if _is_local(text):
         return url_to_fs(text)
     if holds_credentials(text):
-        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {WHERE_THEY_GO}")
+        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {CREDENTIALS_HINT}")
     s3 = get_protocol(text) in _S3
     try:
         fs, path = url_to_fs(text, **(_State.config.filesystem_options() if s3 else {}))
@@ -370,18 +370,18 @@ def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, path
 
 
-def _greet(fs: fsspec.AbstractFileSystem, url: str) -> None:
-    """Refuses an S3 address where nobody listens, quickly; one that has answered before gets all the retries."""
+def _probe_endpoint(fs: fsspec.AbstractFileSystem, url: str) -> None:
+    """Refuses an S3 address where nobody listens, quickly; one that has reachable before gets all the retries."""
     if get_protocol(url) not in _S3:
         return
     endpoint: str = fs.s3.meta.endpoint_url
     address = urlsplit(endpoint)
     host = address.hostname or ""
     behind_proxy = address.scheme in getproxies() and not proxy_bypass(host)
-    if endpoint in _State.answered or behind_proxy:
+    if endpoint in _State.reachable or behind_proxy:
         return
     port = address.port or (443 if address.scheme == "https" else 80)
-    for pause in [0.3 * 2**number for number in range(_GREETINGS)]:
+    for pause in [0.3 * 2**number for number in range(_PROBE_ATTEMPTS)]:
         try:
             socket.create_connection((host, port), _State.config.connect_timeout).close()
         except OSError as error:
@@ -390,6 +390,6 @@ def _greet(fs: fsspec.AbstractFileSystem, url: str) -> None:
                 break
             time.sleep(pause)
         else:
-            _State.answered.add(endpoint)
+            _State.reachable.add(endpoint)
             return
     raise unreachable(url, endpoint, reason)

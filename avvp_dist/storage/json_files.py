@@ -28,17 +28,17 @@ def read(url: str, remedy: str) -> Any:
         raise DataError(f"{url}: damaged, not valid JSON ({why}); {remedy}") from None
 
 
-def record(url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
+def read_object(url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
     """The content of a JSON file that is an object with ``keys``, each a value of its type.
 
     Raises:
         FileNotFoundError: there is none.
         DataError: it is not JSON, no object, or lacks keys.
     """
-    return expect(read(url, remedy), url, keys, remedy)
+    return check_object(read(url, remedy), url, keys, remedy)
 
 
-def expect(content: Any, url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
+def check_object(content: Any, url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
     """``content`` of the file ``url``, if it is an object with ``keys``, each a value of its type.
 
     Raises:

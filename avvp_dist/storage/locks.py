@@ -36,9 +36,9 @@ from avvp_dist.text.credentials import redact
 
 LOGGER = logging.getLogger(__name__)
 
-_RENEW = 15.0  # seconds between two renewals
-_STALE = 60.0  # seconds without a renewal after which an owner counts as dead
-_PATIENCE = 10.0  # seconds that a second run waits for the first: it may just be ending
+_RENEW_INTERVAL = 15.0  # seconds between two renewals
+_STALE_AFTER = 60.0  # seconds without a renewal after which an owner counts as dead
+_WAIT_FOR_RUNNING = 10.0  # seconds that a second run waits for the first: it may just be ending
 _NO_FLOCK = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK}
 
 
@@ -95,7 +95,7 @@ _TEXTS = [name for name in Owner.__dataclass_fields__ if name != "pid"]
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _Holder:
     """A lock that another has.
 
     Attributes:
@@ -108,12 +108,12 @@ class _Taken:
     certain: bool
 
 
-class _Place(Protocol):
+class _LockBackend(Protocol):
     """A lock on a disk or in a store; ``poll`` are the seconds between two attempts to take it."""
 
     poll: float
 
-    def take(self, me: Owner, stale: str | None) -> _Taken | None:
+    def take(self, me: Owner, stale: str | None) -> _Holder | None:
         """Takes the lock unless another has it; ``stale`` is a version that may be taken over. None: it is ours."""
 
     def renew(self) -> bool:
@@ -123,7 +123,7 @@ class _Place(Protocol):
         """Gives the lock back."""
 
 
-class _OnDisk:
+class _FileLock:
     """A file under flock."""
 
     poll = 0.5
@@ -134,23 +134,23 @@ class _OnDisk:
         self._mine = b""
         self._made = False  # whether the folder was made for the lock
 
-    def take(self, me: Owner, stale: str | None) -> _Taken | None:
+    def take(self, me: Owner, stale: str | None) -> _Holder | None:
         self._made |= not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileNotFoundError:  # its owner has just released it and deleted the folder
-            return _Taken(None, "", certain=False)
+            return _Holder(None, "", certain=False)
         try:
             kernel = _flock(file)
             content = os.pread(file, 1 << 16, 0)
             owner, version = Owner.parse(content), f"{os.fstat(file).st_mtime_ns} {content!r}"
             if kernel is False or not _is_at(file, self._path):  # its owner deletes the file before the lock ends
-                return _Taken(owner, version, certain=kernel is False)
+                return _Holder(owner, version, certain=kernel is False)
             # the kernel of this machine frees its locks; that of another may not share them with this one
             free = owner is None or owner.group == me.group or owner.is_gone() or version == stale
             if not free and not (kernel and owner and owner.machine == me.machine):
-                return _Taken(owner, version, certain=False)
+                return _Holder(owner, version, certain=False)
             self._mine = me.to_bytes()
             os.ftruncate(file, 0)
             os.pwrite(file, self._mine, 0)
@@ -175,7 +175,7 @@ class _OnDisk:
             os.close(self._file)
 
 
-class _InStore:
+class _ObjectLock:
     """An object that its owner puts anew now and then."""
 
     poll = 2.0
@@ -185,7 +185,7 @@ class _InStore:
         self._me: Owner | None = None
         self._renewals = 0
 
-    def take(self, me: Owner, stale: str | None) -> _Taken | None:
+    def take(self, me: Owner, stale: str | None) -> _Holder | None:
         self._me = me
         known = storage.read_version(self._url)
         if known is None:
@@ -193,7 +193,7 @@ class _InStore:
                 return None
             known = storage.read_version(self._url)
             if known is None:  # released between the two looks
-                return _Taken(None, "", certain=False)
+                return _Holder(None, "", certain=False)
         content, etag = known
         owner, version = Owner.parse(content), f"{etag} {content!r}"
         if owner and owner.id == me.id:  # put by an attempt whose answer was lost
@@ -201,7 +201,7 @@ class _InStore:
         free = owner is None or owner.group == me.group or owner.is_gone() or version == stale
         if free and storage.replace(self._url, me.to_bytes(), etag):
             return None
-        return _Taken(owner, version, certain=False)
+        return _Holder(owner, version, certain=False)
 
     def renew(self) -> bool:
         assert self._me
@@ -222,7 +222,7 @@ class _InStore:
 
 
 @contextlib.contextmanager
-def hold_folder(
+def lock_folder(
     folder: str,
     advice: str = "choose another output",
     patience: float | None = None,
@@ -241,13 +241,13 @@ def hold_folder(
         ConfigError: another process has it; says which.
         Preempted: ``stopped`` said so.
     """
-    patience = _PATIENCE if patience is None else patience
+    patience = _WAIT_FOR_RUNNING if patience is None else patience
     with _held(storage.join(folder, storage.LOCK), folder, Owner.this_process(), patience, stopped, advice):
         yield
 
 
 @contextlib.contextmanager
-def lease_stage(
+def lock_stage(
     store: str, key: str, group: str | None = None, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[None]:
     """Entered once nobody else works on the stage ``key`` of ``store``, however long that takes.
@@ -269,7 +269,7 @@ def lease_stage(
 @contextlib.contextmanager
 def _held(url: str, what: str, me: Owner, patience: float, stopped: Callable[[], bool], advice: str = "") -> Iterator[None]:
     path = storage.local_path(url)
-    place: _Place = _InStore(url) if path is None else _OnDisk(path)
+    place: _LockBackend = _ObjectLock(url) if path is None else _FileLock(path)
     _acquire(place, what, me, patience, stopped, advice)
     done = threading.Event()
     thread = threading.Thread(target=_keep_renewing, args=(place, what, done), name="lock", daemon=True)
@@ -285,7 +285,7 @@ def _held(url: str, what: str, me: Owner, patience: float, stopped: Callable[[],
             LOGGER.warning("%s: the lock was not released (%s); others wait a minute for it", what, error)
 
 
-def _acquire(place: _Place, what: str, me: Owner, patience: float, stopped: Callable[[], bool], advice: str) -> None:
+def _acquire(place: _LockBackend, what: str, me: Owner, patience: float, stopped: Callable[[], bool], advice: str) -> None:
     """Waits for the lock; no longer than ``patience`` once its owner is known to run."""
     started = changed = time.monotonic()
     version, stale, certain, told = None, None, False, False
@@ -295,7 +295,7 @@ def _acquire(place: _Place, what: str, me: Owner, patience: float, stopped: Call
             certain = True  # renewed, or another's by now
         if version != taken.version:
             version, changed = taken.version, now
-        stale = taken.version if now - changed > _STALE and not taken.certain else None
+        stale = taken.version if now - changed > _STALE_AFTER and not taken.certain else None
         owner = taken.owner or "a process that has not said who it is"
         if (certain or taken.certain) and now - started > patience:
             raise ConfigError(f"{what}: in use by {owner}; {advice}, or wait until that process has ended")
@@ -308,8 +308,8 @@ def _acquire(place: _Place, what: str, me: Owner, patience: float, stopped: Call
         time.sleep(place.poll)
 
 
-def _keep_renewing(place: _Place, what: str, done: threading.Event) -> None:
-    while not done.wait(_RENEW):
+def _keep_renewing(place: _LockBackend, what: str, done: threading.Event) -> None:
+    while not done.wait(_RENEW_INTERVAL):
         try:
             if not place.renew():
                 LOGGER.error("%s: another process has taken the lock over; stop one of the two", what)

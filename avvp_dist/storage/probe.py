@@ -12,7 +12,7 @@ from pathlib import Path
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, ConfigError, UserError
 from avvp_dist.storage import special_files
-from avvp_dist.storage.system_errors import of_system
+from avvp_dist.storage.system_errors import describe_os_error
 from avvp_dist.text.urls import malformed
 
 _MARKER = ".aside-probe-"  # begins as what `storage` writes aside: never taken for data
@@ -46,7 +46,7 @@ def refuse_unwritable(
                     raise UserError(f"{url} {wrong}" if url else wrong)
                 _probe(url, is_file)
             except OSError as error:
-                problems.append(f"{name}: {of_system(error)}")
+                problems.append(f"{name}: {describe_os_error(error)}")
             except AvvpError as error:
                 told = error.problems if isinstance(error, UserError) else [str(error)]
                 problems += [f"{name}: {problem}" for problem in told]

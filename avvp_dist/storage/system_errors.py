@@ -26,7 +26,7 @@ _REMEDIES = {
 }
 
 
-def of_system(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """An error of the operating system with its path and what to do."""
     where = error.filename if error.filename is not None else error.filename2
     what = error.strerror or line(error) or type(error).__name__

@@ -14,7 +14,7 @@ _DEPTH = 60
 _PLAIN = re.compile(r"[^\[\]{}&*!|>\n#:\"'%@`-][^\[\]{}&*!\n#:]*")  # one scalar
 
 
-class Refused(yaml.YAMLError):
+class RejectedYAML(yaml.YAMLError):
     """YAML that is well formed and yet cannot be meant; its text repeats no values, which may be secret.
 
     Attributes:
@@ -35,11 +35,11 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
         if twice:
-            raise Refused(f"{', '.join(twice)}: given twice in the same place; keep one", node.start_mark)
+            raise RejectedYAML(f"{', '.join(twice)}: given twice in the same place; keep one", node.start_mark)
         mapping = super().construct_mapping(node, deep)
         odd = [key for key in mapping if not isinstance(key, str)]
         if odd:
-            raise Refused(f"{odd[0]} cannot be a key, as it is no text; quote it", node.start_mark)
+            raise RejectedYAML(f"{odd[0]} cannot be a key, as it is no text; quote it", node.start_mark)
         return mapping
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError):  # a number of thousands of digits, the 30th of February
-            raise Refused("a number or date that cannot be read", node.start_mark) from None
+            raise RejectedYAML("a number or date that cannot be read", node.start_mark) from None
 
 
 def load(text: str) -> Any:
@@ -55,11 +55,11 @@ def load(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML.
-        Refused: it is, but nested too deep, too large (also by aliases of aliases), cyclic, with a key twice, with a key
-            that is no text, or with a value that cannot be read.
+        RejectedYAML: it is, but nested too deep, too large (also by aliases of aliases), cyclic, with a key twice,
+            with a key that is no text, or with a value that cannot be read.
     """
     if len(text) > _CHARACTERS:
-        raise Refused(f"{len(text):,} characters, at most {_CHARACTERS:,} are read; is this the right file?")
+        raise RejectedYAML(f"{len(text):,} characters, at most {_CHARACTERS:,} are read; is this the right file?")
     if not _PLAIN.fullmatch(text):
         _measure(text)
     return yaml.load(text, Loader=_Loader)
@@ -73,13 +73,13 @@ def _measure(text: str) -> None:
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
-                raise Refused(f"alias *{event.anchor} stands inside what it names, without end", event.start_mark)
+                raise RejectedYAML(f"alias *{event.anchor} stands inside what it names, without end", event.start_mark)
             nodes += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, nodes))
             nodes += 1
             if len(open_nodes) > _DEPTH:
-                raise Refused(f"nested deeper than {_DEPTH} levels", event.start_mark)
+                raise RejectedYAML(f"nested deeper than {_DEPTH} levels", event.start_mark)
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = open_nodes.pop()
             if anchor:
@@ -89,4 +89,4 @@ def _measure(text: str) -> None:
             if event.anchor:
                 sizes[event.anchor] = 1
         if nodes > _NODES:
-            raise Refused(f"more than {_NODES:,} values, aliases counted as what they stand for", event.start_mark)
+            raise RejectedYAML(f"more than {_NODES:,} values, aliases counted as what they stand for", event.start_mark)

@@ -28,10 +28,10 @@ from types import TracebackType
 from typing import Any, ClassVar
 from urllib.parse import quote, quote_plus, unquote
 
-WHERE_THEY_GO = (
+CREDENTIALS_HINT = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE with ~/.aws/credentials, or give the machine a role"
 )
-CARRIER = "AVVP_TRACKING_SECRET"
+TRACKING_VARIABLE = "AVVP_TRACKING_SECRET"
 """Environment variable by which a process hands whole addresses of tracking servers, one a line, to those it starts."""
 
 _HIDDEN = "***"
@@ -86,7 +86,7 @@ class Address:
             found.append(self.user)
         return [value for value in found if value and value != _HIDDEN]
 
-    def bare(self) -> str:
+    def without_secrets(self) -> str:
         """The address without secrets; `redact` leaves it as it is."""
         shown = [(name, value) for name, value in self.query if name in _HARMLESS]
         place = f"{self.user}@" if self._user_stays() else ""
@@ -103,7 +103,7 @@ class Address:
         fragment = f"#{_HIDDEN}" if self.fragment else ""
         return f"{self.scheme}://{place}{self.host}{self.path}{_query(shown)}{fragment}"
 
-    def whole(self) -> str:
+    def with_secrets(self) -> str:
         """The address with secrets, encoded as URL libraries want it."""
         login = "" if self.user is None else quote(unquote(self.user), safe="")
         login += "" if self.password is None else f":{quote(unquote(self.password), safe='')}"
@@ -189,7 +189,7 @@ def redact_all(value: Any) -> Any:
 def holds_credentials(url: str) -> bool:
     """Whether a path or URL carries a user name, a password, a query value or a fragment that may be secret."""
     chained = re.split(r"::(?=[A-Za-z][\w+.\-]*://)", url)  # as fsspec has them
-    return any(address.redacted() != address.bare() for address in map(parse, chained) if address is not None)
+    return any(address.redacted() != address.without_secrets() for address in map(parse, chained) if address is not None)
 
 
 def remember(*secrets: str) -> None:
@@ -200,21 +200,21 @@ def remember(*secrets: str) -> None:
                 _State.values.update(_spellings(value))
 
 
-def remember_in(content: Any) -> None:
+def remember_secrets_in(content: Any) -> None:
     """The same for what a config that was read holds: values of keys named like secrets, and secrets of addresses."""
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if names_a_secret(str(key)) and isinstance(value, str | int):
+            if is_secret_name(str(key)) and isinstance(value, str | int):
                 remember(str(value))
-            remember_in(value)
+            remember_secrets_in(value)
     elif isinstance(content, list | tuple):
         for value in content:
-            remember_in(value)
+            remember_secrets_in(value)
     elif isinstance(content, str) and "://" in content and (address := parse(content)):
         remember(*address.secrets)
 
 
-def names_a_secret(key: str) -> bool:
+def is_secret_name(key: str) -> bool:
     """Whether a key's value is a secret by the key's name."""
     return _SECRET_NAME.search(key) is not None
 
@@ -223,8 +223,8 @@ def detach(address: str) -> str:
     """A tracking server's address without its secrets, which this process keeps in memory for `attach`."""
     parts = parse(address.strip(), greedy=True)
     if parts is None or (not parts.secrets and parts.user in (None, _HIDDEN)):
-        return address if parts is None else parts.bare()
-    bare = parts.bare()
+        return address if parts is None else parts.without_secrets()
+    bare = parts.without_secrets()
     _State.whole[bare] = address.strip()
     remember(*parts.secrets, *_basic(parts))
     return bare
@@ -233,51 +233,51 @@ def detach(address: str) -> str:
 def attach(address: str) -> Address | None:
     """The whole address of ``address``: of a config of this process, its parent's, or MLFLOW_TRACKING_URI; None without."""
     known = _State.whole.get(address)
-    given = [*os.environ.get(CARRIER, "").splitlines(), os.environ.get("MLFLOW_TRACKING_URI", "")]
+    given = [*os.environ.get(TRACKING_VARIABLE, "").splitlines(), os.environ.get("MLFLOW_TRACKING_URI", "")]
     for candidate in [known] if known else filter(None, given):
         parts = parse(candidate, greedy=True)
-        if parts is not None and parts.bare() == address and (parts.secrets or parts.user):
+        if parts is not None and parts.without_secrets() == address and (parts.secrets or parts.user):
             remember(*parts.secrets, *_basic(parts))
             return parts
     return None
 
 
-def for_children() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Environment variables by which processes started here can `attach` what this one can; empty without secrets."""
-    known = dict.fromkeys([*os.environ.get(CARRIER, "").splitlines(), *_State.whole.values()])
-    return {CARRIER: "\n".join(known)} if known else {}
+    known = dict.fromkeys([*os.environ.get(TRACKING_VARIABLE, "").splitlines(), *_State.whole.values()])
+    return {TRACKING_VARIABLE: "\n".join(known)} if known else {}
 
 
-def without_secrets(setting: str) -> str:
+def redact_setting(setting: str) -> str:
     """A ``key=value`` (or an option with its value) as it may be kept: tracking addresses detached, other secrets hidden."""
     key, equals, value = setting.partition("=")
     if not equals:
         return setting
     if key.startswith("--") and key != "--uri":
-        return f"{key}={without_secrets(value)}"
+        return f"{key}={redact_setting(value)}"
     name = key.strip()
     if name in ("--uri", "tracking.uri", "tracking"):
         whole = parse(value.strip(), greedy=True) is not None and not value.strip().startswith("{")
         return f"{key}={detach(value) if whole else _each_url(value, detach)}"
-    if names_a_secret(name) and value:
+    if is_secret_name(name) and value:
         remember(value)
         return f"{key}='{_HIDDEN}'"  # quoted, since it is read as YAML
     if not holds_credentials(value):
         return f"{key}={value}"
-    remember_in(value)
+    remember_secrets_in(value)
     return f"{key}={redact(value)}"
 
 
-def without_secrets_all(settings: list[str]) -> list[str]:
-    """A command line as it may be seen; see `without_secrets`. The value of ``--uri`` may be an argument of its own."""
+def redact_command_line(settings: list[str]) -> list[str]:
+    """A command line as it may be seen; see `redact_setting`. The value of ``--uri`` may be an argument of its own."""
     return [
-        detach(each) if before == "--uri" else without_secrets(each)
+        detach(each) if before == "--uri" else redact_setting(each)
         for before, each in zip(["", *settings], settings, strict=False)
     ]
 
 
 @contextlib.contextmanager
-def errors_without_secrets() -> Iterator[None]:
+def redacted_errors() -> Iterator[None]:
     """Replaces an error whose traceback shows a secret: for code whose errors others write to files (Ray)."""
     try:
         yield
@@ -367,7 +367,7 @@ def _known() -> list[str]:
     for name, value in os.environ.items():
         if "://" in value:
             for part in value.split():
-                address = parse(part, greedy=name == "MLFLOW_TRACKING_URI" or name == CARRIER)
+                address = parse(part, greedy=name == "MLFLOW_TRACKING_URI" or name == TRACKING_VARIABLE)
                 for secret in address.secrets if address else ():
                     found.update(*(_spellings(each) for each in (secret, unquote(secret)) if _telling(each)))
         elif _SECRET_VARIABLE.search(name) and _telling(value) and not os.path.exists(value):

@@ -82,7 +82,7 @@ def csv(text: object) -> str:
     return line(found)
 
 
-def drawn(text: object) -> str:
+def mathtext(text: object) -> str:
     """For matplotlib, which takes text between two dollar signs for mathematics."""
     return visible(text).replace("$", r"\$")
 

@@ -14,7 +14,7 @@ from dying import DyingRuntime, Killed
 from forks import ranks
 from prometheus import last, scraped
 
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
@@ -142,7 +142,7 @@ def test_another_network_on_four_ranks(packed, tmp_path):
 
 def test_valor_on_two_ranks(packed, tmp_path):
     refined = tmp_path / "labels.npz"
-    refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
+    refined.write_bytes(noisy_segment_labels(packed, 0.1, 0).to_bytes())
     settings = ["model.width=64", "model.layers=2", "model.dropout=0", "optim.warmup_epochs=1"]
     recipe = ["valor", f"data.refined={refined}", *settings]
     train(tmp_path / "one", packed, recipe=recipe)

@@ -129,7 +129,7 @@ def tasks_under_way() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just ended, and may not have been reaped
-            found += [process] if "ray::in_task" in " ".join(process.cmdline()) else []
+            found += [process] if "ray::call_in_task" in " ".join(process.cmdline()) else []
     return found
 
 

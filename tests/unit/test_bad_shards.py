@@ -20,7 +20,7 @@ from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
-from avvp_dist.shards.quarantine import inspect, without
+from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.shards.reading import ShardStore
 
 SHARD = "train-000001.tar"  # videos 16 to 31
@@ -244,13 +244,13 @@ def test_labels_without_some_videos(damaged):
     index = Index.load(damaged.url)
     labels = read_labels(damaged.url, index)
     bad = inspect(ShardStore(damaged.url, ShardCache()), index, labels, 0, 1)
-    kept = without(labels["train"], bad)
+    kept = exclude(labels["train"], bad)
     assert kept.ids == labels["train"].ids[:ROW] + labels["train"].ids[ROW + 1 :]
     for name in ("weak", "audio", "visual", "shard", "position", "offset", "nbytes"):
         np.testing.assert_array_equal(getattr(kept, name), np.delete(getattr(labels["train"], name), ROW, axis=0))
-    assert without(labels["val"], bad) is labels["val"]
+    assert exclude(labels["val"], bad) is labels["val"]
     with pytest.raises(DataError, match="split train: every video is bad"):
-        without(labels["train"], [replace(bad[0], id=name) for name in labels["train"].ids])
+        exclude(labels["train"], [replace(bad[0], id=name) for name in labels["train"].ids])
 
 
 def test_a_shard_that_goes_bad_later_is_noticed(damaged):

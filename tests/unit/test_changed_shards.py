@@ -10,7 +10,7 @@ import torch
 
 from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
-from avvp_dist.shards.checked_file import CheckedFile, undisturbed
+from avvp_dist.shards.checked_file import CheckedFile, read_consistently
 from avvp_dist.shards.index import Index, read_labels
 
 SHARD = "train-000001.tar"
@@ -138,7 +138,7 @@ def file(data):
     index = Index.load(str(data))
     shard = next(shard for shard in index.shards if shard.name == SHARD)
     with CheckedFile(data / SHARD, shard, "restore it") as file:
-        assert file.whole()
+        assert file.is_intact()
         yield file
 
 
@@ -151,10 +151,10 @@ def test_what_was_read_while_a_shard_was_other_is_read_again(data, file):
         reads += 1
         if reads == 1:
             truncate(data / SHARD)
-        file.fill([memoryview(out)], 50_000)
+        file.read_into([memoryview(out)], 50_000)
         (data / SHARD).write_bytes(content) if reads == 1 else None
 
-    undisturbed(read, [file])
+    read_consistently(read, [file])
     assert reads == 2
     assert out == content[50_000:54_096]
 
@@ -166,7 +166,7 @@ def test_a_shard_that_is_written_to_all_the_time_is_given_up(data, file):
 
     read.times = 0
     with pytest.raises(DataError, match=f"{SHARD}: another process writes to it all the time"):
-        undisturbed(read, [file])
+        read_consistently(read, [file])
 
 
 def test_a_read_that_fails_names_the_shard(file):
@@ -174,4 +174,4 @@ def test_a_read_that_fails_names_the_shard(file):
         raise OSError(5, "Input/output error")
 
     with pytest.raises(DataError, match=rf"{SHARD}: cannot be read: .*Input/output error"):
-        undisturbed(read, [file])
+        read_consistently(read, [file])

@@ -15,7 +15,7 @@ from avvp_dist.experiments.recipe import RunConfig, load
 from avvp_dist.experiments.sweep import SweepConfig
 from avvp_dist.experiments.sweep import read as read_sweep
 from avvp_dist.text import credentials
-from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, without_secrets
+from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, redact_setting
 
 S = "Leak17Mark"
 SPELLINGS = [
@@ -82,17 +82,17 @@ def test_a_tracking_address_is_kept_without_secrets_and_made_whole_to_connect(ur
     assert redact(bare) == bare
     whole = attach(bare)
     assert whole is not None
-    assert S in whole.whole()
+    assert S in whole.with_secrets()
     assert load("han", [f"tracking.uri={bare}"]).tracking.uri == bare
 
 
 def test_a_password_with_any_character_reaches_the_database():
     bare = detach("postgresql+psycopg2://me:p@ss/w#o?r%41d@host:5432/db?sslmode=require")
     assert bare == "postgresql+psycopg2://host:5432/db?sslmode=require"
-    assert attach(bare).whole() == "postgresql+psycopg2://me:p%40ss%2Fw%23o%3FrAd@host:5432/db?sslmode=require"
+    assert attach(bare).with_secrets() == "postgresql+psycopg2://me:p%40ss%2Fw%23o%3FrAd@host:5432/db?sslmode=require"
 
 
-@pytest.mark.parametrize("variable", [credentials.CARRIER, "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize("variable", [credentials.TRACKING_VARIABLE, "MLFLOW_TRACKING_URI"])
 def test_another_process_finds_the_secret_in_its_environment_only(variable, monkeypatch):
     code = (
         "import sys; from avvp_dist.text import credentials; found = credentials.attach(sys.argv[1]);"
@@ -155,8 +155,8 @@ def test_proxies_and_databases_of_the_environment(monkeypatch):
     ],
 )
 def test_a_setting_as_it_may_be_kept(setting, kept):
-    assert without_secrets(setting) == kept
-    assert credentials.without_secrets_all(["sync", "x", "--uri", f"http://{S}@h:5"])[-1] == "http://h:5"
+    assert redact_setting(setting) == kept
+    assert credentials.redact_command_line(["sync", "x", "--uri", f"http://{S}@h:5"])[-1] == "http://h:5"
 
 
 def test_sweeps_keep_no_secrets():

@@ -25,7 +25,7 @@ import socket, sys, time
 if sys.argv[3]:
     socket.gethostname = lambda: sys.argv[3]
 from avvp_dist.storage import locks
-with locks.hold_folder(sys.argv[1]) if sys.argv[2] == "folder" else locks.lease_stage(sys.argv[1], "0123"):
+with locks.lock_folder(sys.argv[1]) if sys.argv[2] == "folder" else locks.lock_stage(sys.argv[1], "0123"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -52,9 +52,9 @@ def holder(place, what="folder", host="", **environment):
 @pytest.fixture
 def quick(monkeypatch):
     """Waits that a test can wait for."""
-    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
-    monkeypatch.setattr(locks, "_STALE", 3.0)
-    monkeypatch.setattr(locks._InStore, "poll", 0.2)
+    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.5)
+    monkeypatch.setattr(locks, "_STALE_AFTER", 3.0)
+    monkeypatch.setattr(locks._ObjectLock, "poll", 0.2)
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -65,19 +65,19 @@ def place(request, tmp_path, quick):
 
 def taken_within(seconds, place):
     started = time.monotonic()
-    with locks.hold_folder(place):
+    with locks.lock_folder(place):
         assert time.monotonic() - started < seconds
 
 
 def test_a_lock_leaves_nothing_when_it_is_released(place):
-    with locks.hold_folder(place):
+    with locks.lock_folder(place):
         assert storage.names(place) == []  # never taken for data
     taken_within(5, place)
     assert not storage.exists(place)
 
 
 def test_what_was_written_under_a_lock_stays(place):
-    with locks.hold_folder(place):
+    with locks.lock_folder(place):
         storage.write_text(storage.join(place, "result"), "1")
     assert storage.names(place) == ["result"]
 
@@ -93,8 +93,8 @@ def test_the_second_one_says_who_holds_it(tmp_path, quick):
 
 
 def test_a_holder_in_a_bucket_that_renews_is_alive(s3, quick, monkeypatch):
-    monkeypatch.setattr(locks, "_RENEW", 0.3)
-    with locks.hold_folder(s3), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} of"):
+    monkeypatch.setattr(locks, "_RENEW_INTERVAL", 0.3)
+    with locks.lock_folder(s3), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} of"):
         taken_within(1, s3)
 
 
@@ -117,7 +117,7 @@ def test_a_killed_holder_of_another_machine_is_waited_for(place):
 
 
 def test_a_holder_that_is_about_to_end_is_waited_for(place, monkeypatch):
-    monkeypatch.setattr(locks, "_PATIENCE", 30.0)
+    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 30.0)
     with holder(place) as process:
         threading.Timer(1.0, process.stdin.close).start()
         taken_within(25, place)
@@ -126,9 +126,9 @@ def test_a_holder_that_is_about_to_end_is_waited_for(place, monkeypatch):
 def test_a_stage_is_waited_for_however_long_and_whose_it_is_is_told(place, caplog):
     with holder(place, "stage") as process, caplog.at_level("INFO"):
         threading.Timer(1.5, process.stdin.close).start()
-        with locks.lease_stage(place, "0123"):
+        with locks.lock_stage(place, "0123"):
             pass
-        with locks.lease_stage(place, "4567"):  # another stage of the store
+        with locks.lock_stage(place, "4567"):  # another stage of the store
             pass
     assert f"stage 0123 of {place}: waiting for process {process.pid}" in caplog.text
 
@@ -137,7 +137,7 @@ def test_who_waits_can_be_told_to_stop(place):
     asked = threading.Event()
     with holder(place, "stage"):
         threading.Timer(0.7, asked.set).start()
-        claim = locks.lease_stage(place, "0123", stopped=asked.is_set)
+        claim = locks.lock_stage(place, "0123", stopped=asked.is_set)
         with pytest.raises(Preempted, match="asked to stop while waiting for process"):
             claim.__enter__()
 
@@ -147,7 +147,7 @@ def test_workers_that_replace_others_take_over_their_lock(place):
     dead = locks.Owner("node-b", "another-machine", 1, "me", "avvp", "2026", group="run 7")
     storage.write_bytes(url, dead.to_bytes())
     started = time.monotonic()
-    with locks.lease_stage(place, "0123", group="run 7"):
+    with locks.lock_stage(place, "0123", group="run 7"):
         assert time.monotonic() - started < 2.5
         assert json.loads(storage.read_bytes(url))["pid"] == os.getpid()
 
@@ -157,7 +157,7 @@ def test_of_many_at_once_one_gets_it(place):
     inside, most = [], []
 
     def work():
-        with locks.lease_stage(place, "0123"):
+        with locks.lock_stage(place, "0123"):
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.05)
@@ -180,7 +180,7 @@ def test_a_lock_holds_no_secret(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys, "argv", ["avvp", "train", "han", "tracking.uri=http://me:hunter2@server", "http://me:hunter2@b"]
     )
-    with locks.hold_folder(str(tmp_path)):
+    with locks.lock_folder(str(tmp_path)):
         text = (tmp_path / storage.LOCK).read_text()
     assert "train han" in text
     assert "hunter2" not in text
@@ -199,7 +199,7 @@ def test_two_packs_into_one_target(tmp_path, quick, layout):
 @pytest.mark.parametrize("answer", ["ignored", "501"])
 def test_a_store_that_knows_no_conditions(s3, s3_server, quick, monkeypatch, answer):
     """Then it is asked before it is told; only two in one moment may both get a lock."""
-    monkeypatch.setattr(locks, "_RENEW", 0.3)
+    monkeypatch.setattr(locks, "_RENEW_INTERVAL", 0.3)
     with FaultProxy(s3_server) as proxy:
         handler = proxy._server.RequestHandlerClass
 
@@ -215,7 +215,7 @@ def test_a_store_that_knows_no_conditions(s3, s3_server, quick, monkeypatch, ans
 
         monkeypatch.setattr(handler, "do_PUT", put)
         storage.configure(StorageConfig(endpoint=proxy.url))
-        with locks.hold_folder(s3), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} of"):
+        with locks.lock_folder(s3), pytest.raises(ConfigError, match=rf"in use by process {os.getpid()} of"):
             taken_within(1, s3)
         taken_within(5, s3)
         dead = locks.Owner("node-b", "another-machine", 1, "me", "avvp", "2026", group="run 7")
@@ -232,11 +232,11 @@ def test_sweeping_leaves_what_a_writer_may_still_write(tmp_path):
         for name in (alive, ours, process_of_old, elsewhere, old):
             (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / old, (0, time.time() - 2 * 86400))
-        assert storage.sweep(tmp_path) == 2
+        assert storage.remove_abandoned(tmp_path) == 2
         assert sorted(path.name for path in tmp_path.glob(".aside*")) == sorted([alive, ours, elsewhere])
         process.kill()
         process.wait()
-        assert storage.sweep(tmp_path) == 1
+        assert storage.remove_abandoned(tmp_path) == 1
 
 
 def test_a_written_file_is_aside_under_its_writers_name(tmp_path, monkeypatch):

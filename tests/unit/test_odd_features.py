@@ -13,7 +13,7 @@ from avvp_dist.cli.main import main
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
 from avvp_dist.shards import pack as packing
-from avvp_dist.shards.feature_source import ODDITIES, Examined, OddFile
+from avvp_dist.shards.feature_source import ODDITIES, FeatureReport, OddFile
 from avvp_dist.types import VideoRecord
 
 
@@ -69,7 +69,7 @@ def test_each_kind_is_named_and_read_exactly(tmp_path, kind, remote):
 def test_kinds_add_up_in_one_file_and_good_files_have_none(tmp_path):
     write_features(tmp_path, [video_id(0)])
     source = OfficialFeatures(tmp_path, TINY)
-    assert source.examine(record(0)) == Examined()
+    assert source.examine(record(0)) == FeatureReport()
     np.save(vggish(tmp_path, 0), np.asfortranarray(np.zeros((10, 3), ">f8")))
     more(vggish(tmp_path, 0), b"x")
     assert [odd.kind for odd in source.examine(record(0)).odd] == [

@@ -201,7 +201,7 @@ def test_arrays_in_the_order_of_the_rows(official, packed, tmp_path, heard_of, s
     kept = [0, 1, 3, 4, 5, 6]
     np.testing.assert_array_equal(one.audio, heard[kept])
     np.testing.assert_array_equal(one.visual, seen[kept])
-    assert one.of_segments is (heard_of == seen_of == 10)
+    assert one.has_segment_labels is (heard_of == seen_of == 10)
     one.aligned(one.ids, LLP.classes, 10, "test")
 
 

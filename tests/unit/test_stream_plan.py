@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.loading.partners import nearby
+from avvp_dist.loading.partners import draw_nearby_partners
 from avvp_dist.loading.plan import StreamPlan, check, shard_schedule
 
 
@@ -137,7 +137,7 @@ def test_videos_of_every_shard_come_at_any_time_of_an_epoch():
 
 @given(plans())
 def test_neighbours_are_of_the_same_stream_and_near(plan):
-    near, reach = plan.neighbours(), plan.window // 2
+    near, reach = plan.partner_candidates(), plan.window // 2
     assert sorted(near.line) == list(range(plan.videos))
     first, stop = near.within(reach, np.arange(plan.videos))
     assert (first <= near.at).all()
@@ -159,8 +159,8 @@ def labelled(videos):
 def test_partners_share_no_label_and_lie_near():
     ids, weak = labelled(400)
     plan = StreamPlan(np.arange(400) // 20, 8, 4, 30, 5, 1)
-    partners = nearby(ids, weak, plan, np.arange(400), draws=3)
-    order, near = plan.order(), plan.neighbours()
+    partners = draw_nearby_partners(ids, weak, plan, np.arange(400), draws=3)
+    order, near = plan.order(), plan.partner_candidates()
     first, stop = near.within(15, np.arange(400))
     assert not (weak[order][:, None] & weak[partners]).any()
     for place in range(400):
@@ -168,10 +168,10 @@ def test_partners_share_no_label_and_lie_near():
     assert (partners[:, 0] != partners[:, 1]).any()
     # whoever asks, and for whatever part of the epoch, gets the same
     some = np.array([399, 7, 80])
-    np.testing.assert_array_equal(nearby(ids, weak, plan, some, draws=3), partners[some])
-    np.testing.assert_array_equal(nearby(ids, weak, plan, some, draws=1), partners[some, :1])
+    np.testing.assert_array_equal(draw_nearby_partners(ids, weak, plan, some, draws=3), partners[some])
+    np.testing.assert_array_equal(draw_nearby_partners(ids, weak, plan, some, draws=1), partners[some, :1])
     other = StreamPlan(plan.shards, 8, 4, 30, 6, 1)
-    assert (nearby(ids, weak, other, np.arange(400), draws=3) != partners).any()
+    assert (draw_nearby_partners(ids, weak, other, np.arange(400), draws=3) != partners).any()
 
 
 def test_a_video_with_a_rare_partner_finds_it():
@@ -179,7 +179,7 @@ def test_a_video_with_a_rare_partner_finds_it():
     weak[:, 1] = False
     weak[17] = [False, True]
     plan = StreamPlan(np.arange(200) // 10, 4, 1, 12, 0, 0)  # far outside the window
-    partners = nearby([str(number) for number in range(200)], weak, plan, np.arange(200), draws=1)
+    partners = draw_nearby_partners([str(number) for number in range(200)], weak, plan, np.arange(200), draws=1)
     mine = plan.order() == 17
     assert (partners[~mine] == 17).all()
     assert partners[mine] != 17
@@ -189,7 +189,7 @@ def test_videos_without_any_partner_are_named():
     weak = np.array([[True, False], [True, True], [False, True]])
     plan = StreamPlan(np.zeros(3, int), 1, 1, 10, 0, 0)
     with pytest.raises(DataError, match=r"(?s)use fewer data.streams.*b: shares a label"):
-        nearby(["a", "b", "c"], weak, plan, np.arange(3), draws=1)
+        draw_nearby_partners(["a", "b", "c"], weak, plan, np.arange(3), draws=1)
 
 
 def test_a_million_videos_are_planned_in_seconds():

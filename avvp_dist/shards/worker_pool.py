@@ -90,7 +90,7 @@ def _start_worker(settings: StorageConfig) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def in_task(
+def call_in_task(
     settings: StorageConfig, function: Callable[..., R], *args: object, **kwargs: object
 ) -> tuple[R | None, AvvpError | None]:
     """What a task on another machine does: ``function``, with storage reached as its parent does.
