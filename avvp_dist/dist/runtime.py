@@ -130,11 +130,11 @@ class LocalRuntime:
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the folder itself."""
-        return locks.lock_folder(output, stopped=self.stop_requested)
+        return locks.lock_folder(output, stop_requested=self.stop_requested)
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the store."""
-        return locks.lock_stage(store, key, stopped=self.stop_requested)
+        return locks.lock_stage(store, key, stop_requested=self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""

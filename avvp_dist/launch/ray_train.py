@@ -39,7 +39,7 @@ from avvp_dist.loading.split import check_plan
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.text.credentials import redacted_errors
+from avvp_dist.text.redacted_output import redacted_errors
 
 LOGGER = logging.getLogger(__name__)
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)

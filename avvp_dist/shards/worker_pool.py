@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, UserError
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.text.credentials import guard_output
+from avvp_dist.text.redacted_output import guard_output
 
 LOGGER = logging.getLogger(__name__)
 

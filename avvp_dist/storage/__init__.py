@@ -1,4 +1,4 @@
-"""Files on local disks and in object storage, read and written alike.
+"""Reads and writes files on local disks and in object storage through the same functions.
 
 from avvp_dist import storage
 storage.read_bytes("s3://bucket/index.json")

@@ -43,7 +43,7 @@ def test_everything_that_cannot_be_written_is_told_at_once(tmp_path):
 def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     [problem] = refused(files={"--json": str(tmp_path / "pipe")})
-    assert "nobody reads from it" in problem
+    assert "no process reads from it" in problem
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
