@@ -45,8 +45,8 @@ def pool(workers: int | None, wait: float) -> Iterator[Pool]:
         raise
     except RayError as error:
         raise AvvpError(
-            f"Ray lost a task {_RETRIES + 1} times, perhaps for want of memory: {error}; run the command again with fewer "
-            "--workers, it goes on where it stopped"
+            f"Ray lost a task {_RETRIES + 1} times, perhaps from lack of memory: {error}; run the command again with fewer "
+            "--workers, and it resumes"
         ) from error
     finally:
         tasks.shutdown(cancel_futures=True)

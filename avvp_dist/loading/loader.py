@@ -157,7 +157,7 @@ class _ProcessReader(_Reader):
             code = self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             return f"a process that reads shards (pid {self._process.pid}) closed its connection"
-        how = f"killed by {signal.Signals(-code).name}, perhaps for want of memory" if code < 0 else f"exit code {code}"
+        how = f"killed by {signal.Signals(-code).name}, perhaps from lack of memory" if code < 0 else f"exit code {code}"
         return f"a process that reads shards (pid {self._process.pid}) died: {how}"
 
     def join(self) -> None:

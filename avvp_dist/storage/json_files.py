@@ -10,19 +10,20 @@ from avvp_dist import storage
 from avvp_dist.errors import DataError
 
 
-def parse(text: str | bytes, url: str, remedy: str = "") -> Any:
+def parse(text: str | bytes, url: str, remedy: str = "", allow_nan: bool = True) -> Any:
     """Parse JSON text.
 
     Args:
         text: content of a file.
         url: path or URL of the file, for messages.
         remedy: what to do if it is damaged, for messages.
+        allow_nan: accept NaN and Infinity, as Python writes them; they are not valid JSON.
 
     Raises:
         DataError: it is not JSON.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=None if allow_nan else _reject_constant)
     except (ValueError, RecursionError) as error:  # also numbers with thousands of digits and endless nesting
         why = " ".join(str(error).split())[:120]
         raise DataError(f"{url}: damaged, not valid JSON ({why}){f'; {remedy}' if remedy else ''}") from None
@@ -60,3 +61,7 @@ def check_object(content: Any, url: str, keys: Mapping[str, type], remedy: str) 
     if wrong:
         raise DataError(f"{url}: malformed, {', '.join(wrong)} missing or of the wrong type; {remedy}")
     return content
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")

@@ -277,7 +277,7 @@ CASES = [
     (
         "index-cut",
         lambda c: ["data", "inspect", str(Path(c.file("{", "d/index.json")).parent)],
-        "d/index.json: not valid JSON",
+        "d/index.json: damaged, not valid JSON",
     ),
     ("index-deep", lambda c: ["data", "inspect", str(Path(c.file("[" * 100_000, "d/index.json")).parent)], "index.json: "),
     (

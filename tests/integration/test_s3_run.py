@@ -63,7 +63,7 @@ def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplo
     assert storage.names(url) == storage.names(packed)
     with caplog.at_level("INFO"):
         here(*command, "--storage", by_setting)
-    assert "0 shards written, 6 were complete already" in caplog.text
+    assert "0 shards written, 6 were already complete" in caplog.text
     assert json.loads(here("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
 
 

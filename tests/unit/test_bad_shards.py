@@ -140,16 +140,16 @@ def scramble_header(damaged):
 
 
 WHOLE_SHARD = [
-    (truncate, "100000 bytes, the index says", "before"),
+    (truncate, "100000 bytes, but the index records", "before"),
     (remove, "missing", "before"),
     (flip, "content differs from what the index recorded; delete it and pack again", "loader"),
 ]
 ONE_VIDEO = [
-    (put_nan, "holds 1 values that are not finite, the first at segment 3, column 130; mend its feature files"),
-    (drop_member, "has no member {id}.features.npy, and 16 other videos: damaged, or labels.parquet is of another pack"),
+    (put_nan, "holds 1 values that are not finite, the first at segment 3, column 130; fix its feature files"),
+    (drop_member, "has no member {id}.features.npy, and 16 other videos; damaged, or labels.parquet"),
     (other_shape, r"member {id}.features.npy is float16 \[20, 1344\], expected float16 \[10, 2688\]; pack"),
     (other_type, r"member {id}.features.npy is int16 \[10, 2688\], expected float16 \[10, 2688\]; pack"),
-    (scramble_header, "has no member {id}.features.npy, and 4 other videos: damaged, or labels.parquet is of another pack"),
+    (scramble_header, "has no member {id}.features.npy, and 4 other videos; damaged, or labels.parquet belongs to another"),
 ]
 
 
@@ -183,16 +183,16 @@ def test_a_tar_that_is_none(damaged):
 def test_a_tar_that_ends_before_its_index(damaged):
     damaged.shard.write_bytes(damaged.shard.read_bytes()[: damaged.offset])
     damaged.vouch()
-    with pytest.raises(DataError, match=f"{SHARD}: byte ranges that do not fit"):
+    with pytest.raises(DataError, match=f"{SHARD}: byte ranges that do not match"):
         damaged.open("streaming")
 
 
 def test_labels_and_tars_of_different_packs(damaged):
     swap_places(damaged)
-    with pytest.raises(DataError, match="is not where labels.parquet says, which is of another pack") as caught:
+    with pytest.raises(DataError, match="is not at the offset in labels.parquet, which belongs to another pack") as caught:
         damaged.read("resident")
     assert len(caught.value.problems) == 2
-    with pytest.raises(DataError, match=rf"{SHARD}: member .* is not where labels.parquet says"):
+    with pytest.raises(DataError, match=rf"{SHARD}: member .* is not at the offset in labels.parquet"):
         damaged.read("streaming")
 
 

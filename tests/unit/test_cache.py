@@ -282,7 +282,7 @@ def test_a_damaged_entry_is_noticed_and_fetched_again(url, tmp_path, caplog, dam
     damage(tmp_path / "shards" / SHARDS[0].sha256)
     again = ShardCache(tmp_path) if damage is rot else cache  # a process looks at bytes that seem unchanged but once
     assert read(again, url, SHARDS[0]) == content_of(0)
-    assert "is damaged; fetched again" in caplog.text
+    assert "is damaged, fetching it again" in caplog.text
     assert kept(tmp_path) == {SHARDS[0].sha256}
 
 
@@ -338,7 +338,7 @@ def test_a_full_disk_is_told_once_and_survived(url, tmp_path, caplog):
 def test_a_folder_that_cannot_be_used_is_survived_too(url, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert read(ShardCache(tmp_path / "file"), url, SHARDS[0]) == content_of(0)
-    assert "Going on without it" in caplog.text
+    assert "Continuing without it" in caplog.text
 
 
 def test_a_shard_beyond_the_limit_evicts_nothing(url, tmp_path, caplog):
@@ -367,7 +367,7 @@ def test_local_shards_are_checked_where_they_lie(tmp_path):
 
 def test_a_strange_hash_does_not_become_a_path(url, tmp_path):
     bad = ShardInfo("train-000000.tar", "train", 1, SIZE, "../../up", "")
-    with pytest.raises(DataError, match="no sha256"):
+    with pytest.raises(DataError, match="instead of a sha256"):
         ShardCache(tmp_path / "cache").open(url, bad)
 
 

@@ -165,7 +165,7 @@ def test_a_shard_that_is_written_to_all_the_time_is_given_up(data, file):
         read.times += 1
 
     read.times = 0
-    with pytest.raises(DataError, match=f"{SHARD}: another process writes to it all the time"):
+    with pytest.raises(DataError, match=f"{SHARD}: another process keeps writing to it"):
         read_consistently(read, [file])
 
 

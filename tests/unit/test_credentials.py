@@ -16,6 +16,7 @@ from avvp_dist.experiments.sweep import SweepConfig
 from avvp_dist.experiments.sweep import read as read_sweep
 from avvp_dist.text import credentials
 from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, redact_setting
+from avvp_dist.text.redacted_output import guard_output
 
 S = "Leak17Mark"
 SPELLINGS = [
@@ -247,6 +248,6 @@ def test_a_long_text_does_not_take_long():
 
 
 def test_log_records_are_left_alone_otherwise(caplog):
-    credentials.guard_output()
+    guard_output()
     logging.getLogger("avvp_dist.x").warning("%s of %d", "one", 2)
     assert caplog.records[-1].args == ("one", 2)

@@ -123,7 +123,7 @@ def test_check_counts_them_and_pack_takes_them(tmp_path, capsys, caplog):
     assert len(found) == 7
     assert asdict(OddFile("float64", f"vggish/{video_id(3)}.npy")) in found
     assert avvp("data", "pack", "llp", *files, "--out", tmp_path / "other") == 0
-    assert "odd feature files that can be used: 3 big-endian, 3 float64, 1 trailing-bytes" in caplog.text
+    assert "unusual but usable feature files: 3 big-endian, 3 float64, 1 trailing-bytes" in caplog.text
     for name in ("train-000000.tar", "val-000000.tar", "test-000000.tar"):
         assert (tmp_path / "other" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 

@@ -56,10 +56,10 @@ def test_every_bad_shard_is_named_in_one_pass(tmp_path):
     with pytest.raises(DataError) as error:
         read_labels(str(tmp_path), index)
     assert error.value.problems == [
-        "train-000000.tar: byte ranges that do not fit",
+        "train-000000.tar: byte ranges that do not match",
         "train-000001.tar: its videos are not in order",
-        "train-000002.tar: byte ranges that do not fit",
-        "test-000000.tar: 19 videos, 20 in the index",
+        "train-000002.tar: byte ranges that do not match",
+        "test-000000.tar: 19 videos, but 20 in the index",
     ]
 
 

@@ -272,7 +272,7 @@ def test_killed_with_its_workers_it_goes_on_where_it_stopped(official, tmp_path)
 
 
 def test_death_of_a_worker_is_told_plainly(official, tmp_path):
-    with pytest.raises(AvvpError, match="a worker process died, perhaps for want of memory") as error:
+    with pytest.raises(AvvpError, match="a worker process died, perhaps from lack of memory") as error:
         pack_tiny(official, tmp_path / "out", source=DeadlyFeatures(official, TINY), workers=2)
     assert not isinstance(error.value, DataError)
 
@@ -358,10 +358,12 @@ def test_other_data_are_never_mixed_in(official, tmp_path, change):
         write_annotations(official, (8, 1, 3))
     else:
         options = {"shard_videos": 4}
-    with pytest.raises(DataError, match=r"holds a packed data set of other inputs .* Pack into another folder, or delete"):
+    with pytest.raises(
+        DataError, match=r"contains a data set packed from other inputs .* Pack into another folder, or delete"
+    ):
         pack_tiny(official, out, **options)
     (out / "index.json").rename(tmp_path / "index.json")
-    with pytest.raises(DataError, match=r"holds labels\.parquet .* of unknown origin"):
+    with pytest.raises(DataError, match=r"contains labels\.parquet .* of unknown origin"):
         pack_tiny(official, out, **options)
     (tmp_path / "index.json").rename(out / "index.json")
     assert contents(out) == before
@@ -373,7 +375,7 @@ def test_an_interrupted_pack_of_other_inputs_is_left_alone(official, tmp_path):
         pack_tiny(official, out, source=BrokenFeatures(official, TINY))
     before = contents(out)
     assert "_parts/plan.json" in before
-    with pytest.raises(DataError, match="holds an interrupted pack of other inputs"):
+    with pytest.raises(DataError, match="contains an interrupted pack of other inputs"):
         pack_tiny(official, out, shard_videos=2)
     assert contents(out) == before
 
@@ -448,7 +450,7 @@ def test_object_store(official, tmp_path):
         (None, "no index.json here, not a packed data set"),
         ("{", "not valid JSON"),
         ("[]", "not the index of a packed data set"),
-        ('{"schema_version": 2}', "schema version 2, this avvp_dist reads up to 1; install a newer avvp_dist"),
+        ('{"schema_version": 2}', "schema version 2, but this avvp_dist reads at most 1; install a newer one"),
         ('{"schema_version": 1, "dataset": "llp"}', "shards: Field required"),
     ],
 )
@@ -473,14 +475,14 @@ def test_labels_that_do_not_fit_the_index(official, tmp_path):
     path = out / "labels.parquet"
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
-    with pytest.raises(DataError, match=r"train-000000\.tar: 2 videos, 3 in the index"):
+    with pytest.raises(DataError, match=r"train-000000\.tar: 2 videos, but 3 in the index"):
         read_labels(str(out), index)
     backwards = pa.array(range(11, -1, -1), pa.int32())
     pq.write_table(table.set_column(4, table.schema.field(4), backwards), path)
     with pytest.raises(DataError, match=r"train-000000\.tar: its videos are not in order"):
         read_labels(str(out), index)
     pq.write_table(table.drop_columns("name"), path)
-    with pytest.raises(DataError, match="not the columns of schema version 1"):
+    with pytest.raises(DataError, match="does not have the columns of schema version 1"):
         read_labels(str(out), index)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable parquet file"):
@@ -489,7 +491,7 @@ def test_labels_that_do_not_fit_the_index(official, tmp_path):
     with pytest.raises(DataError, match=r"labels\.parquet: missing; run the pack command again"):
         read_labels(str(out), index)
     pq.write_table(table, path)
-    with pytest.raises(DataError, match="byte ranges that do not fit"):
+    with pytest.raises(DataError, match="byte ranges that do not match"):
         read_labels(str(out), replace(index, segments=9))
     with pytest.raises(DataError, match=r"weak labels outside 0\.\.3"):
         read_labels(str(out), replace(index, classes=index.classes[:4]))
