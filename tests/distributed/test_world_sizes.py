@@ -224,6 +224,6 @@ def test_a_batch_of_fewer_videos_than_workers_is_refused_before_anything_starts(
     ]
     done = subprocess.run([sys.executable, "-m", "avvp_dist", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "batch_size 2 is the global batch: some of 3 workers would never see a video; use 3 or more" in done.stderr
+    assert "batch_size 2 is the global batch: some of 3 workers would never get a video; use 3 or more" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

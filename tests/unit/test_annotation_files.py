@@ -98,13 +98,13 @@ def test_what_cannot_be_read_is_told_by_file_and_row(tmp_path):
         read_annotations(tmp_path)
     problems = caught.value.problems
     assert problems[0].startswith("AVVP_train.csv:1: no column filename, event_labels in the header 'filename,event")
-    assert problems[0].endswith("...'; it seems separated by commas, expected tabs")
+    assert problems[0].endswith("...'; it seems to be separated by commas instead of tabs")
     assert max(map(len, problems)) < 250
     expected = [
         "AVVP_eval_audio.csv:6: quotes that do not enclose a whole value",
         "AVVP_eval_audio.csv:7: quotes that do not enclose a whole value",
-        "AVVP_eval_audio.csv:8: 5 tab-separated values, the header has 4",
-        "AVVP_eval_audio.csv:9: 1 tab-separated values, the header has 4",
+        "AVVP_eval_audio.csv:8: 5 tab-separated values, but the header has 4",
+        "AVVP_eval_audio.csv:9: 1 tab-separated values, but the header has 4",
         "AVVP_eval_audio.csv:2: onset '0.5' is not a whole number of seconds",
         "AVVP_eval_audio.csv:3: offset '10.01' is not a whole number of seconds",
         "AVVP_eval_audio.csv:4: offset 11.0 is outside 0..10",
@@ -147,9 +147,9 @@ def test_mending_the_older_edition_gives_the_records_of_the_mended_one(editions)
     healed = read_annotations(editions[1], mend=True)
     assert healed.records == mended.records
     assert [(flaw.row, flaw.kind, flaw.detail) for flaw in healed.flaws if flaw.kind == "mended"] == [
-        (5, "mended", "Baby_cry_infant_cry: Speech 0-4, meant JfZEqeLZqWk_30_40"),
-        (6, "mended", "Baby_cry_infant_cry: Speech 7-10, meant JfZEqeLZqWk_30_40"),
-        (7, "mended", "KvIjsmANkxI_10_20`: Cat 0-1, meant KvIjsmANkxI_10_20"),
+        (5, "mended", "Baby_cry_infant_cry: Speech 0-4, should be JfZEqeLZqWk_30_40"),
+        (6, "mended", "Baby_cry_infant_cry: Speech 7-10, should be JfZEqeLZqWk_30_40"),
+        (7, "mended", "KvIjsmANkxI_10_20`: Cat 0-1, should be KvIjsmANkxI_10_20"),
     ]
     rewritten_too = rewritten(editions[1], editions[1].parent / "both", lambda content: floats(quoted(content)))
     assert read_annotations(rewritten_too, mend=True).records == mended.records
@@ -174,7 +174,7 @@ def test_check_and_pack_tell_the_edition_and_mend_it(editions, tmp_path, capsys)
     assert avvp(*check, before) == 0
     told = capsys.readouterr().out
     assert "AVVP_eval_audio.csv is the older edition: LLP's authors corrected 3 of its rows on 2024-04-16" in told
-    assert "AVVP_eval_audio.csv:7: KvIjsmANkxI_10_20`: Cat 0-1, meant KvIjsmANkxI_10_20" in told
+    assert "AVVP_eval_audio.csv:7: KvIjsmANkxI_10_20`: Cat 0-1, should be KvIjsmANkxI_10_20" in told
     assert "--mend" in told
     assert json.loads((tmp_path / "report.json").read_text())["counts"]["older-edition"] == {"AVVP_eval_audio.csv": 3}
     assert avvp(*check, before, "--mend") == 0

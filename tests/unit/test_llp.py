@@ -102,11 +102,11 @@ def test_all_errors_at_once_with_file_and_row(tmp_path):
     expected = [
         "AVVP_train.csv:7: 1 tab-separated values",
         "AVVP_train.csv:2: unknown class 'Dogg' in event_labels; did you mean 'Dog'?",
-        "AVVP_train.csv:3: video AAAAAAAAAAA is listed already at AVVP_train.csv:2",
+        "AVVP_train.csv:3: video AAAAAAAAAAA is already listed at AVVP_train.csv:2",
         "AVVP_train.csv:4: filename '../../etc/pw_0_10'",
         "AVVP_train.csv:5: filename 'short_0_10'",
         "AVVP_train.csv:6: event_labels is empty",
-        "AVVP_val_pd.csv:2: video AAAAAAAAAAA is listed already at AVVP_train.csv:2",
+        "AVVP_val_pd.csv:2: video AAAAAAAAAAA is already listed at AVVP_train.csv:2",
         "AVVP_test_pd.csv: missing",
         "AVVP_eval_audio.csv:2: onset '0.5' is not a whole number",
         "AVVP_eval_audio.csv:3: onset -1 is outside 0..10",

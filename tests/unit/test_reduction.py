@@ -79,5 +79,5 @@ def test_what_is_wrong_with_them_is_named(tmp_path):
         f"CLIP/features/{video_id(0)}.npy: missing",
     ]
     clip.parent.rmdir()
-    with pytest.raises(DataError, match=r"(?s)--streams says which.*CLIP/features/: no such folder"):
+    with pytest.raises(DataError, match=r"(?s)--streams selects them.*CLIP/features/: no such folder"):
         OfficialFeatures(tmp_path, LLP_CLIP_CLAP)

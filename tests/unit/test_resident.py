@@ -53,7 +53,7 @@ def test_batches_hold_the_features_of_their_videos(packed, tmp_path, where):
             assert mine.dtype == np.float32
             np.testing.assert_array_equal(mine, values[:, stream.offset : stream.offset + stream.dim])
     assert split.batch(np.array([], np.int64), 6).visual.shape == (0, 10, 2048)
-    torch.testing.assert_close(split.features.on(torch.device("cpu")), split.features.take(np.arange(62)))
+    torch.testing.assert_close(split.features.to(torch.device("cpu")), split.features.take(np.arange(62)))
     held = {"shared": f"{packed}/train-000000.tar", "cached": f"{tmp_path}/cache/shards/{index.shards[0].sha256}"}
     assert {name: path in open_files() for name, path in held.items()} == {name: name == where for name in held}
 

@@ -118,14 +118,14 @@ def test_need_to_change_of_other_annotations_is_refused_with_every_reason(offici
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "need-to-change", "--out", out]
     assert avvp(*command, "--file", file) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {file}: these labels do not fit; nothing was written",
+        f"error: {file}: these labels do not match the data; nothing was written",
         "  - visual[0] (Speech): 2 of 3 row numbers outside the 7 rows of AVVP_train.csv (0..6): 7, -1",
-        f"  - audio[1] (Car): 1 of 2 rows are of videos whose weak label lacks it: row 3 ({video_id(3)}_10_20)",
+        f"  - audio[1] (Car): in 1 of 2 rows, the weak label does not contain this class: row 3 ({video_id(3)}_10_20)",
         "  - audio[2] (Cheering): holds 0.5, expected row numbers",
         "  - audio[3] (Dog): 'many', expected row numbers",
     ]
     for content, message in (
-        ([[], []], "visual: a list of 0, expected 25 lists, one a class"),
+        ([[], []], "visual: a list of 0, expected 25 lists, one per class"),
         ([lists[0]], "holds a list of 1, expected two lists: visual and audio"),
         ({"visual": 1, "audio": 2}, "holds a dict of 2, expected two lists"),
         ([np.zeros((25, 3)), np.zeros((24, 3), int)], "visual[0] (Speech): holds 0.0, expected row numbers"),
@@ -163,7 +163,9 @@ def test_code_in_a_pickle_is_refused_by_name(official, packed, tmp_path, protoco
     ):
         file.write_bytes(pickle.dumps(bomb, protocol=protocol))
         assert avvp(*command, "--out", tmp_path / "out.npz") == 2
-        assert f"{file}: refused: it holds {name}, beyond lists and arrays of numbers" in capsys.readouterr().err
+        assert (
+            f"{file}: refused, because it contains {name}, which is neither a list nor an array" in capsys.readouterr().err
+        )
     assert not mark.exists()
 
 
@@ -236,7 +238,7 @@ def test_arrays_that_do_not_fit_are_refused_with_every_reason(official, packed, 
     message = refused(np.array([[Path("x")] * 25] * TRAIN, object), good)
     assert "both.npz: not a readable .npy or .npz file (Object arrays cannot be loaded" in message
     message = refused(good, np.roll(np.ceil(good), 1, axis=0))
-    assert "visual: labels that their video's weak label lacks, in " in message
+    assert "visual: labels that are not in their video's weak label, in " in message
     assert f" of 7 rows: row 0 ({video_id(0)}_10_20), row 1 (" in message
     assert "--keep-outside-weak" in message
     assert avvp(*command, "--file", tmp_path / "both.npz", "--keep-outside-weak") == 0

@@ -297,7 +297,7 @@ def test_a_machine_without_the_features_is_told_and_no_video_left_out(official, 
     with pytest.raises(ConfigError) as error:
         pack_tiny(official, tmp_path / "out", source=source, skip_bad=True)
     (problem,) = error.value.problems
-    assert problem.endswith(f"has no folder {official}/feats/vggish; all machines that pack must see the features there")
+    assert problem.endswith(f"has no folder {official}/feats/vggish; all machines that pack need access to the features")
     assert not (tmp_path / "out").exists()
 
 

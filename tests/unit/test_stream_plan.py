@@ -207,7 +207,7 @@ def test_numbers_that_do_not_work_out_are_one_error():
         check(100, 20, 24, 16)
     text = str(caught.value)
     assert len(caught.value.problems) == 3
-    assert "batch_size 20 is the global batch: some of 24 workers would never see a video; use 24 or more" in text
+    assert "batch_size 20 is the global batch: some of 24 workers would never get a video; use 24 or more" in text
     assert "data.streams=16: some of 24 workers would have no stream to read; use 24" in text
     assert "use a batch_size of 32, or data.streams=24" in text
     with pytest.raises(ConfigError, match=r"use a batch_size of 32, or data.streams=12 or 18"):

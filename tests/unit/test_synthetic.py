@@ -166,7 +166,7 @@ def test_asking_for_more_videos_than_annotated_is_said(annotations, tmp_path):
         str(tmp_path / "out"), videos=None, splits=(4, 50, 2), seed=0, annotations=str(annotations), workers=1
     )
     assert summary["videos"] == {"train": 4, "val": 3, "test": 2}
-    assert summary["notes"] == ["val: all 3 videos of the annotations (asked for 50)"]
+    assert summary["notes"] == ["val: all 3 videos of the annotations (50 were requested)"]
 
 
 def test_real_annotations_are_kept_and_train_follows_them(llp_annotations):
