@@ -58,7 +58,7 @@ def test_train_files_plant_the_truth_of_train(tmp_path):
 
 
 def test_one_train_file_alone_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"AVVP_train_visual\.csv: missing, while AVVP_train_audio\.csv is there"):
+    with pytest.raises(DataError, match=r"AVVP_train_visual\.csv: missing, although AVVP_train_audio\.csv exists"):
         read_annotations(write(tmp_path, train=f"{A}\tDog\n", train_audio=""))
 
 

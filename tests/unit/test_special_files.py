@@ -1,4 +1,4 @@
-"""A named pipe, a device or a folder where a file should be is one message at once; nothing waits for a pipe's other end."""
+"""A named pipe or folder in place of a file is one error message; opening a pipe never blocks."""
 
 import os
 
@@ -12,7 +12,7 @@ from avvp_dist.shards.index import Index
 
 @pytest.fixture(params=["named pipe", "folder"])
 def special(request, tmp_path):
-    """A path where a file should be, and what it is."""
+    """Creates a named pipe or a folder in place of a file."""
 
     def make(path):
         if path.exists():
@@ -44,7 +44,7 @@ def copied(packed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["index.json", "labels.parquet"])
-def test_in_a_data_set(special, copied, capsys, name):
+def test_in_place_of_an_index_or_labels(special, copied, capsys, name):
     path = special(copied / name)
     assert f"{path}: {special.kind}, not a file" in failed(capsys, "data", "inspect", copied)
 
