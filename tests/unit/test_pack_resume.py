@@ -49,7 +49,7 @@ def test_inputs_are_recognised_across_versions_and_include_the_reduction(officia
     content = [facts, 3, [asdict(record) for record in records], OfficialFeatures(official, TINY).fingerprint(records)]
     assert index.source == hashlib.sha256(json.dumps(content).encode()).hexdigest()
     other = replace(TINY, streams=(replace(TINY.streams[0], reduction="clap-map"), *TINY.streams[1:]))
-    with pytest.raises(DataError, match="of other inputs"):
+    with pytest.raises(DataError, match="from other inputs"):
         pack(
             other, records, OfficialFeatures(official, TINY), str(tmp_path / "out"), provenance={}, workers=1, shard_videos=3
         )

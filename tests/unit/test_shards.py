@@ -116,7 +116,7 @@ def test_features_in_an_object_store(official, tmp_path):
     assert pack_tiny(official, tmp_path / "llp", source=OfficialFeatures(url, TINY)) == index  # already complete
     storage.remove(f"{url}/feats/vggish/{IDS[1]}.npy")
     storage.write_bytes(f"{url}/feats/res152/{IDS[10]}.npy", b"nothing")
-    with pytest.raises(DataError, match="of other inputs"):
+    with pytest.raises(DataError, match="from other inputs"):
         pack_tiny(official, tmp_path / "llp", source=OfficialFeatures(url, TINY))
     with pytest.raises(DataError) as error:
         pack_tiny(official, tmp_path / "new", source=OfficialFeatures(url, TINY))

@@ -28,9 +28,9 @@ def failed(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ def test_in_place_of_an_index_or_labels(special, copied, capsys, name):
 
 def test_in_place_of_a_shard(special, copied, tmp_path, capsys):
     path = special(copied / Index.load(str(copied)).shards[0].name)
-    told = failed(
+    message = failed(
         capsys, "train", "han", f"data={copied}", f"output={tmp_path / 'run'}", "tracking=none", "train.device=cpu"
     )
-    assert f"{path}: {special.kind}, not a file" in told
+    assert f"{path}: {special.kind}, not a file" in message
 
 
 def test_in_place_of_a_recipe_and_of_labels(special, packed, tmp_path, capsys):
