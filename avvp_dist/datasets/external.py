@@ -134,7 +134,7 @@ def _read(folder: str, shape: tuple[int, int], name: str) -> NDArray | str:
     if values.shape != shape:
         return f"{url}: shape {list(values.shape)}, expected {list(shape)} (segments, classes)"
     if values.dtype.kind not in "biuf":
-        return f"{url}: holds {values.dtype}, expected bool, int or float"
+        return f"{url}: has dtype {values.dtype}, expected bool, int or float"
     inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         row, column = np.argwhere(~inside)[0]

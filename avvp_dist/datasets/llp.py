@@ -326,7 +326,7 @@ class OfficialFeatures:
         if values.shape != expected:
             raise DataError(f"{name}: shape {list(values.shape)}, expected {list(expected)}")
         if values.dtype.kind != "f" or values.dtype.itemsize > 8:
-            raise DataError(f"{name}: holds {values.dtype}, expected float32 (or float16, float64)")
+            raise DataError(f"{name}: has dtype {values.dtype}, expected float32 (or float16, float64)")
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]

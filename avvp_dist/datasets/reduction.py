@@ -45,7 +45,7 @@ def clap_weights(segments: int, rows: int) -> NDArray[np.float64]:
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weight of a neighbour at ``distance`` columns, 0 to 2 (Keys' cubic convolution)."""
+    """Weight of a column at a ``distance`` of 0 to 2 columns (Keys' cubic convolution)."""
     near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * _CUBIC - 4 * _CUBIC
     return np.where(distance <= 1, near, far)

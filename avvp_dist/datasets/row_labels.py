@@ -87,7 +87,7 @@ def import_need_to_change(
     problems: list[str] = []
     cleared = {}
     if not _is_list(lists, len(MODALITIES)):
-        problems.append(f"holds {_named(lists)}, expected two lists: visual and audio")
+        problems.append(f"contains {_named(lists)}, expected two lists: visual and audio")
     else:
         for modality, of_classes in zip(("visual", "audio"), lists, strict=True):
             cleared[modality] = _cleared(modality, of_classes, rows, problems)
@@ -222,7 +222,7 @@ def _whole_numbers(values: Any) -> list[int] | str:
     for value in values:
         plain = value.item() if isinstance(value, np.generic | np.ndarray | torch.Tensor) and _is_single(value) else value
         if isinstance(plain, bool) or not isinstance(plain, int):
-            return f"holds {_named(value)}"
+            return f"contains {_named(value)}"
         numbers.append(plain)
     return numbers
 
@@ -266,7 +266,7 @@ def _array(file: str, name: str, shared: bool = False) -> NDArray | str:
         with loaded:
             if name in loaded.files:
                 return loaded[name]
-            return f"{name}: {file}: no array {name!r}; it holds {', '.join(loaded.files) or 'none'}"
+            return f"{name}: {file}: no array {name!r}; it contains {', '.join(loaded.files) or 'none'}"
     except Exception as error:  # a damaged header can make numpy raise almost any error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{name}: {file}: not a readable .npy or .npz file ({detail})"
@@ -281,7 +281,7 @@ def _misfits(values: NDArray, rows: _Rows, keep_outside_weak: bool) -> Iterable[
             f"the rows of {rows.file}, segments, classes"
         ]
     if values.dtype.kind not in "biuf":
-        return [f"holds {values.dtype}, expected bool, int or float"]
+        return [f"has dtype {values.dtype}, expected bool, int or float"]
     inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         first = np.argwhere(~inside)[0].tolist()

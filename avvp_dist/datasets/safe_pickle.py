@@ -82,7 +82,7 @@ def _storage(content: bytes) -> Any:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:
-        raise _Refused("a torch storage that is damaged or holds something else") from None
+        raise _Refused("a torch storage that is damaged or contains something else") from None
 
 
 _ALLOWED: Mapping[str, Callable[..., Any]] = {

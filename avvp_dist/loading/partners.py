@@ -45,9 +45,8 @@ def draw_partners(
         if not len(candidates):
             unmatched.append(name)
             continue
-        partners[row] = candidates[
-            np.random.default_rng([seed, epoch, _id_seed(name)]).integers(len(candidates), size=draws)
-        ]
+        rng = np.random.default_rng([seed, epoch, _id_seed(name)])
+        partners[row] = candidates[rng.integers(len(candidates), size=draws)]
     if unmatched:
         raise DataError([f"{name}: shares a label with every other video" for name in unmatched], "no partners can be drawn")
     return partners

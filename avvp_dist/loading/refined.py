@@ -211,7 +211,7 @@ def _window_problems(windows: Any) -> list[str]:
 def _value_problems(name: str, values: NDArray[Any], videos: int, classes: int, windows: int | None) -> list[str]:
     """Problems of the labels of one modality, or of whole videos."""
     if values.dtype.kind not in "biuf":
-        return [f"{name}: holds {values.dtype}, expected bool, int or float"]
+        return [f"{name}: has dtype {values.dtype}, expected bool, int or float"]
     rows = "segments" if windows is None else windows
     per_part = name != "video" and values.ndim == 3 and windows in (None, values.shape[1])
     if not (values.ndim == 2 or per_part) or (values.shape[0], values.shape[-1]) != (videos, classes):

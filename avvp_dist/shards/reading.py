@@ -65,7 +65,7 @@ class ShardFile:
         if ((bits & _NOT_FINITE) == _NOT_FINITE).any():
             where = np.argwhere(~np.isfinite(out))
             raise DataError(
-                f"{self._name}: member {member} holds {len(where)} values that are not finite, the first at segment "
+                f"{self._name}: member {member} contains {len(where)} values that are not finite, the first at segment "
                 f"{where[0][0]}, column {where[0][1]}; fix its feature files and pack into another folder"
             )
 

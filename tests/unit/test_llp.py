@@ -222,7 +222,7 @@ def test_all_problems_of_features_are_reported(tmp_path):
         1: (large, "values up to 7e+04 do not fit float16 (at most 65504)"),
         2: (huge, "values up to 1e+300 do not fit float16"),
         3: (good[:9], "shape [9, 3], expected [10, 3]"),
-        4: (good.astype(np.int32), "holds int32, expected float32"),
+        4: (good.astype(np.int32), "has dtype int32, expected float32"),
         5: (np.array([Bomb(tmp_path / "exploded")], object), "not a readable .npy array"),
         6: (b"", "not a readable .npy array"),
         7: (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': (((((", "not a readable .npy array"),

@@ -89,8 +89,8 @@ def test_files_that_cannot_be_read_exactly_are_refused(tmp_path):
     vggish(tmp_path, 3).write_bytes(vggish(tmp_path, 3).read_bytes()[:-1])
     source = OfficialFeatures(tmp_path, TINY)
     for number, text in enumerate(
-        ("holds float128, expected float32", "not a readable .npy array (Object arrays cannot be loaded", "holds complex128",
-         "not a readable .npy array")
+        ("has dtype float128, expected float32", "not a readable .npy array (Object arrays cannot be loaded",
+         "has dtype complex128", "not a readable .npy array")
     ):  # fmt: skip
         found = source.examine(record(number))
         assert found.problems[0].startswith(f"vggish/{video_id(number)}.npy: {text}")

@@ -123,14 +123,14 @@ def test_need_to_change_of_other_annotations_is_refused_with_all_reasons(officia
         f"error: {file}: these labels do not match the data; nothing was written",
         "  - visual[0] (Speech): 2 of 3 row numbers outside the 7 rows of AVVP_train.csv (0..6): 7, -1",
         f"  - audio[1] (Car): in 1 of 2 rows, the weak label does not contain this class: row 3 ({video_id(3)}_10_20)",
-        "  - audio[2] (Cheering): holds 0.5, expected row numbers",
+        "  - audio[2] (Cheering): contains 0.5, expected row numbers",
         "  - audio[3] (Dog): 'many', expected row numbers",
     ]
     for content, message in (
         ([[], []], "visual: a list of 0, expected 25 lists, one per class"),
-        ([lists[0]], "holds a list of 1, expected two lists: visual and audio"),
-        ({"visual": 1, "audio": 2}, "holds a dict of 2, expected two lists"),
-        ([np.zeros((25, 3)), np.zeros((24, 3), int)], "visual[0] (Speech): holds 0.0, expected row numbers"),
+        ([lists[0]], "contains a list of 1, expected two lists: visual and audio"),
+        ({"visual": 1, "audio": 2}, "contains a dict of 2, expected two lists"),
+        ([np.zeros((25, 3)), np.zeros((24, 3), int)], "visual[0] (Speech): contains 0.0, expected row numbers"),
     ):
         file.write_bytes(pickle.dumps(content))
         assert avvp(*command, "--file", file) == 2
@@ -159,7 +159,7 @@ def test_code_in_a_pickle_is_refused_by_name(official, packed, tmp_path, protoco
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "need-to-change", "--file", file]
     for bomb, name in (
         ([need_to_change([]), Bomb(mark)], "posix.mkdir"),
-        (Bomb(mark, inner), "a torch storage that is damaged or holds something else"),
+        (Bomb(mark, inner), "a torch storage that is damaged or contains something else"),
         (np.array([Bomb(mark)], object), "a numpy array of object"),
         ([replace(LLP, name="x")], "avvp_dist.shards.spec.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
     ):
@@ -235,7 +235,7 @@ def test_arrays_that_do_not_match_are_refused_with_all_reasons(official, packed,
     assert "audio: shape [6, 25], expected [7, 25] or [7, 10, 25]: the rows of AVVP_train.csv, segments, classes" in message
     assert "visual: 1750 values outside 0..1, the first at [0, 0, 0]" in message
     message = refused(good.astype(complex), good * 2)
-    assert "audio: holds complex128, expected bool, int or float" in message
+    assert "audio: has dtype complex128, expected bool, int or float" in message
     assert "values outside 0..1" in message
     message = refused(np.array([[Path("x")] * 25] * TRAIN, object), good)
     assert "both.npz: not a readable .npy or .npz file (Object arrays cannot be loaded" in message
@@ -247,7 +247,7 @@ def test_arrays_that_do_not_match_are_refused_with_all_reasons(official, packed,
     assert "labels lie outside their video's weak label; kept" in capsys.readouterr().out
     np.savez(tmp_path / "names.npz", a=good, v=good)
     assert avvp(*command, "--file", tmp_path / "names.npz") == 2
-    assert "no array 'audio'; it holds a, v" in capsys.readouterr().err
+    assert "no array 'audio'; it contains a, v" in capsys.readouterr().err
 
 
 def test_annotations_of_other_videos_or_labels_are_refused(official, packed, tmp_path, capsys):
