@@ -207,7 +207,7 @@ def driver_of_a_pack(videos: int) -> dict[str, float]:
     source = RandomFeatures()
 
     def plan() -> list[Any]:
-        packing._refuse_records(LLP, records)
+        packing._check_records(LLP, records)
         packing._inputs(LLP, records, source, SHARD)
         return packing._plan(LLP, records, source, "out", SHARD, set(), None)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from avvp_dist import storage
 from avvp_dist.cli.data_findings import MEND, print_odd_files, tell_edition
 from avvp_dist.cli.data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
-from avvp_dist.cli.labels import labels, noisy_segment_labels, ratios
+from avvp_dist.cli.labels import labels, noisy_labels, ratios
 from avvp_dist.cli.output import console, say, usable
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST, Section, merge, parse_overrides, validate
@@ -312,7 +312,7 @@ def synth(
 
 
 data.command()(labels)
-data.command()(noisy_segment_labels)
+data.command()(noisy_labels)
 data.command()(ratios)
 
 

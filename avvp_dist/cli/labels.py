@@ -133,7 +133,7 @@ def _check_options(kind: LabelFormat, given: dict[str, str | None], aliasing: Al
         raise ConfigError(problems, f"--format {kind.value}:")
 
 
-def noisy_segment_labels(
+def noisy_labels(
     packed: _PACKED,
     out: _REFINED,
     flip: Annotated[float, typer.Option(help="Probability with which a segment's label is turned over.")] = 0.1,

@@ -186,7 +186,7 @@ class StreamPlan:
     def partner_candidates(self) -> PartnerCandidates:
         """The videos that are close to each video of `order` in a second, independent order of the shards."""
         stream = self.stream_of()
-        return PartnerCandidates(self._laid_out(2), self._places, self._bounds[stream], self._bounds[stream + 1])
+        return PartnerCandidates(self._in_shard_order(2), self._places, self._bounds[stream], self._bounds[stream + 1])
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
@@ -206,14 +206,14 @@ class StreamPlan:
     @cached_property
     def _shuffled(self) -> NDArray[np.int64]:
         """Numbers of the videos, one stream after the other, each shuffled within the window."""
-        line = self._laid_out(1)
+        line = self._in_shard_order(1)
         # a video that is a window further behind always has the smaller key, so no video moves further than that
         keys = np.random.default_rng([self.seed, self.epoch, 3]).random(self.videos) * self.window + np.arange(self.videos)
         for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
             line[start:stop] = line[start:stop][np.argsort(keys[start:stop], kind="stable")]
         return line
 
-    def _laid_out(self, draw: int) -> NDArray[np.int64]:
+    def _in_shard_order(self, draw: int) -> NDArray[np.int64]:
         """Numbers of all videos, one shard after the other, in a shard order that is drawn independently per ``draw``."""
         by_shard = np.argsort(self.shards, kind="stable")
         _, starts, counts = np.unique(self.shards[by_shard], return_index=True, return_counts=True)

@@ -175,7 +175,7 @@ def load(
     device = device or torch.device("cpu")
     # each process starts with another shard, so that the processes of a node fetch different shards at the same time
     numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
-    share = share and _may_keep_open(len(numbers), labels.split)
+    share = share and _can_keep_open(len(numbers), labels.split)
     title = f"{store.url}: {labels.split} cannot be read; {REMEDY}"
 
     def opened(number: int) -> OpenShard | DataError:
@@ -226,7 +226,7 @@ def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: b
     return ShardInMemory(content, shard)
 
 
-def _may_keep_open(shards: int, split: str) -> bool:
+def _can_keep_open(shards: int, split: str) -> bool:
     """Whether this process can keep so many files open and still have some left for other purposes."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY or shards <= limit // 4:

@@ -351,7 +351,7 @@ def _dense(
     if bad.any():
         first = np.flatnonzero(bad)[0]
         problems.append(
-            f"{what}: {bad.sum()} have labels or seconds out of range, the first in video {ids[rows[first]]}: class "
+            f"{what}: {bad.sum()} with labels or seconds out of range, the first in video {ids[rows[first]]}: class "
             f"{label[first]}, seconds {onset[first]} to {offset[first]}"
         )
         return None

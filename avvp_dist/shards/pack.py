@@ -79,7 +79,7 @@ def pack(
     """
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
-    _refuse_records(dataset, records)
+    _check_records(dataset, records)
     with locks.lock_folder(out, "pack into another folder"):
         return _pack(dataset, records, source, out, provenance, workers, shard_videos, skip_bad, open_pool)
 
@@ -195,7 +195,7 @@ def _log_odd_files(odd: Sequence[OddFile]) -> None:
         LOGGER.warning("unusual but usable feature files: %s; `avvp data check` explains how each is handled", counts)
 
 
-def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
+def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
     """Raise DataError for records that no shard can hold; ids and splits become names of files and tar members."""
     problems = [] if records else ["no videos"]
     seen: set[str] = set()

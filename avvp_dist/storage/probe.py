@@ -74,7 +74,7 @@ def _probe_file(path: Path) -> None:
     if special_files.is_device(path):
         special_files.check(path)
         return
-    _refuse_name(path)
+    _check_name_length(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     _probe_folder(path.parent)
@@ -82,7 +82,7 @@ def _probe_file(path: Path) -> None:
 
 def _probe_folder(folder: Path) -> None:
     """Write a marker file into ``folder``, or into its nearest existing parent."""
-    _refuse_name(folder / _LONGEST)
+    _check_name_length(folder / _LONGEST)
     there = folder
     while not _exists(there):
         there = there.parent
@@ -114,7 +114,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _refuse_name(path: Path) -> None:
+def _check_name_length(path: Path) -> None:
     """Refuse names that are too long for the system, including those in folders that do not exist yet."""
     if max(len(os.fsencode(part)) for part in path.parts) > _NAME or len(os.fsencode(path)) > _PATH:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(path))

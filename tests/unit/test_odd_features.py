@@ -97,7 +97,7 @@ def test_files_that_cannot_be_read_exactly_are_refused(tmp_path):
         assert found.odd == ()
 
 
-def test_check_counts_odd_files_and_pack_uses_them(tmp_path, capsys, caplog):
+def test_check_counts_unusual_files_and_pack_uses_them(tmp_path, capsys, caplog):
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", [video_id(number) for number in range(4)], LLP)
     files = ["--annotations", tmp_path / "llp", "--features", tmp_path / "llp", "--workers", 1]
