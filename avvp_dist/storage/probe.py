@@ -83,12 +83,12 @@ def _probe_file(path: Path) -> None:
 def _probe_folder(folder: Path) -> None:
     """Write a marker file into ``folder``, or into its nearest existing parent."""
     _check_name_length(folder / _LONGEST)
-    there = folder
-    while not _exists(there):
-        there = there.parent
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-    marker = there / f"{_MARKER}{uuid.uuid4().hex}"
+    existing = folder
+    while not _exists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    marker = existing / f"{_MARKER}{uuid.uuid4().hex}"
     try:
         with marker.open("wb") as handle:
             handle.write(bytes(_BLOCK))
@@ -97,7 +97,7 @@ def _probe_folder(folder: Path) -> None:
     except OSError as error:
         refused = error.errno == errno.ENOENT  # reported by /proc
         why = "" if refused else f" ({os.strerror(error.errno or 0)})"
-        raise OSError(errno.EACCES if refused else error.errno, f"cannot be written to{why}", str(there)) from None
+        raise OSError(errno.EACCES if refused else error.errno, f"cannot be written to{why}", str(existing)) from None
     finally:
         with contextlib.suppress(OSError):
             marker.unlink(missing_ok=True)
