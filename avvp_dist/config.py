@@ -17,7 +17,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from avvp_dist.errors import ConfigError
 from avvp_dist.text import checked_yaml
-from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials, names_a_secret, redact, remember_in, without_secrets
+from avvp_dist.text.credentials import (
+    CREDENTIALS_HINT,
+    holds_credentials,
+    is_secret_name,
+    redact,
+    redact_setting,
+    remember_secrets_in,
+)
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.text.urls import malformed
 
@@ -47,7 +54,7 @@ class Place:
 
 def _usable(url: str) -> str:
     if holds_credentials(url):
-        raise ValueError(f"credentials do not belong into a URL; {WHERE_THEY_GO}")
+        raise ValueError(f"credentials do not belong into a URL; {CREDENTIALS_HINT}")
     wrong = malformed(url)
     if wrong:
         raise ValueError(wrong)
@@ -60,7 +67,7 @@ Url = Annotated[str, AfterValidator(_usable), Place()]
 Every field that holds one is annotated so: see `convert_places`."""
 Text = Annotated[str, AfterValidator(redact)]
 """Free text, which is written down without the credentials that may stand in it."""
-KeyValue = Annotated[str, AfterValidator(without_secrets), AfterValidator(redact)]
+KeyValue = Annotated[str, AfterValidator(redact_setting), AfterValidator(redact)]
 """A ``key=value`` that is written down, without credentials; those of a tracking server are kept in memory."""
 
 
@@ -99,7 +106,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         ConfigError: every override without a key or an ``=``, together.
     """
     parsed, problems = [], []
-    for override in map(without_secrets, overrides):
+    for override in map(redact_setting, overrides):
         key, separator, value = override.partition("=")
         path = tuple(key.strip().split("."))
         if not separator or not all(path):
@@ -107,7 +114,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
             continue
         try:
             parsed.append((path, _scalar(value)))
-        except checked_yaml.Refused as error:
+        except checked_yaml.RejectedYAML as error:
             problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
             # without the value, which may be a secret
@@ -220,7 +227,7 @@ def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
     Raises:
         ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
     """
-    remember_in(content)
+    remember_secrets_in(content)
     too_large = list(_too_large(content))
     if too_large:
         raise ConfigError(too_large, f"{source}: numbers that no setting takes")
@@ -262,7 +269,7 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     message = detail["msg"].removeprefix("Value error, ")
-    shown = not isinstance(given, Mapping) and not any(map(names_a_secret, path))
+    shown = not isinstance(given, Mapping) and not any(map(is_secret_name, path))
     return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
 
 

@@ -57,9 +57,9 @@ class RandomFeatures:
 
     def examine(self, record):
         """See `FeatureSource`."""
-        from avvp_dist.shards.feature_source import Examined
+        from avvp_dist.shards.feature_source import FeatureReport
 
-        return Examined()
+        return FeatureReport()
 
     def read(self, record) -> np.ndarray:
         """See `FeatureSource`."""

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from avvp_dist import storage
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.partition import split_sizes
-from avvp_dist.loading.batches import Table
+from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.plan import EpochPlan, StreamPlan
 from avvp_dist.loading.split import DataConfig
-from avvp_dist.loading.streaming import _Place, _Share
+from avvp_dist.loading.streaming import _RankLayout, _RankReads
 from avvp_dist.shards import index as indexes
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards.cache import DEFAULT_GB, GB
@@ -114,7 +114,7 @@ def once(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Label
     assert loaded == index
     labels, read = measured(lambda: indexes.read_labels(url, index))
     _, hashed = measured(lambda: index.fingerprint)
-    _, tabled = measured(lambda: Table.of(index, labels["train"], torch.device("cpu"), torch.float32))
+    _, tabled = measured(lambda: BatchBuilder.for_split(index, labels["train"], torch.device("cpu"), torch.float32))
     videos = len(table)
     _, permuted = measured(lambda: EpochPlan(videos, 128, 0, 0).order())
     costs = {
@@ -134,7 +134,7 @@ def plan(index: Index, labels: Labels, world: int) -> dict[str, Any]:
     """What the plan of an epoch costs each rank, and what ranks and nodes fetch because of it."""
     batch, streams = PER_RANK * world, max(DataConfig().streams, world)
     epochs = [StreamPlan(labels.shard, batch, streams, DataConfig().window, 0, epoch) for epoch in range(EPOCHS)]
-    share, cost = measured(lambda: _Share(index, labels, epochs[0], 0, _Place(0, world, DataConfig().workers), 0))
+    share, cost = measured(lambda: _RankReads(index, labels, epochs[0], 0, _RankLayout(0, world, DataConfig().workers), 0))
     some = min(50, epochs[0].steps)
     tasks = measured(lambda: [share.tasks(step, 0) for step in range(some)])[1]
     sizes = np.array([shard.bytes for shard in index.shards])
@@ -207,7 +207,7 @@ def driver_of_a_pack(videos: int) -> dict[str, float]:
     source = RandomFeatures()
 
     def plan() -> list[Any]:
-        packing._refuse_records(LLP, records)
+        packing._check_records(LLP, records)
         packing._inputs(LLP, records, source, SHARD)
         return packing._plan(LLP, records, source, "out", SHARD, set(), None)
 

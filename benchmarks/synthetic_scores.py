@@ -184,7 +184,7 @@ def _own_labels(folder: Path, train: Labels, index: Index) -> RefinedLabels | No
     if not masks:
         return RefinedLabels.load(str(refined[0])) if refined else None
     with np.load(masks[0], allow_pickle=False) as file:
-        return RefinedLabels.without(file["removed"], train.weak, train.ids, index.classes, {})
+        return RefinedLabels.from_removed(file["removed"], train.weak, train.ids, index.classes, {})
 
 
 def _avvp(*words: str) -> None:

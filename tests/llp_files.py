@@ -1,4 +1,4 @@
-"""A tiny data set in LLP's official layout, for tests of whatever reads it."""
+"""A tiny data set in LLP's official layout, for tests of the code that reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from avvp_dist.datasets.catalog import LLP
-from avvp_dist.datasets.llp import OfficialFeatures
+from avvp_dist.datasets.llp import OfficialFeatures, read_annotations
+from avvp_dist.shards.index import Index
+from avvp_dist.shards.pack import pack
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.types import VideoRecord
 
@@ -28,12 +30,35 @@ EVENTS = "filename\tonset\toffset\tevent_labels\n"
 
 
 def video_id(number: int) -> str:
-    """The made-up id of a video."""
+    """Synthetic id of a video."""
     return f"video-_{number:04d}"
 
 
+IDS = [video_id(number) for number in range(12)]
+"""Ids of the videos of `write_official`."""
+
+
+def write_official(folder: Path) -> Path:
+    """Write seven training, two validation and three test videos; return the folder."""
+    write_annotations(folder)
+    write_features(folder, IDS)
+    return folder
+
+
+def pack_tiny(official: Path, out: object, **options) -> Index:
+    """Pack ``official`` with three videos per shard, in this process by default."""
+    arguments = {"provenance": {"from": "test"}, "workers": 1, "shard_videos": 3, **options}
+    records = arguments.pop("records", None) or read_annotations(official).records
+    return pack(TINY, records, arguments.pop("source", OfficialFeatures(official, TINY)), str(out), **arguments)
+
+
+def modification_times(folder: Path) -> dict[str, int]:
+    """Modification time of every file in ``folder`` in nanoseconds."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
 def write_annotations(folder: Path, counts: Sequence[int] = (7, 2, 3)) -> None:
-    """Clean annotation files of ``counts`` videos in train, val and test, numbered through."""
+    """Clean annotation files of ``counts`` videos in train, val and test, numbered consecutively."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     audio, visual = EVENTS, EVENTS
@@ -64,7 +89,7 @@ def write_features(folder: Path, ids: Sequence[str], dataset: Dataset = TINY) ->
 
 
 def contents(folder: Path) -> Mapping[str, bytes]:
-    """Every file below ``folder`` by its relative path, hidden ones too."""
+    """Content of every file below ``folder`` by its relative path, including hidden files."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -77,7 +102,7 @@ class SlowFeatures(OfficialFeatures):
 
 
 class DeadlyFeatures(OfficialFeatures):
-    """Features whose last video kills the process that reads it, as the system does when memory runs out."""
+    """Features whose last video kills the process that reads it, as the kernel does when memory runs out."""
 
     def read(self, record: VideoRecord) -> np.ndarray:
         if record.id == video_id(11):
@@ -86,7 +111,7 @@ class DeadlyFeatures(OfficialFeatures):
 
 
 class DyingOnceFeatures(OfficialFeatures):
-    """Features whose last video kills the first process that packs it, as a node that is taken away does."""
+    """Features whose last video kills the first process that packs it, as if its node was removed."""
 
     def __init__(self, folder: Path, dataset: Dataset = TINY) -> None:
         super().__init__(folder, dataset)

@@ -1,4 +1,4 @@
-"""A real S3 server in memory (moto) for tests, and one that breaks off its answers as told."""
+"""An in-memory S3 server (moto) for tests, and one with scripted failures."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ENVIRONMENT = {
     "AWS_CONFIG_FILE": "/dev/null",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
 }
-"""Credentials that moto takes, and nothing of the machine the tests run on."""
+"""Credentials that moto accepts, without any settings of the machine that runs the tests."""
 
 
 @contextmanager
 def moto() -> Iterator[str]:
-    """The address of an S3 server that lives as long as the context."""
+    """The address of an S3 server that runs as long as the context."""
     port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     code = "from moto.server import main; main()"
@@ -44,7 +44,7 @@ def moto() -> Iterator[str]:
 
 
 def wait_for(endpoint: str, process: subprocess.Popen, seconds: float = 120.0) -> None:
-    """Returns once somebody answers."""
+    """Wait until the server answers."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -57,17 +57,17 @@ def wait_for(endpoint: str, process: subprocess.Popen, seconds: float = 120.0) -
 
 
 def make_bucket(endpoint: str, name: str) -> None:
-    """Makes a bucket; without boto, whose settings are under test. moto asks for a signature but does not check it."""
+    """Create a bucket without boto, whose settings are under test. moto requires a signature but does not verify it."""
     request = urllib.request.Request(f"{endpoint}/{name}", method="PUT")
     request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request")
     urllib.request.urlopen(request, timeout=60).close()
 
 
 class Flaky(ThreadingHTTPServer):
-    """An S3 server with one object under every name, which treats each request as the next word of ``script`` says.
+    """An S3 server with the same object under every name, which answers each request by the next word of ``script``.
 
-    Words: ``whole``; ``short``, half of the body; ``reset``, half and a reset connection; ``stall``, half and silence; or a
-    status, like ``503``, or one with S3's code, like ``409:OperationAborted``. After the last word all is whole.
+    Words: ``whole``; ``short``, half of the body; ``reset``, half and a reset connection; ``stall``, half and then nothing;
+    or a status such as ``503``, or one with S3's code such as ``409:OperationAborted``. Later answers are ``whole``.
 
     Attributes:
         expired: access keys whose token is refused as one that has expired.
@@ -105,11 +105,11 @@ class _FlakyHandler(BaseHTTPRequestHandler):
         if server.keys[-1] in server.expired:
             word = "400:ExpiredToken"
         status, _, code = word.partition(":")
-        if self.headers.get("Expect", "").lower() == "100-continue":  # said by hand, as this server speaks HTTP/1.0
+        if self.headers.get("Expect", "").lower() == "100-continue":  # sent explicitly, since this server uses HTTP/1.0
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if status.isdecimal():
-            body = f"<Error><Code>{code or _CODES.get(word, 'Strange')}</Code><Message>as told</Message></Error>".encode()
+            body = f"<Error><Code>{code or _CODES.get(word, 'Strange')}</Code><Message>scripted</Message></Error>".encode()
             self._head(int(status), len(body))
             self.wfile.write(body)
             return
@@ -121,7 +121,7 @@ class _FlakyHandler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if word == "stall":
             server.over.wait(30)
-        if word == "reset":  # without lingering, closing sends RST
+        if word == "reset":  # without lingering, close sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.connection.close()
         self.close_connection = True

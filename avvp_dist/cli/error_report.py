@@ -6,7 +6,7 @@ import traceback
 
 from avvp_dist.cli.messages import brief, write_aside
 from avvp_dist.errors import AvvpError, UserError
-from avvp_dist.storage.system_errors import of_system
+from avvp_dist.storage.system_errors import describe_os_error
 from avvp_dist.text.escape import line, shortened
 
 BUG = 1
@@ -41,7 +41,7 @@ def as_ours(error: BaseException) -> AvvpError | None:
     if isinstance(error, AvvpError):
         return error
     if isinstance(error, OSError):
-        return UserError(of_system(error))
+        return UserError(describe_os_error(error))
     if isinstance(error, UnicodeDecodeError):
         return UserError(f"a file is not the text that it should be: {error}")
     if isinstance(error, ImportError):

@@ -100,7 +100,7 @@ def labels(
     _check_options(kind, given, aliasing, keep_outside_weak)
     refuse_unwritable(files={"--out": out})
     if kind is LabelFormat.segments:
-        found = external.import_labels(packed, audio or "", visual or "", split)
+        found = external.import_segment_labels(packed, audio or "", visual or "", split)
     elif kind is LabelFormat.arrays:
         found = row_labels.import_arrays(
             packed, audio or file or "", visual or file or "", annotations or "", keep_outside_weak, split
@@ -145,7 +145,7 @@ def noisy_labels(
     from avvp_dist.datasets import external
 
     refuse_unwritable(files={"--out": out})
-    _write_labels(out, external.noisy_labels(packed, flip, seed, split))
+    _write_labels(out, external.noisy_segment_labels(packed, flip, seed, split))
 
 
 def ratios(
@@ -184,5 +184,5 @@ def _write_labels(out: str, refined: RefinedLabels) -> None:
         cleared = refined.provenance["cleared"]
         say(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
     heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
-    of = "segments and classes" if refined.of_segments else "classes"
+    of = "segments and classes" if refined.has_segment_labels else "classes"
     say(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")

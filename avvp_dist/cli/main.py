@@ -94,7 +94,7 @@ def evaluate(
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
         raise DataError([f"{url}: not there" for url in missing], f"{run}: not a finished run; train it with `avvp train`")
-    recorded = json_files.expect(read_result(run), result_url, {"scores": dict, "data": dict}, "train the run again")
+    recorded = json_files.check_object(read_result(run), result_url, {"scores": dict, "data": dict}, "train the run again")
     check_files(run, recorded, [CONFIG])
     # not as an override: these are YAML, and a path need not be
     config = load(config_url, overrides or []).model_copy(update={"output": run}).absolute()
@@ -169,19 +169,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     with one_message():
         set_up_logging(quiet=_rank() != 0)
-        app(args=_without_secrets(arguments))
+        app(args=_redacted_arguments(arguments))
 
 
-def _without_secrets(arguments: Sequence[str] | None) -> list[str]:
+def _redacted_arguments(arguments: Sequence[str] | None) -> list[str]:
     """The arguments without credentials, which this process keeps in memory.
 
     A process that was started with some is replaced by itself without them: a command line is seen by every user of the
     machine, and Ray keeps it as the job's entrypoint.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    cleaned = credentials.without_secrets_all(given)
+    cleaned = credentials.redact_command_line(given)
     before, after = sys.orig_argv[: len(sys.orig_argv) - len(given)], sys.orig_argv[len(sys.orig_argv) - len(given) :]
-    kept = credentials.for_children()
+    kept = credentials.child_environment()
     if arguments is None and cleaned != given and after == given and kept.items() - os.environ.items():
         os.execve(sys.executable, [*before, *cleaned], os.environ | kept)
     return cleaned

@@ -107,7 +107,7 @@ def _recorded(
     url = storage.join(folder, "sweep.json")
     if not storage.exists(url):
         raise ConfigError(f"{url}: not there, no sweep was started in this folder")
-    content = json_files.record(url, _RECORDED, "start the sweep anew in another folder")
+    content = json_files.read_object(url, _RECORDED, "start the sweep anew in another folder")
     return content["name"], sweeps.changed(content["spec"], changes, url), content["overrides"], folder
 
 

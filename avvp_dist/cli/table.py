@@ -11,7 +11,7 @@ from avvp_dist import storage
 from avvp_dist.cli.output import console, say, seed_list, usable
 from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError
-from avvp_dist.text.credentials import without_secrets
+from avvp_dist.text.credentials import redact_setting
 
 
 def table(
@@ -70,7 +70,7 @@ def table(
         return
     if name is None:
         raise ConfigError(f"table: missing; valid names: {', '.join(paper_tables.tables())}, or the path of a .yaml file")
-    settings = [without_secrets(setting) for setting in settings or []]
+    settings = [redact_setting(setting) for setting in settings or []]
     configure(settings)
     short, chosen = paper_tables.read(name)
     paper_tables.refuse_reserved(settings)

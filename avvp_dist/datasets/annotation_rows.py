@@ -1,4 +1,4 @@
-"""Reads tab-separated annotation files as pandas does: any line ends, quoted fields, a byte order mark."""
+"""Reads tab-separated annotation files as pandas does, with any line endings, quoted fields and a byte order mark."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SHOWN = 80  # characters of a line in a message
 def read(
     folder: str | os.PathLike[str], file: str, columns: Sequence[str], problems: list[str]
 ) -> list[tuple[int, list[str]]]:
-    """(line, values of ``columns``) for each row of a file, blank lines left out; none where it is unusable as a whole.
+    """Return (line number, values of ``columns``) for each row of a file, without blank lines; empty if it is unusable.
 
     Args:
-        folder: where the file is.
+        folder: of the file.
         file: its name.
-        columns: names in the header, in any order and among others.
-        problems: takes a line for everything that is wrong.
+        columns: names in the header, which may have others in any order.
+        problems: receives a line per problem.
     """
     try:
         text = storage.read_bytes(storage.join(folder, file)).decode("utf-8-sig")
@@ -43,7 +43,7 @@ def read(
     header = _fields(line)
     missing = [name for name in columns if name not in header] if isinstance(header, list) else list(columns)
     if isinstance(header, str) or missing:
-        hint = "; it seems separated by commas, expected tabs" if "\t" not in line and "," in line else ""
+        hint = "; it seems to be separated by commas instead of tabs" if "\t" not in line and "," in line else ""
         problems.append(f"{file}:{first}: no column {', '.join(missing)} in the header {_shown(line)}{hint}")
         return []
     places = [header.index(name) for name in columns]
@@ -53,19 +53,19 @@ def read(
         if isinstance(values, str):
             problems.append(f"{file}:{number}: {values}: {_shown(line)}")
             continue
-        while len(values) > len(header) and not values[-1]:  # tabs at the end
+        while len(values) > len(header) and not values[-1]:  # trailing tabs
             values.pop()
         if len(values) == len(header):
             rows.append((number, [values[place] for place in places]))
         else:
             problems.append(
-                f"{file}:{number}: {len(values)} tab-separated values, the header has {len(header)}: {_shown(line)}"
+                f"{file}:{number}: {len(values)} tab-separated values, but the header has {len(header)}: {_shown(line)}"
             )
     return rows
 
 
 def second(text: str, last: int) -> int | str:
-    """A whole number of seconds in 0..``last``, perhaps written ``3.0``; else what is wrong with it."""
+    """Parse a whole number of seconds in 0..``last``, also written as ``3.0``; else return what is wrong with it."""
     match = re.fullmatch(r"([+-]?[0-9]{1,9})(?:\.0*)?", text)
     if match is None:
         return f"{text[:_SHOWN]!r} is not a whole number of seconds"
@@ -75,7 +75,7 @@ def second(text: str, last: int) -> int | str:
 
 
 def _fields(line: str) -> list[str] | str:
-    """The values of one line, or what is wrong with its quotes."""
+    """The values of one line, or a description of what is wrong with its quotes."""
     try:
         return [value.strip() for value in next(csv.reader([line], delimiter="\t", skipinitialspace=True, strict=True))]
     except csv.Error:

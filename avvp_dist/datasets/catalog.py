@@ -1,4 +1,4 @@
-"""What the data sets are made of: classes and feature streams."""
+"""Structure of the data sets: classes and feature streams."""
 
 from __future__ import annotations
 
@@ -35,4 +35,4 @@ LLP_CLIP_CLAP = replace(
 
 DATASETS = {LLP.name: LLP}
 FEATURE_SETS = {"vggish-resnet": LLP, "clip-clap": LLP_CLIP_CLAP}
-"""The features that LLP's videos come with, each a data set of its own once packed."""
+"""The available features of LLP's videos; each becomes a data set of its own when packed."""

@@ -1,4 +1,4 @@
-"""Labels of segments that come from outside: from files of another tool, or from the truth with noise put in."""
+"""Segment-level labels from outside: from files of another tool, or from the ground truth with synthetic noise."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
 
-def import_labels(data: str, audio: str, visual: str, split: str = "train") -> RefinedLabels:
-    """Labels of every segment from two folders of ``<id>.npy``, as VALOR publishes them (segment_pseudo_labels).
+def import_segment_labels(data: str, audio: str, visual: str, split: str = "train") -> RefinedLabels:
+    """Import segment-level labels from two folders of ``<id>.npy``, as VALOR publishes them (segment_pseudo_labels).
 
     Args:
-        data: packed data set whose videos they label.
+        data: packed data set with the labelled videos.
         audio, visual: folders or URLs; each file is [T,C] of bool, int or float in [0, 1], classes in the data set's order.
-        split: whose videos. Labels of val and test show what their weak labels say: never train on those.
+        split: of the videos. Labels of val and test reveal their weak labels: never train on them.
 
     Raises:
-        DataError: every file that is missing, unreadable, of another shape or out of range.
+        DataError: lists every file that is missing, unreadable, of another shape or out of range.
     """
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     problems = [
         f"{modality}: no folder {folder}"
         for modality, folder in zip(MODALITIES, (audio, visual), strict=True)
         if not storage.exists(folder)
     ]
-    problems += [f"video id {name!r} cannot be the name of a file" for name in labels.ids if not _harmless(name)]
+    problems += [f"video id {name!r} cannot be the name of a file" for name in labels.ids if not _is_file_name(name)]
     shape = (index.segments, len(index.classes))
     found = []
     if not problems:
@@ -45,42 +45,44 @@ def import_labels(data: str, audio: str, visual: str, split: str = "train") -> R
             problems += [values for values in read if isinstance(values, str)]
             found.append(read)
     if problems:
-        raise DataError(problems, f"{len(problems)} problems with these labels of segments; nothing was written")
-    heard, seen = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
+        raise DataError(problems, f"{len(problems)} problems with these segment-level labels; nothing was written")
+    audio_labels, visual_labels = (np.array(read, np.float32).reshape(-1, *shape) for read in found)
     origin = {"audio": storage.absolute(audio), "visual": storage.absolute(visual)}
-    return refined(data, index, labels, None, heard, seen, {"importer": "external labels", **origin})
+    return refined_labels(data, index, labels, None, audio_labels, visual_labels, {"importer": "external labels", **origin})
 
 
-def noisy_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
-    """The truth of a split with noise put in, which stands for another tool's labels where there are none.
+def noisy_segment_labels(data: str, flip: float, seed: int, split: str = "train") -> RefinedLabels:
+    """Add noise to the ground truth of a split, as a substitute for another tool's labels.
 
-    Of each class of a video's weak label the annotated segments are taken, and each segment's label is turned over with
-    probability ``flip``, in each modality by itself. Classes outside the weak label stay 0.
+    For each class of a video's weak label, the label of each annotated segment is flipped with probability ``flip``,
+    independently in each modality. Classes that are not in the weak label stay 0.
 
     Raises:
-        ConfigError: ``flip`` is not a probability or ``seed`` is negative.
-        DataError: no such split, or nobody annotated it.
+        ConfigError: ``flip`` is not a probability, or ``seed`` is negative.
+        DataError: there is no such split, or it is not annotated.
     """
     problems = [] if 0 <= flip <= 1 else [f"flip: {flip} is not between 0 and 1"]
     problems += [] if seed >= 0 else [f"seed: {seed} is negative"]
     if problems:
         raise ConfigError(problems)
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     if labels.audio is None or labels.visual is None:
-        raise DataError(f"{data}: split {split} has no annotated segments to make labels of; synthetic data have")
+        raise DataError(f"{data}: split {split} has no annotated segments to make labels from; synthetic data have them")
     rng = np.random.default_rng(seed)
-    heard, seen = (
+    audio_labels, visual_labels = (
         ((truth ^ (rng.random(truth.shape) < flip)) & labels.weak[:, None]).astype(np.float32)
         for truth in (labels.audio, labels.visual)
     )
-    return refined(data, index, labels, None, heard, seen, {"maker": "truth with noise", "flip": flip, "seed": seed})
+    return refined_labels(
+        data, index, labels, None, audio_labels, visual_labels, {"maker": "truth with noise", "flip": flip, "seed": seed}
+    )
 
 
-def open_split(data: str, split: str) -> tuple[Index, Labels]:
-    """The index of a packed data set and the labels of one split.
+def load_split(data: str, split: str) -> tuple[Index, Labels]:
+    """Read the index of a packed data set and the labels of one split.
 
     Raises:
-        DataError: no such data set or split.
+        DataError: there is no such data set or split.
     """
     index = Index.load(data)
     labels = read_labels(data, index)
@@ -89,34 +91,36 @@ def open_split(data: str, split: str) -> tuple[Index, Labels]:
     return index, labels[split]
 
 
-def refined(
+def refined_labels(
     data: str,
     index: Index,
     labels: Labels,
     video: NDArray | None,
-    heard: NDArray,
-    seen: NDArray,
+    audio_labels: NDArray,
+    visual_labels: NDArray,
     provenance: dict[str, Any],
 ) -> RefinedLabels:
-    """Labels of the videos of one split, [N,C] or [N,T,C], with what is known of where they come from."""
+    """Create refined labels, [N,C] or [N,T,C], of the videos of one split, and complete their provenance."""
     provenance |= {"data": storage.absolute(data), "fingerprint": index.fingerprint, "split": labels.split}
     provenance["synthetic"] = index.synthetic
-    # VALOR masks its labels by the weak ones; whoever does not should know
-    provenance["outside_weak"] = sum(int(outside_weak(values, labels.weak).sum()) for values in (heard, seen))
-    return RefinedLabels(labels.ids, index.classes, video, heard, seen, provenance)
+    # VALOR masks its labels by the weak ones, so a tool that does not should be reported
+    provenance["outside_weak"] = sum(
+        int(outside_weak(values, labels.weak).sum()) for values in (audio_labels, visual_labels)
+    )
+    return RefinedLabels(labels.ids, index.classes, video, audio_labels, visual_labels, provenance)
 
 
 def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where labels [N,C] or [N,T,C] are above 0 although the video's weak label [N,C] lacks the class."""
+    """Mask of labels [N,C] or [N,T,C] above 0 whose class is not in the video's weak label [N,C]."""
     return (values > 0) & ~(weak[:, None] if values.ndim == 3 else weak)
 
 
-def _harmless(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) is not None
 
 
 def _read(folder: str, shape: tuple[int, int], name: str) -> NDArray | str:
-    """One video's labels, or what is wrong with their file."""
+    """The labels of one video, or a description of what is wrong with their file."""
     url = storage.join(folder, f"{name}.npy")
     try:
         content = storage.read_bytes(url)
@@ -124,14 +128,14 @@ def _read(folder: str, shape: tuple[int, int], name: str) -> NDArray | str:
         return f"{url}: missing"
     try:
         values = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
+    except Exception as error:  # a damaged header can make numpy raise almost any error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{url}: not a readable .npy array ({detail})"
     if values.shape != shape:
         return f"{url}: shape {list(values.shape)}, expected {list(shape)} (segments, classes)"
     if values.dtype.kind not in "biuf":
-        return f"{url}: holds {values.dtype}, expected bool, int or float"
-    inside = (values >= 0) & (values <= 1)  # not so for NaN
+        return f"{url}: has dtype {values.dtype}, expected bool, int or float"
+    inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         row, column = np.argwhere(~inside)[0]
         return f"{url}: {inside.size - inside.sum()} values outside 0..1, the first at [{row}, {column}]"

@@ -1,4 +1,4 @@
-"""Folders of feature files, one ``<id>.npy`` a video: on a disk that this machine sees, or in object storage."""
+"""Folders with one feature file ``<id>.npy`` per video, on a disk of this machine or in object storage."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from avvp_dist.shards.feature_source import OddFile
 
 
 class FeatureFolder(Protocol):
-    """One folder. Travels to the machines that pack, so it must be picklable."""
+    """A folder of feature files. It is sent to the machines that pack, so it must be picklable."""
 
     def version(self, name: str) -> str:
-        """What tells a file from another version of it without reading it, or "missing"."""
+        """A string that changes when a file does, determined without reading it; "missing" if there is no file."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """A file, to be read.
+        """Open a file for reading.
 
         Raises:
-            FileNotFoundError: there is none.
-            ConfigError: this machine does not see the folder.
+            FileNotFoundError: there is no such file.
+            ConfigError: this machine has no access to the folder.
         """
         ...
 
 
 def find(folders: list[str]) -> FeatureFolder | None:
-    """The first of ``folders`` (paths or URLs) that is there."""
+    """The first of ``folders`` (paths or URLs) that exists."""
     for folder in folders:
         here = storage.local_path(folder)
         if here is None:
@@ -45,12 +45,17 @@ def find(folders: list[str]) -> FeatureFolder | None:
 
 
 def load(folder: FeatureFolder, file: str, name: str) -> tuple[np.ndarray, int]:
-    """The array in ``file``, which messages call ``name``, and how many bytes follow it; nothing in it is unpickled.
+    """Read the array in ``file`` without unpickling; return it with the number of bytes that follow it.
+
+    Args:
+        folder: of the file.
+        file: name of the file.
+        name: of the file in messages.
 
     Raises:
-        DataError: it is missing or no such array.
-        ConfigError: this machine does not see the folder.
-        StorageError: object storage refuses or does not answer, which says nothing about the file.
+        DataError: the file is missing, or does not contain such an array.
+        ConfigError: this machine has no access to the folder.
+        StorageError: object storage refuses or does not answer, which does not concern the file.
     """
     try:
         with folder.open(file) as handle:
@@ -61,13 +66,13 @@ def load(folder: FeatureFolder, file: str, name: str) -> tuple[np.ndarray, int]:
         raise DataError(f"{name}: missing") from None
     except AvvpError:
         raise
-    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
+    except Exception as error:  # a damaged header can make numpy raise almost any error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{name}: not a readable .npy array ({detail})") from None
 
 
 def oddities(values: np.ndarray, trailing: int, name: str) -> tuple[OddFile, ...]:
-    """What is odd about a file that holds ``values`` and ``trailing`` more bytes."""
+    """List unusual properties of a file that contains ``values`` and ``trailing`` more bytes."""
     kinds = {
         values.dtype.name: values.dtype.itemsize != 4,
         "big-endian": values.dtype.str.startswith(">"),
@@ -75,7 +80,7 @@ def oddities(values: np.ndarray, trailing: int, name: str) -> tuple[OddFile, ...
         "all-zero": not values.any(),
         "trailing-bytes": trailing > 0,
     }
-    return tuple(OddFile(kind, name) for kind, there in kinds.items() if there)
+    return tuple(OddFile(kind, name) for kind, found in kinds.items() if found)
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,9 @@ class _Local:
         except FileNotFoundError:
             if self.path.is_dir():
                 raise
-            # else a machine without the features would find every video bad
+            # else a machine without the features would report every video as bad
             raise ConfigError(
-                f"{socket.gethostname()}: has no folder {self.path}; all machines that pack must see the features there"
+                f"{socket.gethostname()}: has no folder {self.path}; all machines that pack need access to the features"
             ) from None
 
 
@@ -108,7 +113,7 @@ class _Remote:
     _versions: dict[str, str] | None = field(default=None, init=False)
 
     def version(self, name: str) -> str:
-        if self._versions is None:  # one listing for all: asking for each file would take longer than reading it
+        if self._versions is None:  # a single listing, since querying each file would take longer than reading it
             self._versions = storage.versions(self.url)
         return self._versions.get(name, "missing")
 

@@ -1,12 +1,12 @@
-"""The official files of LLP: tab-separated annotations and one .npy file a video and network.
+"""LLP's official files: tab-separated annotations, and one .npy file per video and network.
 
     AVVP_train.csv, AVVP_val_pd.csv, AVVP_test_pd.csv   filename, event_labels (comma-separated): the weak labels
     AVVP_eval_audio.csv, AVVP_eval_visual.csv           filename, onset, offset, event_labels (one): events of val and test
-    AVVP_train_audio.csv, AVVP_train_visual.csv         the same for train; only a made-up data set has them
+    AVVP_train_audio.csv, AVVP_train_visual.csv         the same for train; only synthetic data sets have them
     feats/{vggish,res152,r2plus1d_18}/<id>.npy          [10,128], [80,2048], [10,512]
     {CLAP,CLIP}/features/<id>.npy                       [64,768], [10,768], beside feats/; published by VALOR's authors
 
-The annotations have known flaws, which are reported and do no harm; what would change a label unseen is an error.
+The annotations have known flaws, which are reported and handled; anything that would silently change a label is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from avvp_dist.datasets import annotation_rows, feature_files, llp_editions
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.errors import DataError
-from avvp_dist.shards.feature_source import Examined, OddFile
+from avvp_dist.shards.feature_source import FeatureReport, OddFile
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.types import MODALITIES, Event, VideoRecord
@@ -37,15 +37,15 @@ TRAIN_EVENT_FILES = {"audio": "AVVP_train_audio.csv", "visual": "AVVP_train_visu
 FLAWS = {
     "orphan": "row of a video that is in no split (ignored)",
     "empty": "offset not after onset (selects nothing)",
-    "duplicate": "same row again (counts once)",
-    "overlap": "overlaps another row of the same label (united)",
-    "outside-weak": "annotated label that the weak label lacks (kept)",
-    "unannotated": "weak label that no event shows (kept)",
-    "repeated-label": "label twice in one weak label (counts once)",
-    llp_editions.OLDER: f"row that the mended edition of {llp_editions.DATE} corrects (--mend does)",
-    llp_editions.MENDED: f"row corrected as in the mended edition of {llp_editions.DATE}",
+    "duplicate": "repeated row (counts once)",
+    "overlap": "overlaps another row of the same label (merged)",
+    "outside-weak": "annotated label that is not in the weak label (kept)",
+    "unannotated": "weak label without any event (kept)",
+    "repeated-label": "label repeated in one weak label (counts once)",
+    llp_editions.OLDER: f"row that the corrected edition of {llp_editions.DATE} fixes (--mend does too)",
+    llp_editions.MENDED: f"row corrected as in the edition of {llp_editions.DATE}",
 }
-"""Kinds of flaws that an import reports, and what becomes of each."""
+"""Kinds of flaws that an import reports, and how each is handled."""
 
 _ID = "[A-Za-z0-9_-]{11}"
 _SECONDS = r"[0-9]+(?:\.[0-9]+)?"
@@ -58,13 +58,13 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Flaw:
-    """One known flaw of the annotations.
+    """A known flaw of the annotations.
 
     Attributes:
         file: name of the annotation file.
         row: line in that file, the header being line 1.
         kind: a key of `FLAWS`.
-        detail: what stands there.
+        detail: the affected content.
     """
 
     file: str
@@ -75,13 +75,13 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Annotations:
-    """The videos of all splits in the order of the files, and what is odd about the files."""
+    """The videos of all splits in the order of the files, and the flaws of the files."""
 
     records: tuple[VideoRecord, ...]
     flaws: tuple[Flaw, ...]
 
     def count(self) -> Counter[tuple[str, str]]:
-        """How often each (kind, file) occurs among the flaws."""
+        """Number of flaws by (kind, file)."""
         return Counter((flaw.kind, flaw.file) for flaw in self.flaws)
 
 
@@ -103,18 +103,18 @@ class _Findings:
 
 
 def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Annotations:
-    """Reads and checks the annotation files of LLP.
+    """Read and check the annotation files of LLP.
+
+    Event rows refer to their video by its full file name. Validation and test videos without rows have no events; the events
+    of training videos are unknown (None), unless the two optional files exist.
 
     Args:
         folder: path or URL of their folder.
         mend: correct the rows of the older edition as LLP's authors did (`llp_editions`).
 
-    Event rows find their video by the full file name. Validation and test videos without rows have no events; training
-    videos have unknown ones (None), unless the two optional files are there.
-
     Raises:
-        DataError: every problem of every file at once: missing files and columns, unknown classes, seconds that are no
-            whole numbers within 0..10, malformed file names, videos listed twice.
+        DataError: lists every problem of every file: missing files and columns, unknown classes, seconds that are not whole
+            numbers within 0..10, malformed file names, videos listed twice.
     """
     found = _Findings()
     videos: dict[str, _Video] = {}
@@ -123,7 +123,7 @@ def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Anno
     train_files = [file for file in TRAIN_EVENT_FILES.values() if storage.exists(storage.join(folder, file))]
     if len(train_files) == 1:
         missing = next(file for file in TRAIN_EVENT_FILES.values() if file not in train_files)
-        found.problems.append(f"{missing}: missing, while {train_files[0]} is there; training events need both or neither")
+        found.problems.append(f"{missing}: missing, although {train_files[0]} exists; training events need both or neither")
     for modality in MODALITIES:
         _read_events(folder, EVENT_FILES[modality], modality, ("val", "test"), videos, found, mend)
         if TRAIN_EVENT_FILES[modality] in train_files:
@@ -140,10 +140,10 @@ def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Anno
 
 
 def read_weak_labels(folder: str | os.PathLike[str], split: str = "train") -> tuple[VideoRecord, ...]:
-    """The videos of one split alone, without events, in the order of its file's rows, by which other tools number them.
+    """Read the videos of one split, without events, in the order of its file's rows, by which other tools number them.
 
     Raises:
-        DataError: every problem of that file, or no such split.
+        DataError: there is no such split, or lists every problem of its file.
     """
     if split not in SPLIT_FILES:
         raise DataError(f"no split {split!r}; LLP has {', '.join(SPLIT_FILES)}")
@@ -171,7 +171,7 @@ def _read_split(folder: str | os.PathLike[str], split: str, file: str, videos: d
             )
             continue
         if match[1] in places:
-            found.problems.append(f"{file}:{row}: video {match[1]} is listed already at {places[match[1]]}")
+            found.problems.append(f"{file}:{row}: video {match[1]} is already listed at {places[match[1]]}")
             continue
         places[match[1]] = f"{file}:{row}"
         known = [label for label in weak if label is not None]
@@ -182,7 +182,7 @@ def _read_split(folder: str | os.PathLike[str], split: str, file: str, videos: d
 
 
 def _label(name: str, file: str, row: int, problems: list[str]) -> int | None:
-    """Number of a class; None, and a problem noted, where there is no such class."""
+    """Number of a class; if there is no such class, add a problem and return None."""
     if name in LLP.classes:
         return LLP.classes.index(name)
     if not name:
@@ -202,7 +202,7 @@ def _read_events(
     found: _Findings,
     mend: bool = False,
 ) -> None:
-    """Adds the events of one file to the videos of ``splits``."""
+    """Add the events of one file to the videos of ``splits``."""
     seen: set[tuple[str, Event]] = set()
     outside: set[tuple[str, int]] = set()
     for row, (name, onset, offset, label_name) in annotation_rows.read(folder, file, _EVENT_COLUMNS, found.problems):
@@ -212,11 +212,11 @@ def _read_events(
         if label is None or start is None or end is None:
             continue
         event = Event(label, start, end)
-        meant = llp_editions.correction(file, name, start, end, label_name)
-        if meant is not None and meant in videos:
+        corrected = llp_editions.correction(file, name, start, end, label_name)
+        if corrected is not None and corrected in videos:
             kind = llp_editions.MENDED if mend else llp_editions.OLDER
-            found.flaws.append(Flaw(file, row, kind, f"{name}: {label_name} {start}-{end}, meant {meant}"))
-            name = meant if mend else name
+            found.flaws.append(Flaw(file, row, kind, f"{name}: {label_name} {start}-{end}, should be {corrected}"))
+            name = corrected if mend else name
         text = f"{name}: {label_name} {start}-{end}"
         kinds = []
         video = videos.get(name)
@@ -254,11 +254,11 @@ def _report_unannotated(video: _Video, found: _Findings) -> None:
 
 
 class OfficialFeatures:
-    """Features in the official layout, one file a video and stream.
+    """Features in the official layout, with one file per video and stream.
 
     Args:
-        folder: path or URL of the folder that holds ``feats/`` (and ``CLAP/`` and ``CLIP/``), or of ``feats`` itself.
-        dataset: whose streams are read.
+        folder: path or URL of the folder that contains ``feats/`` (and ``CLAP/`` and ``CLIP/``), or of ``feats`` itself.
+        dataset: defines the streams to read.
 
     Raises:
         DataError: the folder of a stream is missing.
@@ -276,13 +276,13 @@ class OfficialFeatures:
         if missing:
             raise DataError(
                 [f"{name}/: no such folder" for name in missing],
-                f"{root}: not the official layout of these features (--streams says which)",
+                f"{root}: not the official layout of these features (--streams selects them)",
             )
         self._dataset = dataset
         self._folders = {name: place for name, place in found.items() if place is not None}
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
-        """Identifies the files of ``records`` by name, size and time of change; missing files count too."""
+        """Identify the files of ``records`` by name, size and modification time; missing files are included."""
         digest = hashlib.sha256()
         for record in records:
             for stream in self._dataset.streams:
@@ -290,11 +290,11 @@ class OfficialFeatures:
                 digest.update(f"{stream.folder}/{file} {self._folders[stream.folder].version(file)}\n".encode())
         return digest.hexdigest()
 
-    def examine(self, record: VideoRecord) -> Examined:
-        """Everything that is wrong or odd about the files of one video: missing, unreadable, shape, type, values.
+    def examine(self, record: VideoRecord) -> FeatureReport:
+        """Report everything that is wrong or unusual about the files of one video.
 
         Raises:
-            ConfigError: this machine, which may be another than the one that began, does not see the folder.
+            ConfigError: this machine, which may not be the one that planned the pack, has no access to the folder.
         """
         problems: list[str] = []
         odd: list[OddFile] = []
@@ -303,22 +303,22 @@ class OfficialFeatures:
                 odd += self._read_stream(record, stream)[1]
             except DataError as error:
                 problems += error.problems
-        return Examined(tuple(problems), tuple(odd))
+        return FeatureReport(tuple(problems), tuple(odd))
 
     def check(self, record: VideoRecord) -> list[str]:
-        """What makes the files of one video unusable; see `examine`."""
+        """Reasons why the files of one video are unusable; see `examine`."""
         return list(self.examine(record).problems)
 
     def read(self, record: VideoRecord) -> np.ndarray:
-        """The streams of one video side by side, float16 [T,width].
+        """Read the streams of one video, concatenated to float16 [T,width].
 
         Raises:
-            DataError: the first file that cannot be used.
+            DataError: the first unusable file.
         """
         return np.concatenate([self._read_stream(record, stream)[0] for stream in self._dataset.streams], axis=-1)
 
     def _read_stream(self, record: VideoRecord, stream: Stream) -> tuple[np.ndarray, tuple[OddFile, ...]]:
-        """One stream of one video, reduced to [T,dim] in float32 or better, as float16; and what is odd about its file."""
+        """Read one stream of one video, reduced to [T,dim] in float32 or better, as float16; and its unusual properties."""
         file = _file(record)
         name = f"{stream.folder}/{file}"
         values, trailing = feature_files.load(self._folders[stream.folder], file, name)
@@ -326,7 +326,7 @@ class OfficialFeatures:
         if values.shape != expected:
             raise DataError(f"{name}: shape {list(values.shape)}, expected {list(expected)}")
         if values.dtype.kind != "f" or values.dtype.itemsize > 8:
-            raise DataError(f"{name}: holds {values.dtype}, expected float32 (or float16, float64)")
+            raise DataError(f"{name}: has dtype {values.dtype}, expected float32 (or float16, float64)")
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]

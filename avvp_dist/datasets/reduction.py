@@ -1,7 +1,7 @@
-"""How the rows of a feature file become one row for each segment, once, when they are packed.
+"""Reduces the rows of a feature file to one row per segment, once, when they are packed.
 
-Each way is linear along the rows with weights that sum to 1. So it commutes with a network's first linear layer, bias
-included: what the published networks do after that layer can be done before it, on a fraction of the numbers.
+Each reduction is linear along the rows with weights that sum to 1. Therefore it commutes with a network's first linear layer
+including its bias: what the published networks do after that layer can be done before it, on a fraction of the numbers.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from avvp_dist.shards.spec import Stream
 
 _BANDS, _UPSAMPLED = 2, 1024
-_CUBIC = -0.75  # the free parameter of cubic convolution, as torch has it
+_CUBIC = -0.75  # the free parameter of cubic convolution, as in torch
 
 
 def to_segments(values: NDArray, stream: Stream, segments: int) -> NDArray:
-    """The rows of one file, [R,D], as rows of segments, [T,D], by the stream's ``reduction``."""
+    """Reduce the rows [R,D] of one file to segments [T,D] by the stream's ``reduction``."""
     if stream.reduction == "clap-map":
         return clap_weights(segments, len(values)) @ values.astype(np.float64)
     return values.reshape(segments, -1, values.shape[1]).mean(axis=1)
@@ -26,26 +26,26 @@ def to_segments(values: NDArray, stream: Stream, segments: int) -> NDArray:
 
 @lru_cache
 def clap_weights(segments: int, rows: int) -> NDArray[np.float64]:
-    """Weights [T,R] by which the rows of a CLAP feature map make segments (VALOR, NeurIPS 2023; published code).
+    """Weights [T,R] that reduce the rows of a CLAP feature map to segments (VALOR, NeurIPS 2023; published code).
 
-    The rows are two bands of R/2 columns along time. The network stretches the columns to 1024 by bicubic interpolation,
-    applies its first linear layer, takes the mean of both bands, and adaptive average pooling makes segments of it.
+    The rows are two bands of R/2 columns along time. The network upsamples the columns to 1024 by bicubic interpolation,
+    applies its first linear layer, averages both bands, and reduces the result to segments by adaptive average pooling.
     """
     columns = rows // _BANDS
     stretched = np.zeros((_UPSAMPLED, columns))
     places = (np.arange(_UPSAMPLED) + 0.5) * columns / _UPSAMPLED - 0.5
     left = np.floor(places)
     for offset in (-1, 0, 1, 2):
-        column = np.clip(left + offset, 0, columns - 1).astype(int)  # what lies outside is the outermost column
+        column = np.clip(left + offset, 0, columns - 1).astype(int)  # replicates the outermost columns
         np.add.at(stretched, (np.arange(_UPSAMPLED), column), _cubic(np.abs(places - left - offset)))
     starts = [number * _UPSAMPLED // segments for number in range(segments)]
-    stops = [-(-(number + 1) * _UPSAMPLED // segments) for number in range(segments)]  # rounded up: segments may share one
+    stops = [-(-(number + 1) * _UPSAMPLED // segments) for number in range(segments)]  # rounded up, so they may overlap
     pooled = np.stack([stretched[start:stop].mean(axis=0) for start, stop in zip(starts, stops, strict=True)])
     return np.tile(pooled / _BANDS, _BANDS)
 
 
 def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weight of a neighbour at ``distance`` columns, 0 to 2 (Keys' cubic convolution)."""
+    """Weight of a column at a ``distance`` of 0 to 2 columns (Keys' cubic convolution)."""
     near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * distance * _CUBIC - 4 * _CUBIC
     return np.where(distance <= 1, near, far)

@@ -1,7 +1,7 @@
-"""Imports labels that other tools keep by the row of an annotation file instead of by video.
+"""Imports labels that other tools index by the row of an annotation file instead of by video.
 
-MA's need_to_change.pkl lists rows of AVVP_train.csv whose labels to clear; arrays of refined labels have one entry a row.
-Rows count from 0 and leave out the header, as pandas numbers them; classes are in LLP's official order.
+MA's need_to_change.pkl lists rows of AVVP_train.csv whose labels are to be cleared; arrays of refined labels have one entry
+per row. Rows are numbered from 0 without the header, as in pandas; classes are in LLP's official order.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from avvp_dist import storage
 from avvp_dist.datasets import llp, safe_pickle
 from avvp_dist.datasets.catalog import LLP
-from avvp_dist.datasets.external import open_split, outside_weak, refined
+from avvp_dist.datasets.external import load_split, outside_weak, refined_labels
 from avvp_dist.errors import DataError
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, Labels
 from avvp_dist.types import MODALITIES, VideoRecord
 
-_NOTHING_WRITTEN = "these labels do not fit; nothing was written"
+_NOTHING_WRITTEN = "these labels do not match the data; nothing was written"
 _SHOWN = 3  # examples in a message
 
 
@@ -35,9 +35,9 @@ class _Rows:
     Attributes:
         file: name of the annotation file.
         records: the videos of the file, in its order.
-        weak: bool [R,C] of them, classes in LLP's order.
-        place: for each of the N packed videos its row, int [N].
-        columns: for each class of the data set its number in LLP's order, int [C].
+        weak: bool [R,C], their weak labels, classes in LLP's order.
+        place: row of each of the N packed videos, int [N].
+        columns: number in LLP's order of each class of the data set, int [C].
     """
 
     index: Index
@@ -49,11 +49,11 @@ class _Rows:
     columns: NDArray[np.int64]
 
     def packed(self, values: NDArray) -> NDArray:
-        """``values`` [R,...,C] of the rows and LLP's classes as [N,...,C] of the data set's videos and classes."""
+        """Rearrange ``values`` [R,...,C] of the rows and LLP's classes to [N,...,C] of the data set's videos and classes."""
         return values[self.place][..., self.columns]
 
     def describe(self, row: int) -> str:
-        """A row as a user finds it: row number and video."""
+        """Describe a row by its number and video."""
         return f"row {row} ({self.records[row].name})"
 
 
@@ -64,17 +64,19 @@ def import_need_to_change(
     aliasing: Literal["published", "fixed"] = "published",
     split: str = "train",
 ) -> RefinedLabels:
-    """Labels that are left where MA's step 2 has written which ones to clear.
+    """Import the labels that remain after clearing those listed by MA's step 2.
 
     Args:
-        data: packed data set whose videos they label.
-        file: path or URL of need_to_change.pkl: two lists, visual and audio, of one list a class of row numbers.
-        annotations: folder with the annotation file that the rows are of.
-        aliasing: published: clearing an audio label clears the video's label too, as MA's step 3 does; fixed: it does not.
-        split: whose annotation file that is; MA's is of train.
+        data: packed data set with the labelled videos.
+        file: path or URL of need_to_change.pkl: two lists, visual and audio, with one list of row numbers per class.
+        annotations: folder with the annotation file to which the rows refer.
+        aliasing: published: clearing an audio label also clears the video-level label, as in MA's step 3; fixed: it does
+            not.
+        split: of the annotation file; MA uses train.
 
     Raises:
-        DataError: the file is missing, no such file, or does not belong to these annotations and data; every problem.
+        DataError: the file is missing, of another kind, or does not belong to these annotations and data; lists every
+            problem.
     """
     rows = _rows(data, annotations, split)
     try:
@@ -85,23 +87,26 @@ def import_need_to_change(
     problems: list[str] = []
     cleared = {}
     if not _is_list(lists, len(MODALITIES)):
-        problems.append(f"holds {_named(lists)}, expected two lists: visual and audio")
+        problems.append(f"contains {_named(lists)}, expected two lists: visual and audio")
     else:
         for modality, of_classes in zip(("visual", "audio"), lists, strict=True):
             cleared[modality] = _cleared(modality, of_classes, rows, problems)
     if problems:
         raise DataError(problems, f"{file}: {_NOTHING_WRITTEN}")
     weak = rows.labels.weak
-    heard, seen = (weak & ~rows.packed(cleared[modality]) for modality in MODALITIES)
+    audio_labels, visual_labels = (weak & ~rows.packed(cleared[modality]) for modality in MODALITIES)
     provenance = {
         "importer": "need_to_change",
         "file": storage.absolute(file),
         "annotations": storage.absolute(annotations),
         "aliasing": aliasing,
-        "cleared": {"audio": int((weak & ~heard).sum()), "visual": int((weak & ~seen).sum())},
+        "cleared": {"audio": int((weak & ~audio_labels).sum()), "visual": int((weak & ~visual_labels).sum())},
     }
-    video, heard, seen = (values.astype(np.float32) for values in (heard if aliasing == "published" else weak, heard, seen))
-    return refined(data, rows.index, rows.labels, video, heard, seen, provenance)
+    video, audio_labels, visual_labels = (
+        values.astype(np.float32)
+        for values in (audio_labels if aliasing == "published" else weak, audio_labels, visual_labels)
+    )
+    return refined_labels(data, rows.index, rows.labels, video, audio_labels, visual_labels, provenance)
 
 
 def import_arrays(
@@ -112,18 +117,19 @@ def import_arrays(
     keep_outside_weak: bool = False,
     split: str = "train",
 ) -> RefinedLabels:
-    """Labels of whole videos or of segments from two arrays with an entry for each row of an annotation file.
+    """Import video-level or segment-level labels from two arrays with one entry per row of an annotation file.
 
     Args:
-        data: packed data set whose videos they label.
-        audio, visual: paths or URLs of .npy files, or of .npz files with an array of that name (the same one will do). Each
-            is [rows, classes] or [rows, segments, classes] of bool, int or float in [0, 1], classes in LLP's order.
-        annotations: folder with the annotation file that the rows are of.
-        keep_outside_weak: keep labels that a video's weak label lacks, in place of refusing them as a sign of another order.
-        split: whose annotation file that is.
+        data: packed data set with the labelled videos.
+        audio, visual: paths or URLs of .npy files, or of .npz files with an array of that name (they can be the same file).
+            Each is [rows, classes] or [rows, segments, classes] of bool, int or float in [0, 1], classes in LLP's order.
+        annotations: folder with the annotation file to which the rows refer.
+        keep_outside_weak: keep labels that are not in a video's weak label instead of refusing them as a sign of a different
+            order.
+        split: of the annotation file.
 
     Raises:
-        DataError: every array that is missing, unreadable, of another shape, out of range or of other rows.
+        DataError: lists every array that is missing, unreadable, of another shape, out of range or of other rows.
     """
     rows = _rows(data, annotations, split)
     problems: list[str] = []
@@ -138,22 +144,24 @@ def import_arrays(
         found[modality] = values
     if problems:
         raise DataError(problems, _NOTHING_WRITTEN)
-    heard, seen = (np.asarray(rows.packed(found[modality]), np.float32) for modality in MODALITIES)
+    audio_labels, visual_labels = (np.asarray(rows.packed(found[modality]), np.float32) for modality in MODALITIES)
     origin = {
         name: storage.absolute(url) for name, url in (("audio", audio), ("visual", visual), ("annotations", annotations))
     }
-    return refined(data, rows.index, rows.labels, None, heard, seen, {"importer": "arrays by row", **origin})
+    return refined_labels(
+        data, rows.index, rows.labels, None, audio_labels, visual_labels, {"importer": "arrays by row", **origin}
+    )
 
 
 def _rows(data: str, annotations: str, split: str) -> _Rows:
-    """Packed videos beside the rows of their annotation file.
+    """Match the packed videos with the rows of their annotation file.
 
     Raises:
         DataError: videos without a row, other weak labels, or other classes than LLP's.
     """
-    index, labels = open_split(data, split)
+    index, labels = load_split(data, split)
     if set(index.classes) != set(LLP.classes):
-        raise DataError(f"{data}: its classes are not LLP's, which these files number")
+        raise DataError(f"{data}: its classes are not LLP's, to which these files refer")
     records = llp.read_weak_labels(annotations, split)
     file = llp.SPLIT_FILES[split]
     columns = np.array([LLP.classes.index(name) for name in index.classes])
@@ -176,10 +184,10 @@ def _rows(data: str, annotations: str, split: str) -> _Rows:
 
 
 def _cleared(modality: str, of_classes: Any, rows: _Rows, problems: list[str]) -> NDArray[np.bool_]:
-    """Labels [R,C] that the lists of one modality clear; what is wrong with them goes to ``problems``."""
+    """Labels [R,C] that the lists of one modality clear; problems are added to ``problems``."""
     cleared = np.zeros(rows.weak.shape, bool)
     if not _is_list(of_classes, len(LLP.classes)):
-        problems.append(f"{modality}: {_named(of_classes)}, expected {len(LLP.classes)} lists, one a class")
+        problems.append(f"{modality}: {_named(of_classes)}, expected {len(LLP.classes)} lists, one per class")
         return cleared
     for label, listed in enumerate(of_classes):
         where = f"{modality}[{label}] ({LLP.classes[label]})"
@@ -197,7 +205,7 @@ def _cleared(modality: str, of_classes: Any, rows: _Rows, problems: list[str]) -
         without = inside[~rows.weak[inside, label]]
         if len(without):
             problems.append(
-                f"{where}: {len(without)} of {len(numbers)} rows are of videos whose weak label lacks it: "
+                f"{where}: in {len(without)} of {len(numbers)} rows, the weak label does not contain this class: "
                 f"{_listed([rows.describe(row) for row in without.tolist()])}"
             )
         cleared[inside, label] = True
@@ -205,7 +213,7 @@ def _cleared(modality: str, of_classes: Any, rows: _Rows, problems: list[str]) -
 
 
 def _whole_numbers(values: Any) -> list[int] | str:
-    """A list, an array or a tensor of whole numbers as a list of int; else what it is."""
+    """Convert a list, an array or a tensor of whole numbers to a list of int; else return what it is."""
     if isinstance(values, np.ndarray | torch.Tensor):
         values = values.tolist()
     if not isinstance(values, list | tuple):
@@ -214,7 +222,7 @@ def _whole_numbers(values: Any) -> list[int] | str:
     for value in values:
         plain = value.item() if isinstance(value, np.generic | np.ndarray | torch.Tensor) and _is_single(value) else value
         if isinstance(plain, bool) or not isinstance(plain, int):
-            return f"holds {_named(value)}"
+            return f"contains {_named(value)}"
         numbers.append(plain)
     return numbers
 
@@ -230,7 +238,7 @@ def _is_list(value: Any, length: int) -> bool:
 
 
 def _named(value: Any) -> str:
-    """What a value is, for a message."""
+    """Describe a value for a message."""
     if isinstance(value, list | tuple | dict):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -243,7 +251,7 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def _array(file: str, name: str, shared: bool = False) -> NDArray | str:
-    """The array in an .npy file, or the one called ``name`` in an .npz file; what is wrong where there is none.
+    """Read the array in an .npy file, or the one called ``name`` in an .npz file; else return what is wrong.
 
     ``shared``: the file is given for both modalities.
     """
@@ -254,18 +262,18 @@ def _array(file: str, name: str, shared: bool = False) -> NDArray | str:
     try:
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return f"{name}: {file}: a single array for both modalities; give an .npz that holds both" if shared else loaded
+            return f"{name}: {file}: a single array for both modalities; give an .npz with both" if shared else loaded
         with loaded:
             if name in loaded.files:
                 return loaded[name]
-            return f"{name}: {file}: no array {name!r}; it holds {', '.join(loaded.files) or 'none'}"
-    except Exception as error:  # a damaged header makes numpy raise nearly anything; each means the same to the user
+            return f"{name}: {file}: no array {name!r}; it contains {', '.join(loaded.files) or 'none'}"
+    except Exception as error:  # a damaged header can make numpy raise almost any error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         return f"{name}: {file}: not a readable .npy or .npz file ({detail})"
 
 
 def _misfits(values: NDArray, rows: _Rows, keep_outside_weak: bool) -> Iterable[str]:
-    """Everything that is wrong with the labels of one modality."""
+    """Problems of the labels of one modality."""
     count, classes, segments = len(rows.records), len(LLP.classes), rows.index.segments
     if values.shape not in ((count, classes), (count, segments, classes)):
         return [
@@ -273,8 +281,8 @@ def _misfits(values: NDArray, rows: _Rows, keep_outside_weak: bool) -> Iterable[
             f"the rows of {rows.file}, segments, classes"
         ]
     if values.dtype.kind not in "biuf":
-        return [f"holds {values.dtype}, expected bool, int or float"]
-    inside = (values >= 0) & (values <= 1)  # not so for NaN
+        return [f"has dtype {values.dtype}, expected bool, int or float"]
+    inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         first = np.argwhere(~inside)[0].tolist()
         return [f"{inside.size - int(inside.sum())} values outside 0..1, the first at {first}"]
@@ -282,8 +290,8 @@ def _misfits(values: NDArray, rows: _Rows, keep_outside_weak: bool) -> Iterable[
     if outside.any() and not keep_outside_weak:
         videos = np.flatnonzero(outside.reshape(count, -1).any(axis=1)).tolist()
         return [
-            f"labels that their video's weak label lacks, in {len(videos)} of {count} rows: "
+            f"labels that are not in their video's weak label, in {len(videos)} of {count} rows: "
             f"{_listed([rows.describe(row) for row in videos])}; the array may be in another order than {rows.file}. "
-            "--keep-outside-weak takes them as they are"
+            "--keep-outside-weak keeps them"
         ]
     return []

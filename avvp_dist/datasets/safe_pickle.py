@@ -1,7 +1,7 @@
-"""Unpickles row numbers and arrays of numbers that the field's tools pickle, and nothing else.
+"""Unpickles the row numbers and numeric arrays that tools of this field pickle, and nothing else.
 
-MA's code pickles lists of what its data loader returns: torch tensors of one number each. What a pickle may name is listed
-here, each with a function of ours in the place of its own where that one could do more.
+MA's code pickles lists of what its data loader returns: torch tensors of one number each. The names that a pickle may refer
+to are listed here; those whose original function could do more are mapped to a restricted replacement.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ _FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
 
 
 class _Refused(pickle.UnpicklingError):
-    """The pickle names something that is not allowed."""
+    """The pickle refers to something that is not allowed."""
 
 
 def load(content: bytes, source: str) -> Any:
-    """What ``content`` holds: lists, tuples, dicts, numbers, text, and NumPy arrays and torch tensors of numbers.
+    """Unpickle lists, tuples, dicts, numbers, text, and NumPy arrays and torch tensors of numbers.
 
     Args:
-        content: a pickle, of any protocol.
+        content: a pickle of any protocol.
         source: its name, for messages.
 
     Raises:
-        DataError: it holds anything else, which is named, or is no pickle.
+        DataError: it contains anything else, which is named, or is not a pickle.
     """
     try:
         return _Unpickler(io.BytesIO(content)).load()
     except _Refused as error:
         raise DataError(
-            f"{source}: refused: it holds {error}, beyond lists and arrays of numbers, and could run code of its author"
+            f"{source}: refused, because it contains {error}, which is neither a list nor an array of numbers and could "
+            "run code of its author"
         ) from None
     except RecursionError:
         raise DataError(f"{source}: not a readable pickle (nested too deeply)") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any error
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{source}: not a readable pickle ({detail})") from None
 
@@ -62,26 +63,26 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """``_codecs.encode`` as pickles of old protocols use it for bytes; others could import modules."""
+    """Restricted ``_codecs.encode``, which old protocols use for bytes; other encodings could import modules."""
     if encoding != "latin1":
         raise _Refused(f"_codecs.encode with {encoding!r}")
     return codecs.latin_1_encode(text)[0]
 
 
 def _dtype(name: Any, *flags: Any) -> np.dtype:
-    """``numpy.dtype`` of numbers."""
-    made = np.dtype(name, *flags)
-    if made.kind not in "biuf":
-        raise _Refused(f"a numpy array of {made}")
-    return made
+    """Restricted ``numpy.dtype``, for numbers only."""
+    dtype = np.dtype(name, *flags)
+    if dtype.kind not in "biuf":
+        raise _Refused(f"a numpy array of {dtype}")
+    return dtype
 
 
 def _storage(content: bytes) -> Any:
-    """``torch.storage._load_from_bytes``, which by itself would unpickle anything."""
+    """Restricted ``torch.storage._load_from_bytes``, which on its own would unpickle anything."""
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception:
-        raise _Refused("a torch storage that is damaged or holds something else") from None
+        raise _Refused("a torch storage that is damaged or contains something else") from None
 
 
 _ALLOWED: Mapping[str, Callable[..., Any]] = {

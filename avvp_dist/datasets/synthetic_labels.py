@@ -1,11 +1,11 @@
-"""What happens in a made-up LLP video: its weak label, and which modality shows each event in which seconds.
+"""Content of synthetic LLP videos: their weak labels, and the seconds of each event in each modality.
 
-With annotation files at hand the videos are theirs, and only the training videos, which nobody annotated densely, need a
-made-up truth: each weak label copies its seconds from a random annotated video that carries it. Without annotation files
-everything is drawn from ``llp_statistics.json``, which counts the label sets of LLP and, for each class, in which seconds
-annotators heard and saw it (validation and test split). The count of those second patterns holds at once what the
-literature publishes apart: how often a class is only heard, only seen, both or neither, how long it lasts, where it
-starts, how often it is interrupted and how well both modalities agree.
+With annotation files, the videos are taken from them, and only the training videos, which are not densely annotated, need
+synthetic events: each weak label copies its seconds from a random annotated video with the same label. Without annotation
+files, everything is drawn from ``llp_statistics.json``, which counts the label sets of LLP and, for each class, the seconds
+in which annotators heard and saw it (validation and test split). The counts of these second patterns jointly contain what
+the literature reports separately: how often a class is only audible, only visible, both or neither, how long it lasts,
+where it starts, how often it is interrupted, and how well both modalities agree.
 """
 
 from __future__ import annotations
@@ -29,71 +29,73 @@ from avvp_dist.types import Event, VideoRecord
 SPLITS = ("train", "val", "test")
 LLP_VIDEOS = (10_000, 649, 1_200)
 
-# A class that annotators met only twice in a presence (say, seen but not heard) borrows second patterns of that presence
-# from all classes; their weight is that of this many videos.
+# Weight, in videos, of second patterns borrowed from all classes, since a class may have only few patterns of some presence
+# (such as visible but not audible).
 _BORROWED = 5.0
 _ID_LETTERS = string.ascii_letters + string.digits + "_-"
 _ID_LENGTH = 11
 
 Pattern = tuple[int, int]
-"""Seconds of one class in one video, audio and visual: bit t of a number is set where the event is there in second t."""
+"""Seconds of one class in one video, audio and visual: bit t of a number is set if the event is active in second t."""
 
 
 def generator(seed: int, *key: object) -> np.random.Generator:
-    """Random numbers that depend on ``seed`` and ``key`` alone, whatever was drawn before and in whichever process."""
+    """A random generator that depends only on ``seed`` and ``key``, not on earlier draws or the process."""
     digest = hashlib.blake2b(json.dumps([seed, *map(str, key)]).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 @dataclass(frozen=True)
-class Table:
-    """Things to draw and how often each is drawn."""
+class Distribution:
+    """A discrete probability distribution."""
 
     values: tuple
     cumulative: np.ndarray
 
     @classmethod
-    def of(cls, weights: Mapping) -> Table:
-        """A table that draws each key with its share of the weights."""
+    def from_weights(cls, weights: Mapping) -> Distribution:
+        """Create a distribution in which the probability of each key is its share of the weights."""
         shares = np.cumsum(np.fromiter(weights.values(), dtype=np.float64))
         return cls(tuple(weights), shares / shares[-1])
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One of the values."""
+        """Draw one of the values."""
         return self.values[int(np.searchsorted(self.cumulative, rng.random(), side="right"))]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """LLP's counts, ready to draw from.
+    """LLP's statistics as distributions.
 
     Attributes:
-        labels: weak labels by split, each value a tuple of class numbers.
-        seconds: for each class, the `Pattern` of an annotated video that carries it.
+        labels: of the weak labels by split; each value is a tuple of class numbers.
+        seconds: for each class, of the `Pattern` in annotated videos with that weak label.
     """
 
-    labels: Mapping[str, Table]
-    seconds: tuple[Table, ...]
+    labels: Mapping[str, Distribution]
+    seconds: tuple[Distribution, ...]
 
 
 @lru_cache(maxsize=1)
 def statistics() -> Statistics:
-    """The counts shipped with the package."""
+    """The statistics shipped with the package."""
     content = json.loads(resources.files("avvp_dist.datasets").joinpath("llp_statistics.json").read_text("utf-8"))
     number = {name: index for index, name in enumerate(LLP.classes)}
     train, annotated = (
-        Table.of({tuple(number[name] for name in key.split(",")): count for key, count in content["labels"][part].items()})
+        Distribution.from_weights(
+            {tuple(number[name] for name in key.split(",")): count for key, count in content["labels"][part].items()}
+        )
         for part in ("train", "annotated")
     )
     patterns = [{read_pattern(key): float(count) for key, count in content["seconds"][name].items()} for name in LLP.classes]
     return Statistics(
         labels={"train": train, "val": annotated, "test": annotated},
-        seconds=tuple(Table.of(weights) for weights in _smooth(patterns)),
+        seconds=tuple(Distribution.from_weights(weights) for weights in _smooth(patterns)),
     )
 
 
 def read_pattern(key: str) -> Pattern:
-    """A key of ``seconds`` in llp_statistics.json."""
+    """Parse a key of ``seconds`` in llp_statistics.json."""
     audio, visual = key.split(".")
     return int(audio, 16), int(visual, 16)
 
@@ -103,7 +105,7 @@ def _presence(pattern: Pattern) -> tuple[bool, bool]:
 
 
 def _smooth(patterns: Sequence[Mapping[Pattern, float]]) -> list[dict[Pattern, float]]:
-    """Each class's patterns with some of all classes mixed in, its presence (heard, seen, both, neither) left as counted."""
+    """Mix patterns of all classes into those of each class, keeping its counts of (audible, visible, both, neither)."""
     overall: dict[tuple[bool, bool], dict[Pattern, float]] = {}
     for counts in patterns:
         for pattern, count in counts.items():
@@ -125,7 +127,7 @@ def _smooth(patterns: Sequence[Mapping[Pattern, float]]) -> list[dict[Pattern, f
 
 
 def pattern_of(record: VideoRecord, label: int) -> Pattern:
-    """The seconds of class ``label`` in a densely annotated video; overlapping rows are united."""
+    """The seconds of class ``label`` in a densely annotated video; overlapping rows are merged."""
     return _seconds(record.audio_events, label), _seconds(record.visual_events, label)
 
 
@@ -139,7 +141,7 @@ def _seconds(events: Iterable[Event] | None, label: int) -> int:
 
 
 def _runs(label: int, mask: int) -> list[Event]:
-    """The maximal runs of set bits as events."""
+    """Convert maximal runs of set bits to events."""
     events, onset = [], None
     for second in range(LLP.segments + 1):
         active = mask >> second & 1
@@ -152,18 +154,18 @@ def _runs(label: int, mask: int) -> list[Event]:
 
 
 def split_counts(videos: int | None, splits: Sequence[int] | None) -> tuple[int, int, int]:
-    """Videos of train, val and test.
+    """Numbers of train, val and test videos.
 
     Args:
-        videos: how many in all, shared out as in LLP (10,000 : 649 : 1,200), at least one a split.
-        splits: the three numbers themselves. Without either, LLP's own.
+        videos: total number, divided as in LLP (10,000 : 649 : 1,200), at least one per split.
+        splits: the three numbers. Without either argument, LLP's numbers are used.
 
     Raises:
-        ConfigError: every number that cannot be, together.
+        ConfigError: lists all invalid numbers.
     """
     problems = []
     if videos is not None and splits is not None:
-        problems.append("videos and splits: give one of them, not both")
+        problems.append("videos and splits: give only one of them")
     if videos is not None and videos < len(SPLITS):
         problems.append(f"videos: at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}; got {videos}")
     if splits is not None and len(splits) != len(SPLITS):
@@ -186,26 +188,26 @@ def split_counts(videos: int | None, splits: Sequence[int] | None) -> tuple[int,
 
 
 def records(annotations: str | None, splits: Sequence[int] | None, seed: int) -> tuple[VideoRecord, ...]:
-    """The videos of a synthetic LLP with their complete truth, training videos included; train, then val, then test.
+    """Create the videos of a synthetic LLP, all of them with complete ground truth; train, then val, then test.
 
     Args:
         annotations: folder of LLP's annotation files; None draws everything from LLP's statistics.
-        splits: videos of train, val, test. With annotations a random choice of that many (all where there are no more), in
-            the files' order; None takes all of them, without annotations as many as LLP has.
-        seed: what a video holds depends on this and on its id (made-up videos: their number in the split) alone.
+        splits: numbers of train, val and test videos. With annotations, a random selection of that many (or all, if there
+            are fewer) in the files' order; None selects all. Without annotations, None creates as many as LLP has.
+        seed: together with the id of a video (without annotations: its number in the split), determines its content.
 
     Raises:
-        ConfigError: a split without videos or a seed that is not a whole number from 0 on.
+        ConfigError: a split without videos, or a negative seed.
         DataError: annotation files that cannot be read.
     """
     if seed < 0:
-        raise ConfigError(f"seed: a whole number from 0 on, got {seed}")
+        raise ConfigError(f"seed: must be a whole number of at least 0, got {seed}")
     if annotations is None:
-        return _drawn(split_counts(None, splits), seed)
-    return _annotated(annotations, None if splits is None else split_counts(None, splits), seed)
+        return _draw_videos(split_counts(None, splits), seed)
+    return _select_videos(annotations, None if splits is None else split_counts(None, splits), seed)
 
 
-def _drawn(counts: tuple[int, int, int], seed: int) -> tuple[VideoRecord, ...]:
+def _draw_videos(counts: tuple[int, int, int], seed: int) -> tuple[VideoRecord, ...]:
     found: dict[str, VideoRecord] = {}
     for split, count in zip(SPLITS, counts, strict=True):
         for number in range(count):
@@ -231,28 +233,31 @@ def _record(video: VideoRecord, patterns: Mapping[int, Pattern]) -> VideoRecord:
     return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)
 
 
-def _annotated(folder: str, counts: tuple[int, int, int] | None, seed: int) -> tuple[VideoRecord, ...]:
+def _select_videos(folder: str, counts: tuple[int, int, int] | None, seed: int) -> tuple[VideoRecord, ...]:
     everything = llp.read_annotations(folder).records
-    donors: dict[int, list[Pattern]] = {}
+    patterns_by_class: dict[int, list[Pattern]] = {}
     for record in everything:
         if record.audio_events is not None:
             for label in record.weak:
-                donors.setdefault(label, []).append(pattern_of(record, label))
+                patterns_by_class.setdefault(label, []).append(pattern_of(record, label))
     chosen = []
     for number, split in enumerate(SPLITS):
         videos = [record for record in everything if record.split == split]
         if counts is not None and counts[number] < len(videos):
             pick = generator(seed, "subset", split).choice(len(videos), counts[number], replace=False)
             videos = [videos[position] for position in sorted(pick)]
-        chosen += [record if record.audio_events is not None else _copied(record, donors, seed) for record in videos]
+        chosen += [
+            record if record.audio_events is not None else _with_copied_seconds(record, patterns_by_class, seed)
+            for record in videos
+        ]
     return tuple(chosen)
 
 
-def _copied(record: VideoRecord, donors: Mapping[int, Sequence[Pattern]], seed: int) -> VideoRecord:
-    """A video nobody annotated, each of its weak labels timed as in a random annotated video that carries it."""
+def _with_copied_seconds(record: VideoRecord, patterns_by_class: Mapping[int, Sequence[Pattern]], seed: int) -> VideoRecord:
+    """Complete a video without annotations: each weak label gets the seconds of a random annotated video with that label."""
     rng = generator(seed, "truth", record.id)
     patterns = {}
     for label in record.weak:
-        of_class = donors.get(label)
+        of_class = patterns_by_class.get(label)
         patterns[label] = of_class[int(rng.integers(len(of_class)))] if of_class else statistics().seconds[label].draw(rng)
     return _record(record, patterns)

@@ -87,7 +87,7 @@ class RunResult:
         if removed is None:
             return None
         about = {"refiner": self.config.method.name}
-        return RefinedLabels.without(removed, train.weak, train.ids, self.index.classes, about)
+        return RefinedLabels.from_removed(removed, train.weak, train.ids, self.index.classes, about)
 
     def result(self) -> dict[str, Any]:
         """The content of result.json."""

@@ -27,7 +27,7 @@ from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.shards.index import Index, Labels, LeftOut, read_labels
-from avvp_dist.shards.quarantine import inspect, without
+from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 
@@ -227,7 +227,7 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
             raise ConfigError(f"data.refined: missing; {needed}; {how}")
         return None
     refined = RefinedLabels.load(url)
-    if wanted and not refined.of_segments:
+    if wanted and not refined.has_segment_labels:
         raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
     refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
     return refined
@@ -289,7 +289,7 @@ def _sound(
         "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
         + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
     )
-    return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
+    return {name: exclude(of_split, left_out) for name, of_split in labels.items()}, left_out
 
 
 def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
@@ -318,7 +318,7 @@ def _claim(config: RunConfig) -> None:
     Raises:
         ConfigError: names the keys in which that run differs, or its config cannot be read.
     """
-    storage.sweep(config.output)
+    storage.remove_abandoned(config.output)
     url = storage.join(config.output, CONFIG)
     if storage.exists(url):
         try:

@@ -73,7 +73,7 @@ def leases(lease_server: ActorHandle) -> Lease:
 
         threading.Thread(target=renew, daemon=True).start()
         try:
-            with locks.lease_stage(store, key):  # runs outside the sweep may share its store
+            with locks.lock_stage(store, key):  # runs outside the sweep may share its store
                 yield
         finally:
             done.set()

@@ -14,7 +14,7 @@ from typing import Any
 from avvp_dist import storage
 from avvp_dist.datasets import synthetic
 from avvp_dist.datasets.catalog import FEATURE_SETS, LLP
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.experiments.paper_tables import PaperTable, configs, only_for_oracles
@@ -26,7 +26,7 @@ from avvp_dist.loading.split import check_plan
 from avvp_dist.report.paper import summary
 from avvp_dist.shards.index import Index, Labels
 from avvp_dist.storage import locks
-from avvp_dist.text.credentials import without_secrets
+from avvp_dist.text.credentials import redact_setting
 
 _log = logging.getLogger(__name__)
 _SPLITS = (2500, 649, 1200)  # all of LLP's val and test, a quarter of its train
@@ -96,11 +96,11 @@ def run(
     """
     if read(os.environ).size > 1:
         raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
-    settings = [without_secrets(setting) for setting in settings]
+    settings = [redact_setting(setting) for setting in settings]
     wanted = configs(table, settings)
     storage.configure(wanted[0].storage)
     placed = _with_data(table, wanted, urls)
-    with locks.hold_folder(output):
+    with locks.lock_folder(output):
         return _run_all(name, table, placed, output, seeds, settings)
 
 
@@ -223,7 +223,7 @@ def _oracle(row: _Row, flip: float, output: str) -> str:
     url = storage.join(output, "labels", f"truth-flip{flip:g}-{row.index.fingerprint[:12]}.npz")
     if not storage.exists(url):
         _log.info("labels of segments %s: the truth, %g turned over", url, flip)
-        storage.write_bytes(url, noisy_labels(row.config.data.url or "", flip, seed=0).to_bytes())
+        storage.write_bytes(url, noisy_segment_labels(row.config.data.url or "", flip, seed=0).to_bytes())
     return url
 
 

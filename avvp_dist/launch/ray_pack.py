@@ -15,7 +15,7 @@ from avvp_dist import storage
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.resources import Need, wait_for
-from avvp_dist.shards.workers import Pool, in_task
+from avvp_dist.shards.worker_pool import Pool, call_in_task
 
 _AT_ONCE = 500  # tasks that Ray knows of: enough to fill a large cluster, and to make a small one grow
 _RETRIES = 3  # of a task whose process or node died
@@ -45,8 +45,8 @@ def pool(workers: int | None, wait: float) -> Iterator[Pool]:
         raise
     except RayError as error:
         raise AvvpError(
-            f"Ray lost a task {_RETRIES + 1} times, perhaps for want of memory: {error}; run the command again with fewer "
-            "--workers, it goes on where it stopped"
+            f"Ray lost a task {_RETRIES + 1} times, perhaps from lack of memory: {error}; run the command again with fewer "
+            "--workers, and it resumes"
         ) from error
     finally:
         tasks.shutdown(cancel_futures=True)
@@ -59,7 +59,7 @@ class _Tasks(Executor):
 
     def __init__(self) -> None:
         # spread: packing waits for disks and network of a node more than for its CPU
-        self._task = ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")(in_task)
+        self._task = ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")(call_in_task)
         self._pending: set[ObjectRef] = set()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

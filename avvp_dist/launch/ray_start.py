@@ -50,9 +50,9 @@ def start_ray(log_to_driver: bool = True) -> None:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
         reach(address)
-    if credentials.for_children():
+    if credentials.child_environment():
         if address == "local":  # its workers inherit this environment; nothing is sent to those of a cluster
-            os.environ.update(credentials.for_children())
+            os.environ.update(credentials.child_environment())
         else:
             _log.warning("the workers of a cluster do not get the credentials of tracking.uri: %s", _ON_NODES)
     try:

@@ -39,7 +39,7 @@ from avvp_dist.loading.split import check_plan
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.text.credentials import errors_without_secrets
+from avvp_dist.text.redacted_output import redacted_errors
 
 LOGGER = logging.getLogger(__name__)
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
@@ -109,7 +109,7 @@ class RayRuntime:
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; a lock in the store, and before it the sweep's lease_server where there is one."""
-        return self._lease(store, key) if self._lease else locks.lease_stage(store, key, self._group, self.stop_requested)
+        return self._lease(store, key) if self._lease else locks.lock_stage(store, key, self._group, self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
@@ -133,7 +133,7 @@ def train(
         config: the run.
         callbacks: told of every report of the workers.
         lease_server: gives out the stages that this run shares with others (see `launch.claims`).
-        patience: see `locks.hold_folder`.
+        patience: see `locks.lock_folder`.
 
     Raises:
         ConfigError, DataError: before any worker starts where that can be known; too few resources; or another run works on
@@ -143,7 +143,7 @@ def train(
     """
     index, labels = open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
-    with locks.hold_folder(config.output, patience=patience):
+    with locks.lock_folder(config.output, patience=patience):
         return _train(config, callbacks, lease_server)
 
 
@@ -238,7 +238,7 @@ def place(url: str) -> dict[str, Any]:
     return {"storage_path": path, "storage_filesystem": filesystem}
 
 
-@errors_without_secrets()
+@redacted_errors()
 def _work(arguments: dict[str, Any]) -> None:
     """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
 

@@ -12,10 +12,10 @@ from avvp_dist.dist.world import rank
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, load
 from avvp_dist.experiments.sweep import SweepConfig
 from avvp_dist.launch import ray_environment, ray_job
-from avvp_dist.shards import workers
+from avvp_dist.shards import worker_pool
 from avvp_dist.storage import locks
 from avvp_dist.storage.probe import refuse_unwritable
-from avvp_dist.text.credentials import redact_all, without_secrets
+from avvp_dist.text.credentials import redact_all, redact_setting
 from avvp_dist.tracking.address import check_address
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
     """
-    overrides = [without_secrets(override) for override in overrides]
+    overrides = [redact_setting(override) for override in overrides]
     base = load(spec.recipe, [*spec.overrides, *overrides])
     check_address(base.tracking)
     if ray_job.submission_id():
@@ -61,11 +61,11 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
-    with locks.hold_folder(storage.absolute(output)):
+    with locks.lock_folder(storage.absolute(output)):
         return ray_tune.run(name, spec, overrides=overrides, output=output)
 
 
-def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
+def pack_pool(name: str, wait: float = LaunchConfig().wait) -> worker_pool.OpenPool:
     """``open_pool`` of `shards.pack.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
 
     Args:
@@ -73,7 +73,7 @@ def pack_pool(name: str, wait: float = LaunchConfig().wait) -> workers.OpenPool:
         wait: seconds until a cluster has to have room for a task.
     """
     if name == "local":
-        return workers.pool
+        return worker_pool.pool
     ray_environment.prepare()
     from avvp_dist.launch import ray_pack
 

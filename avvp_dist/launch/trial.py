@@ -31,8 +31,8 @@ from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.text.credentials import errors_without_secrets
 from avvp_dist.text.escape import VisibleRecords
+from avvp_dist.text.redacted_output import redacted_errors
 from avvp_dist.train import checkpoint
 
 DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
@@ -90,7 +90,7 @@ class Plan:
         return todo.config.model_copy(update=placed)
 
 
-@errors_without_secrets()
+@redacted_errors()
 def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
     """The function Tune calls; see `chosen_setting` for what ``chosen`` holds.
 
@@ -198,7 +198,7 @@ class TrialRuntime(LocalRuntime):
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; the process that had this trial before may be winding down."""
-        return locks.hold_folder(output, patience=_WIND_DOWN, stopped=self.stop_requested)
+        return locks.lock_folder(output, patience=_WIND_DOWN, stop_requested=self.stop_requested)
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; the sweep's lease_server serves the whole cluster."""

@@ -1,4 +1,4 @@
-"""A split's labels on the device that trains, and how rows of features become a batch."""
+"""Assembles batches from feature arrays and a split's labels, on the training device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from avvp_dist.types import Batch, Refined
 
 
 @dataclass(frozen=True)
-class Table:
-    """All of a split but its features: small enough for memory whatever the features take.
+class BatchBuilder:
+    """Everything about a split except its features, which fits in memory whatever the size of the features.
 
     Attributes:
-        labels: ids, weak labels and truth as the index holds them.
+        labels: ids, weak labels and ground truth from the index.
         segments: T.
         weak: float32 [N,C].
         streams: name -> (offset, dim) along the last axis of a video's features.
-        dtype: dtype of a batch's features.
-        refined: labels in place of the weak ones, of all N videos, or None.
+        dtype: of a batch's features.
+        refined: labels of all N videos that replace the weak ones, or None.
     """
 
     labels: Labels
@@ -34,14 +34,14 @@ class Table:
     refined: Refined | None = None
 
     @classmethod
-    def of(cls, index: Index, labels: Labels, device: torch.device | None, dtype: torch.dtype) -> Table:
-        """The table of one split, on ``device``."""
+    def for_split(cls, index: Index, labels: Labels, device: torch.device | None, dtype: torch.dtype) -> BatchBuilder:
+        """Create the builder of one split, with its labels on ``device``."""
         weak = torch.from_numpy(labels.weak.astype("float32")).to(device or "cpu")
         streams = {stream.name: (stream.offset, stream.dim) for stream in index.streams}
         return cls(labels, index.segments, weak, streams, dtype)
 
-    def batch(self, rows: Tensor, index: Tensor, total: int, partners: tuple[Batch, ...] = ()) -> Batch:
-        """Features ``rows`` [B,T,width] of the videos ``index`` [B], all on the device, with their labels."""
+    def build(self, rows: Tensor, index: Tensor, total: int, partners: tuple[Batch, ...] = ()) -> Batch:
+        """Combine the features ``rows`` [B,T,width] of the videos ``index`` [B], both on the device, with their labels."""
         streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
         refined = self.refined
         if refined is not None:
@@ -49,7 +49,7 @@ class Table:
             refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
         return Batch(streams, self.weak.index_select(0, index), index, total, refined, partners)
 
-    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> Table:
+    def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> BatchBuilder:
         """See `SplitReader`."""
         found = labels.aligned(self.labels.ids, classes, self.segments, source)
         video, audio, visual = (

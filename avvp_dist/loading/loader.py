@@ -1,4 +1,4 @@
-"""Reader processes (or one thread) that fill a ring of batches in shared memory ahead of training."""
+"""Reader processes (or one thread) that prefetch batches into a ring buffer in shared memory."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from avvp_dist.shards.reading import ShardStore
 
 _MEMORY = "/dev/shm"
 _MAIN = "from avvp_dist.loading.reader_process import main; main()"
-_PATIENCE = 5.0  # seconds a reader gets to end by itself
+_PATIENCE = 5.0  # seconds that a reader has to end on its own
 
 
 class Loader:
-    """Fills batches ahead, always in the order of the steps, however fast each reader is.
+    """Prefetches batches in the order of the steps, however fast each reader is.
 
-    Every reader does its part of every batch; a batch is given out when all have done theirs. Readers end when this process
-    does, however it ends: they notice that the other end of their connection is gone.
+    Every reader reads its part of every batch; a batch is returned once all parts are complete. Readers end with this
+    process, however it ends, because they detect that their connection is closed.
 
     Args:
-        store: where the shards are.
-        shape: [slots, 1+K, rows, T, width]: batches read ahead, and the largest batch.
-        readers: processes; 0 for one thread of this process.
+        store: location of the shards.
+        shape: [slots, 1+K, rows, T, width]: number of prefetched batches, and size of the largest batch.
+        readers: number of processes; 0 for one thread of this process.
     """
 
     def __init__(self, store: ShardStore, shape: tuple[int, ...], readers: int) -> None:
@@ -48,15 +48,16 @@ class Loader:
             self._readers.append(_ThreadReader(store, self._ring))
             return
         size = 2 * int(np.prod(shape))
-        # An unnamed file, in memory where there is enough (a container may have little): gone when the last user is gone
-        roomy = os.path.isdir(_MEMORY) and shutil.disk_usage(_MEMORY).free > size
-        with tempfile.TemporaryFile(dir=_MEMORY if roomy else None) as file:
+        # An unnamed file, in memory if there is enough (a container may have little); freed with its last user
+        in_memory = os.path.isdir(_MEMORY) and shutil.disk_usage(_MEMORY).free > size
+        folder = _MEMORY if in_memory else tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=folder) as file:
             try:
-                os.posix_fallocate(file.fileno(), 0, size)  # now, since a write beyond a full disk ends a process by SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)  # else a write to a full disk ends the process by SIGBUS
             except OSError as error:
                 raise AvvpError(
-                    f"{size / 1e6:.3g} MB in {_MEMORY if roomy else tempfile.gettempdir()} for batches that are read ahead "
-                    f"cannot be had: {error}; make room there, lower data.prefetch, or set data.workers=0"
+                    f"cannot allocate {size / 1e6:.3g} MB in {folder} for prefetched batches: {error}; free some space "
+                    "there, lower data.prefetch, or set data.workers=0"
                 ) from None
             self._ring = np.frombuffer(mmap.mmap(file.fileno(), 0), np.float16).reshape(shape)
             for _ in range(readers):
@@ -65,14 +66,14 @@ class Loader:
     def run(
         self, tasks: Callable[[int, int], Sequence[Task]], first: int, steps: int
     ) -> Generator[NDArray[np.float16], None, None]:
-        """The slot [1+K, rows, T, width] of each step, which holds its batch until the next is asked for.
+        """Yield the slot [1+K, rows, T, width] of each step, which is valid until the next one is requested.
 
         Args:
-            tasks: for a step and a slot, the tasks of the readers.
+            tasks: maps a step and a slot to the tasks of the readers.
             first, steps: steps ``first`` to ``steps - 1`` are read.
 
         Raises:
-            DataError: a shard that is not what the index says.
+            DataError: a shard differs from the index.
             AvvpError: a reader died.
         """
         slots, sent = self.shape[0], first
@@ -86,7 +87,7 @@ class Loader:
             yield self._ring[step % slots]
 
     def close(self) -> None:
-        """Ends the readers."""
+        """End the readers."""
         for reader in self._readers:
             reader.connection.close()
         for reader in self._readers:
@@ -95,7 +96,7 @@ class Loader:
 
 
 class _Reader:
-    """This end of a reader."""
+    """This process's end of the connection to a reader."""
 
     connection: Connection
 
@@ -103,32 +104,32 @@ class _Reader:
         try:
             self.connection.send(task)
         except OSError:
-            while True:  # it has said why it is gone, if it could, after its last answers
+            while True:  # its last messages contain the reason, if it could send one
                 self.wait()
 
     def wait(self) -> None:
-        """Until the reader has done its oldest task."""
+        """Wait until the reader has finished its oldest task."""
         try:
             failure = self.connection.recv()
         except (EOFError, OSError):
-            raise AvvpError(f"{self.death()}; run the same command again, it goes on where it stopped") from None
+            raise AvvpError(f"{self.failure()}; run the same command again, and it resumes") from None
         if failure is not None:
             raise failure
 
-    def death(self) -> str:
+    def failure(self) -> str:
         return "the thread that reads shards ended"
 
     def join(self) -> None:
-        """Waits until the reader has ended."""
+        """Wait until the reader has ended."""
 
 
 class _ThreadReader(_Reader):
     def __init__(self, store: ShardStore, ring: NDArray[np.float16]) -> None:
-        self.connection, theirs = Pipe()
+        self.connection, reader_end = Pipe()
 
         def work() -> None:
-            with contextlib.suppress(EOFError, OSError), theirs:
-                serve(theirs.recv, theirs.send, store, ring)
+            with contextlib.suppress(EOFError, OSError), reader_end:
+                serve(reader_end.recv, reader_end.send, store, ring)
 
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
@@ -139,26 +140,26 @@ class _ThreadReader(_Reader):
 
 class _ProcessReader(_Reader):
     def __init__(self, store: ShardStore, shape: tuple[int, ...], memory: int) -> None:
-        self.connection, theirs = Pipe()
-        # Not multiprocessing's spawn: that imports the program's main module again, and with it torch. The child finds
-        # modules where this process does; a session of its own keeps Ctrl-C, which is ours to handle, away from it.
-        with theirs:
+        self.connection, reader_end = Pipe()
+        # Not multiprocessing's spawn, which imports the program's main module and thereby torch. The child gets the module
+        # search path of this process, and a session of its own, so that only this process receives Ctrl-C.
+        with reader_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(memory)],
+                [sys.executable, "-P", "-c", _MAIN, str(reader_end.fileno()), str(memory)],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-                pass_fds=(theirs.fileno(), memory),
+                pass_fds=(reader_end.fileno(), memory),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
         self.connection.send((storage.settings(), store, shape))
 
-    def death(self) -> str:
+    def failure(self) -> str:
         try:
             code = self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             return f"a process that reads shards (pid {self._process.pid}) closed its connection"
-        how = f"killed by {signal.Signals(-code).name}, perhaps for want of memory" if code < 0 else f"exit code {code}"
-        return f"a process that reads shards (pid {self._process.pid}) died: {how}"
+        cause = f"killed by {signal.Signals(-code).name}, perhaps from lack of memory" if code < 0 else f"exit code {code}"
+        return f"a process that reads shards (pid {self._process.pid}) died: {cause}"
 
     def join(self) -> None:
         try:

@@ -1,6 +1,7 @@
-"""Second videos for methods that mix two: a seeded choice, the same for any rank and world size.
+"""Draws partner videos for methods that mix two: a seeded choice that does not depend on rank or world size.
 
-In memory over the whole split; where a split is streamed, among the videos that a second plan brings near.
+If the split is in memory, the choice is over the whole split; if it is streamed, over the videos that are close in a second
+shard order.
 """
 
 from __future__ import annotations
@@ -12,93 +13,96 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avvp_dist.errors import DataError
-from avvp_dist.loading.plan import Neighbours, StreamPlan
+from avvp_dist.loading.plan import PartnerCandidates, StreamPlan
 
-_TRIES = 32  # draws before the candidates are looked through one by one
+_TRIES = 32  # draws before all candidates are checked one by one
 
 
-def disjoint(ids: Sequence[str], weak: NDArray[np.bool_], seed: int, draws: int = 1, epoch: int = 0) -> NDArray[np.int64]:
-    """Partners that share no weak label, uniform over all such videos, with replacement over draws.
+def draw_partners(
+    ids: Sequence[str], weak: NDArray[np.bool_], seed: int, draws: int = 1, epoch: int = 0
+) -> NDArray[np.int64]:
+    """Draw partners that share no weak label, uniformly over all such videos, with replacement between draws.
 
-    A video's choice depends on (seed, epoch, its id) and the split alone, not on its place in the split's order of work.
+    The choice for a video depends only on (seed, epoch, its id) and the split, not on the order of processing.
 
     Args:
-        ids: names of the N videos.
+        ids: ids of the N videos.
         weak: bool [N,C] weak labels.
-        seed, epoch: roots of the choice.
-        draws: K partners a video.
+        seed, epoch: seeds of the choice.
+        draws: K, number of partners per video.
 
     Returns:
         int64 [N,K], numbers of the partners.
 
     Raises:
-        DataError: videos that share a label with every other.
+        DataError: lists the videos that share a label with every other video.
     """
     partners = np.empty((len(ids), draws), np.int64)
     labels = weak.astype(np.float32)
-    lonely = []
+    unmatched = []
     for row, name in enumerate(ids):
         candidates = np.flatnonzero(labels @ labels[row] == 0)
         if not len(candidates):
-            lonely.append(name)
+            unmatched.append(name)
             continue
-        partners[row] = candidates[np.random.default_rng([seed, epoch, _own(name)]).integers(len(candidates), size=draws)]
-    if lonely:
-        raise DataError([f"{name}: shares a label with every other video" for name in lonely], "no partners can be drawn")
+        rng = np.random.default_rng([seed, epoch, _id_seed(name)])
+        partners[row] = candidates[rng.integers(len(candidates), size=draws)]
+    if unmatched:
+        raise DataError([f"{name}: shares a label with every other video" for name in unmatched], "no partners can be drawn")
     return partners
 
 
-def nearby(
+def draw_nearby_partners(
     ids: Sequence[str], weak: NDArray[np.bool_], plan: StreamPlan, places: NDArray[np.int64], draws: int
 ) -> NDArray[np.int64]:
-    """Partners that share no weak label, among the videos that a second plan brings near; with replacement over draws.
+    """Draw partners that share no weak label among the videos that are close in a second shard order, with replacement.
 
-    Uniform over such videos within half of ``plan.window``; where there is none, within twice as far, and so on through the
-    stream. A video's choice depends on the plan's (seed, epoch), its id and its neighbours alone.
+    The choice is uniform over such videos within half of ``plan.window``. If there is none, the range is doubled until one
+    is found or the stream ends. It depends only on the plan's (seed, epoch), the video's id and the videos in range.
 
     Args:
-        ids: names of the N videos.
+        ids: ids of the N videos.
         weak: bool [N,C] weak labels.
-        plan: the epoch.
-        places: whose partners, as places in ``plan.order()``; [R].
-        draws: K partners a video.
+        plan: of the epoch.
+        places: positions in ``plan.order()`` of the videos to draw partners for, [R].
+        draws: K, number of partners per video.
 
     Returns:
         int64 [R,K], numbers of the partners.
 
     Raises:
-        DataError: videos that share a label with every other of their stream.
+        DataError: lists the videos that share a label with every other video of their stream.
     """
-    near, videos = plan.neighbours(), plan.order()[places]
+    near, videos = plan.partner_candidates(), plan.order()[places]
     bits = np.packbits(weak, axis=1)
     root = np.random.SeedSequence([plan.seed, plan.epoch]).generate_state(1, np.uint64)
-    own = np.array([_own(ids[number]) for number in videos], np.uint64) ^ root
+    own = np.array([_id_seed(ids[number]) for number in videos], np.uint64) ^ root
     partners = np.empty((len(places), draws), np.int64)
-    lonely = set()
+    unmatched = set()
     for draw in range(draws):
         left, reach = np.arange(len(places)), plan.window // 2
         first, stop = near.within(reach, places)
         for attempt in range(_TRIES):
-            picked = near.line[first[left] + _scatter(own[left], draw * _TRIES + attempt) % (stop - first)[left]]
+            picked = near.line[first[left] + _random_numbers(own[left], draw * _TRIES + attempt) % (stop - first)[left]]
             fits = ~(bits[videos[left]] & bits[picked]).any(axis=1)
             partners[left[fits], draw] = picked[fits]
             left = left[~fits]
         for row in left:
             found = _search(near, bits, int(videos[row]), int(places[row]), reach)
             if len(found):
-                partners[row, draw] = found[_scatter(own[row : row + 1], draw * _TRIES)[0] % len(found)]
+                partners[row, draw] = found[_random_numbers(own[row : row + 1], draw * _TRIES)[0] % len(found)]
             else:
-                lonely.add(ids[videos[row]])
-    if lonely:
+                unmatched.add(ids[videos[row]])
+    if unmatched:
         raise DataError(
-            [f"{name}: shares a label with every other video of its stream" for name in sorted(lonely)],
+            [f"{name}: shares a label with every other video of its stream" for name in sorted(unmatched)],
             "no partners can be drawn; use fewer data.streams, or data.mode=resident",
         )
     return partners
 
 
-def _search(near: Neighbours, bits: NDArray[np.uint8], video: int, place: int, reach: int) -> NDArray[np.int64]:
-    """All fitting videos within ``reach``, or within as many times twice as far as it takes to find one."""
+def _search(near: PartnerCandidates, bits: NDArray[np.uint8], video: int, place: int, reach: int) -> NDArray[np.int64]:
+    """All matching videos within ``reach``, which is doubled until there is one."""
     while True:
         first, stop = (int(end[0]) for end in near.within(reach, np.array([place])))
         around = near.line[first:stop]
@@ -108,12 +112,12 @@ def _search(near: Neighbours, bits: NDArray[np.uint8], video: int, place: int, r
         reach = 2 * reach + 1
 
 
-def _own(name: str) -> int:
+def _id_seed(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
-def _scatter(values: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
-    """The ``number``-th of the random numbers that belong to each of ``values`` (splitmix64), in 0..2^62."""
+def _random_numbers(values: NDArray[np.uint64], number: int) -> NDArray[np.int64]:
+    """The ``number``-th of a sequence of random numbers seeded by each of ``values`` (splitmix64), in 0..2^62."""
     mixed = values + np.uint64((number + 1) * 0x9E3779B97F4A7C15 % 2**64)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

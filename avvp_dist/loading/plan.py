@@ -1,9 +1,9 @@
-"""The plan of an epoch: which video is seen at which step by which rank. Integers in, integers out.
+"""Plans an epoch: which rank processes which video at which step. Pure functions from integers to integers.
 
-The order of videos is a property of (seed, epoch) alone, never of the number of ranks. Every video comes exactly once an
-epoch; the last batch may be short and is neither padded nor dropped; every rank takes every step.
+The order of videos depends only on (seed, epoch), never on the number of ranks. Every video occurs exactly once per epoch.
+The last batch may be short, and is neither padded nor dropped. Every rank executes every step.
 
-Shape letters: N videos, S streams, R videos that one rank reads, K partners of each.
+Dimensions: N videos, S streams, R videos read by one rank, K partners of each.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from avvp_dist.errors import ConfigError
 
 
 def check(videos: int, batch_size: int, world: int, streams: int | None = None) -> None:
-    """Refuses numbers that cannot be planned. What works for ``world`` ranks works for fewer.
+    """Refuse numbers for which no plan exists; a plan for ``world`` ranks also works for fewer.
 
     Args:
-        videos: of the split.
+        videos: number of videos of the split.
         batch_size: videos in a global batch.
-        world: ranks, at most.
-        streams: where the split is streamed.
+        world: maximum number of ranks.
+        streams: number of streams if the split is streamed.
 
     Raises:
-        ConfigError: no videos, ranks without a video in every batch, or without a stream, or a batch size that does not
-            divide evenly over the streams; every problem, with numbers nearby that work.
+        ConfigError: no videos, ranks without a video in every batch or without a stream, or a batch size that is not
+            divisible by the number of streams; lists every problem, with similar numbers that work.
     """
     problems = []
     if videos < 1:
         problems.append("the split has no videos")
     if batch_size < world:
         problems.append(
-            f"batch_size {batch_size} is the global batch: some of {world} workers would never see a video; use {world} "
+            f"batch_size {batch_size} is the global batch: some of {world} workers would never get a video; use {world} "
             "or more"
         )
     if streams is not None and streams < world:
@@ -50,31 +50,31 @@ def check(videos: int, batch_size: int, world: int, streams: int | None = None) 
         least = math.ceil(max(world, streams) / streams)
         near = max(least, round(batch_size / streams)) * streams
         problems.append(
-            f"batch_size {batch_size}: takes as many videos of each of data.streams={streams} streams; use a batch_size of "
+            f"batch_size {batch_size} is not divisible by data.streams={streams}; use a batch_size of "
             f"{near}, or data.streams={_streams_near(streams, batch_size, world)}"
         )
     if problems:
-        raise ConfigError(problems, "the training plan does not work out")
+        raise ConfigError(problems, "no training plan is possible")
 
 
 def _streams_near(streams: int, batch_size: int, world: int) -> str:
-    """Numbers of streams near ``streams`` that suit the ranks and, where any does, the batch."""
+    """Numbers of streams close to ``streams`` that suit the number of ranks and, if possible, the batch size."""
     fitting = [count for count in range(world, batch_size + 1) if batch_size % count == 0] or [world]
     nearest = sorted(sorted(fitting, key=lambda count: abs(count - streams))[:2])
     return " or ".join(map(str, nearest))
 
 
 class Plan(Protocol):
-    """One epoch in global batches: which videos, in which order, and who of the ranks sees which."""
+    """One epoch in global batches: which videos, in which order, and which rank processes which."""
 
     @property
     def batch_size(self) -> int:
-        """Videos of every global batch but the last."""
+        """Number of videos in every global batch except the last."""
         ...
 
     @property
     def seed(self) -> int:
-        """Root of the order."""
+        """Seed of the order."""
         ...
 
     @property
@@ -84,25 +84,25 @@ class Plan(Protocol):
 
     @property
     def steps(self) -> int:
-        """Steps every rank takes in this epoch."""
+        """Number of steps of this epoch, the same for every rank."""
         ...
 
     def order(self) -> NDArray[np.int64]:
-        """Numbers of all videos in the order of this epoch, int64 [N]: global batch after global batch."""
+        """Numbers of all videos in the order of this epoch, int64 [N], one global batch after the other."""
         ...
 
     def total(self, step: int) -> int:
-        """Videos in the global batch of ``step``."""
+        """Number of videos in the global batch of ``step``."""
         ...
 
     def rank_slice(self, step: int, rank: int, world: int) -> slice:
-        """The part of `order` that ``rank`` of ``world`` sees at ``step``; may be empty in a short last batch."""
+        """The part of `order` for ``rank`` of ``world`` at ``step``; may be empty in a short last batch."""
         ...
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch over ``videos`` videos in global batches of ``batch_size``, in any order (all are in memory)."""
+    """An epoch over ``videos`` videos in global batches of ``batch_size``, in an arbitrary order (all are in memory)."""
 
     videos: int
     batch_size: int
@@ -111,7 +111,7 @@ class EpochPlan:
 
     @property
     def steps(self) -> int:
-        """Steps every rank takes in this epoch."""
+        """Number of steps of this epoch, the same for every rank."""
         return -(-self.videos // self.batch_size)
 
     def order(self) -> NDArray[np.int64]:
@@ -119,11 +119,11 @@ class EpochPlan:
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.videos)
 
     def total(self, step: int) -> int:
-        """Videos in the global batch of ``step``."""
+        """Number of videos in the global batch of ``step``."""
         return min(self.batch_size, self.videos - step * self.batch_size)
 
     def rank_slice(self, step: int, rank: int, world: int) -> slice:
-        """The part of `order` that ``rank`` of ``world`` sees at ``step``; may be empty in a short last batch."""
+        """The part of `order` for ``rank`` of ``world`` at ``step``; may be empty in a short last batch."""
         sizes = split_sizes(self.total(step), world)
         start = step * self.batch_size + sum(sizes[:rank])
         return slice(start, start + sizes[rank])
@@ -131,21 +131,21 @@ class EpochPlan:
 
 @dataclass(frozen=True, eq=False)
 class StreamPlan:
-    """One epoch over shards that are read as S streams side by side, so that a rank reads few shards at a time.
+    """An epoch over shards that are read as S parallel streams, so that a rank reads few shards at a time.
 
-    Shards are put in an order drawn from (seed, epoch), laid end to end and cut into S streams of equal length (to one
-    video). Each stream is shuffled so that a video leaves fewer than ``window`` places from where it lies; a reader
-    therefore holds at most ``window`` videos of a stream. A global batch takes ``batch_size / S`` videos of every stream,
-    stream after stream; the last takes all that is left, which is less than a batch. Of each batch the ``W`` ranks take
-    `split_sizes`: S/W neighbouring streams each where W divides S; else, and in the last batch, the stream at the border of
-    two ranks is read by both.
+    The shards are ordered randomly by (seed, epoch), concatenated, and cut into S streams of equal length (to within one
+    video). Each stream is shuffled such that a video moves by fewer than ``window`` positions; hence a reader holds at most
+    ``window`` videos of a stream. A global batch takes ``batch_size / S`` videos from every stream, one stream after the
+    other; the last batch takes the remaining videos, which are fewer than a batch. The ``W`` ranks divide each batch by
+    `split_sizes`: S/W adjacent streams each if S is divisible by W. Otherwise, and in the last batch, a stream at the border
+    between two ranks is read by both.
 
     Attributes:
-        shards: number of the shard that holds each video, int [N].
-        batch_size: videos of every global batch but the last; a multiple of ``streams``.
+        shards: number of the shard that contains each video, int [N].
+        batch_size: number of videos in every global batch except the last; a multiple of ``streams``.
         streams: S.
-        window: 1 leaves the streams in the order of the shards.
-        seed, epoch: roots of the order.
+        window: range of the shuffle; with 1, the streams keep the order of the shards.
+        seed, epoch: seeds of the order.
     """
 
     shards: NDArray[np.integer]
@@ -183,21 +183,21 @@ class StreamPlan:
         """The stream of each video of `order`, int64 [N]."""
         return np.searchsorted(self._bounds, self._places, side="right") - 1
 
-    def neighbours(self) -> Neighbours:
-        """What a second plan of the same epoch, with an order of shards of its own, brings near each video of `order`."""
+    def partner_candidates(self) -> PartnerCandidates:
+        """The videos that are close to each video of `order` in a second, independent order of the shards."""
         stream = self.stream_of()
-        return Neighbours(self._laid_out(2), self._places, self._bounds[stream], self._bounds[stream + 1])
+        return PartnerCandidates(self._in_shard_order(2), self._places, self._bounds[stream], self._bounds[stream + 1])
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
-        """Where the streams begin in the line of all videos, and its end; int64 [S+1]."""
+        """Start of each stream in the concatenated shards, and the end of the last; int64 [S+1]."""
         return np.arange(self.streams + 1) * self.videos // self.streams
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """For each video of the epoch, in the order of batches, its place in the line of shuffled streams."""
+        """Position of each video of the epoch, in batch order, in the concatenated shuffled streams."""
         share = self.batch_size // self.streams
-        whole = (self.videos // self.streams) // share * share  # of each stream, in full batches
+        whole = (self.videos // self.streams) // share * share  # videos of each stream in full batches
         starts = self._bounds[:-1]
         full = (starts[:, None] + np.arange(whole)).reshape(self.streams, -1, share).transpose(1, 0, 2)
         rest = [np.arange(start + whole, stop) for start, stop in zip(starts, self._bounds[1:], strict=True)]
@@ -205,31 +205,31 @@ class StreamPlan:
 
     @cached_property
     def _shuffled(self) -> NDArray[np.int64]:
-        """Numbers of the videos, stream after stream, each shuffled inside the window."""
-        line = self._laid_out(1)
-        # what lies a window behind always has the smaller key, so nothing moves further than that
+        """Numbers of the videos, one stream after the other, each shuffled within the window."""
+        line = self._in_shard_order(1)
+        # a video that is a window further behind always has the smaller key, so no video moves further than that
         keys = np.random.default_rng([self.seed, self.epoch, 3]).random(self.videos) * self.window + np.arange(self.videos)
         for start, stop in zip(self._bounds[:-1], self._bounds[1:], strict=True):
             line[start:stop] = line[start:stop][np.argsort(keys[start:stop], kind="stable")]
         return line
 
-    def _laid_out(self, which: int) -> NDArray[np.int64]:
-        """Numbers of all videos, shard after shard in an order drawn anew for each ``which``."""
+    def _in_shard_order(self, draw: int) -> NDArray[np.int64]:
+        """Numbers of all videos, one shard after the other, in a shard order that is drawn independently per ``draw``."""
         by_shard = np.argsort(self.shards, kind="stable")
         _, starts, counts = np.unique(self.shards[by_shard], return_index=True, return_counts=True)
-        drawn = np.random.default_rng([self.seed, self.epoch, which]).permutation(len(starts))
-        starts, counts = starts[drawn], counts[drawn]
+        shard_order = np.random.default_rng([self.seed, self.epoch, draw]).permutation(len(starts))
+        starts, counts = starts[shard_order], counts[shard_order]
         shift = np.repeat(starts - (np.cumsum(counts) - counts), counts)
         return by_shard[shift + np.arange(self.videos)]
 
 
-class Neighbours(NamedTuple):
-    """Candidates for partners.
+class PartnerCandidates(NamedTuple):
+    """Candidates for the partners of each video.
 
     Attributes:
-        line: numbers of all videos in the order of the second plan, stream after stream; [N].
-        at: where in ``line`` each video of the epoch stands, [N].
-        begin, end: the stream of each in ``line``, [N].
+        line: numbers of all videos in the second shard order, one stream after the other; [N].
+        at: position in ``line`` of each video of the epoch, [N].
+        begin, end: bounds of the stream of each video in ``line``, [N].
     """
 
     line: NDArray[np.int64]
@@ -238,7 +238,7 @@ class Neighbours(NamedTuple):
     end: NDArray[np.int64]
 
     def within(self, reach: int, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Candidates of ``rows`` up to ``reach`` places away are ``line[first:stop]``: both ends, for each row."""
+        """Bounds such that ``line[first:stop]`` are the candidates within ``reach`` positions, for each of ``rows``."""
         return (
             np.maximum(self.begin[rows], self.at[rows] - reach),
             np.minimum(self.end[rows], self.at[rows] + reach + 1),
@@ -246,7 +246,7 @@ class Neighbours(NamedTuple):
 
 
 class ShardSchedule(NamedTuple):
-    """When a rank opens and closes the shards it reads: one row for each shard of each stream, in order of opening."""
+    """Steps at which a rank opens and closes its shards: one row per shard and stream, in order of opening."""
 
     stream: NDArray[np.int64]
     shard: NDArray[np.int64]
@@ -255,9 +255,10 @@ class ShardSchedule(NamedTuple):
 
 
 def shard_schedule(stream: NDArray[np.int64], shard: NDArray[np.int64], step: NDArray[np.int64]) -> ShardSchedule:
-    """A shard is opened when the one before it in its stream is first read, and closed after the step that last reads it.
+    """Plan when shards are opened and closed.
 
-    A shard that lies in two streams is opened for each: one reads its head at the end of the epoch, the other its tail at
+    A shard is opened when the previous one of its stream is first read, and closed after the step that last reads it. A
+    shard that belongs to two streams is opened for each: one reads its start at the end of the epoch, the other its end at
     the beginning.
 
     Args:

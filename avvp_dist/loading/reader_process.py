@@ -1,6 +1,6 @@
-"""What reads shards for a `loader.Loader`, in a process of its own or in a thread.
+"""Reads shards for a `loader.Loader`, in a separate process or in a thread.
 
-Imports no torch; see `avvp_dist.shards.reading`.
+Does not import torch; see `avvp_dist.shards.reading`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from avvp_dist.errors import AvvpError
 from avvp_dist.shards.reading import ShardFile, ShardStore
 from avvp_dist.shards.reference import ShardRef
 
-_FETCHES = 4  # shards a reader opens at a time
+_FETCHES = 4  # shards that a reader opens at a time
 
 
 class Task(NamedTuple):
-    """What one reader does for one batch.
+    """The work of one reader for one batch.
 
     Attributes:
-        slot: where in the ring the batch is put together.
-        opens: shards to open, under keys that ``shards`` and ``closes`` name them by.
+        slot: of the ring buffer that receives the batch.
+        opens: shards to open, with the keys by which ``shards`` and ``closes`` refer to them.
         shards: key of each video's shard.
         ids, offsets: of each video.
-        draws, rows: place of each video in the slot.
+        draws, rows: position of each video in the slot.
         closes: shards that no later task needs.
     """
 
@@ -53,13 +53,13 @@ class Task(NamedTuple):
 def serve(
     receive: Callable[[], Task], send: Callable[[AvvpError | None], Any], store: ShardStore, ring: NDArray[np.float16]
 ) -> None:
-    """Does tasks until one fails or the other side is gone; answers each with None, or with what went wrong.
+    """Execute tasks until one fails or the connection is closed; answer each with None or with its error.
 
     Args:
-        receive: gives the next task.
-        send: takes the answers.
-        store: where the shards are.
-        ring: [slots, 1+K, rows, T, width], where videos are put.
+        receive: returns the next task.
+        send: sends an answer.
+        store: location of the shards.
+        ring: [slots, 1+K, rows, T, width], receives the videos.
     """
     shards: dict[int, Future[ShardFile]] = {}
     pool = ThreadPoolExecutor(_FETCHES)
@@ -67,17 +67,17 @@ def serve(
     with contextlib.suppress(EOFError, OSError):
         while failure is None:
             task = receive()
-            failure = _outcome(task, pool, shards, store, ring)
+            failure = _execute(task, pool, shards, store, ring)
             send(failure)
     pool.shutdown(wait=False, cancel_futures=True)
     for opened in shards.values():
         opened.add_done_callback(_close)
 
 
-def _outcome(
+def _execute(
     task: Task, pool: ThreadPoolExecutor, shards: dict[int, Future[ShardFile]], store: ShardStore, ring: NDArray[np.float16]
 ) -> AvvpError | None:
-    """Does a task; what went wrong, if anything did."""
+    """Execute a task; return its error, if any."""
     try:
         for key, shard in task.opens:
             shards[key] = pool.submit(store.open, shard, ring.shape[3:])
@@ -90,7 +90,7 @@ def _outcome(
     except OSError as error:
         return AvvpError(f"{store.url}: shards cannot be read: {type(error).__name__}: {error}")
     except Exception:
-        return AvvpError(f"a reader of shards failed:\n{traceback.format_exc()}")
+        return AvvpError(f"a shard reader failed:\n{traceback.format_exc()}")
     return None
 
 
@@ -100,7 +100,7 @@ def _close(opened: Future[ShardFile]) -> None:
 
 
 def main() -> None:
-    """Serves over an inherited connection and shared memory, whose file numbers are the arguments."""
+    """Serve over an inherited connection and shared memory, whose file descriptors are the arguments."""
     connection = Connection(int(sys.argv[1]))
     settings, store, shape = connection.recv()
     storage.configure(settings)
@@ -109,7 +109,7 @@ def main() -> None:
     tasks: SimpleQueue[Task] = SimpleQueue()
 
     def listen() -> None:
-        """Takes tasks as they come, so that nobody waits to hand one over; ends this process with its parent's."""
+        """Receive tasks as they arrive, so that the sender never waits; end this process with its parent."""
         try:
             while True:
                 tasks.put(connection.recv())
@@ -118,4 +118,4 @@ def main() -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     serve(tasks.get, connection.send, store, ring)
-    os._exit(1)  # it has failed, and said so
+    os._exit(1)  # a task failed, and its error was sent

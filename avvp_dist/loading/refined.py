@@ -1,4 +1,4 @@
-"""Refined labels: what a refiner found, keyed by video id, so that any training can read it."""
+"""Refined labels: the output of a refiner, keyed by video id, so that any training can read it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _LABELS = ("video", "audio", "visual")
 
 @dataclass(frozen=True)
 class RefinedLabels:
-    """Labels in place of the weak ones, each modality its own; hard (0 or 1) or soft.
+    """Labels that replace the weak ones, separately per modality; hard (0 or 1) or soft.
 
     Attributes:
         ids: the N videos, in any order.
         classes: the C classes.
-        video: [N,C] labels of the video, or None where the weak ones stay.
-        audio, visual: [N,C] labels of a modality of the video, [N,T,C] of its segments, or [N,S,C] of its windows; float32.
-        provenance: who made them, of what.
-        windows: segments [start, stop) of each of the S windows, where labels are of windows.
+        video: [N,C] video-level labels, or None to keep the weak ones.
+        audio, visual: labels of a modality, float32: [N,C] per video, [N,T,C] per segment, or [N,S,C] per window.
+        provenance: how they were made, and from what.
+        windows: segments [start, stop) of each of the S windows, if labels are per window.
     """
 
     ids: tuple[str, ...]
@@ -44,7 +44,7 @@ class RefinedLabels:
     windows: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
-    def without(
+    def from_removed(
         cls,
         removed: NDArray[np.bool_],
         weak: NDArray[np.bool_],
@@ -52,12 +52,12 @@ class RefinedLabels:
         classes: Sequence[str],
         provenance: Mapping[str, Any],
     ) -> RefinedLabels:
-        """The weak labels [N,C] without those ``removed`` [N,2,C] from the sound and from the picture of whole videos."""
+        """The weak labels [N,C] without those ``removed`` [N,2,C] from the audio and visual labels of whole videos."""
         audio, visual = ((weak & ~removed[:, number]).astype(np.float32) for number in range(2))
         return cls(tuple(ids), tuple(classes), None, audio, visual, provenance)
 
     def to_bytes(self) -> bytes:
-        """One .npz with a checksum inside, readable without pickle."""
+        """Serialise to an .npz with a checksum inside, readable without pickle."""
         arrays = {"audio": self.audio, "visual": self.visual, "ids": np.array(self.ids)}
         if self.video is not None:
             arrays["video"] = self.video
@@ -75,10 +75,10 @@ class RefinedLabels:
 
     @classmethod
     def load(cls, url: str) -> RefinedLabels:
-        """Reads what `to_bytes` wrote.
+        """Read the result of `to_bytes` from ``url``.
 
         Raises:
-            DataError: it is not there, not such a file, damaged, or holds what cannot be labels; every problem.
+            DataError: the file is missing, of another kind, damaged, or contains invalid labels; lists every problem.
         """
         try:
             return cls.from_bytes(storage.read_bytes(url), url)
@@ -87,29 +87,29 @@ class RefinedLabels:
 
     @classmethod
     def from_bytes(cls, content: bytes, url: str) -> RefinedLabels:
-        """As `load`; ``url`` names the file in messages."""
+        """Parse the result of `to_bytes`; see `load`. ``url`` names the file in messages."""
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             missing = [name for name in ("about", "ids", "audio", "visual") if name not in arrays]
             if missing:
                 raise DataError(
-                    f"{url}: not a file of refined labels, it lacks {', '.join(missing)}; import arrays of others with "
+                    f"{url}: not a file of refined labels, it lacks {', '.join(missing)}; import arrays of other tools with "
                     "`avvp data labels`"
                 )
             text = str(arrays.pop("about"))
         except DataError:
             raise
-        except Exception as error:  # of a damaged zip file, nearly anything
+        except Exception as error:  # a damaged zip file can raise almost any error
             detail = " ".join(str(error).split())[:120]
             raise DataError(f"{url}: not a file of refined labels ({type(error).__name__}: {detail})") from None
         about = integrity.unseal(text.encode(), url)
-        # files of earlier versions, and those that others made, have no checksum
+        # files of earlier versions and of other tools have no checksum
         if (_ARRAYS in about or integrity.is_sealed(about)) and about.get(_ARRAYS) != _digest(arrays):
             raise DataError(f"{url}: damaged, its arrays differ from their checksum")
         problems = _problems(arrays, about)
         if problems:
-            raise DataError(problems, f"{url}: these cannot be refined labels")
+            raise DataError(problems, f"{url}: invalid refined labels")
         windows = about.get("windows")
         kept = None if windows is None else tuple((start, stop) for start, stop in windows)
         values = {name: np.asarray(arrays[name], np.float32) for name in _LABELS if name in arrays}
@@ -117,23 +117,23 @@ class RefinedLabels:
         return cls(ids, classes, values.get("video"), values["audio"], values["visual"], about.get("provenance") or {}, kept)
 
     @property
-    def of_segments(self) -> bool:
-        """Whether both modalities' labels are of single segments, [N,T,C]."""
+    def has_segment_labels(self) -> bool:
+        """Whether the labels of both modalities are segment-level, [N,T,C]."""
         return self.windows is None and self.audio.ndim == self.visual.ndim == 3
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what a training would see of them."""
+        """Hash of everything that affects training."""
         digest = hashlib.sha256(json.dumps([self.ids, self.classes, self.windows]).encode())
         for values in (self.video, self.audio, self.visual):
             digest.update(b"none" if values is None else np.ascontiguousarray(values, np.float32).tobytes())
         return digest.hexdigest()
 
     def aligned(self, ids: Sequence[str], classes: Sequence[str], segments: int, source: str) -> RefinedLabels:
-        """The same labels in the order of ``ids``.
+        """Return the same labels in the order of ``ids``.
 
         Raises:
-            DataError: videos or classes without labels, or arrays of another shape; every problem.
+            DataError: videos or classes without labels, or arrays of another shape; lists every problem.
         """
         number = {name: row for row, name in enumerate(self.ids)}
         missing = [name for name in ids if name not in number]
@@ -142,7 +142,7 @@ class RefinedLabels:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             problems.append(f"no labels for {len(missing)} of {len(ids)} training videos: {listed}")
         if tuple(classes) != self.classes:
-            problems.append("its classes are not the data set's, or in another order")
+            problems.append("its classes differ from the data set's, or are in another order")
         rows = segments if self.windows is None else len(self.windows)
         shapes = {(len(self.ids), len(self.classes)), (len(self.ids), rows, len(self.classes))}
         problems += [
@@ -153,7 +153,7 @@ class RefinedLabels:
         if self.windows and self.windows[-1][1] > segments:
             problems.append(f"windows: the last one ends at segment {self.windows[-1][1]} of {segments}")
         if problems:
-            raise DataError(problems, f"{source}: these refined labels do not fit the data")
+            raise DataError(problems, f"{source}: these refined labels do not match the data")
         order = [number[name] for name in ids]
         return replace(
             self,
@@ -165,7 +165,7 @@ class RefinedLabels:
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Hash of arrays with their names, types and shapes."""
+    """Hash of arrays including their names, types and shapes."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         values = arrays[name]
@@ -175,7 +175,7 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def _problems(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> list[str]:
-    """Everything in a file that cannot be refined labels, whatever the data."""
+    """Problems of a file that make its labels invalid for any data."""
     problems = []
     classes, ids, windows = about.get("classes"), arrays["ids"], about.get("windows")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes) or not classes:
@@ -183,9 +183,9 @@ def _problems(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> l
     if ids.ndim != 1 or ids.dtype.kind != "U":
         return [f"ids: {ids.dtype} {list(ids.shape)}, expected a list of strings"]
     for what, names in (("ids", ids.tolist()), ("classes", classes)):
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            problems.append(f"{what}: {len(twice)} listed more than once, such as {twice[0]!r}")
+        duplicates = [name for name, count in Counter(names).items() if count > 1]
+        if duplicates:
+            problems.append(f"{what}: {len(duplicates)} listed more than once, such as {duplicates[0]!r}")
     if windows is not None:
         problems += _window_problems(windows)
     rows = len(windows) if isinstance(windows, list) else None
@@ -196,12 +196,12 @@ def _problems(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> l
 
 
 def _window_problems(windows: Any) -> list[str]:
-    """What is wrong with windows: pairs of segments [start, stop), in order; they may overlap."""
+    """Problems of windows, which must be pairs of segments [start, stop) in order, and may overlap."""
     if not isinstance(windows, list) or not windows:
         return [f"windows: {windows!r:.80}, expected a list of [start, stop]"]
     for number, window in enumerate(windows):
-        whole = isinstance(window, list) and len(window) == 2 and all(type(edge) is int for edge in window)
-        if not whole or not 0 <= window[0] < window[1]:
+        valid = isinstance(window, list) and len(window) == 2 and all(type(edge) is int for edge in window)
+        if not valid or not 0 <= window[0] < window[1]:
             return [f"windows: {window!r:.80} as number {number}, expected [start, stop] with 0 <= start < stop"]
         if number and (window[0] <= windows[number - 1][0] or window[1] < windows[number - 1][1]):
             return [f"windows: {window!r} comes after {windows[number - 1]!r}, expected them in order"]
@@ -209,15 +209,15 @@ def _window_problems(windows: Any) -> list[str]:
 
 
 def _value_problems(name: str, values: NDArray[Any], videos: int, classes: int, windows: int | None) -> list[str]:
-    """What is wrong with the labels of one modality, or of whole videos."""
+    """Problems of the labels of one modality, or of whole videos."""
     if values.dtype.kind not in "biuf":
-        return [f"{name}: holds {values.dtype}, expected bool, int or float"]
+        return [f"{name}: has dtype {values.dtype}, expected bool, int or float"]
     rows = "segments" if windows is None else windows
-    of_parts = name != "video" and values.ndim == 3 and windows in (None, values.shape[1])
-    if not (values.ndim == 2 or of_parts) or (values.shape[0], values.shape[-1]) != (videos, classes):
+    per_part = name != "video" and values.ndim == 3 and windows in (None, values.shape[1])
+    if not (values.ndim == 2 or per_part) or (values.shape[0], values.shape[-1]) != (videos, classes):
         parts = "" if name == "video" else f" or [{videos}, {rows}, {classes}]"
         return [f"{name}: shape {list(values.shape)}, expected [{videos}, {classes}]{parts}"]
-    inside = (values >= 0) & (values <= 1)  # not so for NaN
+    inside = (values >= 0) & (values <= 1)  # False for NaN
     if inside.all():
         return []
     place = tuple(np.argwhere(~inside)[0].tolist())

@@ -1,9 +1,10 @@
-"""A whole split in memory: the GPU's, where one trains and it fits, else the page cache, which a node's processes share.
+"""A whole split in memory: GPU memory if it fits there, else the page cache, which the processes of a node share.
 
-Features are read from the shards as they lie: a video's are raw float16 in its tar, at an offset that the index knows. So
-there is no second copy on any disk, nothing to build before the first step, and the memory is the system's page cache, of
-which a node has one, whoever reads. Shards stay open as long as the split does; whoever replaces or deletes one changes
-nothing for this run, and whoever overwrites one in place ends it with the shard's name (`checked_file.py`).
+Features are read directly from the shards: those of a video are raw float16 in its tar, at an offset given by the index.
+Hence there is no second copy on disk, nothing to build before the first step, and the memory used is the system's page
+cache, of which a node has one copy for all processes. Shards stay open for the lifetime of the split: a file that is
+replaced or deleted does not affect this run, and one that is overwritten in place ends it with the shard's name
+(`checked_file.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import DataError
-from avvp_dist.loading.batches import Table
-from avvp_dist.loading.partners import disjoint
+from avvp_dist.loading.batches import BatchBuilder
+from avvp_dist.loading.partners import draw_partners
 from avvp_dist.loading.plan import EpochPlan, Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.cache import GB
-from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, undisturbed
+from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, read_consistently
 from avvp_dist.shards.index import Index, Labels
 from avvp_dist.shards.reading import REMEDY, ShardStore
 from avvp_dist.types import Batch
@@ -37,13 +38,13 @@ LOGGER = logging.getLogger(__name__)
 
 
 class ShardRows:
-    """Features of a split where they lie, in its shards.
+    """Features of a split, read from its shards.
 
     Args:
         shards: each open shard, by its number.
-        labels: where each of the N videos is.
+        labels: location of each of the N videos.
         shape: N, T, width.
-        title: of errors.
+        title: of error messages.
     """
 
     def __init__(
@@ -56,52 +57,52 @@ class ShardRows:
         self.shape = shape
 
     def take(self, numbers: NDArray[np.int64]) -> Tensor:
-        """Features of the videos ``numbers``, a copy, float16 [B,T,width].
+        """Copy the features of the videos ``numbers``, float16 [B,T,width].
 
         Raises:
             DataError: a shard was overwritten or truncated since it was opened.
         """
         rows = torch.empty((len(numbers), *self.shape[1:]), dtype=torch.float16)
-        to = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
+        target = rows.numpy().reshape(len(numbers), self.shape[1] * self.shape[2]).view(np.uint8)
         shards, offsets = self._shard[numbers].tolist(), self._offset[numbers].tolist()
 
         def read() -> None:
-            for row, shard, offset in zip(to, shards, offsets, strict=True):
-                self._shards[shard].fill([row.data], offset)
+            for row, shard, offset in zip(target, shards, offsets, strict=True):
+                self._shards[shard].read_into([row.data], offset)
 
         try:
-            undisturbed(read, [self._shards[shard] for shard in set(shards)])
+            read_consistently(read, [self._shards[shard] for shard in set(shards)])
         except DataError as error:
             raise DataError(error.problems, self._title) from None
         return rows
 
-    def on(self, device: torch.device) -> Tensor:
-        """All of them in the memory of ``device``, float16 [N,T,width]."""
-        everything = torch.empty(self.shape, dtype=torch.float16, device=device)
-        for some in np.array_split(np.arange(self.shape[0]), 1 + self.shape[0] // 256):
-            if len(some):
-                everything[some[0] : some[-1] + 1] = self.take(some)
-        return everything
+    def to(self, device: torch.device) -> Tensor:
+        """Copy all features to the memory of ``device``, float16 [N,T,width]."""
+        features = torch.empty(self.shape, dtype=torch.float16, device=device)
+        for numbers in np.array_split(np.arange(self.shape[0]), 1 + self.shape[0] // 256):
+            if len(numbers):
+                features[numbers[0] : numbers[-1] + 1] = self.take(numbers)
+        return features
 
 
 @dataclass(frozen=True)
 class ResidentSplit:
-    """Features and labels of one split in memory: a `SplitReader` whose order is one permutation of all videos.
+    """Features and labels of one split in memory: a `SplitReader` whose order is a permutation of all videos.
 
     Attributes:
-        table: the labels.
-        features: float16 [N,T,width], the streams side by side; in the shards, or on the device that trains.
-        partners: int64 [N,K] numbers of each video's partners; None where nobody asks for them.
+        builder: contains the labels.
+        features: float16 [N,T,width], the streams concatenated; in the shards, or on the training device.
+        partners: int64 [N,K] numbers of each video's partners; None if not requested.
     """
 
-    table: Table
+    builder: BatchBuilder
     features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
 
     @property
     def labels(self) -> Labels:
         """See `SplitReader`."""
-        return self.table.labels
+        return self.builder.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
@@ -119,34 +120,34 @@ class ResidentSplit:
     def iter_all(
         self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
     ) -> Generator[Batch, None, None]:
-        """See `SplitReader`; in the split's order."""
+        """See `SplitReader`; in the order of the split."""
         sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
-        mine = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-        for start in range(0, max(len(mine), 1), batch_size):
-            yield split.batch(mine[start : start + batch_size], len(mine))
+        numbers = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        for start in range(0, max(len(numbers), 1), batch_size):
+            yield split.batch(numbers[start : start + batch_size], len(numbers))
 
     def close(self) -> None:
-        """See `SplitReader`; nothing to let go of."""
+        """See `SplitReader`; there is nothing to release."""
 
     def batch(self, numbers: np.ndarray, total: int) -> Batch:
-        """The videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
-        index = torch.from_numpy(numbers).to(self.table.weak.device)
+        """Assemble the videos ``numbers`` (int64 [B], may be empty) of a global batch of ``total`` videos."""
+        index = torch.from_numpy(numbers).to(self.builder.weak.device)
         if isinstance(self.features, ShardRows):
-            rows = self.features.take(numbers).to(index.device).to(self.table.dtype)
+            rows = self.features.take(numbers).to(index.device).to(self.builder.dtype)
         else:
-            rows = self.features.index_select(0, index).to(self.table.dtype)
+            rows = self.features.index_select(0, index).to(self.builder.dtype)
         draws = () if self.partners is None else tuple(self.partners[numbers].T.copy())
-        alone = replace(self, partners=None)
-        return self.table.batch(rows, index, total, tuple(alone.batch(draw, total) for draw in draws))
+        without_partners = replace(self, partners=None)
+        return self.builder.build(rows, index, total, tuple(without_partners.batch(draw, total) for draw in draws))
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> ResidentSplit:
         """See `SplitReader`."""
-        return replace(self, table=self.table.with_refined(labels, classes, source))
+        return replace(self, builder=self.builder.with_refined(labels, classes, source))
 
     def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
         if not draws:
             return self
-        return replace(self, partners=disjoint(self.labels.ids, self.labels.weak, seed, draws, epoch))
+        return replace(self, partners=draw_partners(self.labels.ids, self.labels.weak, seed, draws, epoch))
 
 
 def load(
@@ -157,21 +158,24 @@ def load(
     dtype: torch.dtype = torch.float32,
     share: bool = True,
 ) -> ResidentSplit:
-    """Opens a split's shards, several at a time, and checks each against its hash and every video in it.
+    """Open a split's shards, several at a time, and verify the hash of each and every video in it.
 
     Args:
-        store: where the shards are.
-        device: what trains; a GPU takes the features into its own memory where they leave half of what is free there.
+        store: location of the shards.
+        index: of the data set.
+        labels: of the split.
+        device: on which training runs; a GPU holds the features in its own memory if they leave half of the free memory.
         dtype: of a batch's features.
-        share: whether features on CPU are read from the page cache, which a node's processes share, or this process's own.
+        share: whether features on CPU are read from the page cache, which the processes of a node share; else from a copy
+            in this process.
 
     Raises:
-        DataError: every shard that is missing or is not what the index says, and every bad video in the others.
+        DataError: lists every shard that is missing or differs from the index, and every bad video in the others.
     """
     device = device or torch.device("cpu")
-    # each process begins elsewhere: those of one node then fetch different shards at the same time
+    # each process starts with another shard, so that the processes of a node fetch different shards at the same time
     numbers = np.roll(np.unique(labels.shard), os.getpid()).tolist()
-    share = share and _may_keep_open(len(numbers), labels.split)
+    share = share and _can_keep_open(len(numbers), labels.split)
     title = f"{store.url}: {labels.split} cannot be read; {REMEDY}"
 
     def opened(number: int) -> OpenShard | DataError:
@@ -187,14 +191,15 @@ def load(
         raise DataError(sorted(problems), title)
     found = {number: shard for number, shard in shards.items() if not isinstance(shard, DataError)}
     rows = ShardRows(found, labels, (len(labels.ids), index.segments, index.width), title)
-    return ResidentSplit(Table.of(index, labels, device, dtype), rows.on(device) if _fits(rows, device) else rows)
+    builder = BatchBuilder.for_split(index, labels, device, dtype)
+    return ResidentSplit(builder, rows.to(device) if _fits(rows, device) else rows)
 
 
 def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: bool) -> OpenShard:
-    """One shard whose videos were found sound.
+    """Open one shard after checking its videos.
 
     Raises:
-        DataError: the shard is bad, or all its bad videos.
+        DataError: the shard is bad, or lists all its bad videos.
     """
     shard, shape = index.shards[number], (index.segments, index.width)
     scratch, problems = np.empty(shape, np.float16), []
@@ -217,12 +222,12 @@ def _open(store: ShardStore, index: Index, labels: Labels, number: int, share: b
         content = opened.read()
 
     with opened:
-        undisturbed(read, [opened])
+        read_consistently(read, [opened])
     return ShardInMemory(content, shard)
 
 
-def _may_keep_open(shards: int, split: str) -> bool:
-    """Whether this process may keep so many files open: others need files too."""
+def _can_keep_open(shards: int, split: str) -> bool:
+    """Whether this process can keep so many files open and still have some left for other purposes."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY or shards <= limit // 4:
         return True
@@ -237,7 +242,7 @@ def _may_keep_open(shards: int, split: str) -> bool:
 
 
 def _fits(rows: ShardRows, device: torch.device) -> bool:
-    """Whether ``device`` is a GPU with room for all features and as much again for the network."""
+    """Whether ``device`` is a GPU with enough memory for all features and as much again for the network."""
     if device.type != "cuda":
         return False
     needed, free = 2 * math.prod(rows.shape), torch.cuda.mem_get_info(device)[0]

@@ -1,4 +1,4 @@
-"""A split that is read from its shards while training goes on: memory for a window of it, whatever its size."""
+"""A split that is read from its shards during training: it needs memory for a window of videos, whatever its size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from avvp_dist.errors import DataError
-from avvp_dist.loading.batches import Table
+from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.loader import Loader
-from avvp_dist.loading.partners import nearby
+from avvp_dist.loading.partners import draw_nearby_partners
 from avvp_dist.loading.plan import Plan, StreamPlan, shard_schedule
 from avvp_dist.loading.reader_process import Task
 from avvp_dist.loading.refined import RefinedLabels
@@ -28,7 +28,7 @@ from avvp_dist.types import Batch
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a split is streamed; see `source.DataConfig`. Only ``streams`` and ``window`` change what is seen."""
+    """How a split is streamed; see `split.DataConfig`. Only ``streams`` and ``window`` change the order of videos."""
 
     streams: int
     window: int
@@ -37,34 +37,34 @@ class StreamSettings:
 
     @property
     def order(self) -> Mapping[str, Any]:
-        """What order and partners depend on besides seed and epoch; goes into the keys of stages."""
+        """Settings besides seed and epoch that affect order and partners; part of the cache keys of stages."""
         return {"mode": "streaming", "streams": self.streams, "window": self.window}
 
 
 class StreamingSplit:
     """One split read from its shards: a `SplitReader` in the order of `plan.StreamPlan`.
 
-    Each reader has neighbouring streams of its own, so that one reader of one rank reads a shard, and gets its part of every
-    batch in turn: nothing depends on how many readers there are or how fast they are.
+    Each reader has adjacent streams of its own, so that a shard is read by one reader of one rank, and reads its part of
+    every batch in turn. Hence nothing depends on the number of readers or their speed.
 
     Args:
-        store: where the shards are.
+        store: location of the shards.
         index: of the data set.
-        table: the split's labels, on the device that trains.
+        builder: contains the split's labels, on the training device.
         settings: streams, window, readers.
     """
 
-    def __init__(self, store: ShardStore, index: Index, table: Table, settings: StreamSettings) -> None:
+    def __init__(self, store: ShardStore, index: Index, builder: BatchBuilder, settings: StreamSettings) -> None:
         self._store = store
         self._index = index
-        self._table = table
-        self._how = settings
+        self._builder = builder
+        self._settings = settings
         self._readers = _Readers(store)
 
     @property
     def labels(self) -> Labels:
         """See `SplitReader`."""
-        return self._table.labels
+        return self._builder.labels
 
     def __len__(self) -> int:
         return len(self.labels.ids)
@@ -72,30 +72,30 @@ class StreamingSplit:
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> StreamingSplit:
         """See `SplitReader`; both share their readers."""
         other = copy(self)
-        other._table = self._table.with_refined(labels, classes, source)
+        other._builder = self._builder.with_refined(labels, classes, source)
         return other
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> StreamPlan:
         """See `SplitReader`."""
-        return StreamPlan(self.labels.shard, batch_size, self._how.streams, self._how.window, seed, epoch)
+        return StreamPlan(self.labels.shard, batch_size, self._settings.streams, self._settings.window, seed, epoch)
 
     def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
-        """See `SplitReader`. Shards that the steps before ``first_step`` used up are not read.
+        """See `SplitReader`. Shards that only steps before ``first_step`` need are not read.
 
         Raises:
-            DataError: a shard that is missing or not what the index says.
+            DataError: a shard is missing or differs from the index.
             AvvpError: a reader died.
         """
         assert isinstance(plan, StreamPlan)
-        place = _Place(rank, world, min(self._how.workers, math.ceil(plan.streams / world)))
-        share = _Share(self._index, self.labels, plan, first_step, place, partners)
+        layout = _RankLayout(rank, world, min(self._settings.workers, math.ceil(plan.streams / world)))
+        reads = _RankReads(self._index, self.labels, plan, first_step, layout, partners)
         rows = math.ceil(plan.batch_size / world)
-        shape = (self._how.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
-        slots = self._readers.run(shape, place.readers, share.tasks, first_step, plan.steps)
+        shape = (self._settings.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
+        slots = self._readers.run(shape, layout.readers, reads.tasks, first_step, plan.steps)
         try:
             with closing(slots):
                 for step, slot in enumerate(slots, start=first_step):
-                    yield self._batch(slot, share.videos(step), plan.total(step))
+                    yield self._batch(slot, reads.videos(step), plan.total(step))
         except DataError as error:
             raise DataError(error.problems, f"{self._store.url}: {self.labels.split} cannot be read; {REMEDY}") from None
 
@@ -103,24 +103,24 @@ class StreamingSplit:
         self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
     ) -> Generator[Batch, None, None]:
         """See `SplitReader`; in the order of an epoch."""
-        share = max(1, batch_size * world // self._how.streams)
-        return self.epoch(self.plan(share * self._how.streams, seed, 0), 0, rank, world, partners)
+        share = max(1, batch_size * world // self._settings.streams)
+        return self.epoch(self.plan(share * self._settings.streams, seed, 0), 0, rank, world, partners)
 
     def close(self) -> None:
         """See `SplitReader`."""
         self._readers.close()
 
     def _batch(self, slot: NDArray[np.float16], videos: NDArray[np.int64], total: int) -> Batch:
-        """A batch out of a slot [1+K, rows, T, width]; copies, since the slot is filled again."""
-        device, batches = self._table.weak.device, []
+        """Copy a batch from a slot [1+K, rows, T, width], which will be overwritten."""
+        device, batches = self._builder.weak.device, []
         for draw in range(1 + len(slot[1:])):
-            rows = torch.from_numpy(slot[draw, : len(videos)]).to(device).to(self._table.dtype)
-            batches.append(self._table.batch(rows, torch.from_numpy(videos[:, draw].copy()).to(device), total))
+            rows = torch.from_numpy(slot[draw, : len(videos)]).to(device).to(self._builder.dtype)
+            batches.append(self._builder.build(rows, torch.from_numpy(videos[:, draw].copy()).to(device), total))
         return replace(batches[0], partners=tuple(batches[1:]))
 
 
 class _Readers:
-    """The loader of a split and of all that differ from it by their labels; started when first needed."""
+    """The loader of a split, shared with copies that have other labels; started when first needed."""
 
     def __init__(self, store: ShardStore) -> None:
         self._store = store
@@ -138,55 +138,55 @@ class _Readers:
             yield from self._loader.run(tasks, first, steps)
             finished = True
         finally:
-            if not finished:  # they are in the midst of batches that nobody will take
+            if not finished:  # the readers have started batches that will not be consumed
                 self.close()
 
     def close(self) -> None:
-        """Ends the loader, if there is one."""
+        """End the loader, if there is one."""
         if self._loader is not None:
             self._loader.close()
             self._loader = None
 
 
-class _Place(NamedTuple):
-    """Who reads: one rank with its readers (0 processes are one thread)."""
+class _RankLayout(NamedTuple):
+    """One rank and its number of reader processes (0 for one thread)."""
 
     rank: int
     world: int
     readers: int
 
     def reader_of(self, streams: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Which reader of this rank reads each of ``streams``, of ``count`` in all; a neighbour's go to the nearest."""
+        """The reader that reads each of ``streams``, of ``count`` in all; those of an adjacent rank go to the nearest."""
         readers = max(1, self.readers)
         return ((streams * self.world - self.rank * count) * readers // count).clip(0, readers - 1)
 
 
-class _Share:
-    """What one rank reads of an epoch, cut into tasks for its readers.
+class _RankReads:
+    """The reads of one rank in an epoch, divided into tasks for its readers.
 
-    Partners come in streams of their own, S to 2S - 1.
+    Partners form streams of their own, numbered S to 2S - 1.
     """
 
     def __init__(
-        self, index: Index, labels: Labels, plan: StreamPlan, first_step: int, place: _Place, partners: int
+        self, index: Index, labels: Labels, plan: StreamPlan, first_step: int, layout: _RankLayout, partners: int
     ) -> None:
-        parts = [plan.rank_slice(step, place.rank, place.world) for step in range(first_step, plan.steps)]
-        mine = np.concatenate([np.arange(part.start, part.stop) for part in parts])
-        sizes = [part.stop - part.start for part in parts]
+        slices = [plan.rank_slice(step, layout.rank, layout.world) for step in range(first_step, plan.steps)]
+        positions = np.concatenate([np.arange(part.start, part.stop) for part in slices])
+        sizes = [part.stop - part.start for part in slices]
         self._first_step = first_step
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         steps = np.repeat(np.arange(first_step, plan.steps), sizes)
-        rows = np.arange(len(mine)) - np.repeat(self._starts[:-1], sizes)
-        self._videos = plan.order()[mine][:, None]
-        streams = plan.stream_of()[mine]
-        reader = place.reader_of(streams, plan.streams)
+        rows = np.arange(len(positions)) - np.repeat(self._starts[:-1], sizes)
+        self._videos = plan.order()[positions][:, None]
+        streams = plan.stream_of()[positions]
+        reader = layout.reader_of(streams, plan.streams)
         streams = np.repeat(streams[:, None], 1 + partners, axis=1)
         if partners:
-            self._videos = np.hstack([self._videos, nearby(labels.ids, labels.weak, plan, mine, partners)])
+            drawn = draw_nearby_partners(labels.ids, labels.weak, plan, positions, partners)
+            self._videos = np.hstack([self._videos, drawn])
             streams[:, 1:] += plan.streams
-        readers = range(max(1, place.readers))
-        chosen = [np.flatnonzero(reader == number) for number in readers]
-        self._parts = [_Part(index, labels, self._videos[at], streams[at], steps[at], rows[at]) for at in chosen]
+        chosen = [np.flatnonzero(reader == number) for number in range(max(1, layout.readers))]
+        self._readers = [_ReaderReads(index, labels, self._videos[at], streams[at], steps[at], rows[at]) for at in chosen]
 
     def videos(self, step: int) -> NDArray[np.int64]:
         """Numbers of the videos of a step and of their partners, [rows, 1+K]."""
@@ -194,16 +194,16 @@ class _Share:
         return self._videos[self._starts[at] : self._starts[at + 1]]
 
     def tasks(self, step: int, slot: int) -> list[Task]:
-        """What each reader does for a step, whose batch goes into ``slot``."""
-        return [part.task(step, slot) for part in self._parts]
+        """The task of each reader for a step, whose batch goes into ``slot``."""
+        return [reader.task(step, slot) for reader in self._readers]
 
 
-class _Part:
-    """What one reader reads: R rows of batches, ascending in their steps.
+class _ReaderReads:
+    """The reads of one reader: R rows of batches, ascending by step.
 
     Args:
         videos, streams: number and stream of each video and of its partners, [R,1+K].
-        steps, rows: where in the epoch and where in the batch, [R].
+        steps, rows: step of each row, and its position in the batch, [R].
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class _Part:
         self._closes = self._opened.closes[self._closing]
 
     def task(self, step: int, slot: int) -> Task:
-        """See `_Share.tasks`."""
+        """See `_RankReads.tasks`."""
         opened, labels = self._opened, self._labels
         first, stop = np.searchsorted(self._steps, [step, step + 1])
         videos, draws = self._videos[first:stop], np.arange(self._videos.shape[1])

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from avvp_dist.text.escape import drawn
+from avvp_dist.text.escape import mathtext
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
@@ -42,7 +42,7 @@ def picture(path: Path, width: float, height: float, title: str, synthetic: bool
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        figure.suptitle(drawn(f"{title}\nsynthetic data" if synthetic else title))
+        figure.suptitle(mathtext(f"{title}\nsynthetic data" if synthetic else title))
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         FigureCanvasAgg(figure).print_png(path)

@@ -18,7 +18,7 @@ from avvp_dist.metrics.significance import explained, t_interval
 from avvp_dist.report.canvas import BLUE, DARK, NAMES, ORANGE, picture
 from avvp_dist.report.compare import Comparison
 from avvp_dist.report.runs import Setting
-from avvp_dist.text.escape import drawn
+from avvp_dist.text.escape import mathtext
 
 SPLIT_COLOURS = {"val": BLUE, "test": ORANGE}
 _MARKS = {"val": "o", "test": "D"}
@@ -120,7 +120,7 @@ def _against(comparison: Comparison, path: Path) -> None:
             axis.remove()
         for axis, key in zip(axes.ravel(), keys, strict=False):
             _panel(axis, comparison, key, joined=len(keys) == 1)
-            axis.set_xlabel(drawn(key))
+            axis.set_xlabel(mathtext(key))
         for axis in axes[:, 0]:
             axis.set_ylabel("F, %")
         _legend(figure, axes[0, 0], comparison if len(keys) == 1 else None)
@@ -171,8 +171,8 @@ def _heatmap(comparison: Comparison, path: Path) -> None:
             axis.text(column, row, text, ha="center", va="center", color=colour)
         axis.set_xticks(range(len(columns)), [_wrapped(_text(value), 14) for value in columns])
         axis.set_yticks(range(len(rows)), [_wrapped(_text(value), 20) for value in rows])
-        axis.set_xlabel(drawn(across))
-        axis.set_ylabel(drawn(down))
+        axis.set_xlabel(mathtext(across))
+        axis.set_ylabel(mathtext(down))
         axis.spines[:].set_visible(False)
         figure.colorbar(image, ax=axis, label="F, %")
         figure.supxlabel("mean over seeds ± half of its 95 % interval", fontsize=9, color="#555555")
@@ -195,7 +195,7 @@ def _importance(comparison: Comparison, path: Path) -> None:
         for row, _ in enumerate(untold, start=len(bars)):
             axis.text(1, row, "cannot be told from these runs", va="center", color="#777777")
         names = [name for name, _, _ in bars] + untold
-        axis.set_yticks(range(len(names)), [drawn(name) for name in names])
+        axis.set_yticks(range(len(names)), [mathtext(name) for name in names])
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(0, 110)
         axis.set_xticks(range(0, 101, 20))
@@ -288,4 +288,4 @@ def _wrapped(text: str, width: int) -> str:
             if lines[-1] and len(lines[-1]) + 1 + len(piece) > width:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {piece}".strip()
-    return drawn("\n".join(lines))
+    return mathtext("\n".join(lines))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from avvp_dist.text.credentials import guard_output
 from avvp_dist.text.escape import VisibleRecords, cell
+from avvp_dist.text.redacted_output import guard_output
 
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
     from avvp_dist.types import TrainPosition

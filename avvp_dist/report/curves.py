@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, NAMES, ORANGE, PURPLE, RED, SKY, picture
-from avvp_dist.text.escape import drawn
+from avvp_dist.text.escape import mathtext
 
 LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 SPARE_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")
@@ -95,7 +95,7 @@ def _stage_bands(axis: Axes, history: Sequence[Mapping[str, Any]], named: bool) 
             axis.text(
                 (first + last) / 2,
                 0.97,
-                drawn(stage),
+                mathtext(stage),
                 transform=axis.get_xaxis_transform(),
                 ha="center",
                 va="top",
@@ -140,4 +140,4 @@ def class_bars(
 
 def readable(name: str) -> str:
     """A class name as a person writes it, and as matplotlib draws it."""
-    return drawn(name.replace("_", " "))
+    return mathtext(name.replace("_", " "))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from avvp_dist.report.canvas import BLUE, DARK, RED, picture
 from avvp_dist.report.curves import readable
-from avvp_dist.text.escape import drawn
+from avvp_dist.text.escape import mathtext
 from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
@@ -92,7 +92,7 @@ def _classes_of(number: int, pairs: Sequence[tuple[BoolArray | None, BoolArray]]
 
 def _headline(video: TimelineVideo) -> str:
     weak = ", ".join(readable(name) for name in video.weak) or "none"
-    text = f"{drawn(video.id)}   weak: {weak}"
+    text = f"{mathtext(video.id)}   weak: {weak}"
     return text if len(text) <= 90 else f"{text[:88]}…"  # as wide as both panels
 
 

@@ -1,19 +1,18 @@
-"""Shards as checked files of this node: local ones where they lie, remote ones from a cache that all its processes share.
+"""Verified shard files for a node: local shards in place, remote ones from a cache that all processes of the node share.
 
-    <folder>/shards/<sha256>   one shard, whole; it appears by a rename, so it is all there or not at all
-    <folder>/partial/*         what is being written now, or what a killed writer left; gone with the next write
-    <folder>/locks/*.lock      kernel locks, which die with their process; at most 257 empty files, never swept
+    <folder>/shards/<sha256>   a complete shard; created by a rename, so it is never partial
+    <folder>/partial/*         shards being written, or left by a killed writer; removed by the next write
+    <folder>/locks/*.lock      kernel locks, which end with their process; at most 257 empty files, never removed
 
-Entries are named by content, so equal shards of two URLs are one entry. Nothing is written down about them: an entry's size
-is its file's, the time of its last use is its file's access time. So there is no state that a kill could leave wrong.
+Entries are named by content, so equal shards of two URLs share one entry. No metadata is stored: the size of an entry is the
+size of its file, and its last use is the access time of its file. Hence a killed process cannot leave inconsistent state.
 
-A reader holds the entry open and share-locked; eviction passes over such entries, and if it did not, an open file stays
-readable after its name is gone. That is why the cache hands out open files, and no paths.
+A reader keeps its entry open with a shared lock, and eviction skips such entries. Even an evicted file remains readable
+while it is open, which is why the cache returns open files instead of paths.
 
-The first time that a process opens a file it hashes all of it (about 1 GB a second and core, a fraction of what fetching
-takes), and again whenever the file is another or has changed, also while it is open (`checked_file.py`). What is damaged is
-fetched again. No fsync: what a crash of
-the machine leaves is found in the same way.
+A process hashes a file completely when it first opens it (about 1 GB per second and core, a fraction of the time to fetch
+it), and again whenever the file is replaced or changes, even while it is open (`checked_file.py`). A damaged file is fetched
+again. There is no fsync, because damage by a machine crash is detected in the same way.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ import tenacity
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards.checked_file import GO_ON, CheckedFile, OpenShard, ShardInMemory, Stamp
+from avvp_dist.shards.checked_file import RESUME_HINT, CheckedFile, OpenShard, ShardInMemory, Stamp
 from avvp_dist.storage.user_folders import user_cache
 
 if TYPE_CHECKING:
@@ -48,21 +47,21 @@ LOGGER = logging.getLogger(__name__)
 DEFAULT_GB = 50.0
 GB = 10**9
 _ATTEMPTS = 4
-_KEPT = "complete shards are kept"
-_PATIENCE_S = 20.0  # a process that waits for another says so this often
+_RESUME_PACK = "complete shards are kept"
+_WAIT_LOG_INTERVAL = 20.0  # seconds between two log lines of a process that waits for another
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ASIDE = re.compile(r"[0-9a-f]{32}")
+_PARTIAL_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class Usage(NamedTuple):
-    """How many entries, and their bytes."""
+    """Number of entries and their total size in bytes."""
 
     entries: int
     bytes: int
 
 
-class WrongBytes(Exception):
-    """What came is not what the index recorded."""
+class ContentMismatch(Exception):
+    """A shard does not have the content that the index recorded."""
 
 
 def default_folder() -> Path:
@@ -77,34 +76,34 @@ def default_folder() -> Path:
 
 
 class ShardCache:
-    """The shards of any data set, each fetched once a node however many processes ask for it.
+    """Provides the shards of any data set, fetching each once per node, however many processes request it.
 
-    Threads may share one; each process makes its own (it may be pickled), all of the same folder.
+    Threads can share an instance. Processes use instances of their own (they can be pickled) with the same folder.
 
     Args:
-        folder: where; None for `default_folder`. Looked up and made when first needed: local data sets never need it.
-        limit_bytes: what all entries together may take; those used longest ago make room.
+        folder: of the entries; None for `default_folder`. Created on first use, since local data sets do not need it.
+        limit_bytes: maximum total size of the entries; the least recently used ones are evicted.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, limit_bytes: int = int(DEFAULT_GB * GB)) -> None:
         self._given = folder
         self.limit_bytes = limit_bytes
         self._checked: dict[Path, Stamp | None] = {}
-        self._complained = False
+        self._warned = False
 
     @property
     def folder(self) -> Path:
-        """Where the entries lie; may not exist yet."""
+        """Folder of the entries; it may not exist yet."""
         return Path(self._given) if self._given else default_folder()
 
     def open(self, url: str, shard: ShardInfo | ShardRef) -> OpenShard:
-        """The file of one shard of the data set at ``url``, at its beginning, its bytes checked; the caller closes it.
+        """Open the verified file of one shard of the data set at ``url``, positioned at its start; the caller closes it.
 
-        Where the cache cannot keep it (disk full, folder not writable), one warning says so and what to do, and the shard
-        comes from memory.
+        If the cache cannot store it (disk full, folder not writable), this is logged once with a remedy, and the shard is
+        returned from memory.
 
         Raises:
-            DataError: it is missing, or not what the index recorded, after several attempts where it is remote.
+            DataError: the shard is missing or differs from the index, if it is remote even after several attempts.
         """
         source = storage.join(url, shard.name)
         here = storage.local_path(source)
@@ -113,23 +112,23 @@ class ShardCache:
         return self._find(shard) or self._fetch_once(source, shard)
 
     def usage(self) -> Usage:
-        """What the cache holds now."""
+        """Current usage of the cache."""
         sizes = [found.st_size for _, found in self._entries()]
         return Usage(len(sizes), sum(sizes))
 
     def clear(self) -> Usage:
-        """Deletes all entries but those that a process is reading now.
+        """Delete all entries that no process is reading.
 
         Returns:
-            what is left.
+            The remaining usage.
 
         Raises:
             DataError: a file cannot be deleted.
         """
         if self.folder.is_dir():
             try:
-                with self._lock("room", "another process writes to it"):
-                    self._sweep()
+                with self._lock("room", "another process is writing to it"):
+                    self._remove_partial()
                     for path, _ in self._entries():
                         _remove_unused(path)
             except OSError as error:
@@ -141,7 +140,7 @@ class ShardCache:
         try:
             handle = self._open_checked(path, shard, cached=False)
         except FileNotFoundError:
-            raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
+            raise DataError(f"{shard.name}: missing; pack again ({_RESUME_PACK})") from None
         except OSError as error:
             raise DataError(f"{shard.name}: cannot be read: {error}") from None
         if handle is None:
@@ -149,78 +148,80 @@ class ShardCache:
             what = (
                 "content differs from what the index recorded"
                 if size == shard.bytes
-                else (f"{size} bytes, the index says {shard.bytes}")
+                else (f"{size} bytes, but the index records {shard.bytes}")
             )
-            raise DataError(f"{shard.name}: {what}; delete it and pack again ({_KEPT})")
+            raise DataError(f"{shard.name}: {what}; delete it and pack again ({_RESUME_PACK})")
         return handle
 
     def _find(self, shard: ShardInfo | ShardRef) -> CheckedFile | None:
-        """The entry of ``shard``, or None where there is none that can be used."""
+        """Open the entry of ``shard``; None if there is no usable one."""
         try:
             handle = self._open_checked(self._entry(shard), shard, cached=True)
         except FileNotFoundError:
             return None
         except OSError as error:
-            LOGGER.warning("%s in the cache %s cannot be read (%s); fetched again", shard.name, self.folder, error)
+            LOGGER.warning("%s in the cache %s cannot be read (%s), fetching it again", shard.name, self.folder, error)
             return None
         if handle is None:
-            LOGGER.warning("%s in the cache %s is damaged; fetched again", shard.name, self.folder)
+            LOGGER.warning("%s in the cache %s is damaged, fetching it again", shard.name, self.folder)
             return None
-        with contextlib.suppress(OSError):  # another user's entry
+        with contextlib.suppress(OSError):  # the entry belongs to another user
             os.utime(handle.fileno(), ns=(time.time_ns(), os.fstat(handle.fileno()).st_mtime_ns))
         return handle
 
     def _open_checked(self, path: Path, shard: ShardInfo | ShardRef, cached: bool) -> CheckedFile | None:
-        """The open file, or None when it does not hold the shard."""
+        """Open a file; None if it does not contain the shard."""
         remedy = (
-            f"{GO_ON}, and fetches it again" if cached else f"restore it, or delete it and pack again ({_KEPT}); {GO_ON}"
+            f"{RESUME_HINT}, and fetches it again"
+            if cached
+            else f"restore it, or delete it and pack again ({_RESUME_PACK}); {RESUME_HINT}"
         )
         with contextlib.ExitStack() as stack:
             handle = stack.enter_context(CheckedFile(path, shard, remedy, changes=not cached))
             if cached:
-                _try_lock(handle, fcntl.LOCK_SH)  # refused while it is being evicted: then it stays readable all the same
+                _try_lock(handle, fcntl.LOCK_SH)  # fails while the entry is being evicted, but it remains readable
             stamp = handle.stamp
             if self._checked.get(path, ()) != stamp:
-                if not handle.whole():
+                if not handle.is_intact():
                     return None
                 self._checked[path] = stamp
             stack.pop_all()
             return handle
 
     def _fetch_once(self, source: str, shard: ShardInfo | ShardRef) -> OpenShard:
-        """Fetches the shard, unless another process has done so when this one's turn comes."""
+        """Fetch the shard, unless another process has done so by the time this one gets the lock."""
         try:
-            with self._lock(shard.sha256[:2], f"another process fetches {shard.name}"):
-                return self._find(shard) or self._keep(shard, _fetch(source, shard))
+            with self._lock(shard.sha256[:2], f"another process is fetching {shard.name}"):
+                return self._find(shard) or self._store(shard, _fetch(source, shard))
         except OSError as error:
-            self._complain(shard, error)
+            self._warn_once(shard, error)
             return ShardInMemory(_fetch(source, shard), shard)
 
-    def _keep(self, shard: ShardInfo | ShardRef, content: bytes) -> OpenShard:
-        """Publishes ``content`` as an entry and opens it."""
-        aside = self.folder / "partial" / uuid.uuid4().hex
+    def _store(self, shard: ShardInfo | ShardRef, content: bytes) -> OpenShard:
+        """Store ``content`` as an entry and open it."""
+        partial = self.folder / "partial" / uuid.uuid4().hex
         try:
-            with self._lock("room", "another process writes to it"):
+            with self._lock("room", "another process is writing to it"):
                 self._make_room(len(content))
-                for folder in (aside.parent, self._entry(shard).parent):
+                for folder in (partial.parent, self._entry(shard).parent):
                     folder.mkdir(exist_ok=True)
                 try:
-                    aside.write_bytes(content)
-                    aside.replace(self._entry(shard))
+                    partial.write_bytes(content)
+                    partial.replace(self._entry(shard))
                 finally:
-                    aside.unlink(missing_ok=True)
+                    partial.unlink(missing_ok=True)
         except OSError as error:
-            self._complain(shard, error)
+            self._warn_once(shard, error)
             return ShardInMemory(content, shard)
         return self._find(shard) or ShardInMemory(content, shard)
 
     def _make_room(self, needed: int) -> None:
-        """Evicts until ``needed`` more bytes are within the limit; the caller holds the lock ``room``.
+        """Evict entries until ``needed`` more bytes fit within the limit; the caller holds the lock ``room``.
 
         Raises:
             OSError: they do not fit.
         """
-        self._sweep()
+        self._remove_partial()
         entries = sorted(self._entries(), key=lambda entry: entry[1].st_atime_ns)
         left = self.limit_bytes - needed - sum(found.st_size for _, found in entries)
         if needed > self.limit_bytes:
@@ -231,35 +232,35 @@ class ShardCache:
             if _remove_unused(path):
                 left += found.st_size
         if left < 0:
-            raise OSError(errno.ENOSPC, "the limit is reached, and all that is there is being read")
+            raise OSError(errno.ENOSPC, "the limit is reached, and all entries are being read")
 
-    def _sweep(self) -> None:
-        """Deletes what killed writers left: who holds the lock ``room`` is the only writer."""
+    def _remove_partial(self) -> None:
+        """Delete the files of killed writers; the process that holds the lock ``room`` is the only writer."""
         for path in (self.folder / "partial").glob("*"):
-            if _ASIDE.fullmatch(path.name):
+            if _PARTIAL_NAME.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
     def _entries(self) -> Iterator[tuple[Path, os.stat_result]]:
         for path in (self.folder / "shards").glob("*"):
-            if not _SHA256.fullmatch(path.name):  # somebody else's file: never deleted
+            if not _SHA256.fullmatch(path.name):  # not a file of this cache, so never deleted
                 continue
-            with contextlib.suppress(FileNotFoundError):  # evicted while we look
+            with contextlib.suppress(FileNotFoundError):  # evicted in the meantime
                 yield path, path.stat()
 
     def _entry(self, shard: ShardInfo | ShardRef) -> Path:
-        if not _SHA256.fullmatch(shard.sha256):  # from an index, so perhaps from a stranger: it must not become a path
-            raise DataError(f"{shard.name}: the index records no sha256 for it, but {shard.sha256[:80]!r}; pack again")
+        if not _SHA256.fullmatch(shard.sha256):  # the index may be untrusted, and this becomes a path
+            raise DataError(f"{shard.name}: the index records {shard.sha256[:80]!r} instead of a sha256; pack again")
         return self.folder / "shards" / shard.sha256
 
     @contextlib.contextmanager
     def _lock(self, name: str, held_because: str) -> Iterator[None]:
-        """One process and thread at a time; the kernel frees the lock of a process that dies."""
+        """Hold a lock between processes and threads; the kernel releases the locks of a process that dies."""
         folder = self.folder / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / f"{name}.lock")
         while True:
             try:
-                lock.acquire(timeout=_PATIENCE_S)
+                lock.acquire(timeout=_WAIT_LOG_INTERVAL)
                 break
             except filelock.Timeout:
                 LOGGER.info("waiting for the cache %s: %s", self.folder, held_because)
@@ -268,74 +269,74 @@ class ShardCache:
         finally:
             lock.release()
 
-    def _complain(self, shard: ShardInfo | ShardRef, error: OSError) -> None:
-        if not self._complained:
+    def _warn_once(self, shard: ShardInfo | ShardRef, error: OSError) -> None:
+        if not self._warned:
             LOGGER.warning(
-                "the shard cache cannot keep %s (%.3g MB): %s. Going on without it, so what does not fit is fetched again "
-                "whenever it is needed. Its folder is %s, its limit %.4g GB: free some room there, or set data.cache to a "
-                "folder with room, or raise data.cache_gb",
+                "the shard cache cannot keep %s (%.3g MB): %s. Continuing without it, so what does not fit is fetched again "
+                "whenever it is needed. Its folder is %s, its limit %.4g GB: free some space there, or set data.cache to a "
+                "folder with enough space, or raise data.cache_gb",
                 shard.name,
                 shard.bytes / 1e6,
                 error,
                 self.folder,
                 self.limit_bytes / GB,
             )
-        self._complained = True
+        self._warned = True
 
 
 def _remove_unused(path: Path) -> bool:
-    """Deletes an entry unless a process is reading it."""
+    """Delete an entry unless a process is reading it."""
     try:
         with path.open("rb") as handle:
             if not _try_lock(handle, fcntl.LOCK_EX):
                 return False
             path.unlink()
     except FileNotFoundError:
-        pass  # another process has just deleted it: as it should be
+        pass  # another process has just deleted it
     return True
 
 
-def _try_lock(handle: BinaryIO, how: int) -> bool:
-    """Locks an open file until its last descriptor is gone; False where another holds it."""
+def _try_lock(handle: BinaryIO, operation: int) -> bool:
+    """Lock an open file until its last descriptor is closed; return False if another process holds a lock."""
     try:
-        fcntl.flock(handle, how | fcntl.LOCK_NB)
+        fcntl.flock(handle, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError as error:  # a disk without locks: what is deleted stays readable to whoever has it open
+    except OSError as error:  # a disk without locks: a deleted file remains readable while it is open
         LOGGER.debug("no lock on %s: %s", handle.name, error)
     return True
 
 
 def _fetch(source: str, shard: ShardInfo | ShardRef) -> bytes:
-    """The whole shard from a remote store.
+    """Fetch a complete shard from a remote store.
 
     Raises:
-        DataError: as `ShardCache.open`.
+        DataError: see `ShardCache.open`.
     """
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(_ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-        retry=tenacity.retry_if_exception_type(WrongBytes),  # storage has tried again whatever else may pass
+        retry=tenacity.retry_if_exception_type(ContentMismatch),  # `storage` retries everything else
         before_sleep=tenacity.before_sleep_log(LOGGER, logging.WARNING),
         reraise=True,
     )
     try:
-        return retrying(check_content, source, shard)
+        return retrying(fetch_verified, source, shard)
     except FileNotFoundError:
-        raise DataError(f"{shard.name}: missing; pack again ({_KEPT})") from None
-    except WrongBytes as error:
+        raise DataError(f"{shard.name}: missing; pack again ({_RESUME_PACK})") from None
+    except ContentMismatch as error:
         raise DataError(f"{shard.name}: {error}, {_ATTEMPTS} times; delete it there and pack again") from None
 
 
-def check_content(source: str, shard: ShardInfo | ShardRef) -> bytes:
-    """All bytes of a shard from where it lies, of the length and hash in the index.
+def fetch_verified(source: str, shard: ShardInfo | ShardRef) -> bytes:
+    """Read a shard and compare its size and hash with the index.
 
     Raises:
-        WrongBytes: they are others.
+        ContentMismatch: they differ.
     """
     content = storage.read_bytes(source)
     if len(content) != shard.bytes:
-        raise WrongBytes(f"{len(content)} bytes came, {shard.bytes} are in the index")
+        raise ContentMismatch(f"received {len(content)} bytes, but the index records {shard.bytes}")
     if hashlib.sha256(content).hexdigest() != shard.sha256:
-        raise WrongBytes("content differs from what the index recorded")
+        raise ContentMismatch("content differs from what the index recorded")
     return content

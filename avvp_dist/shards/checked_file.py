@@ -1,10 +1,10 @@
-"""An open shard that was checked against its hash, and that notices when it is changed under its reader.
+"""An open shard whose hash was verified, and which detects when it is modified while it is open.
 
-Videos are read through a descriptor, never through a memory map: a map of a file that another process truncates ends its
-reader by SIGBUS, while a read is short and can be told. The memory is the same, the system's page cache, of which a node has
-one copy. A file that is deleted, or replaced by a rename, stays readable as it was. One that is overwritten or truncated in
-place has another size or time of change after the read that could have met it: it is hashed again then, and what was read
-meanwhile is read again (if the content is the recorded one, someone has only touched it) or refused.
+Videos are read through a file descriptor, never through a memory map: if another process truncates a mapped file, its
+reader dies of SIGBUS, whereas a short read can be detected. Both use the same memory, the system's page cache, of which a
+node has one copy. A file that is deleted, or replaced by a rename, remains readable unchanged. One that is overwritten or
+truncated in place differs in size or modification time after any read that could be affected. It is then hashed again: if
+it still has the recorded content (its timestamps were merely updated), the data are read again, otherwise refused.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from avvp_dist.shards.index import ShardInfo
     from avvp_dist.shards.reference import ShardRef
 
-GO_ON = "the same command then goes on from the last checkpoint"
+RESUME_HINT = "the same command then resumes from the last checkpoint"
 _BLOCK = 1 << 20  # bytes hashed at a time
-_TRIES = 5  # reads of a file that changes all the time
+_TRIES = 5  # reads of a file that keeps changing
 Stamp = tuple[int, ...]
 
 
 class CheckedFile(io.FileIO):
-    """The open file of one shard; `whole` tells whether its content is the recorded one.
+    """The open file of one shard; `is_intact` verifies its content.
 
     Args:
         path: of the file.
         shard: name, size and hash.
-        remedy: what to do where it is found changed.
-        changes: whether any change of the inode counts (local data sets). In a cache the time of last use is set by every
-            process that opens an entry, which changes the inode and not the content.
+        remedy: what to do if it has changed, for messages.
+        changes: whether any change of the inode counts as a modification (local data sets). In a cache, every process that
+            opens an entry sets its access time, which changes the inode but not the content.
     """
 
     def __init__(self, path: str | os.PathLike[str], shard: ShardInfo | ShardRef, remedy: str, changes: bool = True) -> None:
@@ -43,18 +43,18 @@ class CheckedFile(io.FileIO):
         self.shard = shard
         self._remedy = remedy
         self._changes = changes
-        self.stamp: Stamp | None = self.look()
+        self.stamp: Stamp | None = self.current_stamp()
 
     def __del__(self) -> None:
         self.close()
 
-    def look(self) -> Stamp:
-        """What differs after a write to the file."""
+    def current_stamp(self) -> Stamp:
+        """Metadata that a write to the file changes."""
         found = os.fstat(self.fileno())
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns if self._changes else 0
 
-    def whole(self) -> bool:
-        """Whether size and hash are the recorded ones; reads all of it."""
+    def is_intact(self) -> bool:
+        """Whether size and hash are the recorded ones; reads the whole file."""
         if os.fstat(self.fileno()).st_size != self.shard.bytes:
             return False
         digest, block, offset = hashlib.sha256(), bytearray(_BLOCK), 0
@@ -63,66 +63,67 @@ class CheckedFile(io.FileIO):
             offset += count
         return digest.hexdigest() == self.shard.sha256
 
-    def fill(self, parts: list[memoryview], offset: int) -> None:
-        """Reads what begins at ``offset`` into ``parts``, one after the other; use it inside `undisturbed`."""
+    def read_into(self, parts: list[memoryview], offset: int) -> None:
+        """Read the bytes from ``offset`` into consecutive ``parts``; call it inside `read_consistently`."""
         if os.preadv(self.fileno(), parts, offset) != sum(map(len, parts)):
-            self.stamp = None  # cut off, now or a moment ago
+            self.stamp = None  # the file has been truncated
 
-    def changed(self) -> bool:
-        """Whether something was written to the file since the last look, but it is whole now.
+    def was_modified(self) -> bool:
+        """Whether the file was written to since the last check, but is intact.
 
         Raises:
-            DataError: it is not whole.
+            DataError: it is not intact.
         """
-        now = self.look()
+        now = self.current_stamp()
         if now == self.stamp:
             return False
-        if not self.whole():
+        if not self.is_intact():
             size = os.fstat(self.fileno()).st_size
-            what = "its content differs" if size == self.shard.bytes else f"{size} bytes, the index says {self.shard.bytes}"
+            size_problem = f"{size} bytes, but the index records {self.shard.bytes}"
+            what = "its content differs" if size == self.shard.bytes else size_problem
             raise DataError(f"{self.shard.name}: overwritten or truncated while it is being read ({what}); {self._remedy}")
         self.stamp = now
         return True
 
 
 class ShardInMemory(io.BytesIO):
-    """The bytes of a shard in this process's own memory, as a `CheckedFile` that nobody else can change."""
+    """A shard in the memory of this process, with the interface of a `CheckedFile`; no other process can modify it."""
 
     def __init__(self, content: bytes, shard: ShardInfo | ShardRef) -> None:
         super().__init__(content)
         self.shard = shard
         self._content = memoryview(content)
 
-    def fill(self, parts: list[memoryview], offset: int) -> None:
-        """See `CheckedFile.fill`."""
+    def read_into(self, parts: list[memoryview], offset: int) -> None:
+        """See `CheckedFile.read_into`."""
         for part in parts:
             part[:] = self._content[offset : offset + len(part)]
             offset += len(part)
 
-    def changed(self) -> bool:
-        """See `CheckedFile.changed`."""
+    def was_modified(self) -> bool:
+        """See `CheckedFile.was_modified`."""
         return False
 
 
 OpenShard = CheckedFile | ShardInMemory
 
 
-def undisturbed(read: Callable[[], None], files: Collection[OpenShard]) -> None:
-    """Calls ``read``, again where a file was written to meanwhile, so that what it read is what the index recorded.
+def read_consistently(read: Callable[[], None], files: Collection[OpenShard]) -> None:
+    """Call ``read``, and repeat it if a file was modified in the meantime, so that it reads what the index recorded.
 
     Args:
-        read: `CheckedFile.fill` of some of ``files``.
-        files: all that it reads.
+        read: calls `CheckedFile.read_into` on some of ``files``.
+        files: all files that it reads.
 
     Raises:
-        DataError: a file is not whole any more, or cannot be read.
+        DataError: a file is not intact any more, or cannot be read.
     """
     for _ in range(_TRIES):
         try:
             read()
-            disturbed = [file.shard.name for file in files if file.changed()]
+            modified = [file.shard.name for file in files if file.was_modified()]
         except OSError as error:
             raise DataError(f"{' or '.join(sorted(file.shard.name for file in files))}: cannot be read: {error}") from None
-        if not disturbed:
+        if not modified:
             return
-    raise DataError(f"{', '.join(disturbed)}: another process writes to it all the time; stop that, {GO_ON}")
+    raise DataError(f"{', '.join(modified)}: another process keeps writing to it; stop that process, {RESUME_HINT}")

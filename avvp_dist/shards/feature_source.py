@@ -1,4 +1,4 @@
-"""The features that a pack reads, and what there is to report about the files they come from."""
+"""The interface through which a pack reads features, and the reports about their files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from avvp_dist.types import VideoRecord
 
 ODDITIES = {
-    "float64": "float64 in place of float32 (rounded to float32)",
-    "float16": "float16 in place of float32 (the same values)",
-    "big-endian": "numbers of the other byte order (the same values)",
-    "fortran-order": "stored column by column (the same values)",
-    "all-zero": "nothing but zeros (packed as they are; perhaps their extraction failed)",
-    "trailing-bytes": "more bytes after the array (left out; perhaps the file is damaged)",
+    "float64": "float64 instead of float32 (rounded to float32)",
+    "float16": "float16 instead of float32 (the same values)",
+    "big-endian": "other byte order (the same values)",
+    "fortran-order": "stored in column order (the same values)",
+    "all-zero": "only zeros (packed unchanged; perhaps their extraction failed)",
+    "trailing-bytes": "additional bytes after the array (ignored; perhaps the file is damaged)",
 }
-"""Kinds of feature files that are not as the official ones but can be used, and what becomes of each."""
+"""Kinds of usable feature files that differ from the official ones, and how each is handled."""
 
 
 @dataclass(frozen=True)
 class OddFile:
-    """A feature file that can be used although it is not as the official ones are.
+    """A usable feature file that differs from the official ones.
 
     Attributes:
         kind: a key of `ODDITIES`.
@@ -35,12 +35,12 @@ class OddFile:
 
 
 @dataclass(frozen=True)
-class Examined:
-    """What there is to say about the feature files of one video.
+class FeatureReport:
+    """Findings about the feature files of one video.
 
     Attributes:
-        problems: what makes them unusable, a line each.
-        odd: what is odd about those that can be used.
+        problems: reasons why they are unusable, one per line.
+        odd: unusual properties of usable files.
     """
 
     problems: tuple[str, ...] = ()
@@ -48,13 +48,13 @@ class Examined:
 
 
 class FeatureSource(Protocol):
-    """Where the features of videos come from. Travels to worker processes, so it must be picklable."""
+    """Provides the features of videos. It is sent to worker processes, so it must be picklable."""
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
-        """Identifies the inputs of ``records`` without reading them (for files: names, sizes, times of change)."""
+        """Identify the inputs of ``records`` without reading them (for files: names, sizes, modification times)."""
 
-    def examine(self, record: VideoRecord) -> Examined:
-        """Everything that is wrong or odd about the features of one video."""
+    def examine(self, record: VideoRecord) -> FeatureReport:
+        """Report everything that is wrong or unusual about the features of one video."""
 
     def read(self, record: VideoRecord) -> np.ndarray:
-        """Features of one video, float16 [T,width]."""
+        """Read the features of one video, float16 [T,width]."""

@@ -1,8 +1,8 @@
-"""What lies beside the shards of a packed data set: index.json, and labels.parquet with a row for each video.
+"""Metadata of a packed data set: index.json, and labels.parquet with one row per video, both stored beside the shards.
 
-Both together hold all that planning, drawing of partners and evaluation need, so that nobody opens a tar for it. index.json
-records size and hash of every shard and of labels.parquet, and ends in a checksum of itself. Data sets that were packed
-before there were these two checksums are read with a warning; `avvp data verify --record` adds them.
+Together they contain everything that planning, the choice of partners and evaluation need, so no tar is opened for that.
+index.json records size and hash of every shard and of labels.parquet, and ends with a checksum of itself. Data sets that
+were packed before these two checksums existed are read with a warning; `avvp data verify --record` adds the checksums.
 """
 
 from __future__ import annotations
@@ -21,13 +21,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards import index_checks as checks
+from avvp_dist.shards import index_checks
+from avvp_dist.shards.index_entries import NO_OTHER_FIELDS, Count, IndexedStream, LabelsInfo, LeftOut, Name, ShardInfo
 from avvp_dist.text.credentials import redact
 from avvp_dist.types import MODALITIES
+
+__all__ = [
+    "INDEX_FILE",
+    "LABELS_FILE",
+    "LABELS_SCHEMA",
+    "PARTS_FOLDER",
+    "SCHEMA_VERSION",
+    "Index",
+    "IndexedStream",
+    "Labels",
+    "LabelsInfo",
+    "LeftOut",
+    "ShardInfo",
+    "labels_by_split",
+    "labels_bytes",
+    "labels_info",
+    "labels_table",
+    "read_labels",
+    "read_table",
+]
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,7 +56,7 @@ SCHEMA_VERSION = 1
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.parquet"
 PARTS_FOLDER = "_parts"
-"""Holds the state of an unfinished pack; gone once the index is written."""
+"""Contains the state of an unfinished pack; deleted once the index is written."""
 
 
 def _list(element: pa.DataType) -> pa.DataType:
@@ -58,61 +79,6 @@ LABELS_SCHEMA = pa.schema(
     + [pa.field(f"{modality}_events", _list(_EVENT)) for modality in MODALITIES]
 )
 
-# Names of shards become paths, so an index from elsewhere must not point out of its folder.
-_ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}-[0-9]{6}\.tar\z")]
-_Split = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}\z")]
-_Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(checks.printable)]
-_Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-_Count = Annotated[int, Field(strict=True, ge=1, le=10**6)]
-_Bytes = Annotated[int, Field(strict=True, ge=1, le=2**53)]
-_FIELDS = ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True)
-class IndexedStream:
-    """One stream: columns ``offset`` to ``offset + dim`` of a video's feature array."""
-
-    __pydantic_config__ = _FIELDS
-
-    name: _Name
-    dim: _Count
-    offset: Annotated[int, Field(strict=True, ge=0, le=10**6)]
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar file, and in ``source`` the fingerprint of what it was made from."""
-
-    __pydantic_config__ = _FIELDS
-
-    name: _ShardName
-    split: _Split
-    samples: _Count
-    bytes: _Bytes
-    sha256: _Sha256
-    source: str
-
-
-@dataclass(frozen=True)
-class LabelsInfo:
-    """Size and hash of labels.parquet."""
-
-    __pydantic_config__ = _FIELDS
-
-    bytes: _Bytes
-    sha256: _Sha256
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A video that was not packed, and why."""
-
-    __pydantic_config__ = _FIELDS
-
-    id: str
-    split: str
-    reason: str
-
 
 @dataclass(frozen=True)
 class Index:
@@ -122,19 +88,19 @@ class Index:
         dataset: name in the catalog.
         segments: T.
         classes: names of the C classes, in order.
-        streams: what stands where along the last axis of the features.
-        shards: all tar files, split after split.
+        streams: position of each stream along the last axis of the features.
+        shards: all tar files, ordered by split.
         left_out: videos that were skipped because of bad features.
-        provenance: where the data come from; ``{"synthetic": True, ...}`` for made-up ones.
-        source: fingerprint of all that went in; a second pack of the same inputs recognises its own work by it.
-        labels: labels.parquet; None where the data set was packed before that was recorded.
+        provenance: origin of the data; ``{"synthetic": True, ...}`` for synthetic data.
+        source: fingerprint of all inputs, by which a repeated pack recognises its own output.
+        labels: size and hash of labels.parquet; None if the data set was packed before they were recorded.
     """
 
-    __pydantic_config__ = _FIELDS
+    __pydantic_config__ = NO_OTHER_FIELDS
 
-    dataset: _Name
-    segments: _Count
-    classes: Annotated[tuple[_Name, ...], Field(min_length=1)]
+    dataset: Name
+    segments: Count
+    classes: Annotated[tuple[Name, ...], Field(min_length=1)]
     streams: Annotated[tuple[IndexedStream, ...], Field(min_length=1)]
     shards: tuple[ShardInfo, ...]
     left_out: tuple[LeftOut, ...]
@@ -144,19 +110,19 @@ class Index:
 
     @property
     def width(self) -> int:
-        """Last axis of a video's feature array."""
+        """Size of the last axis of a video's feature array."""
         return sum(stream.dim for stream in self.streams)
 
     @property
     def synthetic(self) -> bool:
-        """Whether the data are made up."""
+        """Whether the data are synthetic."""
         return bool(self.provenance.get("synthetic"))
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data whatever their place, provenance and history: sha256 over classes, streams, shards and labels.
+        """SHA-256 of classes, streams, shards and labels, which identifies the data regardless of location and provenance.
 
-        Labels count where their hash is recorded, so that data sets packed earlier keep the fingerprint they had.
+        Labels are included if their hash is recorded, so that data sets packed earlier keep their fingerprint.
         """
         shards = [(shard.name, shard.split, shard.samples, shard.sha256) for shard in self.shards]
         streams = [(stream.name, stream.dim, stream.offset) for stream in self.streams]
@@ -165,69 +131,69 @@ class Index:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The content of index.json, with its checksum."""
+        """Content of index.json, including its checksum."""
         content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         if self.labels is None:
             del content["labels"]
-        return checks.seal(redact(json.dumps(content, indent=1)))  # the same that `storage.write_text` writes
+        return index_checks.seal(redact(json.dumps(content, indent=1)))  # `storage.write_text` redacts too
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = INDEX_FILE) -> Index:
-        """Reads `to_json`'s text; ``source`` names it in messages.
+        """Parse the result of `to_json`; ``source`` names it in messages.
 
         Raises:
             DataError: not an index, damaged, malformed, or written by a newer version.
         """
-        content, sealed = checks.unseal(text.encode() if isinstance(text, str) else text, source)
+        content, sealed = index_checks.unseal(text.encode() if isinstance(text, str) else text, source)
         version = content.pop("schema_version", None) if isinstance(content, dict) else None
         if not isinstance(version, int):
-            raise DataError(f"{source}: not the index of a packed data set: it has no schema_version")
+            raise DataError(f"{source}: not the index of a packed data set, because it has no schema_version")
         if version > SCHEMA_VERSION:
             raise DataError(
-                f"{source}: schema version {version}, this avvp_dist reads up to {SCHEMA_VERSION}; install a newer avvp_dist"
+                f"{source}: schema version {version}, but this avvp_dist reads at most {SCHEMA_VERSION}; install a newer one"
             )
         try:
             index = _INDEX.validate_python(content)
         except ValidationError as error:
             fields = [(".".join(map(str, detail["loc"])), detail["msg"]) for detail in error.errors(include_url=False)]
             problems = [f"{name}: {message}" for name, message in fields]
-            raise DataError(problems, f"{source}: malformed; {checks.RESTORE}") from None
+            raise DataError(problems, f"{source}: malformed; {index_checks.RESTORE}") from None
         if index.labels is not None and not sealed:
-            raise DataError(f"{source}: changed by hand: its checksum is missing; {checks.RESTORE}")
-        if problems := checks.contradictions(index):
-            raise DataError(problems, f"{source}: contradicts itself; {checks.RESTORE}")
+            raise DataError(f"{source}: edited by hand, its checksum is missing; {index_checks.RESTORE}")
+        if problems := index_checks.contradictions(index.classes, index.streams, index.shards, index.left_out):
+            raise DataError(problems, f"{source}: inconsistent; {index_checks.RESTORE}")
         return index
 
     @classmethod
     def load(cls, url: str) -> Index:
-        """The index of the data set at ``url``.
+        """Read the index of the data set at ``url``.
 
         Raises:
-            DataError: there is none (never packed, or packing was interrupted), or it cannot be used.
+            DataError: it is missing (never packed, or packing was interrupted) or unusable.
         """
         source = storage.join(url, INDEX_FILE)
         try:
             text = storage.read_bytes(source)
         except FileNotFoundError:
             if storage.names(storage.join(url, PARTS_FOLDER)):
-                raise DataError(f"{url}: packing was interrupted; run the same pack command again, it goes on") from None
+                raise DataError(f"{url}: packing was interrupted; run the same pack command again, and it resumes") from None
             raise DataError(f"{url}: no {INDEX_FILE} here, not a packed data set; make one with `avvp data pack`") from None
         return cls.from_json(text, source)
 
 
 _INDEX = TypeAdapter(Index)
-_AGAIN = "run the pack command again"
+_REPACK = "run the pack command again"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels and places of the N videos of one split, in the order of the annotations.
+    """Labels and locations of the N videos of one split, in the order of the annotations.
 
     Attributes:
         split: name of the split.
         ids: video ids.
         weak: bool [N,C].
-        audio, visual: events as bool [N,T,C]; None where nobody annotated them.
+        audio, visual: events as bool [N,T,C]; None if they were not annotated.
         shard: number of the video's tar in ``Index.shards``, int32 [N].
         position: number of the video within its tar, int32 [N].
         offset, nbytes: byte range of the raw array data (after the .npy header) within the tar, int64 [N].
@@ -245,99 +211,102 @@ class Labels:
 
 
 def labels_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """``rows`` with the columns of `LABELS_SCHEMA`; a tenth of the memory that they take as dicts."""
+    """``rows`` as a table with the columns of `LABELS_SCHEMA`, which takes a tenth of the memory of the dicts."""
     return pa.Table.from_pylist(list(rows), schema=LABELS_SCHEMA)
 
 
 def labels_bytes(tables: Sequence[pa.Table]) -> bytes:
-    """The content of labels.parquet: `labels_table` of each shard, in the order of the index."""
+    """Content of labels.parquet, from the `labels_table` of each shard in the order of the index."""
     sink = io.BytesIO()
-    # in one piece, so that the bytes do not depend on where one shard ends
+    # combined, so that the bytes do not depend on the boundaries of shards
     pq.write_table(pa.concat_tables(tables).combine_chunks(), sink)
     return sink.getvalue()
 
 
 def labels_info(content: bytes) -> LabelsInfo:
-    """What the index records of a labels.parquet with this content."""
+    """What the index records about a labels.parquet with this content."""
     return LabelsInfo(len(content), hashlib.sha256(content).hexdigest())
 
 
 def read_labels(url: str, index: Index) -> dict[str, Labels]:
-    """Labels of every split of the data set at ``url``.
+    """Read the labels of every split of the data set at ``url``.
 
     Raises:
         DataError: labels.parquet is missing, unreadable or does not belong to ``index``.
     """
-    labels = labels_of(url, index, read_table(url, index))
-    pa.default_memory_pool().release_unused()  # arrow would keep what the table took: 1 GB for 10 million videos
+    labels = labels_by_split(url, index, read_table(url, index))
+    pa.default_memory_pool().release_unused()  # else arrow keeps the table's memory: 1 GB for 10 million videos
     return labels
 
 
 def read_table(url: str, index: Index) -> pa.Table:
-    """The rows of labels.parquet, with the columns of `LABELS_SCHEMA`, after a look at its hash.
+    """Read the rows of labels.parquet, with the columns of `LABELS_SCHEMA`, and verify their hash.
 
     Raises:
-        DataError: as `read_labels`.
+        DataError: see `read_labels`.
     """
     source = storage.join(url, LABELS_FILE)
     try:
         content = storage.read_bytes(source)
     except FileNotFoundError:
-        raise DataError(f"{source}: missing; {_AGAIN}") from None
+        raise DataError(f"{source}: missing; {_REPACK}") from None
     except OSError as error:
         raise DataError(f"{source}: cannot be read: {error}") from None
     if index.labels is None:
         _warn_without_hash(url)
     elif len(content) != index.labels.bytes:
-        raise DataError(f"{source}: {len(content)} bytes, the index says {index.labels.bytes}; restore it, or {_AGAIN}")
+        raise DataError(
+            f"{source}: {len(content)} bytes, but the index records {index.labels.bytes}; restore it, or {_REPACK}"
+        )
     elif labels_info(content) != index.labels:
-        raise DataError(f"{source}: content differs from what the index recorded; restore it, or {_AGAIN}")
+        raise DataError(f"{source}: content differs from what the index recorded; restore it, or {_REPACK}")
     try:
         # not pq.read_table: its threads sometimes abort a process that ends soon after and has torch loaded
         table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
         if index.labels is None:
             table.validate(full=True)
-    except Exception as error:  # a damaged file makes pyarrow raise nearly anything
-        raise DataError(f"{source}: not a readable parquet file ({error}); {_AGAIN}") from None
+    except Exception as error:  # a damaged file can make pyarrow raise almost any error
+        raise DataError(f"{source}: not a readable parquet file ({error}); {_REPACK}") from None
     if not table.schema.equals(LABELS_SCHEMA):
-        raise DataError(f"{source}: not the columns of schema version {SCHEMA_VERSION}; {_AGAIN}")
+        raise DataError(f"{source}: does not have the columns of schema version {SCHEMA_VERSION}; {_REPACK}")
     return table
 
 
 @functools.cache
 def _warn_without_hash(url: str) -> None:
-    """Once a process."""
+    """Log the warning once per process."""
     LOGGER.warning(
-        "%s: packed before index.json recorded a hash of %s, so that a change of it is not noticed; `avvp data verify %s "
-        "--record` checks all of it and adds the hash",
+        "%s: packed before index.json recorded a hash of %s, so changes to it are not detected; `avvp data verify %s "
+        "--record` checks the data set and adds the hash",
         url,
         LABELS_FILE,
         url,
     )
 
 
-def labels_of(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
-    """Labels of every split out of the rows of `read_table`.
+def labels_by_split(url: str, index: Index, table: pa.Table) -> dict[str, Labels]:
+    """Convert the rows of `read_table` to the labels of every split.
 
     Raises:
-        DataError: they do not belong to ``index``, or cannot be.
+        DataError: they do not belong to ``index``, or are invalid.
     """
     source = storage.join(url, LABELS_FILE)
-    places = {name: table[name].to_numpy() for name in ("shard", "position", "offset", "nbytes")}
-    problems = checks.misplaced(index, places) or checks.misnamed(index, table)
+    locations = {name: table[name].to_numpy() for name in ("shard", "position", "offset", "nbytes")}
+    problems = index_checks.misplaced(index.shards, 2 * index.segments * index.width, locations)
+    problems = problems or index_checks.misnamed(index.shards, table)
     if problems:
-        title = f"{source}: does not belong to {INDEX_FILE} beside it; {_AGAIN}"
+        title = f"{source}: does not belong to the {INDEX_FILE} beside it; {_REPACK}"
         raise DataError(problems, title)
     splits = np.array([shard.split for shard in index.shards])
-    row_splits = splits[places["shard"]] if len(table) else np.empty(0, str)
+    row_splits = splits[locations["shard"]] if len(table) else np.empty(0, str)
     return {
-        split: _split_labels(source, index, split, table, np.flatnonzero(row_splits == split), places)
+        split: _split_labels(source, index, split, table, np.flatnonzero(row_splits == split), locations)
         for split in dict.fromkeys(splits.tolist())
     }
 
 
 def _split_labels(
-    source: str, index: Index, split: str, table: pa.Table, rows: NDArray[np.int64], places: Mapping[str, NDArray]
+    source: str, index: Index, split: str, table: pa.Table, rows: NDArray[np.int64], locations: Mapping[str, NDArray]
 ) -> Labels:
     part = table.take(pa.array(rows, pa.int64()))
     problems: list[str] = []
@@ -351,15 +320,15 @@ def _split_labels(
     else:
         weak[lists, labels] = True
         if weak.sum() != len(labels):
-            problems.append(f"{split}: weak labels that are listed twice for a video")
+            problems.append(f"{split}: weak labels listed twice for a video")
     audio, visual = (_dense(part[f"{name}_events"], f"{split}: {name} events", index, ids, problems) for name in MODALITIES)
     if problems:
-        raise DataError(problems, f"{source}: labels that cannot be used; {_AGAIN}")
-    return Labels(split, tuple(ids), weak, audio, visual, **{name: values[rows] for name, values in places.items()})
+        raise DataError(problems, f"{source}: unusable labels; {_REPACK}")
+    return Labels(split, tuple(ids), weak, audio, visual, **{name: values[rows] for name, values in locations.items()})
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Any]:
-    """For the elements of a list column: the row of each, and the elements themselves (numpy for numbers, else arrow)."""
+    """Flatten a list column; return the row of each element, and the elements (numpy for numbers, else arrow)."""
     lists = column.combine_chunks()
     values = lists.flatten()
     parents = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
@@ -370,11 +339,11 @@ def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Any]:
 def _dense(
     column: pa.ChunkedArray, what: str, index: Index, ids: Sequence[str], problems: list[str]
 ) -> NDArray[np.bool_] | None:
-    """Events as bool [N,T,C], overlapping ones united; None where no video has any annotation."""
+    """Events as bool [N,T,C], merging overlapping ones; None if no video is annotated."""
     if column.null_count == len(column):
         return None
     if column.null_count:
-        problems.append(f"{what}: known for some videos only")
+        problems.append(f"{what}: known only for some videos")
         return None
     rows, events = _flat(column)
     label, onset, offset = (events.field(name).to_numpy(zero_copy_only=False) for name in ("label", "onset", "offset"))
@@ -382,7 +351,7 @@ def _dense(
     if bad.any():
         first = np.flatnonzero(bad)[0]
         problems.append(
-            f"{what}: {bad.sum()} with labels or seconds out of range, the first of video {ids[rows[first]]}: class "
+            f"{what}: {bad.sum()} with labels or seconds out of range, the first in video {ids[rows[first]]}: class "
             f"{label[first]}, seconds {onset[first]} to {offset[first]}"
         )
         return None

@@ -1,4 +1,4 @@
-"""What a shard holds, as WebDataset's own iteration sees it: the long look, taken where the index turned out wrong."""
+"""Reads all members of a shard through WebDataset's own iteration, to explain why it differs from the index."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from webdataset.tariterators import tar_file_iterator
 from avvp_dist.shards.reference import FEATURES
 
 
-def explain(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
-    """Why ``member`` is not the array that the index promises.
+def diagnose(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
+    """Explain why ``member`` is not the array that the index describes.
 
     Args:
-        file: the tar, at its beginning.
+        file: the tar, positioned at its start.
         member: name of a video's features.
-        shape: T and width it should have.
+        shape: T and width that it should have.
     """
     names: Counter[str] = Counter()
     content = b""
@@ -30,14 +30,14 @@ def explain(file: BinaryIO, member: str, shape: tuple[int, int]) -> str:
     except (tarfile.TarError, EOFError, OSError) as error:
         return f"the tar cannot be read beyond its member {names.total()} ({error}), where {member} is expected"
     if not names[member]:
-        others = sum(name.endswith(f".{FEATURES}") for name in names)  # a damaged header reads as the tar's end
-        return f"has no member {member}, and {others} other videos: damaged, or labels.parquet is of another pack"
+        others = sum(name.endswith(f".{FEATURES}") for name in names)  # a damaged header looks like the end of the tar
+        return f"has no member {member}, and {others} other videos; damaged, or labels.parquet belongs to another pack"
     if names[member] > 1:
         return f"has member {member} {names[member]} times"
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header makes numpy raise nearly anything
+    except Exception as error:  # a damaged header can make numpy raise almost any error
         return f"member {member} is not a readable .npy array ({type(error).__name__})"
     if array.shape != shape or array.dtype != np.float16:
         return f"member {member} is {array.dtype} {list(array.shape)}, expected float16 {list(shape)}"
-    return f"member {member} is not where labels.parquet says, which is of another pack"
+    return f"member {member} is not at the offset in labels.parquet, which belongs to another pack"

@@ -1,14 +1,14 @@
 """Packs videos and their features into WebDataset tar shards, in parallel over processes or the nodes of a cluster.
 
-What a shard is: `shards/shard_file.py`. Until index.json is there, which is written last, a pack is unfinished and `_parts`
-beside the shards says how far it came:
+`shards/shard_file.py` describes the shards. index.json is written last; until it exists, a pack is unfinished, and `_parts`
+beside the shards records its progress:
 
     _parts/plan.json             fingerprint of all inputs, and the videos found bad
     _parts/<shard>.json          fingerprint of the shard's inputs, and its size and hash; written after the shard
-    <split>-000000.tar ...       the shards, each published at once
-    labels.parquet, index.json   in this order; then _parts goes
+    <split>-000000.tar ...       the shards, each written atomically
+    labels.parquet, index.json   in this order; then _parts is deleted
 
-So a pack may be killed at any point and started again: what is complete is recognised by its fingerprint and hash.
+A pack can therefore be killed at any point and started again: complete files are recognised by their fingerprint and hash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.shards import index as indexes
-from avvp_dist.shards import workers as processes
+from avvp_dist.shards import worker_pool
 from avvp_dist.shards.feature_source import FeatureSource, OddFile
 from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
@@ -39,8 +39,8 @@ from avvp_dist.types import MODALITIES, VideoRecord
 LOGGER = logging.getLogger(__name__)
 
 _PLAN_FILE = "plan.json"
-_INPUTS = "annotations, feature files (size or time of change) or the number of videos in a shard"
-_CHECK_BLOCK = 64  # videos a worker checks at a time
+_INPUTS = "annotations, feature files (size or modification time) or the number of videos per shard"
+_CHECK_BLOCK = 64  # videos that a worker checks at a time
 
 
 def pack(
@@ -53,33 +53,34 @@ def pack(
     workers: int | None = None,
     shard_videos: int = 256,
     skip_bad: bool = False,
-    open_pool: processes.OpenPool = processes.pool,
+    open_pool: worker_pool.OpenPool = worker_pool.pool,
 ) -> Index:
-    """Writes ``records`` with their features as a packed data set at ``out``, or completes one.
+    """Write ``records`` with their features as a packed data set to ``out``, or complete an unfinished one.
 
-    All features are checked before anything is written. A second call with the same inputs writes nothing but what is
-    missing or damaged.
+    All features are checked before anything is written. A second call with the same inputs writes only what is missing or
+    damaged.
 
     Args:
         dataset: classes, streams and segments.
-        records: the videos; each split keeps their order.
+        records: the videos; their order within each split is kept.
         source: their features.
         out: local folder or object-store URL.
-        provenance: where the data come from, stored in the index; JSON values.
-        workers: how many ``open_pool`` is asked for; of processes one a core by default, and 1 works in this process.
-        shard_videos: videos in a shard.
+        provenance: origin of the data, stored in the index; JSON values.
+        workers: number of workers requested from ``open_pool``. For processes, the default is one per core, and with 1 this
+            process does the work.
+        shard_videos: videos per shard.
         skip_bad: leave out videos with bad features and record them in the index.
-        open_pool: who works; what is written does not depend on it.
+        open_pool: creates the workers; the output does not depend on it.
 
     Raises:
         ConfigError: numbers below 1, or another process writes to ``out``.
-        DataError: records that contradict each other, every bad feature file (unless ``skip_bad``), or an ``out`` that
-            holds other data.
+        DataError: invalid records, bad feature files (all of them; unless ``skip_bad``), or an ``out`` that contains other
+            data.
     """
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
-    _refuse_records(dataset, records)
-    with locks.hold_folder(out, "pack into another folder"):
+    _check_records(dataset, records)
+    with locks.lock_folder(out, "pack into another folder"):
         return _pack(dataset, records, source, out, provenance, workers, shard_videos, skip_bad, open_pool)
 
 
@@ -92,32 +93,32 @@ def _pack(
     workers: int | None,
     shard_videos: int,
     skip_bad: bool,
-    open_pool: processes.OpenPool,
+    open_pool: worker_pool.OpenPool,
 ) -> Index:
-    """What `pack` does once nobody else writes to ``out``."""
+    """Pack while holding the lock on ``out``."""
     parts = storage.join(out, indexes.PARTS_FOLDER)
-    storage.sweep(out)
-    storage.sweep(parts)
+    storage.remove_abandoned(out)
+    storage.remove_abandoned(parts)
     inputs = _inputs(dataset, records, source, shard_videos)
     earlier = _finished(out, inputs)
     left_out = earlier.left_out if earlier else _unfinished(out, inputs)
     with open_pool(workers) as pool:
         if left_out is None:
             left_out, odd = _check(records, source, pool)
-            _tell_odd(odd)
+            _log_odd_files(odd)
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
                 f"{len(left_out)} of {len(records)} videos have bad features; nothing was packed. "
-                "Mend them, or leave them out with --skip-bad:",
+                "Fix them, or leave them out with --skip-bad:",
             )
         jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
         if not earlier:
-            _tell_resumed(out, parts, len(jobs))
+            _log_resumed(out, parts, len(jobs))
             plan = {"inputs": inputs, "left_out": list(map(asdict, left_out))}
             _write_if_changed(storage.join(parts, _PLAN_FILE), json.dumps(plan).encode())
-        packed = processes.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
-    storage.sweep(out)  # a worker that died and was replaced may have left something half-written aside
+        packed = worker_pool.run(pack_shard, jobs, [len(job.records) for job in jobs], pool, "packing", "shards")
+    storage.remove_abandoned(out)  # temporary files of workers that died and were replaced
     shards = tuple(shard.info for shard in packed)
     labels = _labels(out, earlier, [shard.rows for shard in packed])
     index = Index(
@@ -135,12 +136,12 @@ def _pack(
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
-    LOGGER.info("%s: %d shards written, %d were complete already", out, written, len(packed) - written)
+    LOGGER.info("%s: %d shards written, %d were already complete", out, written, len(packed) - written)
     return index
 
 
 def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:
-    """Fingerprint of all that goes in: `_digest` of one list, a record at a time, since there may be millions."""
+    """Fingerprint of all inputs: `_digest` of a list, computed one record at a time, since there may be millions."""
     digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
     for number, record in enumerate(records):
         digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
@@ -149,7 +150,7 @@ def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSou
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
-    """The data set as its packs are recognised by: those made before streams named their reduction have none."""
+    """The data set as existing packs identify it: those packed before streams named their reduction have none."""
     facts = asdict(dataset)
     for stream in facts["streams"]:
         if stream["reduction"] == "block-mean":
@@ -168,16 +169,16 @@ def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
 def check_features(
     records: Sequence[VideoRecord], source: FeatureSource, workers: int | None = None
 ) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
-    """The videos whose features cannot be packed, and files that are odd but can be, in the order of ``records``."""
-    with processes.pool(workers) as pool:
+    """Return the videos whose features cannot be packed, and unusual but usable files, in the order of ``records``."""
+    with worker_pool.pool(workers) as pool:
         return _check(records, source, pool)
 
 
 def _check(
-    records: Sequence[VideoRecord], source: FeatureSource, pool: processes.Pool | None
+    records: Sequence[VideoRecord], source: FeatureSource, pool: worker_pool.Pool | None
 ) -> tuple[tuple[LeftOut, ...], tuple[OddFile, ...]]:
     blocks = [(source, records[start : start + _CHECK_BLOCK]) for start in range(0, len(records), _CHECK_BLOCK)]
-    checked = processes.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
+    checked = worker_pool.run(_check_block, blocks, [len(block) for _, block in blocks], pool, "checking features")
     return tuple(bad for block, _ in checked for bad in block), tuple(odd for _, block in checked for odd in block)
 
 
@@ -188,14 +189,14 @@ def _check_block(job: tuple[FeatureSource, Sequence[VideoRecord]]) -> tuple[list
     return bad, [odd for _, found in examined for odd in found.odd]
 
 
-def _tell_odd(odd: Sequence[OddFile]) -> None:
+def _log_odd_files(odd: Sequence[OddFile]) -> None:
     if odd:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(file.kind for file in odd).items()))
-        LOGGER.warning("odd feature files that can be used: %s; `avvp data check` tells what becomes of them", counts)
+        LOGGER.warning("unusual but usable feature files: %s; `avvp data check` explains how each is handled", counts)
 
 
-def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
-    """Raises DataError for records that no shard can hold; ids and splits become names of files and tar members."""
+def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
+    """Raise DataError for records that no shard can hold; ids and splits become names of files and tar members."""
     problems = [] if records else ["no videos"]
     seen: set[str] = set()
     known: dict[tuple[str, str], bool] = {}
@@ -222,7 +223,7 @@ def _refuse_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
 
 
 def _finished(out: str, inputs: str) -> Index | None:
-    """The index at ``out`` if these inputs made it, None if there is none.
+    """The index at ``out`` if it was made from these inputs; None if there is no index.
 
     Raises:
         DataError: it was made from other inputs.
@@ -232,17 +233,17 @@ def _finished(out: str, inputs: str) -> Index | None:
     index = Index.load(out)
     if index.source != inputs:
         raise DataError(
-            f"{out}: holds a packed data set of other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
+            f"{out}: contains a data set packed from other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
             "differ. Pack into another folder, or delete this one first"
         )
     return index
 
 
 def _unfinished(out: str, inputs: str) -> tuple[LeftOut, ...] | None:
-    """What an interrupted pack of the same inputs found bad, None if none was begun.
+    """The videos that an interrupted pack of the same inputs found bad; None if no pack was started.
 
     Raises:
-        DataError: one of other inputs was begun, or the folder holds shards of unknown origin.
+        DataError: a pack of other inputs was started, or the folder contains shards of unknown origin.
     """
     plan_file = storage.join(out, indexes.PARTS_FOLDER, _PLAN_FILE)
     try:
@@ -254,13 +255,13 @@ def _unfinished(out: str, inputs: str) -> tuple[LeftOut, ...] | None:
         if not foreign:
             return None
         raise DataError(
-            f"{out}: holds {foreign[0]} ({len(foreign)} such files) of unknown origin; pack into another folder"
+            f"{out}: contains {foreign[0]} ({len(foreign)} such files) of unknown origin; pack into another folder"
         ) from None
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{plan_file}: not written by this program; delete {out}, or pack into another folder") from None
     raise DataError(
-        f"{out}: holds an interrupted pack of other inputs: {_INPUTS} differ. Pack into another folder, or delete this one "
-        "first"
+        f"{out}: contains an interrupted pack of other inputs: {_INPUTS} differ. Pack into another folder, or delete "
+        "this one first"
     )
 
 
@@ -291,7 +292,7 @@ def _plan(
 
 
 def _labels(out: str, earlier: Index | None, rows: Sequence[pa.Table]) -> bytes:
-    """The content of labels.parquet. One that is there stays if its rows are these, whichever pyarrow wrote it."""
+    """Content of labels.parquet; an existing file with the same rows is kept, whichever version of pyarrow wrote it."""
     content = indexes.labels_bytes(rows)
     if earlier and earlier.labels and earlier.labels != labels_info(content):
         with contextlib.suppress(DataError):
@@ -300,12 +301,10 @@ def _labels(out: str, earlier: Index | None, rows: Sequence[pa.Table]) -> bytes:
     return content
 
 
-def _tell_resumed(out: str, parts: str, shards: int) -> None:
-    there = sum(name.endswith(".tar.json") for name in storage.names(parts))
-    if there:
-        LOGGER.info(
-            "%s: goes on with an interrupted pack, %d of %d shards are there and are looked at again", out, there, shards
-        )
+def _log_resumed(out: str, parts: str, shards: int) -> None:
+    existing = sum(name.endswith(".tar.json") for name in storage.names(parts))
+    if existing:
+        LOGGER.info("%s: resuming an interrupted pack, %d of %d shards exist and are verified", out, existing, shards)
 
 
 def _write_if_changed(url: str, content: bytes) -> None:

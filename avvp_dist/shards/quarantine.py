@@ -1,7 +1,7 @@
-"""Bad shards and videos: found and named before training, so that every rank can leave out the same ones.
+"""Finds bad shards and videos before training, so that every rank leaves out the same ones.
 
-A shard whose hash is not the recorded one is bad as a whole, since nobody knows where it changed. In a shard with the right
-hash single videos are bad: not where labels.parquet says, of another shape, not finite.
+A shard whose hash differs from the recorded one is bad as a whole, since the location of the change is unknown. In a shard
+with the correct hash, single videos can be bad: not at the offset in labels.parquet, of another shape, or not finite.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from avvp_dist.shards.reading import REMEDY, ShardFile, ShardStore
 
 
 def check_files(url: str, index: Index, labels: Labels) -> None:
-    """Refuses a split some of whose shards are missing or too short or long; opens none.
+    """Refuse a split with missing shards or shards of the wrong size, without opening any.
 
     Raises:
-        DataError: names them all.
+        DataError: names all of them.
     """
     found = storage.sizes(url)
-    if INDEX_FILE not in found:  # a place that cannot be listed
+    if INDEX_FILE not in found:  # the location cannot be listed
         return
     problems = []
     for number in np.unique(labels.shard):
@@ -34,25 +34,25 @@ def check_files(url: str, index: Index, labels: Labels) -> None:
         if shard.name not in found:
             problems.append(f"{shard.name}: missing")
         elif found[shard.name] != shard.bytes:
-            problems.append(f"{shard.name}: {found[shard.name]} bytes, the index says {shard.bytes}; delete it")
+            problems.append(f"{shard.name}: {found[shard.name]} bytes, but the index records {shard.bytes}; delete it")
     if problems:
         title = f"{url}: bad shards of {labels.split}; pack again (complete shards are kept); {REMEDY}"
         raise DataError(problems, title)
 
 
 def inspect(store: ShardStore, index: Index, labels: Mapping[str, Labels], rank: int, world: int) -> list[LeftOut]:
-    """Reads every video of this rank's share of the shards; returns the bad ones, and why they are."""
-    shards = [shard for of_split in labels.values() for shard in shards_of(index, of_split)]
+    """Read every video of this rank's share of the shards; return the bad ones with the reasons."""
+    shards = [shard for of_split in labels.values() for shard in shards_in_split(index, of_split)]
     with ThreadPoolExecutor(max_workers=4) as pool:
         found = pool.map(lambda shard: inspect_shard(store, shard), shards[rank::world])
         return [bad for of_shard in found for bad in of_shard]
 
 
-def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
-    """The labels of the other videos.
+def exclude(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
+    """Return the labels of the videos that are not left out.
 
     Raises:
-        DataError: none is left.
+        DataError: none remain.
     """
     ids = {bad.id for bad in left_out if bad.split == labels.split}
     if not ids:
@@ -70,14 +70,14 @@ def without(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
 
 @dataclass(frozen=True)
 class ShardVideos:
-    """What index.json and labels.parquet say of one shard; small, since it goes to another process for each shard.
+    """What index.json and labels.parquet record about one shard; small, since it is sent to another process per shard.
 
     Attributes:
-        info: of the shard.
+        info: index entry of the shard.
         shape: T and width of its videos.
         split: of its videos.
         ids: of its videos.
-        offsets: where their data begin in the tar.
+        offsets: at which their data start in the tar.
     """
 
     info: ShardInfo
@@ -87,7 +87,7 @@ class ShardVideos:
     offsets: tuple[int, ...]
 
 
-def shards_of(index: Index, labels: Labels) -> list[ShardVideos]:
+def shards_in_split(index: Index, labels: Labels) -> list[ShardVideos]:
     """The shards of a split, in the order of the index."""
     by_shard = np.argsort(labels.shard, kind="stable")
     numbers, starts = np.unique(labels.shard[by_shard], return_index=True)
@@ -99,7 +99,7 @@ def shards_of(index: Index, labels: Labels) -> list[ShardVideos]:
 
 
 def inspect_shard(store: ShardStore, videos: ShardVideos) -> list[LeftOut]:
-    """The bad videos of a shard: all of its own where the shard itself is bad."""
+    """The bad videos of a shard; all of them if the shard itself is bad."""
     try:
         shard = store.open(videos.info, videos.shape)
     except DataError as error:

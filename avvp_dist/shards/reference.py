@@ -1,4 +1,4 @@
-"""How readers name a shard and the features in it."""
+"""Names by which readers refer to a shard and the features in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FEATURES = "features.npy"
 
 
 class ShardRef(NamedTuple):
-    """What a reader must know of a shard; see `index.ShardInfo`."""
+    """What a reader needs to know about a shard; see `index.ShardInfo`."""
 
     name: str
     bytes: int

@@ -1,7 +1,7 @@
-"""One shard of a packed data set: written, or found complete, wherever a pool does its job.
+"""Writes one shard of a packed data set, or recognises a complete one, in whichever worker executes the job.
 
-A shard holds videos of one split in annotation order, two members each: ``<id>.features.npy``, float16 [T,width], and
-``<id>.json``. Its bytes depend on the data alone: who made it, where and when leaves no trace.
+A shard contains videos of one split in annotation order, with two members each: ``<id>.features.npy``, float16 [T,width],
+and ``<id>.json``. Its bytes depend only on the data, not on who packed it, where or when.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ShardJob:
 
     Attributes:
         number: of the shard, over all splits; the index lists shards in this order.
-        fingerprint: of the shard's inputs, as the machine that plans sees them.
-        known: what a finished index says of the shard.
+        fingerprint: of the shard's inputs, as computed by the planning process.
+        known: entry of the shard in a finished index.
     """
 
     dataset: Dataset
@@ -51,7 +51,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A shard that is there: its place in the index, its rows of labels.parquet, and whether it had to be written."""
+    """A shard that exists: its index entry, its rows of labels.parquet, and whether it had to be written."""
 
     info: ShardInfo
     rows: pa.Table
@@ -59,10 +59,10 @@ class PackedShard:
 
 
 def pack_shard(job: ShardJob) -> PackedShard:
-    """Writes one shard, or finds it complete.
+    """Write one shard, unless it is complete already.
 
     Raises:
-        DataError: features of another shape or type than the data set's.
+        DataError: features differ in shape or type from the data set's.
     """
     url = storage.join(job.out, job.name)
     part = storage.join(job.out, indexes.PARTS_FOLDER, f"{job.name}.json")
@@ -87,7 +87,7 @@ def _read_part(url: str) -> ShardInfo | None:
 
 
 def _complete(url: str, known: ShardInfo) -> bytes | None:
-    """The shard's content if it is what ``known`` says."""
+    """Content of the shard if it matches ``known``, else None."""
     try:
         if storage.size(url) != known.bytes:
             return None
@@ -98,7 +98,7 @@ def _complete(url: str, known: ShardInfo) -> bytes | None:
 
 
 def _tar(job: ShardJob) -> bytes:
-    """A shard's content: the same bytes for the same data, whoever packs it and when."""
+    """Content of a shard: the same bytes for the same data, independent of machine and time."""
     shape = (job.dataset.segments, job.dataset.width)
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -112,14 +112,14 @@ def _tar(job: ShardJob) -> bytes:
             np.lib.format.write_array(array, np.ascontiguousarray(values, "<f2"), version=(1, 0), allow_pickle=False)
             text = json.dumps(describe(record, job.dataset.classes))
             for name, content in ((_FEATURES, array.getvalue()), ("json", text.encode())):
-                member = tarfile.TarInfo(f"{record.id}.{name}")  # mode 644, time 0 and owner 0 unless told otherwise
+                member = tarfile.TarInfo(f"{record.id}.{name}")  # mode 644, time 0 and owner 0 by default
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return sink.getvalue()
 
 
 def describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
-    """The content of a video's ``<id>.json``."""
+    """Content of a video's ``<id>.json``."""
     description: dict[str, Any] = {
         "id": record.id,
         "name": record.name,
@@ -144,7 +144,7 @@ def _rows(job: ShardJob, content: bytes) -> pa.Table:
             "split": record.split,
             "shard": job.number,
             "position": position,
-            "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are the last bytes of the member
+            "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are at the end of the member
             "nbytes": length,
             "weak": record.weak,
             "audio_events": None if record.audio_events is None else [event._asdict() for event in record.audio_events],

@@ -1,4 +1,4 @@
-"""What a packed data set is made of: classes, segments and feature streams."""
+"""Structure of a packed data set: classes, segments and feature streams."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Stream:
         dim: width of one segment's feature vector in a shard.
         folder: folder of its ``<id>.npy`` files in the official layout.
         rows: rows of an official file.
-        reduction: how they become rows of segments in the shard (`avvp_dist.datasets.reduction`). block-mean: ``rows`` is a
-            multiple of the segments, the mean over each block; clap-map: a feature map of CLAP. Both are exact for every
-            network that starts with a linear layer followed by the same, as the published ones do.
+        reduction: how they become rows of segments in the shard (`avvp_dist.datasets.reduction`). block-mean: mean over
+            blocks of rows, whose number is a multiple of the segments; clap-map: a feature map of CLAP. Both are exact for
+            any network that starts with a linear layer followed by the same reduction, as the published networks do.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set's fixed facts."""
+    """Fixed properties of a data set."""
 
     name: str
     classes: tuple[str, ...]

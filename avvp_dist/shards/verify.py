@@ -1,4 +1,4 @@
-"""Reads a packed data set from end to end, past every cache, and says what is not as the index has it."""
+"""Reads a packed data set from end to end, bypassing the cache, and reports every difference from its index."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards import quarantine, workers
-from avvp_dist.shards.cache import ShardCache, WrongBytes, check_content
+from avvp_dist.shards import quarantine, worker_pool
+from avvp_dist.shards.cache import ContentMismatch, ShardCache, fetch_verified
 from avvp_dist.shards.checked_file import OpenShard, ShardInMemory
 from avvp_dist.shards.index import (
     INDEX_FILE,
@@ -22,8 +22,8 @@ from avvp_dist.shards.index import (
     PARTS_FOLDER,
     Index,
     ShardInfo,
+    labels_by_split,
     labels_info,
-    labels_of,
     read_table,
 )
 from avvp_dist.shards.quarantine import ShardVideos
@@ -35,13 +35,13 @@ from avvp_dist.types import Event, VideoRecord
 _SHOWN = 100  # characters of a value in a message
 
 
-class Verified(NamedTuple):
+class VerifyReport(NamedTuple):
     """What was read, and what is wrong with it.
 
     Attributes:
-        shards, videos, bytes: what the index names.
-        bad_videos: those that are bad, or lie in a bad shard.
-        problems: a line each, with the name of the file.
+        shards, videos, bytes: totals of the index.
+        bad_videos: number of bad videos, including those in bad shards.
+        problems: one line per problem, with the name of the file.
         fingerprint: of the data set, after checksums were added.
     """
 
@@ -57,7 +57,7 @@ class _Job(NamedTuple):
     """A shard to read.
 
     Attributes:
-        rows: of labels.parquet; None where that cannot be used, and only the shard's hash is looked at.
+        rows: of labels.parquet; None if that is unusable, in which case only the shard's hash is verified.
     """
 
     store: ShardStore
@@ -67,64 +67,64 @@ class _Job(NamedTuple):
     rows: pa.Table | None
 
 
-class _Found(NamedTuple):
+class _ShardResult(NamedTuple):
     bad_videos: int
     problems: list[str]
 
 
 class _NoCache(ShardCache):
-    """Every shard comes from where it lies: what a node holds already says nothing about the store."""
+    """Reads every shard from its original location, since a cached copy proves nothing about the store."""
 
     def open(self, url: str, shard: ShardInfo | ShardRef) -> OpenShard:
         """See `ShardCache.open`."""
         if storage.local_path(url) is not None:
             return super().open(url, shard)
         try:
-            return ShardInMemory(check_content(storage.join(url, shard.name), shard), shard)
+            return ShardInMemory(fetch_verified(storage.join(url, shard.name), shard), shard)
         except FileNotFoundError:
             raise DataError(f"{shard.name}: missing; pack again") from None
-        except WrongBytes as error:
+        except ContentMismatch as error:
             raise DataError(f"{shard.name}: {error}; delete it there and pack again") from None
 
 
-def verify(url: str, processes: int | None = None, record: bool = False) -> Verified:
-    """Every hash, every video, and labels.parquet against what the shards say of their videos.
+def verify(url: str, processes: int | None = None, record: bool = False) -> VerifyReport:
+    """Verify every hash and every video, and compare labels.parquet with what the shards record about their videos.
 
     Args:
         url: packed data set.
-        processes: that read; by default one a core.
-        record: where nothing is wrong, add the checksums that a data set of an earlier version lacks.
+        processes: number of reader processes; one per core by default.
+        record: if nothing is wrong, add the checksums that a data set of an earlier version lacks.
 
     Raises:
-        DataError: index.json cannot be used, so that nothing else can be compared with it.
+        DataError: index.json is unusable, so that nothing can be compared with it.
     """
     index = Index.load(url)
-    problems = _strangers(url, index)
+    problems = _unexpected_files(url, index)
     table = None
     try:
         table = read_table(url, index)
-        labels_of(url, index, table)
+        labels_by_split(url, index, table)
     except DataError as error:
         problems += [f"{LABELS_FILE}: {problem}" if error.title else problem for problem in error.problems]
         table = None
     jobs = _jobs(ShardStore(url, _NoCache()), index, table)
     sizes = [shard.samples for shard in index.shards]
-    with workers.pool(processes) as pool:
-        found = workers.run(_verify, jobs, sizes, pool, "verified", "shards")
+    with worker_pool.pool(processes) as pool:
+        found = worker_pool.run(_verify, jobs, sizes, pool, "verified", "shards")
     problems += [line for of_shard in found for line in of_shard.problems]
     if record and table is not None and not problems:
         index = _record(url, index, table)
     size, bad = sum(shard.bytes for shard in index.shards), sum(of_shard.bad_videos for of_shard in found)
-    return Verified(len(jobs), sum(sizes), size, bad, tuple(problems), index.fingerprint)
+    return VerifyReport(len(jobs), sum(sizes), size, bad, tuple(problems), index.fingerprint)
 
 
-def _strangers(url: str, index: Index) -> list[str]:
-    """Files that look like part of the data set and are not."""
+def _unexpected_files(url: str, index: Index) -> list[str]:
+    """Files that look like part of the data set, but are not."""
     known = {shard.name for shard in index.shards} | {INDEX_FILE, LABELS_FILE}
     names = [name for name in storage.names(url) if name not in known]
     problems = [f"{name}: not in {INDEX_FILE}; delete it" for name in names if name.endswith((".tar", ".parquet"))]
     if PARTS_FOLDER in names:
-        problems.append(f"{PARTS_FOLDER}: packing was interrupted at its end; run the pack command again")
+        problems.append(f"{PARTS_FOLDER}: packing was interrupted at the end; run the pack command again")
     return problems
 
 
@@ -134,27 +134,27 @@ def _jobs(store: ShardStore, index: Index, table: pa.Table | None) -> list[_Job]
     if table is not None and index.shards:
         by_shard = np.argsort(table["shard"].to_numpy(), kind="stable")
         ends = np.cumsum([shard.samples for shard in index.shards])
-        # a copy of each: a slice would take the whole table along to another process
+        # copies, since pickling a slice would send the whole table to another process
         rows = [table.take(pa.array(part)) for part in np.split(by_shard, ends[:-1])]
     return [job._replace(shard=shard, rows=part) for shard, part in zip(index.shards, rows, strict=True) if job]
 
 
-def _verify(job: _Job) -> _Found:
+def _verify(job: _Job) -> _ShardResult:
     try:
         file = job.store.cache.open(job.store.url, job.shard)
     except DataError as error:
-        return _Found(job.shard.samples, error.problems)
+        return _ShardResult(job.shard.samples, error.problems)
     with file:
         if job.rows is None:
-            return _Found(0, [])
+            return _ShardResult(0, [])
         ids, offsets = tuple(job.rows["id"].to_pylist()), tuple(job.rows["offset"].to_pylist())
         videos = ShardVideos(job.shard, job.shape, job.shard.split, ids, offsets)
         bad = quarantine.inspect_videos(ShardFile(file, job.shape), videos)
-        return _Found(len(bad), [video.reason for video in bad] + _contradictions(file, job))
+        return _ShardResult(len(bad), [video.reason for video in bad] + _contradictions(file, job))
 
 
 def _contradictions(file: OpenShard, job: _Job) -> list[str]:
-    """Where a shard's members are not those of labels.parquet, or say something else of a video."""
+    """Differences between the members of a shard and labels.parquet."""
     assert job.rows is not None
     expected: dict[str, dict[str, Any] | None] = {}
     for row in job.rows.to_pylist():
@@ -179,7 +179,7 @@ def _contradictions(file: OpenShard, job: _Job) -> list[str]:
 
 
 def _video(row: Mapping[str, Any]) -> VideoRecord:
-    """A row of labels.parquet."""
+    """Convert a row of labels.parquet to a record."""
     audio, visual = (
         None if events is None else tuple(Event(**event) for event in events)
         for events in (row["audio_events"], row["visual_events"])
@@ -195,7 +195,7 @@ def _differences(where: str, content: bytes, expected: Mapping[str, Any]) -> lis
     if not isinstance(found, dict):
         return [f"{where}: not a JSON object; pack into another folder"]
     return [
-        f"{where}: {_short(key)} is {_short(found.get(key))}, {LABELS_FILE} says {_short(expected.get(key))}"
+        f"{where}: {_short(key)} is {_short(found.get(key))}, but {LABELS_FILE} records {_short(expected.get(key))}"
         for key in dict.fromkeys([*expected, *found])
         if found.get(key) != expected.get(key)
     ]
@@ -207,16 +207,16 @@ def _short(value: Any) -> str:
 
 
 def _record(url: str, index: Index, table: pa.Table) -> Index:
-    """The index with the checksums of labels.parquet and of itself, which index.json has from now on.
+    """Add the checksums of labels.parquet and of the index to index.json; return the new index.
 
     Raises:
-        DataError: labels.parquet is no longer the one that was read.
+        DataError: labels.parquet has changed since it was read.
     """
     if index.labels is not None:
         return index
     labels = labels_info(storage.read_bytes(storage.join(url, LABELS_FILE)))
     recorded = replace(index, labels=labels)
     if not read_table(url, recorded).equals(table):
-        raise DataError(f"{storage.join(url, LABELS_FILE)}: changed while it was verified; run the command again")
+        raise DataError(f"{storage.join(url, LABELS_FILE)}: changed during verification; run the command again")
     storage.write_text(storage.join(url, INDEX_FILE), recorded.to_json())
     return recorded

@@ -1,4 +1,4 @@
-"""Files on local disks and in object storage, read and written alike.
+"""Reads and writes files on local disks and in object storage through the same functions.
 
 from avvp_dist import storage
 storage.read_bytes("s3://bucket/index.json")
@@ -20,11 +20,11 @@ from avvp_dist.storage.files import (
     read_text,
     read_version,
     remove,
+    remove_abandoned,
     replace,
     settings,
     size,
     sizes,
-    sweep,
     versions,
     write_bytes,
     write_text,
@@ -50,7 +50,7 @@ __all__ = [
     "settings",
     "size",
     "sizes",
-    "sweep",
+    "remove_abandoned",
     "versions",
     "write_bytes",
     "write_text",

@@ -1,6 +1,6 @@
-"""How object storage is reached: the ``storage`` section of a run, its defaults from the environment, and secrets kept out.
+"""Settings of object storage: the ``storage`` section of a run and its defaults from the environment.
 
-Credentials are no setting. They come from where every S3 client looks for them: environment, profile, the machine's role.
+Credentials are not settings. They come from where every S3 client looks for them: environment, profile, role of the machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, model_validator
 
 from avvp_dist.config import Section, merge, parse_overrides, validate
-from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials
+from avvp_dist.text.credentials import CREDENTIALS_HINT, holds_credentials
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
@@ -21,36 +21,36 @@ _SECRET_KEY = re.compile(r"(?i)key|secret|token|password|credential|username")
 
 
 class StorageConfig(Section):
-    """How object storage is reached; credentials come from the environment, never from here."""
+    """Connection to object storage; credentials come from the environment, never from a config."""
 
     endpoint: str | None = Field(None, pattern=r"^https?://[^/\s]+/?$")
     """Address of an S3 server, e.g. http://127.0.0.1:9000; null for AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
     region: str | None = None
-    """Region of the buckets; null for AWS_REGION, AWS_DEFAULT_REGION, else what the profile says."""
+    """Region of the buckets; null for AWS_REGION, AWS_DEFAULT_REGION, else the region of the profile."""
     addressing: Literal["auto", "path", "virtual"] = "auto"
-    """path: http://server/bucket/..., as most S3 servers want; virtual: http://bucket.server/...; auto: botocore decides."""
+    """path: http://server/bucket/..., for most S3 servers; virtual: http://bucket.server/...; auto: botocore decides."""
     retries: int = Field(8, ge=0)
-    """Times that a failed request, and a read that was cut short, is tried again; eight ride out about half a minute."""
+    """How often a failed request or an interrupted read is repeated; 8 retries bridge about half a minute."""
     connect_timeout: PositiveFloat = 10.0
     """Seconds to wait for a connection."""
     read_timeout: PositiveFloat = 60.0
-    """Seconds without a byte after which a connection counts as dead."""
+    """Seconds without data after which a connection counts as dead."""
 
     @model_validator(mode="before")
     @classmethod
     def _no_secrets(cls, content: Any) -> Any:
-        """Runs before the fields are looked at, so that no message repeats a secret."""
+        """Check the raw content before the fields are validated, so that no message repeats a secret."""
         given = content if isinstance(content, Mapping) else {}
         secret = [key for key in given if key not in cls.model_fields and _SECRET_KEY.search(str(key))]
         if secret:
-            raise ValueError(f"{', '.join(secret)}: credentials are no part of a config; {WHERE_THEY_GO}")
+            raise ValueError(f"{', '.join(secret)}: credentials do not belong in a config; {CREDENTIALS_HINT}")
         endpoint = given.get("endpoint")
         if isinstance(endpoint, str) and (holds_credentials(endpoint) or "@" in endpoint):
-            raise ValueError(f"endpoint holds credentials, which are no part of a config; {WHERE_THEY_GO}")
+            raise ValueError(f"endpoint contains credentials, which do not belong in a config; {CREDENTIALS_HINT}")
         return content
 
     def resolved(self) -> StorageConfig:
-        """With endpoint and region of this process's environment, for workers whose environment is another."""
+        """The config with endpoint and region filled in from this process's environment, for workers that have another."""
         ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
         endpoint = self.endpoint or (None if ignored else _first(_ENDPOINTS))
         return self.model_copy(update={"endpoint": endpoint, "region": self.region or _first(_REGIONS)})
@@ -67,11 +67,11 @@ class StorageConfig(Section):
                 "connect_timeout": known.connect_timeout,
                 "read_timeout": known.read_timeout,
             },
-            "use_listings_cache": False,  # other processes write while this one looks
+            "use_listings_cache": False,  # other processes write at the same time
         }
 
     def mlflow_environment(self) -> dict[str, str]:
-        """Environment variables by which MLflow reaches artifacts on S3 in the same way; whatever is set already stays."""
+        """Environment variables that make MLflow use the same connection for artifacts on S3, except those already set."""
         known = self.resolved()
         wanted = {
             "MLFLOW_S3_ENDPOINT_URL": known.endpoint,
@@ -90,10 +90,10 @@ class _StorageOnly(Section):
 
 
 def storage_settings(overrides: Sequence[str]) -> StorageConfig:
-    """The storage section that ``overrides`` alone make: a recipe, too, may have to be fetched from an object store.
+    """Validate the storage section of ``overrides`` alone; it is needed to fetch a recipe from an object store.
 
     Raises:
-        ConfigError: everything that is wrong with these keys; others are not looked at.
+        ConfigError: all problems of these keys; other keys are ignored.
     """
     content = merge({}, [(path, value) for path, value in parse_overrides(overrides) if path[0] == "storage"], {})
     return validate(_StorageOnly, content, "storage").storage

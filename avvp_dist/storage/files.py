@@ -1,10 +1,10 @@
-"""The only fsspec code: read, write and list local paths and object-store URLs alike.
+"""The only code that uses fsspec: reads, writes and lists local paths and object-store URLs alike.
 
-Writes are never half-visible: a local file is written aside and renamed, an object store shows an object only once its
-upload has finished. What goes wrong with object storage is a `StorageError`; where nothing is there, FileNotFoundError.
+Writes are atomic: a local file is written to a temporary file and renamed, and an object store shows an object only once its
+upload has finished. Errors of object storage are raised as `StorageError`, a missing file as FileNotFoundError.
 
-How object storage is reached is this module's one piece of state. A command sets it with `configure` when it knows its
-config; a process that is started by another is given `settings` and does the same. Until then the environment decides.
+The connection settings are the only state of this module. A command sets them with `configure` once it has read its config;
+a child process receives its parent's `settings` and does the same. Until then the environment decides.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fsspec.utils import get_protocol
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.storage import processes, special_files
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.storage.errors import attempt, knows_no_conditions, precondition_failed, unreachable
-from avvp_dist.text.credentials import WHERE_THEY_GO, holds_credentials, redact
+from avvp_dist.storage.errors import call_with_retries, precondition_failed, rejects_conditional_writes, unreachable
+from avvp_dist.text.credentials import CREDENTIALS_HINT, holds_credentials, redact
 from avvp_dist.text.urls import malformed
 
 T = TypeVar("T")
 
 LOCK = ".avvp-lock"
-"""Prefix of the names of locks (see `locks`); never taken for data."""
+"""Prefix of the names of lock files (see `locks`); never listed as data."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -43,109 +43,109 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_ASIDE = ".aside-"  # prefix of files being written; never taken for data
-_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a file aside has no writer any more
+_TEMPORARY_PREFIX = ".aside-"  # of files that are being written; never listed as data
+_ABANDONED_AFTER = 24 * 3600.0  # seconds without a change after which a temporary file has no writer any more
 _LOCAL = ("file", "local")
 _S3 = ("s3", "s3a")
-_GREETINGS = 3  # attempts to find anyone at an address that has not answered yet: a wrong one should not cost a minute
+_PROBE_ATTEMPTS = 3  # connections to an address that has never answered: a wrong one should fail within seconds
 
 
 class _State:
-    """All that a process keeps about object storage."""
+    """The state of a process with regard to object storage."""
 
     config: ClassVar[StorageConfig] = StorageConfig()
-    answered: ClassVar[set[str]] = set()  # addresses that somebody listens at
+    reachable: ClassVar[set[str]] = set()  # endpoints that have accepted a connection
 
 
 def configure(config: StorageConfig) -> None:
-    """Says how this process reaches object storage from now on."""
+    """Set how this process connects to object storage from now on."""
     _State.config = config
 
 
 def settings() -> StorageConfig:
-    """How this process reaches object storage, with what its environment says; `configure` of another process takes it."""
+    """The settings of this process, completed from its environment, to be passed to `configure` in another process."""
     return _State.config.resolved()
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
-    """``url`` extended by ``parts``; works on local paths and on URLs."""
+    """Return ``url`` extended by ``parts``, for local paths and URLs."""
     return "/".join([os.fspath(url).rstrip("/"), *(part.strip("/") for part in parts)])
 
 
 def local_path(url: str | os.PathLike[str]) -> Path | None:
-    """The path on this machine that ``url`` names, or None when it lives elsewhere."""
+    """The path on this machine that ``url`` names, or None for a remote URL."""
     return Path(url_to_fs(os.fspath(url))[1]) if _is_local(url) else None
 
 
 def absolute(url: str | os.PathLike[str]) -> str:
-    """A local path made absolute; any other URL as it is."""
+    """Make a local path absolute; return any other URL unchanged."""
     here = local_path(url)
     return os.fspath(url) if here is None else os.path.abspath(here)
 
 
 def exists(url: str | os.PathLike[str]) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists at ``url``."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> bool:
-        # s3fs' own exists() takes a bucket that is not there, or refuses, for a missing file
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+        # s3fs' own exists() treats a missing bucket, or one that denies access, like a missing file
         return bool(fs.info(path)) if get_protocol(os.fspath(url)) in _S3 else bool(fs.exists(path))
 
     try:
-        return _on(url, "look up", look)
+        return _call(url, "look up", query)
     except FileNotFoundError:
         return False
 
 
 def size(url: str | os.PathLike[str]) -> int:
-    """Bytes of the file at ``url``.
+    """Size of the file at ``url`` in bytes.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
-    return _on(url, "look up", lambda fs, path: int(fs.size(path)))
+    return _call(url, "look up", lambda fs, path: int(fs.size(path)))
 
 
 def names(url: str | os.PathLike[str]) -> list[str]:
-    """Sorted names of the files and folders right below ``url``; empty when it is not there."""
+    """Sorted names of the files and folders directly in ``url``; empty if the folder does not exist."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         found = (entry.rstrip("/") for entry in fs.ls(path, detail=False, refresh=True))
-        return [entry.rsplit("/", 1)[-1] for entry in found if entry != path.rstrip("/")]  # some list the folder itself
+        return [entry.rsplit("/", 1)[-1] for entry in found if entry != path.rstrip("/")]  # some stores list the folder too
 
     try:
-        found = _on(url, "list", look)
+        found = _call(url, "list", query)
     except FileNotFoundError:
         return []
-    return sorted(name for name in found if not name.startswith((_ASIDE, LOCK)))
+    return sorted(name for name in found if not name.startswith((_TEMPORARY_PREFIX, LOCK)))
 
 
 def find(url: str | os.PathLike[str], name: str) -> list[str]:
-    """All files called ``name`` in the folder ``url`` or anywhere below it, sorted; empty when it is not there."""
-    here = _is_local(url)
+    """All files called ``name`` in the folder ``url`` and its subfolders, sorted; empty if the folder does not exist."""
+    is_local = _is_local(url)
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-        found = (each for each in fs.find(path) if each.rsplit("/", 1)[-1] == name)
-        return sorted(each if here else fs.unstrip_protocol(each) for each in found)
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        found = (entry for entry in fs.find(path) if entry.rsplit("/", 1)[-1] == name)
+        return sorted(entry if is_local else fs.unstrip_protocol(entry) for entry in found)
 
-    return _on(url, "list", look)
+    return _call(url, "list", query)
 
 
 def sizes(url: str | os.PathLike[str]) -> dict[str, int]:
-    """Bytes of each file right below ``url``, by its name; empty when it is not there."""
+    """Size in bytes of each file directly in ``url``, by name; empty if the folder does not exist."""
     try:
-        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        entries = _call(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
     except FileNotFoundError:
         return {}
     return {entry["name"].rsplit("/", 1)[-1]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
 
 
 def versions(url: str | os.PathLike[str]) -> dict[str, str]:
-    """By name, what tells each file right below ``url`` from another version of it; empty when it is not there.
+    """A version string for each file directly in ``url``, by name; empty if the folder does not exist.
 
-    That is its size, and the hash or time of change that the store lists.
+    It consists of the size and the hash or modification time that the store lists, so it changes when the file does.
     """
     try:
-        entries = _on(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
+        entries = _call(url, "list", lambda fs, path: fs.ls(path, detail=True, refresh=True))
     except FileNotFoundError:
         return {}
     found = {}
@@ -157,26 +157,26 @@ def versions(url: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_bytes(url: str | os.PathLike[str]) -> bytes:
-    """Whole content of the file at ``url``.
+    """Read the file at ``url``.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: something else is there: a folder, a named pipe, a device.
+        FileNotFoundError: there is no such file.
+        DataError: it is not a regular file but a folder, a named pipe or a device.
     """
     here = local_path(url)
     if here is not None:
         check_file(here)
-    # one request for the whole of an object: s3fs would ask for its size first, and fetch a large one in ranges
+    # a single request for the object: s3fs would first request its size, and fetch a large object in ranges
     options = {"max_concurrency": 1} if get_protocol(os.fspath(url)) in _S3 else {}
-    return _on(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
+    return _call(url, "read", lambda fs, path: bytes(fs.cat_file(path, **options)))
 
 
 def read_text(url: str | os.PathLike[str]) -> str:
-    """Whole UTF-8 content of the file at ``url``.
+    """Read the UTF-8 text file at ``url``.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it is no UTF-8 text.
+        FileNotFoundError: there is no such file.
+        DataError: it is not UTF-8 text.
     """
     try:
         return read_bytes(url).decode("utf-8")
@@ -187,58 +187,58 @@ def read_text(url: str | os.PathLike[str]) -> str:
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Refuses what is no file before it is opened: a named pipe would wait for its other end for ever.
+    """Refuse anything but a regular file before it is opened, since opening a named pipe waits for its other end.
 
     Raises:
-        DataError: a folder, a named pipe, a device or a socket; nothing where there is none.
+        DataError: it is a folder, a named pipe, a device or a socket. A missing file is not an error.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return  # whoever opens it tells more
+        return  # opening it raises a more specific error
     if not stat.S_ISREG(mode):
         kind = next((name for what, name in _KINDS.items() if stat.S_IFMT(mode) == what), "something else")
         raise DataError(f"{os.fspath(path)}: {kind}, not a file")
 
 
 def write_bytes(url: str | os.PathLike[str], content: bytes) -> None:
-    """Puts ``content`` at ``url``, replacing what was there, all at once; a device or a named pipe is written in place."""
+    """Write ``content`` to ``url`` atomically, replacing an existing file; devices and named pipes are written in place."""
     target = local_path(url)
     if target is None:
-        _on(url, "write", lambda fs, path: fs.pipe_file(path, content))
+        _call(url, "write", lambda fs, path: fs.pipe_file(path, content))
         return
     if special_files.is_device(target):
         special_files.write(target, content)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.parent / f"{_ASIDE}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
+    temporary = target.parent / f"{_TEMPORARY_PREFIX}{processes.machine()}-{os.getpid()}-{uuid.uuid4().hex}"
     try:
-        with aside.open("wb") as handle:
+        with temporary.open("wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())  # a crash of the machine must not leave an empty file under the final name
-        aside.replace(target)
+        temporary.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:  # a full disk's names no file, others' the one aside
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # names no file (full disk), or the temporary one
             raise OSError(error.errno, error.strerror, os.fspath(target)) from error
         raise
 
 
 def write_text(url: str | os.PathLike[str], content: str) -> None:
-    """Like `write_bytes`, UTF-8 and without credentials (see `credentials.redact`)."""
+    """Like `write_bytes`, for UTF-8 text, from which credentials are removed (see `credentials.redact`)."""
     write_bytes(url, redact(content).encode("utf-8"))
 
 
 def remove(url: str | os.PathLike[str]) -> None:
-    """Deletes a file or a whole folder; nothing happens where there is none."""
+    """Delete a file or a whole folder; a missing one is not an error."""
     with contextlib.suppress(FileNotFoundError):
-        _on(url, "delete", lambda fs, path: fs.rm(path, recursive=True))
+        _call(url, "delete", lambda fs, path: fs.rm(path, recursive=True))
 
 
 def arrow_filesystem(url: str) -> tuple[Any, str]:
-    """``url`` as Ray wants it: a pyarrow filesystem with these settings, which may travel to workers, and a path in it."""
+    """``url`` as Ray expects it: a picklable pyarrow filesystem with these settings, and a path in it."""
     from pyarrow.fs import FSSpecHandler, PyFileSystem
 
     fs, path = _open(url)
@@ -246,31 +246,31 @@ def arrow_filesystem(url: str) -> tuple[Any, str]:
 
 
 def create(url: str, content: bytes) -> bool:
-    """Puts an object at ``url`` of object storage unless one is there; returns whether it did.
+    """Create an object at ``url`` of object storage unless one exists; return whether it was created.
 
-    S3 decides in one step (If-None-Match). A store that ignores or does not know the condition is asked before: then two
-    writers of the same moment may both succeed.
+    S3 does this atomically (If-None-Match). For stores that ignore or do not implement the condition, the object is looked
+    up first, so that two writers at the same moment may both succeed.
     """
     return _put_if(url, content, {"mode": "create"})
 
 
 def replace(url: str, content: bytes, version: str) -> bool:
-    """Puts ``content`` in place of the object whose ETag is ``version``; returns False where it is another by now.
+    """Replace the object whose ETag is ``version``; return False if it has another ETag by now.
 
-    As `create` where a store does not know the condition (If-Match).
+    The same limitation as for `create` applies to stores without conditional writes (If-Match).
     """
     return _put_if(url, content, {"IfMatch": version})
 
 
 def read_version(url: str) -> tuple[bytes, str] | None:
-    """Content of an object and its ETag (empty where the store has none); None where there is none."""
+    """Content of an object and its ETag (empty if the store has none); None if there is no object."""
 
-    def look(fs: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, str]:
+    def query(fs: fsspec.AbstractFileSystem, path: str) -> tuple[bytes, str]:
         version = str(fs.info(path, refresh=True).get("ETag", "")) if get_protocol(url) in _S3 else ""
         return bytes(fs.cat_file(path)), version
 
     try:
-        return _on(url, "read", look)
+        return _call(url, "read", query)
     except FileNotFoundError:
         return None
 
@@ -287,30 +287,31 @@ def _put_if(url: str, content: bytes, condition: dict[str, str]) -> bool:
         except Exception as error:
             if precondition_failed(error):
                 return False
-            if not (conditional and knows_no_conditions(error)):
+            if not (conditional and rejects_conditional_writes(error)):
                 raise
             fs.pipe_file(path, content)
         return True
 
-    return _on(url, "write", put)
+    return _call(url, "write", put)
 
 
-def sweep(url: str | os.PathLike[str]) -> int:
-    """Deletes what killed writers left aside right below a local ``url``; returns how many files that were.
+def remove_abandoned(url: str | os.PathLike[str]) -> int:
+    """Delete the temporary files of killed writers directly in a local folder ``url``; return their number.
 
-    A file is left if its writer may be alive: a process of this machine that runs, or one of another machine within a day.
+    A file is kept while its writer may be alive: a running process of this machine, or one of another machine that changed
+    the file within a day.
     """
     folder = local_path(url)
     if folder is None or not folder.is_dir():
         return 0
-    stale = [path for path in folder.glob(f"{_ASIDE}*") if _is_abandoned(path)]
+    stale = [path for path in folder.glob(f"{_TEMPORARY_PREFIX}*") if _is_abandoned(path)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
 
 
 def _is_abandoned(path: Path) -> bool:
-    machine, _, rest = path.name.removeprefix(_ASIDE).partition("-")
+    machine, _, rest = path.name.removeprefix(_TEMPORARY_PREFIX).partition("-")
     pid = rest.partition("-")[0]
     if machine == processes.machine() and pid.isdecimal():
         return not processes.is_alive(int(pid))
@@ -320,10 +321,10 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _is_local(url: str | os.PathLike[str]) -> bool:
-    """Whether ``url`` is a path of this machine; the door through which every URL comes.
+    """Whether ``url`` is a path of this machine; every URL is validated here first.
 
     Raises:
-        ConfigError: it can be no URL; fsspec would take it for a local path.
+        ConfigError: it cannot be a URL, although fsspec would treat it as a local path.
     """
     wrong = malformed(os.fspath(url))
     if wrong:
@@ -331,57 +332,57 @@ def _is_local(url: str | os.PathLike[str]) -> bool:
     return get_protocol(os.fspath(url)) in _LOCAL
 
 
-def _on(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
-    """What ``call`` makes of the filesystem and path of ``url``; of object storage with patience and plain errors."""
+def _call(url: str | os.PathLike[str], doing: str, call: Callable[[fsspec.AbstractFileSystem, str], T]) -> T:
+    """Apply ``call`` to the filesystem and path of ``url``; for object storage with retries and readable errors."""
     fs, path = _open(url)
     if _is_local(url):
         return call(fs, path)
 
-    def talk() -> T:
-        fs, path = _open(url)  # anew: see _renew
-        _greet(fs, os.fspath(url))
+    def request() -> T:
+        fs, path = _open(url)  # opened again after _forget_credentials
+        _probe_endpoint(fs, os.fspath(url))
         return call(fs, path)
 
-    return attempt(talk, os.fspath(url), doing, _State.config.retries, lambda: _renew(fs))
+    return call_with_retries(request, os.fspath(url), doing, _State.config.retries, lambda: _forget_credentials(fs))
 
 
-def _renew(fs: fsspec.AbstractFileSystem) -> None:
-    """Forgets a filesystem and its like: those that are opened next look for credentials again."""
+def _forget_credentials(fs: fsspec.AbstractFileSystem) -> None:
+    """Drop fsspec's cached filesystems of this type, so that those opened next read their credentials again."""
     type(fs).clear_instance_cache()
 
 
 def _open(url: str | os.PathLike[str]) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Filesystem and path of ``url``; fsspec keeps one filesystem for the same settings."""
+    """Filesystem and path of ``url``; fsspec caches one filesystem per settings."""
     text = os.fspath(url)
     if _is_local(text):
         return url_to_fs(text)
     if holds_credentials(text):
-        raise ConfigError(f"{redact(text)}: holds credentials, which do not belong into a URL; {WHERE_THEY_GO}")
+        raise ConfigError(f"{redact(text)}: contains credentials, which do not belong in a URL; {CREDENTIALS_HINT}")
     s3 = get_protocol(text) in _S3
     try:
         fs, path = url_to_fs(text, **(_State.config.filesystem_options() if s3 else {}))
     except ImportError as error:
-        wanted = "pip install 'avvp_dist[s3]'" if s3 else str(error)
-        raise ConfigError(f"{text}: a package for such URLs is missing: {wanted}") from None
+        remedy = "pip install 'avvp_dist[s3]'" if s3 else str(error)
+        raise ConfigError(f"{text}: a package for such URLs is missing: {remedy}") from None
     except ValueError as error:
-        raise ConfigError(f"{text}: not a URL that can be used: {error}") from None
+        raise ConfigError(f"{text}: not a usable URL: {error}") from None
     if s3:
-        fs.retries = 1  # of s3fs itself; botocore's count
+        fs.retries = 1  # retries of s3fs itself, in addition to botocore's
     return fs, path
 
 
-def _greet(fs: fsspec.AbstractFileSystem, url: str) -> None:
-    """Refuses an S3 address where nobody listens, quickly; one that has answered before gets all the retries."""
+def _probe_endpoint(fs: fsspec.AbstractFileSystem, url: str) -> None:
+    """Fail quickly if no server listens at an S3 endpoint; one that has answered before gets all the retries."""
     if get_protocol(url) not in _S3:
         return
     endpoint: str = fs.s3.meta.endpoint_url
     address = urlsplit(endpoint)
     host = address.hostname or ""
     behind_proxy = address.scheme in getproxies() and not proxy_bypass(host)
-    if endpoint in _State.answered or behind_proxy:
+    if endpoint in _State.reachable or behind_proxy:
         return
     port = address.port or (443 if address.scheme == "https" else 80)
-    for pause in [0.3 * 2**number for number in range(_GREETINGS)]:
+    for pause in [0.3 * 2**number for number in range(_PROBE_ATTEMPTS)]:
         try:
             socket.create_connection((host, port), _State.config.connect_timeout).close()
         except OSError as error:
@@ -390,6 +391,6 @@ def _greet(fs: fsspec.AbstractFileSystem, url: str) -> None:
                 break
             time.sleep(pause)
         else:
-            _State.answered.add(endpoint)
+            _State.reachable.add(endpoint)
             return
     raise unreachable(url, endpoint, reason)

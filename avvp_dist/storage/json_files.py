@@ -1,4 +1,4 @@
-"""JSON files that a command reads back: one that is damaged is named, with what to do about it."""
+"""Parses JSON files; a damaged one raises an error that names it and says what to do."""
 
 from __future__ import annotations
 
@@ -10,43 +10,58 @@ from avvp_dist import storage
 from avvp_dist.errors import DataError
 
 
-def read(url: str, remedy: str) -> Any:
-    """The content of a JSON file.
+def parse(text: str | bytes, url: str, remedy: str = "", allow_nan: bool = True) -> Any:
+    """Parse JSON text.
 
     Args:
-        url: path or URL.
-        remedy: what to do where it is damaged, told in the message.
+        text: content of a file.
+        url: path or URL of the file, for messages.
+        remedy: what to do if it is damaged, for messages.
+        allow_nan: accept NaN and Infinity, as Python writes them; they are not valid JSON.
 
     Raises:
-        FileNotFoundError: there is none.
         DataError: it is not JSON.
     """
     try:
-        return json.loads(storage.read_text(url))
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nested without end
-        why = " ".join(str(error).split())
-        raise DataError(f"{url}: damaged, not valid JSON ({why}); {remedy}") from None
+        return json.loads(text, parse_constant=None if allow_nan else _reject_constant)
+    except (ValueError, RecursionError) as error:  # also numbers with thousands of digits and endless nesting
+        why = " ".join(str(error).split())[:120]
+        raise DataError(f"{url}: damaged, not valid JSON ({why}){f'; {remedy}' if remedy else ''}") from None
 
 
-def record(url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
-    """The content of a JSON file that is an object with ``keys``, each a value of its type.
+def read(url: str, remedy: str) -> Any:
+    """Read a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it is not JSON, no object, or lacks keys.
+        FileNotFoundError: there is no such file.
+        DataError: it is not JSON.
     """
-    return expect(read(url, remedy), url, keys, remedy)
+    return parse(storage.read_text(url), url, remedy)
 
 
-def expect(content: Any, url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
-    """``content`` of the file ``url``, if it is an object with ``keys``, each a value of its type.
+def read_object(url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
+    """Read a JSON file that must contain an object with ``keys``, each a value of the given type.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is not JSON, not an object, or lacks keys.
+    """
+    return check_object(read(url, remedy), url, keys, remedy)
+
+
+def check_object(content: Any, url: str, keys: Mapping[str, type], remedy: str) -> dict[str, Any]:
+    """Return ``content`` of the file ``url`` if it is an object with ``keys``, each a value of the given type.
 
     Raises:
         DataError: it is not.
     """
     if not isinstance(content, dict):
-        raise DataError(f"{url}: not what it should be, an object with {', '.join(keys)}; {remedy}")
+        raise DataError(f"{url}: malformed, expected an object with {', '.join(keys)}; {remedy}")
     wrong = [key for key, kind in keys.items() if not isinstance(content.get(key), kind)]
     if wrong:
-        raise DataError(f"{url}: not what it should be, {', '.join(wrong)} missing or of another type; {remedy}")
+        raise DataError(f"{url}: malformed, {', '.join(wrong)} missing or of the wrong type; {remedy}")
     return content
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")

@@ -1,4 +1,4 @@
-"""Which machine and which process something belongs to, so that another process can tell whether its owner still runs."""
+"""Identifies machines and processes, so that another process can determine whether the owner of a file is still running."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMESPACE = Path("/proc/self/ns/pid")
 
 @functools.cache
 def machine() -> str:
-    """Names what a process number belongs to: host, boot and PID namespace (a container has its own); 16 hex digits."""
+    """Identify the scope of process ids: host, boot and PID namespace (a container has its own); 16 hexadecimal digits."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         facts.append(_BOOT.read_text())
@@ -25,7 +25,7 @@ def machine() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs. A zombie does not: it writes no more."""
+    """Whether a process of this machine is running; a zombie is not, since it writes nothing any more."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:  # it has ended, or there is no /proc, or it hides other users' processes

@@ -1,4 +1,4 @@
-"""Files that are none: /dev/stdout, /dev/null, a named pipe. They are written in place; a rename would replace them."""
+"""Special files: /dev/stdout, /dev/null, named pipes. They are written in place, since a rename would replace them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_device(path: Path) -> bool:
-    """Whether something lies there that is neither a file nor a folder."""
+    """Whether something exists at ``path`` that is neither a regular file nor a folder."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -17,23 +17,23 @@ def is_device(path: Path) -> bool:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes ``content`` to a device.
+    """Write ``content`` to a device.
 
     Raises:
-        OSError: it cannot be opened or written; a pipe that nobody reads is not waited for.
+        OSError: it cannot be opened or written, or is a pipe without a reader.
     """
     with os.fdopen(_open(path), "wb", buffering=0) as handle:
         os.set_blocking(handle.fileno(), True)
-        left = memoryview(content)
+        remaining = memoryview(content)
         try:
-            while left:
-                left = left[handle.write(left) or 0 :]
+            while remaining:
+                remaining = remaining[handle.write(remaining) or 0 :]
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from None
 
 
 def check(path: Path) -> None:
-    """Opens a device for writing, and closes it.
+    """Open a device for writing, and close it.
 
     Raises:
         OSError: it cannot be opened.

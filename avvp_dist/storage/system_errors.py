@@ -1,4 +1,4 @@
-"""Errors of the operating system as messages that name the path and a remedy."""
+"""Describes errors of the operating system with their path and a remedy."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import errno
 from avvp_dist.text.escape import line
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space, or choose a place on another disk",
-    errno.EDQUOT: "free some space, or choose a place on another disk",
-    errno.EACCES: "change its permissions, or choose another place",
-    errno.EPERM: "change its permissions, or choose another place",
-    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some space, or choose a location on another disk",
+    errno.EDQUOT: "free some space, or choose a location on another disk",
+    errno.EACCES: "change its permissions, or choose another location",
+    errno.EPERM: "change its permissions, or choose another location",
+    errno.EROFS: "choose another location",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "remove the loop of symbolic links, or choose another place",
-    errno.ENOTDIR: "a file lies where a folder is needed; move it away, or choose another place",
-    errno.EEXIST: "a file lies where a folder is needed; move it away, or choose another place",
-    errno.EISDIR: "a folder lies where a file is needed; give the name of a file",
-    errno.ENOENT: "look at the path and at the folder it counts from",
+    errno.ELOOP: "remove the loop of symbolic links, or choose another location",
+    errno.ENOTDIR: "there is a file where a folder is needed; move it, or choose another location",
+    errno.EEXIST: "there is a file where a folder is needed; move it, or choose another location",
+    errno.EISDIR: "there is a folder where a file is needed; give the name of a file",
+    errno.ENOENT: "check the path, and the folder to which it is relative",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files (ulimit -n)",
-    errno.EIO: "the disk or the connection to it fails; look at the system's log",
-    errno.ENXIO: "nobody reads from it; give the name of a file",
+    errno.EIO: "the disk or the connection to it is failing; check the system log",
+    errno.ENXIO: "no process reads from it; give the name of a file",
     errno.EAGAIN: "too many processes or threads; raise ulimit -u, or give fewer workers",
 }
 
 
-def of_system(error: OSError) -> str:
-    """An error of the operating system with its path and what to do."""
+def describe_os_error(error: OSError) -> str:
+    """Describe an error of the operating system by its path, its reason and a remedy."""
     where = error.filename if error.filename is not None else error.filename2
     what = error.strerror or line(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "")

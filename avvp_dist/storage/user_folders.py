@@ -1,4 +1,4 @@
-"""Folders of the user: home, cache, and a private one for temporary files, on machines that lack some of them too.
+"""The user's folders: home, cache, and a private temporary one, also on machines that lack some of them.
 
 A container often runs under a uid without a passwd entry and without HOME; `Path.home` then raises RuntimeError.
 """
@@ -13,24 +13,24 @@ from pathlib import Path
 
 from avvp_dist.errors import ConfigError
 
-_STAND_IN = "AVVP_TEMPORARY_HOME"
+_TEMPORARY_HOME = "AVVP_TEMPORARY_HOME"
 
 
 def home() -> Path | None:
-    """The user's home folder, whether it is there or not; None where neither HOME nor a passwd entry names one."""
+    """The user's home folder, which need not exist; None if neither HOME nor a passwd entry names one."""
     try:
         found = Path.home()
     except (RuntimeError, KeyError):
         return None
-    stand_in = os.environ.get(_STAND_IN)  # set by `ensure_home`, perhaps in a parent process: no place for what is to last
-    return None if stand_in and found == Path(stand_in) else found
+    temporary = os.environ.get(_TEMPORARY_HOME)  # set by `ensure_home`, perhaps in a parent process; not for lasting files
+    return None if temporary and found == Path(temporary) else found
 
 
 def user_cache(instead: str) -> Path:
     """$XDG_CACHE_HOME, else ~/.cache.
 
     Args:
-        instead: what names another folder, for the message.
+        instead: setting that names another folder, for the message.
 
     Raises:
         ConfigError: there is no home folder.
@@ -46,19 +46,19 @@ def user_cache(instead: str) -> Path:
 
 
 def ensure_home() -> None:
-    """Sets HOME to a private temporary folder where there is no home; before packages that ask for one when imported."""
+    """Set HOME to a private temporary folder if the user has none, before importing packages that require a home."""
     if home() is None:
         folder = private() / "home"
         folder.mkdir(exist_ok=True)
-        os.environ[_STAND_IN] = os.environ["HOME"] = str(folder)
+        os.environ[_TEMPORARY_HOME] = os.environ["HOME"] = str(folder)
 
 
 @cache
 def private() -> Path:
-    """A temporary folder that is this user's and that nobody else may enter; the same for all processes where possible.
+    """A temporary folder of this user that no other user can enter; the same for all processes if possible.
 
-    Others may write to the folder above it. One that is not ours or was opened to others is left alone, and this process
-    takes a folder of a new name.
+    Other users can write to its parent folder. Therefore a folder that belongs to another user, or is open to others, is not
+    used, and this process creates one with a new name.
 
     Raises:
         OSError: there is no folder for temporary files.

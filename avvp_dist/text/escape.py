@@ -1,7 +1,8 @@
-"""Makes foreign text safe to show: control characters made visible, and the escapes of each format that is written.
+"""Makes untrusted text safe to display: visible control characters, and the escapes of each output format.
 
-Ids, class names, paths and config values come from files and command lines of others. A terminal obeys escape sequences in
-them, rich obeys ``[markup]``, a spreadsheet evaluates ``=cells``, Markdown and LaTeX have signs of their own.
+Ids, class names, paths and config values come from other people's files and command lines. A terminal executes escape
+sequences in them, rich interprets ``[markup]``, a spreadsheet evaluates ``=cells``, and Markdown and LaTeX have their own
+special characters.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import logging
 import unicodedata
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # rich takes a tenth of a second that programs without a terminal need not spend
+if TYPE_CHECKING:  # importing rich takes 0.1 s, which programs without a terminal should not spend
     from rich.text import Text
 
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, formatting (bidi marks), lone surrogates, line and paragraph separators
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, formatting (bidi), lone surrogates, line and paragraph separators
 _LATEX = {
     "\\": r"\textbackslash{}",
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{character: f"\\{character}" for character in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"$<$",
@@ -27,7 +28,7 @@ _LATEX = {
     "\N{DAGGER}": r"$\dagger$",
 }
 _MARKDOWN = {
-    **{sign: f"\\{sign}" for sign in "\\|*_`~"},
+    **{character: f"\\{character}" for character in "\\|*_`~"},
     "&": "&amp;",
     "<": "&lt;",
     ">": "&gt;",
@@ -35,44 +36,47 @@ _MARKDOWN = {
 
 
 def visible(text: object, keep: str = "\n") -> str:
-    r"""``text`` with characters that a terminal obeys, or that nobody sees, as ``\x1b``-like escapes.
+    r"""Replace invisible characters and those that control a terminal by escapes such as ``\x1b``.
 
     Args:
-        text: anything; its ``str`` is taken.
-        keep: control characters that stay.
+        text: any object; its ``str`` is used.
+        keep: control characters to keep.
     """
     found = str(text)
     if found.isprintable():
         return found
-    return "".join(sign if sign in keep or unicodedata.category(sign) not in _HIDDEN else _escape(sign) for sign in found)
+    return "".join(
+        character if character in keep or unicodedata.category(character) not in _HIDDEN else _escape(character)
+        for character in found
+    )
 
 
 def line(text: object) -> str:
-    r"""`visible` in one line: a line break becomes ``\n``."""
+    r"""`visible`, on one line: a line break becomes ``\n``."""
     return visible(text, keep="")
 
 
 def cell(text: object, style: str = "") -> Text:
-    """A text that rich prints as it is, wherever it would read a string as markup."""
+    """Text that rich prints unchanged where it would interpret a string as markup."""
     from rich.text import Text
 
     return Text(visible(text), style=style)
 
 
 def markdown(text: object) -> str:
-    """For a line or a table cell of Markdown, without effect on what stands around it."""
-    found = "".join(_MARKDOWN.get(sign, sign) for sign in visible(" ".join(str(text).split())))
-    found = found.replace("](", "]\\(").replace("]:", "]\\:")  # a link, and what defines one
+    """Escape text for a line or a table cell of Markdown."""
+    found = "".join(_MARKDOWN.get(character, character) for character in visible(" ".join(str(text).split())))
+    found = found.replace("](", "]\\(").replace("]:", "]\\:")  # links and link definitions
     return f"\\{found}" if found.startswith(("#", "+ ", "- ", "=")) else found
 
 
 def latex(text: object) -> str:
-    """For one line of LaTeX."""
-    return "".join(_LATEX.get(sign, sign) for sign in visible(" ".join(str(text).split())))
+    """Escape text for one line of LaTeX."""
+    return "".join(_LATEX.get(character, character) for character in visible(" ".join(str(text).split())))
 
 
 def csv(text: object) -> str:
-    """For a cell of a CSV file: what a spreadsheet would evaluate as a formula gets a leading apostrophe; numbers stay."""
+    """Escape text for a cell of a CSV file: what a spreadsheet would evaluate gets a leading apostrophe; numbers do not."""
     found = str(text)
     if found.lstrip().startswith(("=", "+", "-", "@")) or found.startswith(("\t", "\r", "\n")):
         try:
@@ -82,13 +86,13 @@ def csv(text: object) -> str:
     return line(found)
 
 
-def drawn(text: object) -> str:
-    """For matplotlib, which takes text between two dollar signs for mathematics."""
+def mathtext(text: object) -> str:
+    """Escape text for matplotlib, which typesets text between two dollar signs as mathematics."""
     return visible(text).replace("$", r"\$")
 
 
 def shortened(text: str, width: int) -> str:
-    """``text`` in at most ``width`` characters; of a longer one the middle is left out, as a remedy stands at the end."""
+    """Shorten ``text`` to ``width`` characters by removing its middle, since the end of a message states the remedy."""
     if len(text) <= width:
         return text
     tail = width // 3
@@ -96,20 +100,20 @@ def shortened(text: str, width: int) -> str:
 
 
 class VisibleRecords(logging.Filter):
-    """Makes the messages of a handler's log records `visible`; lets all of them through."""
+    """Makes the messages of a handler's log records `visible`; filters none of them out."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
         message = record.getMessage()
         shown = visible(message, keep="\n\t")
-        if shown != message:  # handlers that come later get the others as they are
+        if shown != message:  # later handlers get unaffected records unchanged
             record.msg, record.args = shown, ()
         return True
 
 
-def _escape(sign: str) -> str:
-    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(sign)
-    number = ord(sign)
+def _escape(character: str) -> str:
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(character)
+    number = ord(character)
     if number < 0x100:
         return named or f"\\x{number:02x}"
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

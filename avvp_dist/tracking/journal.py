@@ -105,7 +105,7 @@ def journals(folder: Path) -> tuple[Journal, Journal]:
 
 def read_run(folder: Path) -> dict[str, Any]:
     """Content of ``run.json``."""
-    return json_files.record(str(folder / "run.json"), {"key": str}, REMEDY)
+    return json_files.read_object(str(folder / "run.json"), {"key": str}, REMEDY)
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:

@@ -197,7 +197,7 @@ def _log_in(uri: str) -> str:
     if known is None:
         return uri
     if known.scheme.lower() not in ("http", "https"):
-        return known.whole()
+        return known.with_secrets()
     if known.user is None:
         return uri
     user, password = unquote(known.user or ""), unquote(known.password or "")

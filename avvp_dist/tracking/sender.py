@@ -108,7 +108,7 @@ def sync(folder: Path, uri: str | None = None) -> SyncReport:
     """
     if not (folder / "run.json").is_file():
         raise DataError(f"{folder}: no tracked run here (run.json is missing); give the folder named at the run's end")
-    known = json_files.record(str(folder / "run.json"), {"key": str, "uri": str}, REMEDY)
+    known = json_files.read_object(str(folder / "run.json"), {"key": str, "uri": str}, REMEDY)
     address = detach(uri or known["uri"])
     check_address(TrackingConfig(uri=address))
     asks = uri is None and (known.get("login", False) or address != known["uri"])

@@ -14,7 +14,7 @@ from dying import DyingRuntime, Killed
 from forks import ranks
 from prometheus import last, scraped
 
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
@@ -142,7 +142,7 @@ def test_another_network_on_four_ranks(packed, tmp_path):
 
 def test_valor_on_two_ranks(packed, tmp_path):
     refined = tmp_path / "labels.npz"
-    refined.write_bytes(noisy_labels(packed, 0.1, 0).to_bytes())
+    refined.write_bytes(noisy_segment_labels(packed, 0.1, 0).to_bytes())
     settings = ["model.width=64", "model.layers=2", "model.dropout=0", "optim.warmup_epochs=1"]
     recipe = ["valor", f"data.refined={refined}", *settings]
     train(tmp_path / "one", packed, recipe=recipe)
@@ -224,6 +224,6 @@ def test_a_batch_of_fewer_videos_than_workers_is_refused_before_anything_starts(
     ]
     done = subprocess.run([sys.executable, "-m", "avvp_dist", *arguments], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "batch_size 2 is the global batch: some of 3 workers would never see a video; use 3 or more" in done.stderr
+    assert "batch_size 2 is the global batch: some of 3 workers would never get a video; use 3 or more" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from avvp_dist.datasets import synthetic
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load, of_stages
 from avvp_dist.experiments.run import evaluate_experiment, open_data, run_experiment
@@ -48,7 +48,7 @@ def train(config):
     splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
     method = METHODS[config.method.name](config.method, index.classes, index.segments)
     if method.segment_labels:
-        given = noisy_labels(config.data.url, flip=0.1, seed=0)
+        given = noisy_segment_labels(config.data.url, flip=0.1, seed=0)
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,

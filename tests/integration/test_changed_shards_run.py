@@ -77,7 +77,7 @@ def test_truncated_under_two_ranks_a_shard_ends_both_by_its_name(packed, tmp_pat
     finally:
         running.send_signal(signal.SIGKILL)
     assert running.returncode not in (0, None)
-    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, the index says" in said
+    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, but the index records" in said
     assert "error: " in said
     assert "SIGBUS" not in said
     assert not (output / "result.json").exists()

@@ -82,7 +82,7 @@ def test_all_is_wrong(s3, tmp_path):
     lines = {line[6:20].strip(): line for line in done.stdout.splitlines()}
     assert "no index.json here" in lines["data"]
     for name in ("output", "output by ray"):
-        assert "there is no bucket 'no-such-bucket'; make it" in lines[name]
+        assert "there is no bucket 'no-such-bucket'; create it" in lines[name]
     assert f"RAY_ADDRESS=127.0.0.1:{port} not reached (Connection refused); start the cluster" in lines["ray"]
     assert "start the server, or mend tracking=URI" in lines["mlflow"]
     for name in ("data", "output", "output by ray", "ray", "mlflow"):
@@ -106,7 +106,7 @@ def test_a_users_mistake(tmp_path):
     done = doctor("dta=x", "storage.secret=hunter2", "timeout=-1", cwd=tmp_path)
     assert done.returncode == 2
     assert "dta: unknown key; did you mean 'data'?" in done.stderr
-    assert "credentials are no part of a config" in done.stderr
+    assert "credentials do not belong in a config" in done.stderr
     assert "timeout" in done.stderr
     assert "hunter2" not in done.stdout + done.stderr
 

@@ -9,7 +9,7 @@ import yaml
 from indexes import change_index
 from test_table_run import SMALL, avvp_table
 
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.errors import ConfigError
 from avvp_dist.loading.refined import RefinedLabels
 
@@ -58,7 +58,7 @@ def test_each_row_runs_on_its_features_and_labels_are_made_of_the_truth_for_thos
     assert deep["labels"]["oracle_noise"] == 0.18
     assert config_of(deep)["refined"] == deep["labels"]["url"]
     assert Path(deep["labels"]["url"]).parent == folder / "out" / "labels"
-    made, expected = RefinedLabels.load(deep["labels"]["url"]), noisy_labels(deep["data"]["url"], 0.18, 0)
+    made, expected = RefinedLabels.load(deep["labels"]["url"]), noisy_segment_labels(deep["data"]["url"], 0.18, 0)
     assert made.fingerprint == expected.fingerprint
     assert made.provenance["flip"] == 0.18
     for text in (shown, (folder / "two.md").read_text()):
@@ -86,7 +86,7 @@ def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp
     with pytest.raises(ConfigError, match="row 'deep': .*two.npz: no such file"):
         avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")
     assert not out.exists()
-    (tmp_path / "two.npz").write_bytes(noisy_labels(str(llp), 0.1, 1).to_bytes())
+    (tmp_path / "two.npz").write_bytes(noisy_segment_labels(str(llp), 0.1, 1).to_bytes())
     shown = avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")
     content = json.loads((out / "table.json").read_text())
     plain, deep = content["rows"]

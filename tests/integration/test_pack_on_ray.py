@@ -68,7 +68,7 @@ def test_any_number_of_tasks_writes_the_same_bytes(cluster, official, tmp_path, 
     assert "packing: 5 of 5 shards, 12 of 12 videos" in caplog.text
     assert pack_tiny(official, tmp_path / "local", on="local", workers=1) == index
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
-    assert "5 shards written, 0 were complete already" in caplog.text
+    assert "5 shards written, 0 were already complete" in caplog.text
 
 
 def test_a_task_that_dies_is_done_again(cluster, official, tmp_path):
@@ -79,7 +79,7 @@ def test_a_task_that_dies_is_done_again(cluster, official, tmp_path):
 
 
 def test_a_task_that_dies_every_time_is_told_plainly(cluster, official, tmp_path):
-    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* it goes on where it stopped") as told:
+    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* and it resumes") as told:
         pack_tiny(official, tmp_path / "out", source=DeadlyFeatures)
     assert told.value.exit_code == 1
 
@@ -120,8 +120,8 @@ def test_a_killed_driver_takes_its_tasks_along_and_the_next_goes_on(cluster, off
     pack_tiny(official, tmp_path / "whole", on="local", workers=1)
     assert contents(out) == contents(tmp_path / "whole")
     assert (out / "train-000000.tar").stat().st_mtime_ns == first
-    assert f"{there} of 5 shards are there" in caplog.text
-    assert f"{5 - there} shards written, {there} were complete already" in caplog.text
+    assert f"{there} of 5 shards exist" in caplog.text
+    assert f"{5 - there} shards written, {there} were already complete" in caplog.text
 
 
 def tasks_under_way() -> list[psutil.Process]:
@@ -129,7 +129,7 @@ def tasks_under_way() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # it has just ended, and may not have been reaped
-            found += [process] if "ray::in_task" in " ".join(process.cmdline()) else []
+            found += [process] if "ray::call_in_task" in " ".join(process.cmdline()) else []
     return found
 
 

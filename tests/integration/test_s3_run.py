@@ -63,7 +63,7 @@ def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplo
     assert storage.names(url) == storage.names(packed)
     with caplog.at_level("INFO"):
         here(*command, "--storage", by_setting)
-    assert "0 shards written, 6 were complete already" in caplog.text
+    assert "0 shards written, 6 were already complete" in caplog.text
     assert json.loads(here("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
 
 
@@ -160,12 +160,12 @@ def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
     [
         ("s3://no-such-bucket/data", [], "there is no bucket 'no-such-bucket'"),
         ("{bucket}/nothing", [], "/nothing: no index.json here"),
-        ("{bucket}/data", ["storage.endpoint=http://127.0.0.1:{port}"], "cannot reach http://127.0.0.1:{port}"),
+        ("{bucket}/data", ["storage.endpoint=http://127.0.0.1:{port}"], "cannot connect to http://127.0.0.1:{port}"),
         ("{bucket}/data", ["storage.endpoint={refusing}"], "does not accept these credentials (SignatureDoesNotMatch)"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run"], "there is no bucket 'no-such-bucket'"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run", "launch=ray"], "there is no bucket 'no-such-bucket'"),
         ("s3://me:hunter2@bucket/data", ["storage.key=hunter2"], "data.url: credentials do not belong into a URL"),
-        ("s4://bucket/data", [], "index.json: not a URL that can be used: Protocol not known: s4"),
+        ("s4://bucket/data", [], "index.json: not a usable URL: Protocol not known: s4"),
     ],
 )
 def test_mistakes_are_one_message_and_soon(bucket, data, settings, message):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 
-from avvp_dist.text.credentials import CARRIER
+from avvp_dist.text.credentials import TRACKING_VARIABLE
 from avvp_dist.tracking.journal import read_run
 
 MARK = "Leak42Mark"
@@ -39,7 +39,7 @@ FREE = [
 def avvp(*arguments, cwd, **variables):
     """A command in a process of its own, in an environment full of secrets; fails where it shows one."""
     environment = os.environ | VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
-    for name in ("MLFLOW_TRACKING_URI", CARRIER):
+    for name in ("MLFLOW_TRACKING_URI", TRACKING_VARIABLE):
         if name not in variables:
             environment.pop(name, None)
     command = [sys.executable, "-m", "avvp_dist", *arguments]

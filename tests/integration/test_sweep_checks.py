@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from avvp_dist.cli import main as cli
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 
 pytest.importorskip("ray")
 TINY = ["model.width=16", "train.epochs=1", "train.batch_size=16", "evaluate.batch_size=64"]
@@ -75,7 +75,7 @@ def test_what_is_wrong_with_a_sweep_file_is_told_before_anything_starts(here, ho
 
 def test_a_dry_run_finds_what_relative_paths_name_and_leaves_nothing(here, packed, monkeypatch):
     """Relative paths in every key: recipe file, overrides of the sweep and of the command, swept values."""
-    Path("labels.npz").write_bytes(noisy_labels(packed, flip=0.1, seed=0).to_bytes())
+    Path("labels.npz").write_bytes(noisy_segment_labels(packed, flip=0.1, seed=0).to_bytes())
     mine = {"recipe": "mine", "model": {"name": "han"}, "method": {"name": "han"}, "data": {"cache": "cache"}}
     Path("mine.yaml").write_text(yaml.safe_dump(mine))
     space = {"data.refined": {"grid": [None, "labels.npz"]}}
@@ -106,7 +106,7 @@ def test_training_with_relative_paths_leaves_a_run_that_can_be_scored_when_its_f
 
     classes = Index.load(packed).classes
     Path("ratios.json").write_text(json.dumps({modality: dict.fromkeys(classes, 0.2) for modality in ("audio", "visual")}))
-    Path("labels.npz").write_bytes(noisy_labels(packed, flip=0.1, seed=0).to_bytes())
+    Path("labels.npz").write_bytes(noisy_segment_labels(packed, flip=0.1, seed=0).to_bytes())
     given = [
         "method.ratios=ratios.json",
         "data.refined=labels.npz",

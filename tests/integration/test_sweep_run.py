@@ -13,7 +13,7 @@ from prometheus import last, scraped
 from typer.testing import CliRunner
 
 from avvp_dist.cli import main as cli
-from avvp_dist.datasets.external import noisy_labels
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import load
 
@@ -58,7 +58,7 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(packed)
-    (tmp_path / "labels.npz").write_bytes(noisy_labels(packed, flip=0.1, seed=0).to_bytes())
+    (tmp_path / "labels.npz").write_bytes(noisy_segment_labels(packed, flip=0.1, seed=0).to_bytes())
     (tmp_path / "mine.yaml").write_text(load("jomold", ["data.refined=labels.npz", *TINY]).to_yaml())
     content = {"title": "t", "recipe": "mine.yaml", "space": space, "seeds": [1], "overrides": ["data.cache=cache"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))

@@ -38,10 +38,10 @@ def train(*arguments):
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_a_second_run_on_one_output_says_who_has_it(packed, tmp_path, request, monkeypatch, where):
-    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
-    monkeypatch.setattr(locks._InStore, "poll", 0.3)
+    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.5)
+    monkeypatch.setattr(locks._ObjectLock, "poll", 0.3)
     output = str(tmp_path / "run") if where == "disk" else f"{request.getfixturevalue('s3')}/run"
-    monkeypatch.setattr(locks, "_STALE", 60.0 if where == "disk" else 3.0)
+    monkeypatch.setattr(locks, "_STALE_AFTER", 60.0 if where == "disk" else 3.0)
     (tmp_path / "tmp").mkdir()
     arguments = [f"data={packed}", f"output={output}", "train.epochs=10000"]
     first = start(*arguments, TMPDIR=str(tmp_path / "tmp"))
@@ -92,9 +92,9 @@ def test_a_second_run_on_one_stage_waits_and_takes_it(packed, tmp_path, caplog):
 )
 def test_every_command_that_writes_a_folder_says_who_has_it(packed, tmp_path, monkeypatch, command):
     """Before Ray starts, and before a file in the folder is touched."""
-    monkeypatch.setattr(locks, "_PATIENCE", 0.2)
+    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.2)
     place = tmp_path / "place"
-    with locks.hold_folder(str(place)):
+    with locks.lock_folder(str(place)):
         done = CliRunner().invoke(cli.app, [word.format(data=packed, place=place) for word in command])
         assert isinstance(done.exception, ConfigError)
         assert f"place: in use by process {os.getpid()} of" in str(done.exception)

@@ -1,4 +1,4 @@
-"""Annotation files as tools rewrite them, and LLP's older edition: the same records as the clean, mended files."""
+"""Annotation files rewritten by other tools, and LLP's older edition: the same records as the clean, corrected files."""
 
 import json
 import re
@@ -58,11 +58,13 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rewritten_files_are_the_same_records(tmp_path, name):
+def test_rewritten_files_yield_the_same_records(tmp_path, name):
     write_annotations(tmp_path / "clean")
     folder = rewritten(tmp_path / "clean", tmp_path / "other", VARIANTS[name])
     assert contents(folder) != contents(tmp_path / "clean")
-    assert read_annotations(folder) == read_annotations(tmp_path / "clean") or "lines" in name  # which moves rows
+    assert (
+        read_annotations(folder) == read_annotations(tmp_path / "clean") or "lines" in name
+    )  # these change the row numbers
     assert read_annotations(folder).records == read_annotations(tmp_path / "clean").records
 
 
@@ -78,7 +80,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-def test_what_cannot_be_read_is_told_by_file_and_row(tmp_path):
+def test_unreadable_rows_are_reported_by_file_and_row(tmp_path):
     write_annotations(tmp_path)
     name = f"{video_id(7)}_10_20"
     rows = [
@@ -98,13 +100,13 @@ def test_what_cannot_be_read_is_told_by_file_and_row(tmp_path):
         read_annotations(tmp_path)
     problems = caught.value.problems
     assert problems[0].startswith("AVVP_train.csv:1: no column filename, event_labels in the header 'filename,event")
-    assert problems[0].endswith("...'; it seems separated by commas, expected tabs")
+    assert problems[0].endswith("...'; it seems to be separated by commas instead of tabs")
     assert max(map(len, problems)) < 250
     expected = [
         "AVVP_eval_audio.csv:6: quotes that do not enclose a whole value",
         "AVVP_eval_audio.csv:7: quotes that do not enclose a whole value",
-        "AVVP_eval_audio.csv:8: 5 tab-separated values, the header has 4",
-        "AVVP_eval_audio.csv:9: 1 tab-separated values, the header has 4",
+        "AVVP_eval_audio.csv:8: 5 tab-separated values, but the header has 4",
+        "AVVP_eval_audio.csv:9: 1 tab-separated values, but the header has 4",
         "AVVP_eval_audio.csv:2: onset '0.5' is not a whole number of seconds",
         "AVVP_eval_audio.csv:3: offset '10.01' is not a whole number of seconds",
         "AVVP_eval_audio.csv:4: offset 11.0 is outside 0..10",
@@ -123,14 +125,14 @@ OLDER = {
 
 
 def older(content: bytes) -> bytes:
-    for mended, before in OLDER.items():
-        content = content.replace(mended, before)
+    for current, before in OLDER.items():
+        content = content.replace(current, before)
     return content
 
 
 @pytest.fixture
 def editions(tmp_path):
-    """Annotations with the rows that LLP's authors corrected, after and before that."""
+    """Annotations with the rows that LLP's authors corrected, after and before the correction."""
     write_annotations(tmp_path / "mended", (2, 1, 0))
     with (tmp_path / "mended" / "AVVP_test_pd.csv").open("a") as file:
         file.write("JfZEqeLZqWk_30_40\tSpeech,Baby_cry_infant_cry\nKvIjsmANkxI_10_20\tCat,Speech\n")
@@ -139,50 +141,50 @@ def editions(tmp_path):
     return tmp_path / "mended", rewritten(tmp_path / "mended", tmp_path / "older", older)
 
 
-def test_mending_the_older_edition_gives_the_records_of_the_mended_one(editions):
-    mended, before = map(read_annotations, editions)
-    assert mended == read_annotations(editions[0], mend=True)
-    assert before.records != mended.records
+def test_correcting_the_older_edition_yields_the_records_of_the_corrected_one(editions):
+    current, before = map(read_annotations, editions)
+    assert current == read_annotations(editions[0], mend=True)
+    assert before.records != current.records
     assert Counter(flaw.kind for flaw in before.flaws)["older-edition"] == 3
-    healed = read_annotations(editions[1], mend=True)
-    assert healed.records == mended.records
-    assert [(flaw.row, flaw.kind, flaw.detail) for flaw in healed.flaws if flaw.kind == "mended"] == [
-        (5, "mended", "Baby_cry_infant_cry: Speech 0-4, meant JfZEqeLZqWk_30_40"),
-        (6, "mended", "Baby_cry_infant_cry: Speech 7-10, meant JfZEqeLZqWk_30_40"),
-        (7, "mended", "KvIjsmANkxI_10_20`: Cat 0-1, meant KvIjsmANkxI_10_20"),
+    corrected = read_annotations(editions[1], mend=True)
+    assert corrected.records == current.records
+    assert [(flaw.row, flaw.kind, flaw.detail) for flaw in corrected.flaws if flaw.kind == "mended"] == [
+        (5, "mended", "Baby_cry_infant_cry: Speech 0-4, should be JfZEqeLZqWk_30_40"),
+        (6, "mended", "Baby_cry_infant_cry: Speech 7-10, should be JfZEqeLZqWk_30_40"),
+        (7, "mended", "KvIjsmANkxI_10_20`: Cat 0-1, should be KvIjsmANkxI_10_20"),
     ]
     rewritten_too = rewritten(editions[1], editions[1].parent / "both", lambda content: floats(quoted(content)))
-    assert read_annotations(rewritten_too, mend=True).records == mended.records
+    assert read_annotations(rewritten_too, mend=True).records == current.records
 
 
-def test_mending_the_official_files(llp_annotations, tmp_path):
+def test_correcting_the_official_files(llp_annotations, tmp_path):
     before = rewritten(llp_annotations, tmp_path / "older", older)
-    clean, healed = read_annotations(llp_annotations), read_annotations(before, mend=True)
-    assert healed.records == clean.records
-    assert tuple(flaw for flaw in healed.flaws if flaw.kind != "mended") == clean.flaws
+    clean, corrected = read_annotations(llp_annotations), read_annotations(before, mend=True)
+    assert corrected.records == clean.records
+    assert tuple(flaw for flaw in corrected.flaws if flaw.kind != "mended") == clean.flaws
     counts = Counter(flaw.kind for flaw in read_annotations(before).flaws)
     assert counts["older-edition"] == 3
 
 
-def test_check_and_pack_tell_the_edition_and_mend_it(editions, tmp_path, capsys):
-    mended, before = editions
-    ids = [record.id for record in read_annotations(mended).records]
+def test_check_and_pack_report_and_correct_the_edition(editions, tmp_path, capsys):
+    current, before = editions
+    ids = [record.id for record in read_annotations(current).records]
     write_features(tmp_path, ids, LLP)
     check = ["data", "check", "llp", "--json", tmp_path / "report.json", "--annotations"]
-    assert avvp(*check, mended) == 0
+    assert avvp(*check, current) == 0
     assert "edition" not in capsys.readouterr().out
     assert avvp(*check, before) == 0
-    told = capsys.readouterr().out
-    assert "AVVP_eval_audio.csv is the older edition: LLP's authors corrected 3 of its rows on 2024-04-16" in told
-    assert "AVVP_eval_audio.csv:7: KvIjsmANkxI_10_20`: Cat 0-1, meant KvIjsmANkxI_10_20" in told
-    assert "--mend" in told
+    output = capsys.readouterr().out
+    assert "AVVP_eval_audio.csv is the older edition: LLP's authors corrected 3 of its rows on 2024-04-16" in output
+    assert "AVVP_eval_audio.csv:7: KvIjsmANkxI_10_20`: Cat 0-1, should be KvIjsmANkxI_10_20" in output
+    assert "--mend" in output
     assert json.loads((tmp_path / "report.json").read_text())["counts"]["older-edition"] == {"AVVP_eval_audio.csv": 3}
     assert avvp(*check, before, "--mend") == 0
-    told = capsys.readouterr().out
-    assert "3 rows of AVVP_eval_audio.csv corrected as in the mended edition of 2024-04-16:" in told
-    assert "older edition" not in told
+    output = capsys.readouterr().out
+    assert "3 rows of AVVP_eval_audio.csv corrected as in the mended edition of 2024-04-16:" in output
+    assert "older edition" not in output
     fingerprints = []
-    for name, annotations, options in (("one", mended, []), ("two", before, ["--mend"]), ("three", before, [])):
+    for name, annotations, options in (("one", current, []), ("two", before, ["--mend"]), ("three", before, [])):
         pack = ["data", "pack", "llp", "--annotations", annotations, "--features", tmp_path, "--out", tmp_path / name]
         assert avvp(*pack, "--workers", 1, *options) == 0
         assert ("is the older edition" in capsys.readouterr().out) is (name == "three")

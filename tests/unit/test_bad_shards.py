@@ -1,4 +1,4 @@
-"""Shards that are not what the index says: named, with what to do, or left out on every rank alike."""
+"""Shards that differ from the index: reported by name with a remedy, or left out on every rank alike."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
-from avvp_dist.shards.quarantine import inspect, without
+from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.shards.reading import ShardStore
 
 SHARD = "train-000001.tar"  # videos 16 to 31
@@ -28,7 +28,7 @@ ROW = 20
 
 
 class Damaged:
-    """A copy of a packed data set that tests spoil."""
+    """A copy of a packed data set that tests damage."""
 
     def __init__(self, packed: str, folder: Path) -> None:
         shutil.copytree(packed, folder)
@@ -44,7 +44,7 @@ class Damaged:
             file.write(content)
 
     def rename(self, offset: int, name: str) -> None:
-        """Gives the member whose array begins at ``offset`` another name, in a sound tar header."""
+        """Rename the member whose array starts at ``offset``, with a valid tar header."""
         start = offset - 640
         header = bytearray(self.shard.read_bytes()[start : start + 512])
         header[:100] = name.encode().ljust(100, b"\0")
@@ -52,8 +52,8 @@ class Damaged:
         header[148:156] = b"%06o\0 " % sum(header)
         self.write(start, bytes(header))
 
-    def vouch(self) -> None:
-        """Makes the index record the shard as it is now: a bad pack rather than a bad disk."""
+    def record_shard(self) -> None:
+        """Record the damaged shard in the index, like a faulty pack instead of a faulty disk."""
         index = Index.load(self.url)
         content = self.shard.read_bytes()
         shards = tuple(
@@ -66,7 +66,7 @@ class Damaged:
         return pq.ParquetFile(Path(self.url, LABELS_FILE)).read().to_pylist()
 
     def write_rows(self, rows: list[dict]) -> None:
-        """Another labels.parquet that the index records: a bad pack rather than a bad disk."""
+        """Write another labels.parquet and record it in the index, like a faulty pack instead of a faulty disk."""
         path, index = Path(self.url, LABELS_FILE), Index.load(self.url)
         pq.write_table(pa.Table.from_pylist(rows, schema=LABELS_SCHEMA), path)
         Path(self.url, INDEX_FILE).write_text(replace(index, labels=labels_info(path.read_bytes())).to_json())
@@ -101,30 +101,30 @@ def remove(damaged):
 
 def put_nan(damaged):
     damaged.write(damaged.offset + 2 * (3 * 2688 + 130), struct.pack("<e", float("nan")))
-    damaged.vouch()
+    damaged.record_shard()
 
 
 def drop_member(damaged):
     damaged.rename(damaged.offset, "notthisone1.features.npy")
-    damaged.vouch()
+    damaged.record_shard()
 
 
 def double_member(damaged):
     damaged.rename(int(damaged.labels.offset[ROW + 1]), f"{damaged.id}.features.npy")
-    damaged.vouch()
+    damaged.record_shard()
 
 
 def other_shape(damaged):
     content = damaged.shard.read_bytes()
     header = content[damaged.offset - 128 : damaged.offset]
     damaged.write(damaged.offset - 128, header.replace(b"(10, 2688)", b"(20, 1344)"))
-    damaged.vouch()
+    damaged.record_shard()
 
 
 def other_type(damaged):
     content = damaged.shard.read_bytes()
     damaged.write(damaged.offset - 128, content[damaged.offset - 128 : damaged.offset].replace(b"<f2", b"<i2"))
-    damaged.vouch()
+    damaged.record_shard()
 
 
 def swap_places(damaged):
@@ -136,20 +136,20 @@ def swap_places(damaged):
 
 def scramble_header(damaged):
     damaged.write(damaged.offset - 640, b"\xff" * 512)
-    damaged.vouch()
+    damaged.record_shard()
 
 
 WHOLE_SHARD = [
-    (truncate, "100000 bytes, the index says", "before"),
+    (truncate, "100000 bytes, but the index records", "before"),
     (remove, "missing", "before"),
     (flip, "content differs from what the index recorded; delete it and pack again", "loader"),
 ]
 ONE_VIDEO = [
-    (put_nan, "holds 1 values that are not finite, the first at segment 3, column 130; mend its feature files"),
-    (drop_member, "has no member {id}.features.npy, and 16 other videos: damaged, or labels.parquet is of another pack"),
+    (put_nan, "contains 1 values that are not finite, the first at segment 3, column 130; fix its feature files"),
+    (drop_member, "has no member {id}.features.npy, and 16 other videos; damaged, or labels.parquet"),
     (other_shape, r"member {id}.features.npy is float16 \[20, 1344\], expected float16 \[10, 2688\]; pack"),
     (other_type, r"member {id}.features.npy is int16 \[10, 2688\], expected float16 \[10, 2688\]; pack"),
-    (scramble_header, "has no member {id}.features.npy, and 4 other videos: damaged, or labels.parquet is of another pack"),
+    (scramble_header, "has no member {id}.features.npy, and 4 other videos; damaged, or labels.parquet belongs to another"),
 ]
 
 
@@ -172,38 +172,38 @@ def test_a_bad_video_is_refused_by_name(damaged, spoil, message):
         assert len(caught.value.problems) == 1
 
 
-def test_a_tar_that_is_none(damaged):
+def test_a_shard_that_is_not_a_tar(damaged):
     damaged.write(0, b"\xff" * 512)
-    damaged.vouch()
+    damaged.record_shard()
     first = damaged.labels.ids[16]
     with pytest.raises(DataError, match=rf"the tar cannot be read beyond its member 0 \(.*\), where {first}.features.npy"):
         damaged.read("resident")
 
 
-def test_a_tar_that_ends_before_its_index(damaged):
+def test_a_tar_that_is_shorter_than_in_its_index(damaged):
     damaged.shard.write_bytes(damaged.shard.read_bytes()[: damaged.offset])
-    damaged.vouch()
-    with pytest.raises(DataError, match=f"{SHARD}: byte ranges that do not fit"):
+    damaged.record_shard()
+    with pytest.raises(DataError, match=f"{SHARD}: byte ranges that do not match"):
         damaged.open("streaming")
 
 
 def test_labels_and_tars_of_different_packs(damaged):
     swap_places(damaged)
-    with pytest.raises(DataError, match="is not where labels.parquet says, which is of another pack") as caught:
+    with pytest.raises(DataError, match="is not at the offset in labels.parquet, which belongs to another pack") as caught:
         damaged.read("resident")
     assert len(caught.value.problems) == 2
-    with pytest.raises(DataError, match=rf"{SHARD}: member .* is not where labels.parquet says"):
+    with pytest.raises(DataError, match=rf"{SHARD}: member .* is not at the offset in labels.parquet"):
         damaged.read("streaming")
 
 
-def test_a_member_that_is_there_twice(damaged):
+def test_a_duplicate_member(damaged):
     double_member(damaged)
-    gone = damaged.labels.ids[ROW + 1]
-    with pytest.raises(DataError, match=f"has no member {gone}.features.npy"):
+    missing = damaged.labels.ids[ROW + 1]
+    with pytest.raises(DataError, match=f"has no member {missing}.features.npy"):
         damaged.read("resident")
 
 
-def test_a_video_that_is_listed_twice_is_refused_before_anything_is_read(damaged):
+def test_a_duplicate_video_is_refused_before_anything_is_read(damaged):
     rows = damaged.rows()
     rows[ROW + 1]["id"] = rows[ROW]["id"]
     damaged.write_rows(rows)
@@ -212,14 +212,16 @@ def test_a_video_that_is_listed_twice_is_refused_before_anything_is_read(damaged
 
 
 def found_by(damaged, world):
-    """What every one of ``world`` ranks knows to be bad after they told each other."""
+    """The bad videos that each of ``world`` ranks knows after exchanging them."""
     index = Index.load(damaged.url)
     labels = read_labels(damaged.url, index)
 
     def work(collective):
-        mine = inspect(ShardStore(damaged.url, ShardCache()), index, labels, collective.rank, world)
-        told = gather_lines(collective, [json.dumps([bad.split, bad.id, bad.reason]) for bad in mine], torch.device("cpu"))
-        return sorted(told)
+        found = inspect(ShardStore(damaged.url, ShardCache()), index, labels, collective.rank, world)
+        gathered = gather_lines(
+            collective, [json.dumps([bad.split, bad.id, bad.reason]) for bad in found], torch.device("cpu")
+        )
+        return sorted(gathered)
 
     return FakeCollective.run(world, work)
 
@@ -229,13 +231,13 @@ def test_every_rank_leaves_out_the_same_videos(damaged, spoil):
     spoil(damaged)
     (one,) = found_by(damaged, 1)
     assert found_by(damaged, 3) == [one] * 3
-    whole = spoil in (truncate, remove, flip)
-    expected = damaged.labels.ids[16:32] if whole else [damaged.id]
+    whole_shard = spoil in (truncate, remove, flip)
+    expected = damaged.labels.ids[16:32] if whole_shard else [damaged.id]
     assert sorted(json.loads(line)[1] for line in one) == sorted(expected)
     assert all(SHARD in json.loads(line)[2] for line in one)
 
 
-def test_nothing_is_left_out_of_sound_data(damaged):
+def test_nothing_is_left_out_of_valid_data(damaged):
     assert found_by(damaged, 2) == [[], []]
 
 
@@ -244,16 +246,16 @@ def test_labels_without_some_videos(damaged):
     index = Index.load(damaged.url)
     labels = read_labels(damaged.url, index)
     bad = inspect(ShardStore(damaged.url, ShardCache()), index, labels, 0, 1)
-    kept = without(labels["train"], bad)
+    kept = exclude(labels["train"], bad)
     assert kept.ids == labels["train"].ids[:ROW] + labels["train"].ids[ROW + 1 :]
     for name in ("weak", "audio", "visual", "shard", "position", "offset", "nbytes"):
         np.testing.assert_array_equal(getattr(kept, name), np.delete(getattr(labels["train"], name), ROW, axis=0))
-    assert without(labels["val"], bad) is labels["val"]
+    assert exclude(labels["val"], bad) is labels["val"]
     with pytest.raises(DataError, match="split train: every video is bad"):
-        without(labels["train"], [replace(bad[0], id=name) for name in labels["train"].ids])
+        exclude(labels["train"], [replace(bad[0], id=name) for name in labels["train"].ids])
 
 
-def test_a_shard_that_goes_bad_later_is_noticed(damaged):
+def test_a_shard_that_is_damaged_later_is_detected(damaged):
     with closing(damaged.open("streaming")) as split:
         for _ in split.epoch(split.plan(20, 0, 0), 0, 0, 1):
             pass

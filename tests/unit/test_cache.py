@@ -1,4 +1,4 @@
-"""The node's cache of shards: fetched once, whole or not at all, evicted by use, whatever is killed or damaged."""
+"""The shard cache of a node: fetches once, stores complete shards only, evicts by last use, survives kills and damage."""
 
 import hashlib
 import os
@@ -51,7 +51,7 @@ SHARDS = [info(number) for number in range(6)]
 
 @pytest.fixture
 def url() -> str:
-    """A remote data set, as far as this process and its forks can see."""
+    """A data set that is remote for this process and its forks."""
     where = "memory://bucket/cached"
     storage.remove(where)
     for number, shard in enumerate(SHARDS):
@@ -60,7 +60,7 @@ def url() -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves shards in chunks on loopback, counts requests, and waits for the test where it says so."""
+    """Serves shards in chunks on loopback, counts requests, and sends no more chunks than the test allows."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -131,32 +131,32 @@ def read(cache: ShardCache, url: str, shard: ShardInfo) -> bytes:
 
 
 def kept(folder: Path) -> set[str]:
-    """Names of the entries, each seen to hold what its name says."""
+    """Names of the entries, after comparing each with its content."""
     paths = list((folder / "shards").glob("*"))
     assert all(hashlib.sha256(path.read_bytes()).hexdigest() == path.name for path in paths)
     return {path.name for path in paths}
 
 
-def test_processes_at_once_fetch_a_shard_once_and_later_ones_not_at_all(server, tmp_path):
+def test_concurrent_processes_fetch_a_shard_once_and_later_ones_use_the_cache(server, tmp_path):
     server.allowed = 0
     first = [reader(tmp_path / "cache", server.url, SHARDS[0]) for _ in range(3)]
     assert [process.stdout.readline() for process in first] == ["ready\n"] * 3
     wait_for(lambda: server.requests)
     server.allowed = 1000
-    said = [process.communicate(timeout=240)[0].strip() for process in first]
-    assert said == [SHARDS[0].sha256] * 3
+    outputs = [process.communicate(timeout=240)[0].strip() for process in first]
+    assert outputs == [SHARDS[0].sha256] * 3
     server_url = server.url.replace("/data", "/same-shards-elsewhere")
     assert reader(tmp_path / "cache", server_url, SHARDS[0]).communicate(timeout=240)[0].split()[1] == SHARDS[0].sha256
     assert server.requests == {SHARDS[0].name: 1}
 
 
-def test_a_process_killed_at_any_chunk_makes_room_for_the_one_that_waits(server, tmp_path):
+def test_a_waiting_process_takes_over_from_one_killed_while_fetching(server, tmp_path):
     folder = tmp_path / "cache"
     for number, chunks in enumerate((0, 3, 7)):
-        shard, asked = SHARDS[number], sum(server.requests.values())
+        shard, requests = SHARDS[number], sum(server.requests.values())
         server.allowed = server.sent + chunks
         victim = reader(folder, server.url, shard)
-        wait_for(lambda asked=asked: sum(server.requests.values()) > asked)
+        wait_for(lambda requests=requests: sum(server.requests.values()) > requests)
         wait_for(lambda: server.sent == server.allowed)
         waiting = reader(folder, server.url, shard)
         assert waiting.stdout.readline() == "ready\n"
@@ -168,39 +168,39 @@ def test_a_process_killed_at_any_chunk_makes_room_for_the_one_that_waits(server,
     assert max(server.requests.values()) == 2
 
 
-def die_at(moment: int, events: set[str], tell: int) -> None:
-    """This process will be killed right before the ``moment``-th of the system's ``events``; ``tell`` is told which."""
+def die_at(moment: int, events: set[str], report: int) -> None:
+    """Kill this process right before the ``moment``-th of the audit ``events``, after writing its name to ``report``."""
     left = moment
 
     def hook(event, _arguments):
         nonlocal left
         left -= event in events
         if event in events and not left:
-            os.write(tell, event.encode())
+            os.write(report, event.encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
 
 
-def test_killed_before_each_thing_it_does_to_the_disk(url, tmp_path):
+def test_a_process_killed_before_any_disk_operation_leaves_a_valid_cache(url, tmp_path):
     finished, moment = False, 0
     events = {"open", "os.rename", "os.remove", "os.utime", "os.mkdir", "fcntl.flock"}
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     while not finished:
         moment += 1
         folder = tmp_path / str(moment)
-        told, tell = os.pipe()
+        reported, report = os.pipe()
         child = os.fork()
         if not child:
             cache = ShardCache(folder, 3 * SIZE)
-            die_at(moment, events, tell)
+            die_at(moment, events, report)
             for shard in SHARDS[:4]:  # the fourth evicts the first
                 read(cache, url, shard)
             os._exit(0)
-        os.close(tell)
+        os.close(report)
         finished = os.waitpid(child, 0)[1] == 0
-        seen[os.read(told, 100).decode()] += 1
-        os.close(told)
+        counts[os.read(reported, 100).decode()] += 1
+        os.close(reported)
         kept(folder)
         cache = ShardCache(folder, 3 * SIZE)
         for number in (4, 3):
@@ -208,25 +208,25 @@ def test_killed_before_each_thing_it_does_to_the_disk(url, tmp_path):
         assert not list((folder / "partial").iterdir())
         assert {SHARDS[3].sha256, SHARDS[4].sha256} <= kept(folder)
         assert cache.usage().bytes <= 3 * SIZE
-    assert all(seen[event] for event in events)
+    assert all(counts[event] for event in events)
     assert moment > 20
 
 
-def test_what_a_killed_writer_left_is_swept_and_never_served(url, tmp_path):
+def test_partial_files_of_killed_writers_are_removed_and_never_served(url, tmp_path):
     left = tmp_path / "partial" / ("ab" * 16)
     left.parent.mkdir()
-    for sweep in (lambda: read(ShardCache(tmp_path), url, SHARDS[0]), ShardCache(tmp_path).clear):
+    for cleanup in (lambda: read(ShardCache(tmp_path), url, SHARDS[0]), ShardCache(tmp_path).clear):
         left.write_bytes(content_of(0)[:1000])
-        sweep()
+        cleanup()
         assert not left.exists()
 
 
-def test_the_least_recently_used_goes_first(url, tmp_path):
+def test_the_least_recently_used_entry_is_evicted_first(url, tmp_path):
     cache = ShardCache(tmp_path, 3 * SIZE)
     for number in (0, 1, 2, 0, 3):  # 0 was used again, so 1 is the oldest
         read(cache, url, SHARDS[number])
     assert kept(tmp_path) == {SHARDS[number].sha256 for number in (0, 2, 3)}
-    read(ShardCache(tmp_path, 3 * SIZE), url, SHARDS[2])  # used by another
+    read(ShardCache(tmp_path, 3 * SIZE), url, SHARDS[2])  # used by another cache object
     read(cache, url, SHARDS[4])
     assert kept(tmp_path) == {SHARDS[number].sha256 for number in (2, 3, 4)}
     assert cache.usage() == (3, 3 * SIZE)
@@ -234,21 +234,21 @@ def test_the_least_recently_used_goes_first(url, tmp_path):
     assert kept(tmp_path) == {SHARDS[5].sha256}
 
 
-def test_what_is_being_read_stays(url, tmp_path, caplog):
+def test_entries_being_read_are_not_evicted(url, tmp_path, caplog):
     cache = ShardCache(tmp_path, 2 * SIZE)
     with cache.open(url, SHARDS[0]) as handle:
         other = cache.open(url, SHARDS[1])
-        assert read(cache, url, SHARDS[2]) == content_of(2)  # from memory, as there is no room
-        assert "all that is there is being read" in caplog.text
+        assert read(cache, url, SHARDS[2]) == content_of(2)  # from memory, as nothing can be evicted
+        assert "all entries are being read" in caplog.text
         assert kept(tmp_path) == {SHARDS[0].sha256, SHARDS[1].sha256}
         assert ShardCache(tmp_path).clear() == (2, 2 * SIZE)
         for path in (tmp_path / "shards").iterdir():
-            path.unlink()  # and even where somebody deletes them, their readers go on
+            path.unlink()  # even deleted files remain readable while open
         assert handle.read() == content_of(0)
     assert other.read() == content_of(1)
 
 
-def test_many_threads_under_a_small_limit_read_what_is_right(url, tmp_path):
+def test_threads_under_a_small_limit_read_correct_data(url, tmp_path):
     caches = [ShardCache(tmp_path, 2 * SIZE) for _ in range(2)]
 
     def work(number: int) -> bool:
@@ -267,7 +267,7 @@ def flip(path: Path) -> None:
 
 
 def rot(path: Path) -> None:
-    """A flipped bit that no clock tells of."""
+    """Flip a bit without changing the modification time."""
     times = path.stat()
     flip(path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -276,23 +276,23 @@ def rot(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [flip, rot, lambda path: os.truncate(path, SIZE // 2), lambda path: path.write_bytes(b"")]
 )
-def test_a_damaged_entry_is_noticed_and_fetched_again(url, tmp_path, caplog, damage):
+def test_a_damaged_entry_is_detected_and_fetched_again(url, tmp_path, caplog, damage):
     cache = ShardCache(tmp_path)
     read(cache, url, SHARDS[0])
     damage(tmp_path / "shards" / SHARDS[0].sha256)
-    again = ShardCache(tmp_path) if damage is rot else cache  # a process looks at bytes that seem unchanged but once
+    again = ShardCache(tmp_path) if damage is rot else cache  # a process hashes a seemingly unchanged file only once
     assert read(again, url, SHARDS[0]) == content_of(0)
-    assert "is damaged; fetched again" in caplog.text
+    assert "is damaged, fetching it again" in caplog.text
     assert kept(tmp_path) == {SHARDS[0].sha256}
 
 
-def test_wrong_bytes_are_asked_for_again(server, tmp_path):
+def test_wrong_content_is_fetched_again(server, tmp_path):
     server.wrong = 2
     assert read(ShardCache(tmp_path), server.url, SHARDS[0]) == content_of(0)
     assert server.requests == {SHARDS[0].name: 3}
 
 
-def test_a_remote_that_stays_wrong_or_away_is_an_error_that_says_how_often(server, tmp_path):
+def test_permanently_wrong_or_missing_content_is_an_error_with_the_number_of_attempts(server, tmp_path):
     cache = ShardCache(tmp_path)
     server.wrong = 100
     with pytest.raises(DataError, match=r"train-000000\.tar: content differs from what the index recorded, 4 times"):
@@ -312,7 +312,7 @@ def test_a_remote_that_stays_wrong_or_away_is_an_error_that_says_how_often(serve
 
 @contextmanager
 def files_no_larger_than(size: int):
-    """Writing beyond fails, as on a full disk."""
+    """Makes writes beyond this size fail, as on a full disk."""
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
     try:
@@ -321,7 +321,7 @@ def files_no_larger_than(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_a_full_disk_is_told_once_and_survived(url, tmp_path, caplog):
+def test_a_full_disk_is_logged_once_and_survived(url, tmp_path, caplog):
     cache = ShardCache(tmp_path / "cache", 10**9)
     with files_no_larger_than(SIZE // 2):
         assert read(cache, url, SHARDS[0]) == content_of(0)
@@ -332,13 +332,13 @@ def test_a_full_disk_is_told_once_and_survived(url, tmp_path, caplog):
     assert not kept(tmp_path / "cache")
     assert not list((tmp_path / "cache" / "partial").iterdir())
     read(cache, url, SHARDS[0])
-    assert kept(tmp_path / "cache") == {SHARDS[0].sha256}  # as soon as there is room
+    assert kept(tmp_path / "cache") == {SHARDS[0].sha256}  # once there is space
 
 
-def test_a_folder_that_cannot_be_used_is_survived_too(url, tmp_path, caplog):
+def test_an_unusable_folder_is_survived(url, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     assert read(ShardCache(tmp_path / "file"), url, SHARDS[0]) == content_of(0)
-    assert "Going on without it" in caplog.text
+    assert "Continuing without it" in caplog.text
 
 
 def test_a_shard_beyond_the_limit_evicts_nothing(url, tmp_path, caplog):
@@ -348,7 +348,7 @@ def test_a_shard_beyond_the_limit_evicts_nothing(url, tmp_path, caplog):
     assert kept(tmp_path) == {SHARDS[0].sha256}
 
 
-def test_local_shards_are_checked_where_they_lie(tmp_path):
+def test_local_shards_are_verified_in_place(tmp_path):
     cache = ShardCache(tmp_path / "cache")
     data = tmp_path / "data"
     data.mkdir()
@@ -365,22 +365,22 @@ def test_local_shards_are_checked_where_they_lie(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_strange_hash_does_not_become_a_path(url, tmp_path):
+def test_an_invalid_hash_does_not_become_a_path(url, tmp_path):
     bad = ShardInfo("train-000000.tar", "train", 1, SIZE, "../../up", "")
-    with pytest.raises(DataError, match="no sha256"):
+    with pytest.raises(DataError, match="instead of a sha256"):
         ShardCache(tmp_path / "cache").open(url, bad)
 
 
-def test_other_peoples_files_are_left_alone(url, tmp_path):
-    mine = [tmp_path / "shards" / "train-000000.tar", tmp_path / "partial" / "notes.txt"]
-    for path in mine:
+def test_foreign_files_are_not_deleted(url, tmp_path):
+    foreign = [tmp_path / "shards" / "train-000000.tar", tmp_path / "partial" / "notes.txt"]
+    for path in foreign:
         path.parent.mkdir()
         path.write_bytes(content_of(7))
     cache = ShardCache(tmp_path, SIZE)
     read(cache, url, SHARDS[0])
     read(cache, url, SHARDS[1])
     cache.clear()
-    assert all(path.read_bytes() == content_of(7) for path in mine)
+    assert all(path.read_bytes() == content_of(7) for path in foreign)
     assert cache.usage() == (0, 0)
 
 
@@ -388,11 +388,11 @@ def test_the_commands(url, tmp_path, monkeypatch):
     monkeypatch.setenv("AVVP_CACHE", str(tmp_path / "own"))
     read(ShardCache(), url, SHARDS[0])
     read(ShardCache(), url, SHARDS[1])
-    told = CliRunner().invoke(cache_commands, ["info"])
-    assert told.output.splitlines()[:3] == [f"folder: {tmp_path / 'own'}", "shards: 2", "bytes: 160,000"]
-    assert "limit: 50 GB" in told.output
+    result = CliRunner().invoke(cache_commands, ["info"])
+    assert result.output.splitlines()[:3] == [f"folder: {tmp_path / 'own'}", "shards: 2", "bytes: 160,000"]
+    assert "limit: 50 GB" in result.output
     with ShardCache().open(url, SHARDS[0]):
-        told = CliRunner().invoke(cache_commands, ["clear"])
-    assert told.output.splitlines()[1:] == ["shards deleted: 1", "bytes deleted: 80,000", "shards kept, being read: 1"]
+        result = CliRunner().invoke(cache_commands, ["clear"])
+    assert result.output.splitlines()[1:] == ["shards deleted: 1", "bytes deleted: 80,000", "shards kept, being read: 1"]
     assert "shards: 0" in CliRunner().invoke(cache_commands, ["info", "--cache", str(tmp_path / "none")]).output
     assert not (tmp_path / "none").exists()

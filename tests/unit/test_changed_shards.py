@@ -1,4 +1,4 @@
-"""Local shards that change while they are read: the same batches as before, or an error that names the shard."""
+"""Local shards that change while they are read: unchanged batches, or an error that names the shard."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import torch
 
 from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
-from avvp_dist.shards.checked_file import CheckedFile, undisturbed
+from avvp_dist.shards.checked_file import CheckedFile, read_consistently
 from avvp_dist.shards.index import Index, read_labels
 
 SHARD = "train-000001.tar"
@@ -80,8 +80,8 @@ BAD = [overwrite, overwrite_and_set_the_time_back, one_bit, truncate, empty, ext
 HARMLESS = [touch, rewrite_the_same, delete, replace_by_another]
 
 
-def everything(split, number=0, change=None, path=None):
-    """The features of an epoch; ``change`` happens to a shard after the first batch."""
+def epoch_features(split, number=0, change=None, path=None):
+    """All features of an epoch; ``change`` is applied to a shard after the first batch."""
     found = []
     with closing(split.epoch(split.plan(8, 3, number), 0, 0, 1)) as batches:
         for batch in batches:
@@ -94,43 +94,43 @@ def everything(split, number=0, change=None, path=None):
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
 @pytest.mark.parametrize("change", BAD)
-def test_a_shard_that_is_changed_in_place_ends_the_epoch_by_its_name(data, mode, change):
+def test_a_shard_changed_in_place_ends_the_epoch_with_its_name(data, mode, change):
     with (
         closing(opened(data, mode)) as split,
         pytest.raises(DataError, match=f"(?s)train cannot be read.*{SHARD}: ") as error,
     ):
-        everything(split, change=change, path=data / SHARD)
+        epoch_features(split, change=change, path=data / SHARD)
     assert len(error.value.problems) == 1
 
 
 @pytest.mark.parametrize("change", HARMLESS)
-def test_a_shard_that_others_only_touch_or_replace_changes_nothing_in_memory(data, change):
+def test_touching_or_replacing_a_shard_does_not_affect_a_resident_split(data, change):
     with closing(opened(data, "resident")) as split:
-        before = everything(split), everything(split, 1)
-        assert torch.equal(everything(split, change=change, path=data / SHARD), before[0])
-        assert torch.equal(everything(split, 1), before[1])
+        before = epoch_features(split), epoch_features(split, 1)
+        assert torch.equal(epoch_features(split, change=change, path=data / SHARD), before[0])
+        assert torch.equal(epoch_features(split, 1), before[1])
 
 
 @pytest.mark.parametrize("change", HARMLESS[:2])
-def test_a_shard_that_others_only_touch_changes_nothing_in_streaming(data, change):
+def test_touching_a_shard_does_not_affect_streaming(data, change):
     with closing(opened(data, "streaming")) as split:
-        before = everything(split)
-        assert torch.equal(everything(split, change=change, path=data / SHARD), before)
+        before = epoch_features(split)
+        assert torch.equal(epoch_features(split, change=change, path=data / SHARD), before)
 
 
 @pytest.mark.parametrize("change", HARMLESS[2:])
-def test_streaming_reads_an_open_shard_to_its_end_and_refuses_another(data, change):
+def test_streaming_finishes_an_open_shard_and_refuses_its_replacement(data, change):
     with closing(opened(data, "streaming")) as split:
-        before = everything(split)
-        assert torch.equal(everything(split, change=change, path=data / SHARD), before)  # all were open by then
+        before = epoch_features(split)
+        assert torch.equal(epoch_features(split, change=change, path=data / SHARD), before)  # all shards are open by then
         with pytest.raises(DataError, match=f"{SHARD}: "):
-            everything(split, 1)
+            epoch_features(split, 1)
 
 
-def test_private_memory_does_not_hear_of_changes(data):
+def test_changes_do_not_affect_private_memory(data):
     with closing(opened(data, "resident", share=False)) as split:
-        before = everything(split)
-        assert torch.equal(everything(split, change=truncate, path=data / SHARD), before)
+        before = epoch_features(split)
+        assert torch.equal(epoch_features(split, change=truncate, path=data / SHARD), before)
 
 
 @pytest.fixture
@@ -138,12 +138,12 @@ def file(data):
     index = Index.load(str(data))
     shard = next(shard for shard in index.shards if shard.name == SHARD)
     with CheckedFile(data / SHARD, shard, "restore it") as file:
-        assert file.whole()
+        assert file.is_intact()
         yield file
 
 
-def test_what_was_read_while_a_shard_was_other_is_read_again(data, file):
-    """The shard is wrong when the first read comes and whole again at the look that follows."""
+def test_data_read_while_a_shard_was_modified_are_read_again(data, file):
+    """The shard is truncated during the first read, and restored before the check that follows."""
     content, out, reads = (data / SHARD).read_bytes(), bytearray(4096), 0
 
     def read() -> None:
@@ -151,27 +151,27 @@ def test_what_was_read_while_a_shard_was_other_is_read_again(data, file):
         reads += 1
         if reads == 1:
             truncate(data / SHARD)
-        file.fill([memoryview(out)], 50_000)
+        file.read_into([memoryview(out)], 50_000)
         (data / SHARD).write_bytes(content) if reads == 1 else None
 
-    undisturbed(read, [file])
+    read_consistently(read, [file])
     assert reads == 2
     assert out == content[50_000:54_096]
 
 
-def test_a_shard_that_is_written_to_all_the_time_is_given_up(data, file):
+def test_a_shard_that_keeps_changing_is_an_error(data, file):
     def read() -> None:
         os.utime(data / SHARD, ns=(1, read.times))
         read.times += 1
 
     read.times = 0
-    with pytest.raises(DataError, match=f"{SHARD}: another process writes to it all the time"):
-        undisturbed(read, [file])
+    with pytest.raises(DataError, match=f"{SHARD}: another process keeps writing to it"):
+        read_consistently(read, [file])
 
 
-def test_a_read_that_fails_names_the_shard(file):
+def test_a_read_error_names_the_shard(file):
     def read() -> None:
         raise OSError(5, "Input/output error")
 
     with pytest.raises(DataError, match=rf"{SHARD}: cannot be read: .*Input/output error"):
-        undisturbed(read, [file])
+        read_consistently(read, [file])

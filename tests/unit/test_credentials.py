@@ -1,4 +1,4 @@
-"""What is a secret in a text, and what an address is without it."""
+"""Redaction of secrets in text, and addresses without their secrets."""
 
 import logging
 import pickle
@@ -15,7 +15,8 @@ from avvp_dist.experiments.recipe import RunConfig, load
 from avvp_dist.experiments.sweep import SweepConfig
 from avvp_dist.experiments.sweep import read as read_sweep
 from avvp_dist.text import credentials
-from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, without_secrets
+from avvp_dist.text.credentials import attach, detach, holds_credentials, redact, redact_setting
+from avvp_dist.text.redacted_output import guard_output
 
 S = "Leak17Mark"
 SPELLINGS = [
@@ -42,7 +43,7 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("url", SPELLINGS)
-def test_an_address_is_shown_without_its_secrets(url):
+def test_addresses_are_redacted(url):
     assert holds_credentials(url)
     for text in (url, f"cannot reach '{url}', or ({url}).", f'{{"uri": "{url}", "mail": "a@b.org"}}', f"{url} x@y.org"):
         assert S not in redact(text)
@@ -68,40 +69,40 @@ def test_an_address_is_shown_without_its_secrets(url):
         "optim.lr=0.001 train.epochs=3",
     ],
 )
-def test_what_is_no_secret_stays(url):
+def test_text_without_secrets_is_unchanged(url):
     assert redact(f"see {url}, please.") == f"see {url}, please."
     assert not holds_credentials(url)
-    if "@" not in url or url.startswith("sqlite"):  # in a server's address it is taken for the end of a password
+    if "@" not in url or url.startswith("sqlite"):  # in a server's address, "@" counts as the end of a password
         assert detach(url) == url
 
 
 @pytest.mark.parametrize("url", [url for url in SPELLINGS if not url.startswith(("filecache", "https://host/x"))])
-def test_a_tracking_address_is_kept_without_secrets_and_made_whole_to_connect(url):
-    bare = load("han", [f"tracking.uri={url}"]).tracking.uri
-    assert S not in bare
-    assert redact(bare) == bare
-    whole = attach(bare)
-    assert whole is not None
-    assert S in whole.whole()
-    assert load("han", [f"tracking.uri={bare}"]).tracking.uri == bare
+def test_a_tracking_address_is_detached_and_attached(url):
+    public = load("han", [f"tracking.uri={url}"]).tracking.uri
+    assert S not in public
+    assert redact(public) == public
+    complete = attach(public)
+    assert complete is not None
+    assert S in complete.with_secrets()
+    assert load("han", [f"tracking.uri={public}"]).tracking.uri == public
 
 
-def test_a_password_with_any_character_reaches_the_database():
-    bare = detach("postgresql+psycopg2://me:p@ss/w#o?r%41d@host:5432/db?sslmode=require")
-    assert bare == "postgresql+psycopg2://host:5432/db?sslmode=require"
-    assert attach(bare).whole() == "postgresql+psycopg2://me:p%40ss%2Fw%23o%3FrAd@host:5432/db?sslmode=require"
+def test_passwords_with_special_characters_are_encoded():
+    public = detach("postgresql+psycopg2://me:p@ss/w#o?r%41d@host:5432/db?sslmode=require")
+    assert public == "postgresql+psycopg2://host:5432/db?sslmode=require"
+    assert attach(public).with_secrets() == "postgresql+psycopg2://me:p%40ss%2Fw%23o%3FrAd@host:5432/db?sslmode=require"
 
 
-@pytest.mark.parametrize("variable", [credentials.CARRIER, "MLFLOW_TRACKING_URI"])
-def test_another_process_finds_the_secret_in_its_environment_only(variable, monkeypatch):
+@pytest.mark.parametrize("variable", [credentials.TRACKING_VARIABLE, "MLFLOW_TRACKING_URI"])
+def test_another_process_gets_the_secret_only_from_its_environment(variable, monkeypatch):
     code = (
         "import sys; from avvp_dist.text import credentials; found = credentials.attach(sys.argv[1]);"
         "print(found and found.password, credentials.redact('x Leak17Mark y'))"
     )
-    for value, said in ((f"http://me:{S}@far:5", f"{S} x *** y"), ("http://me:other123@elsewhere:5", f"None x {S} y")):
+    for value, expected in ((f"http://me:{S}@far:5", f"{S} x *** y"), ("http://me:other123@elsewhere:5", f"None x {S} y")):
         monkeypatch.setenv(variable, value)
         done = subprocess.run([sys.executable, "-c", code, "http://far:5"], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == said
+        assert done.stdout.strip() == expected
 
 
 @pytest.mark.parametrize(
@@ -120,14 +121,14 @@ def test_another_process_finds_the_secret_in_its_environment_only(variable, monk
         "WANDB_API_KEY",
     ],
 )
-def test_secrets_of_the_environment_are_known_in_every_spelling(name, monkeypatch):
+def test_secrets_of_the_environment_are_redacted_in_every_spelling(name, monkeypatch):
     monkeypatch.setenv(name, f'{S}/+"=é')
     for text in (f'{S}/+"=é', f"{S}%2F%2B%22%3D%C3%A9", f'{S}/+\\"=\\u00e9'):
         assert S not in redact(f"Authorization: {text}")
 
 
-def test_words_and_numbers_are_no_secrets(monkeypatch):
-    """A variable may be named like a secret; striking its value out of all files would make them unreadable."""
+def test_words_and_numbers_are_not_secrets(monkeypatch):
+    """A variable may be named like a secret although redacting its value would make files unreadable."""
     for name, value in {"PGPASSWORD": "mlflow", "A_TOKEN": "avvp_dist", "B_KEY": "12345678", "C_KEY": "0.12345678"}.items():
         monkeypatch.setenv(name, value)
     text = '{"name": "mlflow", "package": "avvp_dist", "score": 0.12345678}'
@@ -154,12 +155,12 @@ def test_proxies_and_databases_of_the_environment(monkeypatch):
         ("optim.lr=1e-3", "optim.lr=1e-3"),
     ],
 )
-def test_a_setting_as_it_may_be_kept(setting, kept):
-    assert without_secrets(setting) == kept
-    assert credentials.without_secrets_all(["sync", "x", "--uri", f"http://{S}@h:5"])[-1] == "http://h:5"
+def test_settings_are_redacted_for_storage(setting, kept):
+    assert redact_setting(setting) == kept
+    assert credentials.redact_command_line(["sync", "x", "--uri", f"http://{S}@h:5"])[-1] == "http://h:5"
 
 
-def test_sweeps_keep_no_secrets():
+def test_sweeps_contain_no_secrets():
     _, sweep = read_sweep("jomold-denoising")
     content = sweep.model_dump() | {"title": f"see http://me:{S}@h/x", "overrides": [f"tracking.uri=http://{S}@h:5"]}
     assert S not in SweepConfig.model_validate(content).model_dump_json()
@@ -167,7 +168,7 @@ def test_sweeps_keep_no_secrets():
         SweepConfig.model_validate(content | {"space": {"tracking.uri": {"grid": [f"http://{S}@h:5"]}}})
 
 
-def test_errors_hold_no_secrets():
+def test_errors_contain_no_secrets():
     for error in (ConfigError([f"x: http://me:{S}@h/x"], f"http://{S}@h"), StorageError(f"http://{S}@h", transient=True)):
         assert S not in str(error)
         assert S not in str(pickle.loads(pickle.dumps(error)))
@@ -187,21 +188,21 @@ def test_errors_hold_no_secrets():
         (f"{S}\n", "expected keys with values, got str"),
     ],
 )
-def test_a_syntax_error_says_where_and_not_what(text, where):
+def test_a_syntax_error_reports_the_location_but_not_the_content(text, where):
     with pytest.raises(ConfigError) as caught:
         parse_yaml(text, "mine.yaml")
     assert where in str(caught.value)
     assert S not in str(caught.value)
 
 
-def test_a_value_that_does_not_fit_is_not_repeated_where_it_may_be_secret():
+def test_invalid_values_that_may_be_secret_are_not_repeated():
     with pytest.raises(ConfigError) as caught:
         load("han", [f"tracking.tags.password=[{S}]", f"tracking.uri=[http://me:{S}@h]", f"seed=http://me:{S}@h"])
     assert S not in str(caught.value)
     assert len(caught.value.problems) == 2  # a tag may be any text
 
 
-def test_text_files_hold_no_secrets(tmp_path, monkeypatch):
+def test_text_files_contain_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", S)
     storage.write_text(tmp_path / "a", f"{S} http://x:y@h\n")
     assert (tmp_path / "a").read_text() == "*** http://***@h\n"
@@ -222,7 +223,7 @@ logging.getLogger("other").propagate = False
 try:
     raise ValueError("http://{S}@h")
 except ValueError:
-    logging.getLogger("other").exception("told")
+    logging.getLogger("other").exception("failed")
 warnings.warn("http://me:{S}@h/x")
 thread = threading.Thread(target=lambda: 1 / len(open("/http://{S}@h")))
 thread.start()
@@ -231,22 +232,22 @@ raise KeyError("http://{S}@h")
 """
 
 
-def test_logs_warnings_and_tracebacks_of_a_process_hold_no_secrets():
+def test_logs_warnings_and_tracebacks_of_a_process_contain_no_secrets():
     done = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert S not in done.stdout + done.stderr.replace(f'"/http://{S}@h"', "")  # Python quotes its source line
     kinds = "ValueError: http://***@h", "UserWarning: http://***@h/x", "FileNotFoundError", "KeyError"
-    for told in ("at http://***@h/x", *kinds):
-        assert told in done.stderr
+    for text in ("at http://***@h/x", *kinds):
+        assert text in done.stderr
 
 
-def test_a_long_text_does_not_take_long():
+def test_redacting_a_long_text_is_fast():
     started = time.monotonic()
     redact(f'{{"a": "{1_000_000 * "x"}", "b": {[0.1] * 200_000}, "c": "http://h/x?y=1"}}')
     assert time.monotonic() - started < 5
 
 
-def test_log_records_are_left_alone_otherwise(caplog):
-    credentials.guard_output()
+def test_log_records_without_secrets_are_unchanged(caplog):
+    guard_output()
     logging.getLogger("avvp_dist.x").warning("%s of %d", "one", 2)
     assert caplog.records[-1].args == ("one", 2)

@@ -1,4 +1,4 @@
-"""The commands below ``avvp data``, as a user meets them."""
+"""The subcommands of ``avvp data`` as a user calls them."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ def avvp_data(*arguments: object) -> Result:
 
 @pytest.fixture
 def official(tmp_path) -> Path:
-    """Two training videos, one to validate, one to test; full-size features."""
+    """Two training videos, one validation and one test video; full-size features."""
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", [video_id(number) for number in range(4)], LLP)
     return tmp_path / "llp"
@@ -60,7 +60,7 @@ def test_pack_and_inspect(official, tmp_path):
     assert "Acoustic_guitar" in table.output
 
 
-def test_bad_features_are_told_or_left_out(official, tmp_path):
+def test_bad_features_are_reported_or_left_out(official, tmp_path):
     bad = official / "feats" / "res152" / f"{video_id(2)}.npy"
     np.save(bad, np.full((80, 2048), np.inf, np.float32))
     refused = pack(official, tmp_path / "out")
@@ -84,7 +84,7 @@ def test_check_of_good_features(official):
     assert "features of 4 videos: all good" in checked.output
 
 
-def test_check_lists_flaws_and_writes_all_to_json(official, tmp_path):
+def test_check_lists_flaws_and_writes_them_to_json(official, tmp_path):
     with (official / "AVVP_eval_visual.csv").open("a") as file:
         file.write("nobody-knows_0_10\t1\t1\tCar\nnobody-knows_0_10\t0\t10\tCar\n")
     report = tmp_path / "report.json"
@@ -110,7 +110,7 @@ def test_check_of_the_official_annotations(llp_annotations, tmp_path):
     assert all(flaw["detail"] in checked.output for flaw in flaws)
 
 
-def test_names_from_files_are_not_taken_for_markup(official):
+def test_names_from_files_are_not_interpreted_as_markup(official):
     with (official / "AVVP_eval_visual.csv").open("a") as file:
         file.write("[red]x[/blue]\t1\t2\tCar\n")
     checked = avvp_data("check", "llp", "--annotations", official)
@@ -128,10 +128,10 @@ def test_unknown_data_set(official, tmp_path):
     ("options", "name", "dims"),
     [([], "llp", [128, 2048, 512]), (["--streams", "clip-clap"], "llp-clip-clap", [768, 768, 512])],
 )
-def test_made_up_data_packed_at_once_and_by_way_of_files(tmp_path, options, name, dims):
+def test_synthetic_shards_equal_packed_synthetic_files(tmp_path, options, name, dims):
     common = ["--splits", "4,2,2", "--seed", 3, "--workers", 1, *options]
-    made = avvp_data("synth", tmp_path / "shards", "--layout", "shards", "--shard-videos", 3, *common)
-    assert made.exit_code == 0, made.output
+    created = avvp_data("synth", tmp_path / "shards", "--layout", "shards", "--shard-videos", 3, *common)
+    assert created.exit_code == 0, created.output
     direct = Index.load(str(tmp_path / "shards"))
     assert [shard.samples for shard in direct.shards] == [3, 1, 2, 2]
     assert direct.dataset == name
@@ -151,21 +151,21 @@ def test_made_up_data_packed_at_once_and_by_way_of_files(tmp_path, options, name
     assert f"streams of {name}" in [line.strip() for line in shown]
 
 
-def test_features_that_are_not_there_are_told_by_their_folders(official):
+def test_missing_features_are_reported_by_their_folders(official):
     refused = avvp_data("check", "llp", "--annotations", official, "--features", official, "--streams", "clip-clap")
     assert isinstance(refused.exception, DataError)
     assert refused.exception.problems == ["CLAP/features/: no such folder", "CLIP/features/: no such folder"]
     assert "'vggish-resnet', 'clip-clap'" in avvp_data("check", "llp", "--streams", "clip").output
 
 
-def test_splits_that_are_no_numbers(tmp_path):
+def test_splits_that_are_not_numbers(tmp_path):
     refused = avvp_data("synth", tmp_path / "out", "--splits", "4,2")
     assert isinstance(refused.exception, ConfigError)
     assert "expected three whole numbers" in str(refused.exception)
 
 
 @pytest.mark.parametrize("command", ["pack", "inspect", "check", "synth"])
-def test_every_option_is_explained(command):
+def test_every_option_has_help(command):
     import typer
 
     options = typer.main.get_command(data).commands[command].params
@@ -173,7 +173,7 @@ def test_every_option_is_explained(command):
     assert all(option.help for option in options)
 
 
-def test_a_limit_holds_for_bad_features_too(tmp_path, capsys):
+def test_the_limit_applies_to_bad_features_too(tmp_path, capsys):
     from avvp_dist.datasets import synthetic
 
     synthetic.write(str(tmp_path), videos=None, seed=0, splits=(8, 2, 2), workers=1)

@@ -1,4 +1,4 @@
-"""Every byte of a packed data set is checked: single flipped bits, other lengths, missing files, values that cannot be."""
+"""Every byte of a packed data set is verified: flipped bits, wrong lengths, missing files, invalid values."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def data(official, tmp_path) -> Path:
 
 
 def avvp(capsys, *arguments: object) -> tuple[int, str]:
-    """Exit code of a command, and what it printed on stderr but for its progress."""
+    """Exit code of a command, and its stderr without progress lines."""
     capsys.readouterr()
     code = 0
     try:
@@ -57,16 +57,16 @@ def avvp(capsys, *arguments: object) -> tuple[int, str]:
 
 
 def refused(capsys, *arguments: object) -> str:
-    """The one message of a command that ends with exit code 2."""
-    code, said = avvp(capsys, *arguments)
-    assert code == 2, said
-    assert said.count("error: ") == 1
-    assert "Traceback" not in said
-    return said
+    """The only message of a command that ends with exit code 2."""
+    code, output = avvp(capsys, *arguments)
+    assert code == 2, output
+    assert output.count("error: ") == 1
+    assert "Traceback" not in output
+    return output
 
 
 def flipped(path: Path, count: int) -> Iterator[int]:
-    """Flips one random bit of a file after the other, each alone."""
+    """Flip single random bits of a file, one at a time."""
     rng, whole = random.Random(path.name), path.read_bytes()
     for _ in range(count):
         bit = rng.randrange(8 * len(whole))
@@ -78,14 +78,14 @@ def flipped(path: Path, count: int) -> Iterator[int]:
 
 
 def as_packed_earlier(data: Path) -> None:
-    """Takes away what earlier versions did not record."""
+    """Remove the checksums that earlier versions did not record."""
     content = json.loads((data / INDEX_FILE).read_text())
     del content["labels"], content["checksum"]
     (data / INDEX_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def rewrite_index(data: Path, change) -> None:
-    """A sealed index with other content: of a program that writes what it should not."""
+    """Write a sealed index with other content, like a faulty program."""
     content = json.loads((data / INDEX_FILE).read_text())
     del content["checksum"], content["labels"]
     change(content)
@@ -93,7 +93,7 @@ def rewrite_index(data: Path, change) -> None:
 
 
 def rewrite_labels(data: Path, change) -> None:
-    """Other rows, which the index records."""
+    """Write other rows and record them in the index."""
     rows = pq.ParquetFile(data / LABELS_FILE).read().to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=LABELS_SCHEMA), data / LABELS_FILE)
@@ -102,7 +102,7 @@ def rewrite_labels(data: Path, change) -> None:
 
 
 def rewrite_members(data: Path, change) -> None:
-    """Other ``<id>.json`` in a shard, which the index records; ``change`` maps a member's name and content to another."""
+    """Rewrite the members of a shard by ``change``, a map of name and content, and record the shard in the index."""
     sink = io.BytesIO()
     with tarfile.open(data / SHARD) as old, tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as new:
         for member in old.getmembers():
@@ -116,7 +116,7 @@ def rewrite_members(data: Path, change) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_verify_notices_every_flipped_bit(data, capsys, name):
+def test_verify_detects_every_flipped_bit(data, capsys, name):
     assert avvp(capsys, "data", "verify", data, "--workers", 1)[0] == 0
     for bit in flipped(data / name, FLIPS):
         assert name in refused(capsys, "data", "verify", data, "--workers", 1), bit
@@ -124,7 +124,7 @@ def test_verify_notices_every_flipped_bit(data, capsys, name):
 
 
 @pytest.mark.parametrize("name", [INDEX_FILE, LABELS_FILE])
-def test_nothing_reads_past_a_flipped_bit(data, tmp_path, capsys, name):
+def test_no_command_accepts_a_flipped_bit(data, tmp_path, capsys, name):
     for bit in flipped(data / name, 10):
         assert name in refused(capsys, "data", "inspect", data), bit
         assert name in refused(capsys, "train", "han", f"data={data}", f"output={tmp_path / 'run'}", "tracking=none"), bit
@@ -133,7 +133,7 @@ def test_nothing_reads_past_a_flipped_bit(data, tmp_path, capsys, name):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["shorter", "longer", "empty", "missing"])
-def test_verify_notices_other_lengths(data, capsys, name, damage):
+def test_verify_detects_wrong_lengths(data, capsys, name, damage):
     path = data / name
     whole = path.read_bytes()
     path.unlink()
@@ -149,21 +149,21 @@ def test_verify_names_every_bad_file_and_files_of_another_pack(data, capsys):
     (data / "val-000000.tar").unlink()
     (data / "train-000007.tar").write_bytes(b"")
     (data / "old.parquet").write_bytes(b"")
-    (data / "notes.txt").write_text("mine")
-    said = refused(capsys, "data", "verify", data, "--workers", 1)
-    assert "5 problems; 5 of 12 videos are bad" in said
+    (data / "notes.txt").write_text("foreign")
+    output = refused(capsys, "data", "verify", data, "--workers", 1)
+    assert "5 problems; 5 of 12 videos are bad" in output
     named = [
-        line.removeprefix("  - ").removeprefix(f"{data}/").split(":")[0] for line in said.splitlines() if "  - " in line
+        line.removeprefix("  - ").removeprefix(f"{data}/").split(":")[0] for line in output.splitlines() if "  - " in line
     ]
     assert named == ["old.parquet", "train-000007.tar", LABELS_FILE, SHARD, "val-000000.tar"]
 
 
-def test_many_problems_are_capped(data, capsys):
+def test_the_number_of_shown_problems_is_limited(data, capsys):
     for number in range(3, 40):
         (data / f"train-{number:06d}.tar").write_bytes(b"")
-    said = refused(capsys, "data", "verify", data, "--workers", 1)
-    assert len(said.splitlines()) <= 25
-    assert "… and 34 more like these" in said
+    output = refused(capsys, "data", "verify", data, "--workers", 1)
+    assert len(output.splitlines()) <= 25
+    assert "… and 34 more like these" in output
 
 
 def test_labels_are_compared_with_the_shards(data, capsys):
@@ -173,13 +173,14 @@ def test_labels_are_compared_with_the_shards(data, capsys):
         rows[11]["name"] = "other"
 
     rewrite_labels(data, change)
-    said = refused(capsys, "data", "verify", data, "--workers", 1)
-    assert "3 problems\n" in said
+    output = refused(capsys, "data", "verify", data, "--workers", 1)
+    assert "3 problems\n" in output
     assert (
-        f'{SHARD}: {IDS[4]}.json: "weak" is ["Speech", "Frying_(food)"], {LABELS_FILE} says ["Speech", "Cheering"]' in said
+        f'{SHARD}: {IDS[4]}.json: "weak" is ["Speech", "Frying_(food)"], but {LABELS_FILE} records ["Speech", "Cheering"]'
+        in output
     )
-    assert f'test-000000.tar: {IDS[10]}.json: "audio_events" is' in said
-    assert f'test-000000.tar: {IDS[11]}.json: "name" is "{IDS[11]}_10_20", {LABELS_FILE} says "other"' in said
+    assert f'test-000000.tar: {IDS[10]}.json: "audio_events" is' in output
+    assert f'test-000000.tar: {IDS[11]}.json: "name" is "{IDS[11]}_10_20", but {LABELS_FILE} records "other"' in output
 
 
 @pytest.mark.parametrize(
@@ -197,9 +198,9 @@ def test_labels_are_compared_with_the_shards(data, capsys):
 )
 def test_damaged_members_are_named(data, capsys, change, message):
     rewrite_members(data, change)
-    said = refused(capsys, "data", "verify", data, "--workers", 1)
-    assert f"{SHARD}: " in said
-    assert message in said
+    output = refused(capsys, "data", "verify", data, "--workers", 1)
+    assert f"{SHARD}: " in output
+    assert message in output
 
 
 def test_the_fingerprint_covers_the_labels(data):
@@ -208,7 +209,7 @@ def test_the_fingerprint_covers_the_labels(data):
     assert Index.load(str(data)).fingerprint != before
 
 
-def test_packing_again_mends_labels_and_keeps_those_that_another_pyarrow_wrote(official, data):
+def test_packing_again_repairs_labels_and_keeps_those_of_other_pyarrow_versions(official, data):
     whole, rows = contents(data), pq.ParquetFile(data / LABELS_FILE).read()
     (data / LABELS_FILE).write_bytes(whole[LABELS_FILE][:-1])
     assert contents(data) != whole
@@ -248,13 +249,13 @@ def test_data_sets_packed_earlier_are_read_with_a_warning_and_get_their_checksum
     assert (data / INDEX_FILE).read_bytes() == recorded
 
 
-def test_without_a_hash_a_flip_that_says_something_else_is_noticed_all_the_same(data, capsys):
+def test_without_a_hash_flips_that_change_values_are_detected(data, capsys):
     as_packed_earlier(data)
     before = read_labels(str(data), Index.load(str(data)))
     passed = 0
     for bit in flipped(data / LABELS_FILE, 60):
-        code, said = avvp(capsys, "data", "verify", data, "--workers", 1)
-        assert "Traceback" not in said
+        code, output = avvp(capsys, "data", "verify", data, "--workers", 1)
+        assert "Traceback" not in output
         assert code in (0, 2), bit
         if code == 0:
             passed += 1
@@ -282,12 +283,15 @@ def put(*path: object, value: object):
         (put("classes", 3, value="Car"), "classes: Car is listed 2 times"),
         (put("classes", 3, value=7), "classes.3: Input should be a valid string"),
         (put("classes", 3, value=""), "classes.3: String should have at least 1 character"),
-        (put("classes", 3, value="\x1b[2J"), r"classes.3: Value error, '\x1b[2J' holds characters that cannot be printed"),
+        (
+            put("classes", 3, value="\x1b[2J"),
+            r"classes.3: Value error, '\x1b[2J' contains characters that cannot be printed",
+        ),
         (put("classes", 3, value="\ud800"), r"classes.3: "),
         (put("classes", value=[]), "classes: Tuple should have at least 1 item"),
         (put("streams", value=[]), "streams: Tuple should have at least 1 item"),
-        (put("streams", 1, "offset", value=2), "streams: visual begins at column 2, the one before it ends at 3"),
-        (put("streams", 1, "offset", value=4), "streams: visual begins at column 4, the one before it ends at 3"),
+        (put("streams", 1, "offset", value=2), "streams: visual begins at column 2, but the previous one ends at 3"),
+        (put("streams", 1, "offset", value=4), "streams: visual begins at column 4, but the previous one ends at 3"),
         (put("streams", 2, "offset", value=100), "streams: motion begins at column 100"),
         (put("streams", 2, "name", value="audio"), "streams: audio is listed 2 times"),
         (put("streams", 2, "dim", value=0), "streams.2.dim: Input should be greater than or equal to 1"),
@@ -300,11 +304,11 @@ def put(*path: object, value: object):
         (put("segments", value=-10), "segments: Input should be greater than or equal to 1"),
         (put("segments", value=BIG), "segments: "),
         (put("shards", 1, "name", value="train-000000.tar"), "shards: train-000000.tar is listed 2 times"),
-        (put("shards", 1, "name", value="val-000000.tar"), "shards: val-000000.tar is of split train"),
-        (put("shards", 1, "split", value="test"), "shards: train-000001.tar is of split test"),
+        (put("shards", 1, "name", value="val-000000.tar"), "shards: val-000000.tar has split train"),
+        (put("shards", 1, "split", value="test"), "shards: train-000001.tar has split test"),
         (put("shards", 1, "samples", value=-3), "shards.1.samples: Input should be greater than or equal to 1"),
         (put("shards", 1, "samples", value=0), "shards.1.samples: Input should be greater than or equal to 1"),
-        (put("shards", 1, "samples", value=4), "train-000001.tar: 3 videos, 4 in the index"),
+        (put("shards", 1, "samples", value=4), "train-000001.tar: 3 videos, but 4 in the index"),
         (put("shards", 1, "bytes", value=0), "shards.1.bytes: Input should be greater than or equal to 1"),
         (put("shards", 1, "bytes", value=BIG), "shards.1.bytes: "),
         (put("shards", 1, "sha256", value="f" * 63), "shards.1.sha256: String should match pattern"),
@@ -314,23 +318,23 @@ def put(*path: object, value: object):
         (put("lables", value={}), "lables: Unexpected keyword argument"),
         (put("labels", value={"bytes": 3, "sha256": "0" * 64}), "its checksum is missing"),
         (put("labels", value={"bytes": 3, "sha256": "0"}), "labels.sha256: String should match pattern"),
-        (put("checksum", value="0" * 64), "its checksum does not fit"),
+        (put("checksum", value="0" * 64), "its checksum does not match"),
         (put("provenance", value=["x"]), "provenance: Input should be a valid dictionary"),
         (put("provenance", value={"x": float("nan")}), "NaN is not a number"),
-        (put("schema_version", value=2), "schema version 2, this avvp_dist reads up to 1"),
-        (put("dataset", value="a\nb"), "dataset: Value error, 'a\\nb' holds characters that cannot be printed"),
+        (put("schema_version", value=2), "schema version 2, but this avvp_dist reads at most 1"),
+        (put("dataset", value="a\nb"), "dataset: Value error, 'a\\nb' contains characters that cannot be printed"),
         (put("left_out", value=[{"id": "x", "split": "val"}]), "left_out.0.reason: Field required"),
     ],
 )
-def test_values_that_no_index_has(data, capsys, change, message):
+def test_invalid_values_in_an_index(data, capsys, change, message):
     rewrite_index(data, change)
     for command in (["inspect"], ["verify", "--workers", 1]):
-        said = refused(capsys, "data", *command, data)
-        assert INDEX_FILE in said or LABELS_FILE in said
-        assert message in said
+        output = refused(capsys, "data", *command, data)
+        assert INDEX_FILE in output or LABELS_FILE in output
+        assert message in output
 
 
-def test_an_index_nested_without_end_is_one_message(data, capsys):
+def test_a_deeply_nested_index_is_one_message(data, capsys):
     (data / INDEX_FILE).write_text("[" * 10**6)
     assert "not valid JSON" in refused(capsys, "data", "verify", data, "--workers", 1)
 
@@ -338,35 +342,35 @@ def test_an_index_nested_without_end_is_one_message(data, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put(4, "weak", value=[3, 3]), "train: weak labels that are listed twice for a video"),
+        (put(4, "weak", value=[3, 3]), "train: weak labels listed twice for a video"),
         (put(4, "weak", value=[25]), "train: weak labels outside 0..24"),
         (put(4, "weak", value=[-1]), "train: weak labels outside 0..24"),
-        (put(4, "id", value="../up"), "1 video ids that no shard can hold, the first '../up'"),
-        (put(4, "id", value=""), "1 video ids that no shard can hold, the first ''"),
+        (put(4, "id", value="../up"), "1 invalid video ids, the first '../up'"),
+        (put(4, "id", value=""), "1 invalid video ids, the first ''"),
         (put(4, "id", value=IDS[5]), f"train: video {IDS[5]} is listed 2 times"),
-        (put(4, "split", value="val"), "1 videos are of another split than their shard"),
-        (put(4, "shard", value=9), "1 rows name shards that the index lacks"),
-        (put(4, "shard", value=-1), "1 rows name shards that the index lacks"),
+        (put(4, "split", value="val"), "1 videos have another split than their shard"),
+        (put(4, "shard", value=9), "1 rows refer to shards that are not in the index"),
+        (put(4, "shard", value=-1), "1 rows refer to shards that are not in the index"),
         (put(4, "position", value=-1), f"{SHARD}: its videos are not in order"),
-        (put(4, "offset", value=-1), f"{SHARD}: byte ranges that do not fit"),
-        (put(4, "nbytes", value=7), f"{SHARD}: byte ranges that do not fit"),
-        (put(10, "audio_events", 0, "onset", value=2), f"the first of video {IDS[10]}: class 0, seconds 2 to 1"),
-        (put(10, "audio_events", 0, "onset", value=1), f"the first of video {IDS[10]}: class 0, seconds 1 to 1"),
+        (put(4, "offset", value=-1), f"{SHARD}: byte ranges that do not match"),
+        (put(4, "nbytes", value=7), f"{SHARD}: byte ranges that do not match"),
+        (put(10, "audio_events", 0, "onset", value=2), f"the first in video {IDS[10]}: class 0, seconds 2 to 1"),
+        (put(10, "audio_events", 0, "onset", value=1), f"the first in video {IDS[10]}: class 0, seconds 1 to 1"),
         (put(10, "audio_events", 0, "onset", value=-1), "test: audio events: 1 with labels or seconds out of range"),
         (put(10, "visual_events", 0, "offset", value=11), "test: visual events: 1 with labels or seconds out of range"),
-        (put(10, "visual_events", 0, "label", value=25), f"the first of video {IDS[10]}: class 25, seconds 0 to 10"),
-        (put(10, "visual_events", value=None), "test: visual events: known for some videos only"),
+        (put(10, "visual_events", 0, "label", value=25), f"the first in video {IDS[10]}: class 25, seconds 0 to 10"),
+        (put(10, "visual_events", value=None), "test: visual events: known only for some videos"),
     ],
 )
-def test_labels_that_cannot_be(data, capsys, change, message):
+def test_invalid_labels(data, capsys, change, message):
     rewrite_labels(data, change)
     for command in (["inspect"], ["verify", "--workers", 1]):
-        said = refused(capsys, "data", *command, data)
-        assert LABELS_FILE in said
-        assert message in said
+        output = refused(capsys, "data", *command, data)
+        assert LABELS_FILE in output
+        assert message in output
 
 
-def test_inspect_shows_strange_names_as_they_are(official, tmp_path, capsys):
+def test_inspect_shows_special_characters_literally(official, tmp_path, capsys):
     records = read_annotations(official).records
     named = replace(TINY, name="[red]", classes=("[/x]", *TINY.classes[1:]))
     provenance = {"from": "[/x] \x1b[2J"}

@@ -1,4 +1,4 @@
-"""No flipped bit is read as other numbers: of checkpoints, stage artifacts, labels, ratios, weights, scores and results."""
+"""Flipped bits are detected in checkpoints, stage artifacts, labels, ratios, weights, scores and results."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def copy(finished, tmp_path):
 
 
 def flipped(content):
-    """Copies of ``content`` with one random bit turned over, and some that are cut short."""
+    """Copies of ``content`` with one random bit flipped, and some truncated copies."""
     draw = random.Random(0)
     for _ in range(FLIPS):
         damaged, bit = bytearray(content), draw.randrange(8 * len(content))
@@ -56,7 +56,7 @@ def flipped(content):
 
 
 def same(one, other):
-    """Equal down to the bits of tensors and arrays; NaN equals itself."""
+    """Whether two objects are equal, including their tensors and arrays; NaN equals itself."""
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and bool((one == other).all())
     if isinstance(one, np.ndarray):
@@ -69,7 +69,7 @@ def same(one, other):
 
 
 def assert_no_flip_is_read(file, read, named=True):
-    """Whatever bit is flipped: the reader refuses, with the file's name, or reads the very same."""
+    """For any flipped bit, the reader must refuse the file by name, or read the same content."""
     whole, content = read(), file.read_bytes()
     refused = 0
     for damaged in flipped(content):
@@ -77,10 +77,10 @@ def assert_no_flip_is_read(file, read, named=True):
         try:
             assert same(read(), whole)
         except (DataError, ConfigError) as error:
-            told = str(error)
+            message = str(error)
             refused += 1
-            if named and file.name not in told:
-                pytest.fail(f"no {file.name} in {told}")
+            if named and file.name not in message:
+                pytest.fail(f"no {file.name} in {message}")
     file.write_bytes(content)
     assert refused > 0.6 * FLIPS
     assert same(read(), whole)
@@ -98,11 +98,13 @@ def test_checkpoints(tmp_path):
     assert_no_flip_is_read(file, lambda: checkpoint.unpack(file.read_bytes(), str(file)))
 
 
-def test_a_sealed_document_stays_whole_without_its_credentials(tmp_path):
+def test_a_sealed_document_is_valid_after_removing_its_credentials(tmp_path):
     url = str(tmp_path / "result.json")
-    storage.write_text(url, json.dumps(integrity.seal({"told": ["see http://me:pass-4711@host/x?token=t-4711"]}), indent=1))
+    storage.write_text(
+        url, json.dumps(integrity.seal({"messages": ["see http://me:pass-4711@host/x?token=t-4711"]}), indent=1)
+    )
     assert "4711" not in Path(url).read_text()
-    assert integrity.read_sealed(url)["told"] == ["see http://***@host/x?token=***"]
+    assert integrity.read_sealed(url)["messages"] == ["see http://***@host/x?token=***"]
 
 
 def test_old_checkpoints_are_refused_by_name(tmp_path):
@@ -130,7 +132,7 @@ def test_a_missing_file_of_a_stage(copy):
         read_trained(str(folder))
 
 
-def test_ratios_that_are_copied_elsewhere(copy, tmp_path):
+def test_ratios_copied_to_another_file(copy, tmp_path):
     file = Path(shutil.copy(stage(copy, "ratios") / "ratios.json", tmp_path / "mine.json"))
     classes = list(json.loads(file.read_text())["audio"])
     assert_no_flip_is_read(file, lambda: read_ratios(str(file), classes))
@@ -152,7 +154,7 @@ def test_result_and_config(copy):
     assert_no_flip_is_read(copy / "config.yaml", read)
 
 
-def test_scores_of_videos_that_are_damaged_are_not_used(copy):
+def test_damaged_per_video_scores_are_not_used(copy):
     file = copy / "per_video.npz"
     content = file.read_bytes()
     for damaged in flipped(content):
@@ -178,7 +180,7 @@ def test_evaluate_refuses_damaged_files_by_name(copy, name):
 
 def test_weights_that_are_not_finite_are_refused_even_without_checksums(copy):
     result = json.loads((copy / "result.json").read_text())
-    del result["files"], result["checksum"]  # as an earlier version left it
+    del result["files"], result["checksum"]  # as written by an earlier version
     (copy / "result.json").write_text(json.dumps(result))
     assert CliRunner().invoke(cli.app, ["evaluate", str(copy)]).exit_code == 0
     weights = safetensors.torch.load((copy / "model.safetensors").read_bytes())
@@ -208,7 +210,7 @@ def test_refined_labels(tmp_path):
     assert_no_flip_is_read(file, lambda: RefinedLabels.load(str(file)))
 
 
-def test_refined_labels_of_others_need_no_checksum(tmp_path):
+def test_refined_labels_of_other_tools_need_no_checksum(tmp_path):
     about = {"format": 1, "classes": CLASSES, "provenance": {}, "windows": None}
     made = np.ones((2, 3), np.float64)
     np.savez(tmp_path / "a.npz", audio=made, visual=made > 0, ids=np.array(["a", "b"]), about=np.array(json.dumps(about)))
@@ -227,8 +229,8 @@ SHAPE = (6, 4, 3)
         ({"visual": np.full(SHAPE, np.inf, np.float32)}, "visual: 72 values outside 0..1"),
         ({"visual": np.full(SHAPE, -0.5)}, "visual: 72 values outside 0..1"),
         ({"video": np.full((6, 3), 2)}, "video: 18 values outside 0..1, the first is 2 at [0, 0]"),
-        ({"audio": np.ones(SHAPE, np.complex64)}, "audio: holds complex64"),
-        ({"audio": np.full(SHAPE, "a")}, "audio: holds <U1"),
+        ({"audio": np.ones(SHAPE, np.complex64)}, "audio: has dtype complex64"),
+        ({"audio": np.full(SHAPE, "a")}, "audio: has dtype <U1"),
         ({"audio": np.ones((6, 4, 2))}, "audio: shape [6, 4, 2], expected [6, 3] or [6, 4, 3]"),
         ({"audio": np.ones((5, 3))}, "audio: shape [5, 3]"),
         ({"audio": np.ones((6, 5, 3))}, "audio: shape [6, 5, 3], expected [6, 3] or [6, 4, 3]"),
@@ -241,7 +243,7 @@ SHAPE = (6, 4, 3)
         ({"windows": ((0, 4), (2, 6.5), (4, 8), (6, 10))}, "windows: [2, 6.5] as number 1"),
     ],
 )
-def test_what_cannot_be_refined_labels(tmp_path, changes, message):
+def test_invalid_refined_labels(tmp_path, changes, message):
     file = tmp_path / "refined.npz"
     file.write_bytes(labels(**changes).to_bytes())
     with pytest.raises(DataError) as caught:
@@ -250,7 +252,7 @@ def test_what_cannot_be_refined_labels(tmp_path, changes, message):
     assert str(file) in str(caught.value)
 
 
-def test_every_problem_of_refined_labels_at_once(tmp_path):
+def test_all_problems_of_refined_labels_are_reported_together(tmp_path):
     file = tmp_path / "refined.npz"
     bad = labels(audio=np.full(SHAPE, 7.0), visual=np.full(SHAPE, np.nan), ids=("a",) * 6)
     file.write_bytes(bad.to_bytes())
@@ -259,7 +261,7 @@ def test_every_problem_of_refined_labels_at_once(tmp_path):
     assert len(caught.value.problems) == 3
 
 
-def test_windows_beyond_the_videos_end():
+def test_windows_beyond_the_end_of_a_video():
     with pytest.raises(DataError, match="windows: the last one ends at segment 10 of 9"):
         labels().aligned(labels().ids, CLASSES, 9, "refined.npz")
 
@@ -288,7 +290,7 @@ def test_sealed_documents():
             integrity.unseal(damaged, "x.json")
 
 
-def test_a_sweep_scores_a_run_again_whose_result_is_damaged(copy, caplog):
+def test_a_sweep_repeats_a_run_with_a_damaged_result(copy, caplog):
     assert results.finished(str(copy / "nowhere")) is None
     assert results.finished(str(copy))["method"] == "jomold"
     (copy / "result.json").write_text("{}{")

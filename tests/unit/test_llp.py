@@ -1,4 +1,4 @@
-"""Import of LLP: annotations with their flaws and errors, features with theirs."""
+"""Import of LLP: annotations and features, with their flaws and errors."""
 
 import io
 import pickle
@@ -19,7 +19,7 @@ A, B, C = "AAAAAAAAAAA_0_10", "-BBBB_BBBBB_101.8_111.8", "CCCCCCCCCCC_5_15"
 
 
 def write(folder: Path, **rows: str) -> Path:
-    """Annotation files with these rows; a file's name without AVVP_ and .csv is its keyword."""
+    """Write annotation files with these rows; a keyword is the name of a file without AVVP_ and .csv."""
     for name in ("train", "val_pd", "test_pd"):
         (folder / f"AVVP_{name}.csv").write_text(WEAK + rows.pop(name, ""))
     for name in ("eval_audio", "eval_visual", *(name for name in ("train_audio", "train_visual") if name in rows)):
@@ -50,7 +50,7 @@ def test_clean_files(tmp_path):
     assert found.flaws == ()
 
 
-def test_train_files_plant_the_truth_of_train(tmp_path):
+def test_optional_files_provide_the_events_of_train(tmp_path):
     folder = write(tmp_path, train=f"{A}\tDog\n{C}\tCar\n", train_audio=f"{A}\t1\t2\tDog\n{C}\t1\t2\tCar\n", train_visual="")
     first, second = read_annotations(folder).records
     assert first.audio_events == (Event(DOG, 1, 2),)
@@ -58,11 +58,11 @@ def test_train_files_plant_the_truth_of_train(tmp_path):
 
 
 def test_one_train_file_alone_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"AVVP_train_visual\.csv: missing, while AVVP_train_audio\.csv is there"):
+    with pytest.raises(DataError, match=r"AVVP_train_visual\.csv: missing, although AVVP_train_audio\.csv exists"):
         read_annotations(write(tmp_path, train=f"{A}\tDog\n", train_audio=""))
 
 
-def test_every_kind_of_flaw_is_reported_with_its_row_and_does_no_harm(tmp_path):
+def test_every_kind_of_flaw_is_reported_with_its_row_and_handled(tmp_path):
     folder = write(
         tmp_path,
         train=f"{A}\tDog\n",
@@ -81,14 +81,14 @@ def test_every_kind_of_flaw_is_reported_with_its_row_and_does_no_harm(tmp_path):
         ("AVVP_eval_audio.csv", 6, "duplicate"),
         ("AVVP_eval_audio.csv", 7, "overlap"),
     ]
-    assert {flaw.kind for flaw in found.flaws} == set(FLAWS) - {"older-edition", "mended"}  # test_annotation_editions.py
+    assert {flaw.kind for flaw in found.flaws} == set(FLAWS) - {"older-edition", "mended"}  # test_annotation_files.py
     train, test = found.records
     assert train.audio_events is None
     assert test.weak == (SPEECH, CAR)
     assert test.audio_events == (Event(DOG, 1, 5), Event(DOG, 4, 8))
 
 
-def test_all_errors_at_once_with_file_and_row(tmp_path):
+def test_all_errors_are_reported_together_with_file_and_row(tmp_path):
     folder = write(
         tmp_path,
         train=f"{A}\tDogg\n{A}\tDog\n../../etc/pw_0_10\tDog\nshort_0_10\tDog\n{B}\t\nDDDDDDDDDDD_0_10 Dog\n",
@@ -102,11 +102,11 @@ def test_all_errors_at_once_with_file_and_row(tmp_path):
     expected = [
         "AVVP_train.csv:7: 1 tab-separated values",
         "AVVP_train.csv:2: unknown class 'Dogg' in event_labels; did you mean 'Dog'?",
-        "AVVP_train.csv:3: video AAAAAAAAAAA is listed already at AVVP_train.csv:2",
+        "AVVP_train.csv:3: video AAAAAAAAAAA is already listed at AVVP_train.csv:2",
         "AVVP_train.csv:4: filename '../../etc/pw_0_10'",
         "AVVP_train.csv:5: filename 'short_0_10'",
         "AVVP_train.csv:6: event_labels is empty",
-        "AVVP_val_pd.csv:2: video AAAAAAAAAAA is listed already at AVVP_train.csv:2",
+        "AVVP_val_pd.csv:2: video AAAAAAAAAAA is already listed at AVVP_train.csv:2",
         "AVVP_test_pd.csv: missing",
         "AVVP_eval_audio.csv:2: onset '0.5' is not a whole number",
         "AVVP_eval_audio.csv:3: onset -1 is outside 0..10",
@@ -115,7 +115,7 @@ def test_all_errors_at_once_with_file_and_row(tmp_path):
         "AVVP_eval_visual.csv:1: no column filename, onset, offset, event_labels",
     ]
     assert [problem[: len(start)] for problem, start in zip(error.value.problems, expected, strict=True)] == expected
-    assert "separated by commas, expected tabs" in error.value.problems[-1]
+    assert "separated by commas instead of tabs" in error.value.problems[-1]
     assert error.value.exit_code == 2
 
 
@@ -129,7 +129,7 @@ def test_missing_column_and_not_a_text_file(tmp_path):
     assert error.value.problems[1].startswith("AVVP_val_pd.csv: cannot be read as UTF-8 text")
 
 
-def test_windows_line_ends_byte_order_mark_and_other_column_order(tmp_path):
+def test_windows_line_endings_byte_order_mark_and_other_column_order(tmp_path):
     folder = write(tmp_path)
     (folder / "AVVP_train.csv").write_bytes(f"\ufeffevent_labels\tid\tfilename\r\nDog\t1\t{A}\r\n\r\n".encode())
     assert read_annotations(folder).records == (VideoRecord("AAAAAAAAAAA", A, "train", (DOG,)),)
@@ -150,16 +150,16 @@ def test_official_files(llp_annotations):
         ("outside-weak", "AVVP_eval_visual.csv"): 40,
         ("repeated-label", "AVVP_test_pd.csv"): 1,
     }
-    # In the files before their fix of 2024-04-16 three more rows are orphans, and one label so has no event.
+    # In the files before their correction of 2024-04-16, three more rows are orphans, so that one label has no event.
     assert (orphans, unannotated) in {(14, 38), (17, 39)}
     nameless = [flaw for flaw in found.flaws if flaw.kind == "repeated-label"]
     assert nameless[0].detail == "LcFWKgFphXI_20_30: Clapping"
     silent = [record for record in found.records if record.audio_events == ()]
     unseen = [record for record in found.records if record.visual_events == ()]
-    assert (len(silent), len(unseen)) == (10, 191)  # nine without audio rows, and one whose only row selects nothing
+    assert (len(silent), len(unseen)) == (10, 191)  # nine without audio rows, and one whose only row is empty
 
 
-def test_official_files_before_their_fix(llp_annotations, tmp_path):
+def test_official_files_before_their_correction(llp_annotations, tmp_path):
     """Two rows of JfZEqeLZqWk were named after a label, one row of KvIjsmANkxI had a stray backtick."""
     for file in llp_annotations.glob("AVVP_*.csv"):
         text = file.read_text()
@@ -172,10 +172,10 @@ def test_official_files_before_their_fix(llp_annotations, tmp_path):
     assert (counts["orphan"], counts["unannotated"]) == (17, 39)
 
 
-def test_features_side_by_side_with_frames_averaged_in_float32(tmp_path):
+def test_features_are_concatenated_with_frames_averaged_in_float32(tmp_path):
     write_features(tmp_path, [video_id(0)])
     place = tmp_path / "feats"
-    visual = np.full((80, 5), 2048, np.float32)  # float16 could not add eight of them up with the small part kept
+    visual = np.full((80, 5), 2048, np.float32)  # the sum of eight of them in float16 would lose the small part
     visual[::8] += 8
     visual[8:16] = -3
     np.save(place / "res152" / f"{video_id(0)}.npy", visual)
@@ -201,7 +201,7 @@ def test_other_floating_types_are_read(tmp_path, dtype):
 
 
 class Bomb:
-    """Unpickled, it leaves a file behind."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -210,7 +210,7 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
-def test_everything_wrong_with_features_is_named(tmp_path):
+def test_all_problems_of_features_are_reported(tmp_path):
     good = np.zeros((10, 3), np.float32)
     archive = io.BytesIO()
     np.savez(archive, good)
@@ -222,7 +222,7 @@ def test_everything_wrong_with_features_is_named(tmp_path):
         1: (large, "values up to 7e+04 do not fit float16 (at most 65504)"),
         2: (huge, "values up to 1e+300 do not fit float16"),
         3: (good[:9], "shape [9, 3], expected [10, 3]"),
-        4: (good.astype(np.int32), "holds int32, expected float32"),
+        4: (good.astype(np.int32), "has dtype int32, expected float32"),
         5: (np.array([Bomb(tmp_path / "exploded")], object), "not a readable .npy array"),
         6: (b"", "not a readable .npy array"),
         7: (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': (((((", "not a readable .npy array"),
@@ -250,13 +250,13 @@ def test_everything_wrong_with_features_is_named(tmp_path):
     assert damaged.startswith(f"res152/{video_id(10)}.npy: not a readable .npy array")
 
 
-def test_an_id_is_no_path(tmp_path):
+def test_an_id_is_not_a_path(tmp_path):
     write_features(tmp_path, [video_id(0)])
     (problem, *_) = OfficialFeatures(tmp_path, TINY).check(VideoRecord("../res152/x", "x", "train", ()))
     assert "is not 11 letters" in problem
 
 
-def test_fingerprint_follows_the_files(tmp_path):
+def test_fingerprint_depends_on_the_files(tmp_path):
     write_features(tmp_path, [video_id(0), video_id(1)])
     source = OfficialFeatures(tmp_path, TINY)
     before = source.fingerprint([record(0), record(1)])

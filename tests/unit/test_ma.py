@@ -6,7 +6,7 @@ import torch
 
 from avvp_dist.dist.collective import FakeCollective, LocalCollective
 from avvp_dist.errors import DataError
-from avvp_dist.loading.partners import disjoint
+from avvp_dist.loading.partners import draw_partners
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
 from avvp_dist.methods.ma import Ma, MaConfig, exchange_rule
@@ -57,20 +57,20 @@ def labelled(videos=300):
 
 def test_partners_share_no_label_and_depend_on_the_id_alone():
     ids, weak = labelled()
-    partners = disjoint(ids, weak, seed=2, draws=3)
+    partners = draw_partners(ids, weak, seed=2, draws=3)
     assert not (weak[:, None] & weak[partners]).any()
     shuffled = np.random.default_rng(1).permutation(len(ids))
-    again = disjoint([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
+    again = draw_partners([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
     assert again.shape == (300, 3)  # another order of the split is another split: only the law stays
-    assert (disjoint(ids, weak, seed=2, draws=3) == partners).all()
-    assert (disjoint(ids, weak, seed=3, draws=3) != partners).any()
-    assert (disjoint(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
+    assert (draw_partners(ids, weak, seed=2, draws=3) == partners).all()
+    assert (draw_partners(ids, weak, seed=3, draws=3) != partners).any()
+    assert (draw_partners(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
     assert len(np.unique(partners)) > 200  # spread over the split
 
 
 def test_a_video_that_shares_with_all_is_named():
     with pytest.raises(DataError, match="b: shares a label with every other video"):
-        disjoint(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
+        draw_partners(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
 
 
 def said(**pooled):

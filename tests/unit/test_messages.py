@@ -77,11 +77,11 @@ def test_problems_stay_complete_for_programs():
     [
         (errno.ENOSPC, "free some space"),
         (errno.EACCES, "permissions"),
-        (errno.EROFS, "choose another place"),
+        (errno.EROFS, "choose another location"),
         (errno.ENAMETOOLONG, "shorter name"),
         (errno.ELOOP, "symbolic links"),
         (errno.EISDIR, "give the name of a file"),
-        (errno.ENOTDIR, "a file lies where a folder is needed"),
+        (errno.ENOTDIR, "there is a file where a folder is needed"),
         (errno.EMFILE, "ulimit -n"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The order of videos depends on (seed, epoch) alone, whatever the number of ranks."""
+"""The order of videos depends only on (seed, epoch), not on the number of ranks."""
 
 import numpy as np
 import pytest
@@ -19,20 +19,20 @@ plans = st.builds(
 
 
 @given(plans, st.integers(1, 16))
-def test_ranks_together_see_the_epoch_in_order(plan, world):
-    seen = []
+def test_ranks_together_process_the_epoch_in_order(plan, world):
+    processed = []
     for step in range(plan.steps):
         slices = [plan.rank_slice(step, rank, world) for rank in range(world)]
         sizes = [part.stop - part.start for part in slices]
         assert sizes == split_sizes(plan.total(step), world)
         assert max(sizes) - min(sizes) <= 1
-        seen += [number for part in slices for number in plan.order()[part].tolist()]
-    assert seen == plan.order().tolist()
-    assert sorted(seen) == list(range(plan.videos))
+        processed += [number for part in slices for number in plan.order()[part].tolist()]
+    assert processed == plan.order().tolist()
+    assert sorted(processed) == list(range(plan.videos))
 
 
 @given(plans)
-def test_batches_are_full_but_the_last(plan):
+def test_all_batches_except_the_last_are_full(plan):
     totals = [plan.total(step) for step in range(plan.steps)]
     assert totals[:-1] == [plan.batch_size] * (plan.steps - 1)
     assert 1 <= totals[-1] <= plan.batch_size
@@ -54,7 +54,7 @@ def test_order_is_shuffled_evenly():
     assert counts.max() < 260
 
 
-def test_numbers_that_do_not_work_out():
+def test_impossible_numbers_are_refused():
     with pytest.raises(ConfigError, match="batch_size 3 is the global batch: some of 4 workers .* use 4 or more"):
         check(100, 3, 4)
     with pytest.raises(ConfigError) as caught:

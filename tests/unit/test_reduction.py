@@ -1,4 +1,4 @@
-"""Rows of files become rows of segments as the published networks have it, only before their first linear layer."""
+"""Reduction of file rows to segments, equal to that of the published networks after their first linear layer."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ RECORD = VideoRecord(video_id(0), video_id(0), "train", (0,))
 
 
 def published(maps, linear):
-    """What VALOR's network makes of CLAP feature maps [B,64,768] before its encoder, [B,10,D]."""
+    """VALOR's reduction of CLAP feature maps [B,64,768] before its encoder, [B,10,D]."""
     image = maps.transpose(1, 2).reshape(-1, maps.shape[2], 2, 32)
     stretched = F.interpolate(image, size=(2, 1024), mode="bicubic", align_corners=False)
     mapped = linear(stretched.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mean(dim=2)
     return F.adaptive_avg_pool1d(mapped, 10).transpose(1, 2)
 
 
-def test_a_clap_map_reduced_first_is_the_published_network_to_rounding():
+def test_reducing_a_clap_map_first_equals_the_published_network():
     torch.manual_seed(0)
     linear = torch.nn.Linear(CLAP.dim, 24).double()
     maps = torch.randn(5, CLAP.rows, CLAP.dim, dtype=torch.float64)
@@ -33,10 +33,10 @@ def test_a_clap_map_reduced_first_is_the_published_network_to_rounding():
     torch.testing.assert_close(linear(reduced), published(maps, linear), rtol=0, atol=1e-13)
 
 
-def test_clap_weights_sum_to_one_and_share_what_segments_share():
+def test_clap_weights_sum_to_one_and_are_symmetric():
     weights = clap_weights(10, 64)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-14)
-    np.testing.assert_array_equal(weights[:, :32], weights[:, 32:])  # the bands count alike
+    np.testing.assert_array_equal(weights[:, :32], weights[:, 32:])  # both bands have the same weight
     np.testing.assert_allclose(weights[::-1, 31::-1], weights[:, :32], atol=1e-14)  # time has no direction
     assert weights.min() < 0  # bicubic, not a plain mean
 
@@ -47,7 +47,7 @@ def test_blocks_are_averaged():
 
 
 def write_files(place, beside):
-    """Files as VALOR's authors lay them out; their parent too is found where ``feats`` itself is named."""
+    """Write files in the layout of VALOR's authors, which is also found if ``feats`` itself is given."""
     rng = np.random.default_rng(0)
     files = {}
     for stream, folder in ((CLAP, beside), (CLIP, beside), (MOTION, place / "feats")):
@@ -58,7 +58,7 @@ def write_files(place, beside):
 
 
 @pytest.mark.parametrize(("beside", "given"), [("", ""), ("", "feats"), ("feats", ""), ("feats", "feats")])
-def test_clap_and_clip_files_are_found_and_packed_side_by_side(tmp_path, beside, given):
+def test_clap_and_clip_files_are_found_and_packed_together(tmp_path, beside, given):
     files = write_files(tmp_path, tmp_path / beside)
     source = OfficialFeatures(tmp_path / given, LLP_CLIP_CLAP)
     assert source.check(RECORD) == []
@@ -69,15 +69,15 @@ def test_clap_and_clip_files_are_found_and_packed_side_by_side(tmp_path, beside,
     np.testing.assert_array_equal(values[:, 1536:], files["motion"].astype(np.float16))
 
 
-def test_what_is_wrong_with_them_is_named(tmp_path):
+def test_problems_of_clap_and_clip_files_are_reported(tmp_path):
     write_files(tmp_path, tmp_path)
     clap, clip = (tmp_path / stream.folder / f"{video_id(0)}.npy" for stream in (CLAP, CLIP))
-    np.save(clap, np.zeros((10, 768), np.float32))  # segments, as CLIP has them, and no map
+    np.save(clap, np.zeros((10, 768), np.float32))  # segments as in CLIP files, not a feature map
     clip.unlink()
     assert OfficialFeatures(tmp_path, LLP_CLIP_CLAP).check(RECORD) == [
         f"CLAP/features/{video_id(0)}.npy: shape [10, 768], expected [64, 768]",
         f"CLIP/features/{video_id(0)}.npy: missing",
     ]
     clip.parent.rmdir()
-    with pytest.raises(DataError, match=r"(?s)--streams says which.*CLIP/features/: no such folder"):
+    with pytest.raises(DataError, match=r"(?s)--streams selects them.*CLIP/features/: no such folder"):
         OfficialFeatures(tmp_path, LLP_CLIP_CLAP)

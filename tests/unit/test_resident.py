@@ -1,4 +1,4 @@
-"""A split in memory: the same batches from the shards that processes share and from private memory."""
+"""A split in memory: the same batches from shared shards and from private memory."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ def open_files() -> set[str]:
 
 
 @pytest.mark.parametrize("where", ["shared", "private", "cached"])
-def test_batches_hold_the_features_of_their_videos(packed, tmp_path, where):
+def test_batches_contain_the_features_of_their_videos(packed, tmp_path, where):
     index = Index.load(packed)
     labels = read_labels(packed, index)["train"]
     url = remote_copy(packed, "resident") if where == "cached" else packed
@@ -49,16 +49,16 @@ def test_batches_hold_the_features_of_their_videos(packed, tmp_path, where):
         content = Path(packed, index.shards[labels.shard[number]].name).read_bytes()
         values = np.frombuffer(content, np.float16, 10 * index.width, labels.offset[number]).reshape(10, -1)
         for stream in index.streams:
-            mine = batch.streams[stream.name][row].numpy()
-            assert mine.dtype == np.float32
-            np.testing.assert_array_equal(mine, values[:, stream.offset : stream.offset + stream.dim])
+            actual = batch.streams[stream.name][row].numpy()
+            assert actual.dtype == np.float32
+            np.testing.assert_array_equal(actual, values[:, stream.offset : stream.offset + stream.dim])
     assert split.batch(np.array([], np.int64), 6).visual.shape == (0, 10, 2048)
-    torch.testing.assert_close(split.features.on(torch.device("cpu")), split.features.take(np.arange(62)))
+    torch.testing.assert_close(split.features.to(torch.device("cpu")), split.features.take(np.arange(62)))
     held = {"shared": f"{packed}/train-000000.tar", "cached": f"{tmp_path}/cache/shards/{index.shards[0].sha256}"}
     assert {name: path in open_files() for name, path in held.items()} == {name: name == where for name in held}
 
 
-def test_a_later_run_needs_the_remote_no_more(packed, tmp_path):
+def test_a_later_run_does_not_need_the_remote(packed, tmp_path):
     url = remote_copy(packed, "gone")
     cache = ShardCache(tmp_path / "cache")
     before = load(url, cache).batch(np.arange(62), 62)

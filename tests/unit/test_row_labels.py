@@ -1,4 +1,4 @@
-"""Labels kept by the row of AVVP_train.csv: MA's need_to_change.pkl and arrays, imported by ``avvp data labels``."""
+"""Labels indexed by the row of AVVP_train.csv: MA's need_to_change.pkl and arrays, imported by ``avvp data labels``."""
 
 import os
 import pickle
@@ -58,7 +58,7 @@ def need_to_change(changes, kind=int):
 
 
 def in_a_batch(row):
-    """A row number as MA's code keeps it: an element of the batch of indices that its data loader made."""
+    """A row number as MA's code stores it: an element of the batch of indices from its data loader."""
     return torch.arange(16)[row]
 
 
@@ -84,18 +84,20 @@ def test_need_to_change_clears_what_ma_clears(official, packed, tmp_path, kind, 
     found = RefinedLabels.load(str(out))
     train = read_labels(str(packed), Index.load(str(packed)))["train"]
     assert found.ids == train.ids == tuple(video_id(number) for number in (0, 1, 3, 4, 5, 6))
-    heard, seen, whole = train.weak.copy(), train.weak.copy(), train.weak.copy()
-    seen[0, SPEECH] = seen[2, SPEECH] = seen[1, 2] = seen[3, 5] = False  # row 3 is the third packed video, row 4 the fourth
-    heard[3, 5] = whole[3, 5] = False  # an audio label takes the video's label with it, a visual one does not
-    np.testing.assert_array_equal(found.audio, heard)
-    np.testing.assert_array_equal(found.visual, seen)
-    np.testing.assert_array_equal(found.video, whole)
+    audio, visual, video = train.weak.copy(), train.weak.copy(), train.weak.copy()
+    visual[0, SPEECH] = visual[2, SPEECH] = visual[1, 2] = visual[3, 5] = (
+        False  # row 3 is the third packed video, row 4 the fourth
+    )
+    audio[3, 5] = video[3, 5] = False  # clearing an audio label also clears the video-level label, a visual one does not
+    np.testing.assert_array_equal(found.audio, audio)
+    np.testing.assert_array_equal(found.visual, visual)
+    np.testing.assert_array_equal(found.video, video)
     assert found.audio.dtype == np.float32
     assert avvp(*command, "--out", out, "--aliasing", "fixed") == 0
     np.testing.assert_array_equal(RefinedLabels.load(str(out)).video, train.weak)
 
 
-def test_whole_arrays_in_place_of_lists(official, packed, tmp_path):
+def test_arrays_instead_of_lists(official, packed, tmp_path):
     lists = need_to_change(CHANGES)
     plain, file = tmp_path / "plain.pkl", tmp_path / "arrays.pkl"
     plain.write_bytes(pickle.dumps(lists))
@@ -108,7 +110,7 @@ def test_whole_arrays_in_place_of_lists(official, packed, tmp_path):
         assert first.fingerprint == second.fingerprint
 
 
-def test_need_to_change_of_other_annotations_is_refused_with_every_reason(official, packed, tmp_path, capsys):
+def test_need_to_change_of_other_annotations_is_refused_with_all_reasons(official, packed, tmp_path, capsys):
     file, out = tmp_path / "need_to_change.pkl", tmp_path / "refined.npz"
     wrong = [("visual", SPEECH, 7), ("visual", SPEECH, -1), ("visual", SPEECH, 2), ("audio", 1, 0), ("audio", 1, 3)]
     lists = need_to_change(wrong)
@@ -118,17 +120,17 @@ def test_need_to_change_of_other_annotations_is_refused_with_every_reason(offici
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "need-to-change", "--out", out]
     assert avvp(*command, "--file", file) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {file}: these labels do not fit; nothing was written",
+        f"error: {file}: these labels do not match the data; nothing was written",
         "  - visual[0] (Speech): 2 of 3 row numbers outside the 7 rows of AVVP_train.csv (0..6): 7, -1",
-        f"  - audio[1] (Car): 1 of 2 rows are of videos whose weak label lacks it: row 3 ({video_id(3)}_10_20)",
-        "  - audio[2] (Cheering): holds 0.5, expected row numbers",
+        f"  - audio[1] (Car): in 1 of 2 rows, the weak label does not contain this class: row 3 ({video_id(3)}_10_20)",
+        "  - audio[2] (Cheering): contains 0.5, expected row numbers",
         "  - audio[3] (Dog): 'many', expected row numbers",
     ]
     for content, message in (
-        ([[], []], "visual: a list of 0, expected 25 lists, one a class"),
-        ([lists[0]], "holds a list of 1, expected two lists: visual and audio"),
-        ({"visual": 1, "audio": 2}, "holds a dict of 2, expected two lists"),
-        ([np.zeros((25, 3)), np.zeros((24, 3), int)], "visual[0] (Speech): holds 0.0, expected row numbers"),
+        ([[], []], "visual: a list of 0, expected 25 lists, one per class"),
+        ([lists[0]], "contains a list of 1, expected two lists: visual and audio"),
+        ({"visual": 1, "audio": 2}, "contains a dict of 2, expected two lists"),
+        ([np.zeros((25, 3)), np.zeros((24, 3), int)], "visual[0] (Speech): contains 0.0, expected row numbers"),
     ):
         file.write_bytes(pickle.dumps(content))
         assert avvp(*command, "--file", file) == 2
@@ -139,7 +141,7 @@ def test_need_to_change_of_other_annotations_is_refused_with_every_reason(offici
 
 
 class Bomb:
-    """Unpickled, it leaves a folder behind."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, path: Path, through=None) -> None:
         self.path = path
@@ -157,13 +159,15 @@ def test_code_in_a_pickle_is_refused_by_name(official, packed, tmp_path, protoco
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "need-to-change", "--file", file]
     for bomb, name in (
         ([need_to_change([]), Bomb(mark)], "posix.mkdir"),
-        (Bomb(mark, inner), "a torch storage that is damaged or holds something else"),
+        (Bomb(mark, inner), "a torch storage that is damaged or contains something else"),
         (np.array([Bomb(mark)], object), "a numpy array of object"),
         ([replace(LLP, name="x")], "avvp_dist.shards.spec.Dataset" if protocol > 0 else "copy_reg._reconstructor"),
     ):
         file.write_bytes(pickle.dumps(bomb, protocol=protocol))
         assert avvp(*command, "--out", tmp_path / "out.npz") == 2
-        assert f"{file}: refused: it holds {name}, beyond lists and arrays of numbers" in capsys.readouterr().err
+        assert (
+            f"{file}: refused, because it contains {name}, which is neither a list nor an array" in capsys.readouterr().err
+        )
     assert not mark.exists()
 
 
@@ -177,7 +181,7 @@ def test_damaged_pickles_are_one_message(tmp_path):
 
 
 def arrays(official, segments=None):
-    """Weak labels of all rows with halves and zeros in, of whole videos or of segments."""
+    """Weak labels of all rows with some halves and zeros, per video or per segment."""
     weak = np.zeros((TRAIN, 25))
     for row, record in enumerate(record for record in read_annotations(official).records if record.split == "train"):
         weak[row, list(record.weak)] = 1
@@ -186,12 +190,12 @@ def arrays(official, segments=None):
     return (weak if segments is None else weak[:, None]) * rng.integers(0, 3, shape) / 2
 
 
-@pytest.mark.parametrize(("heard_of", "seen_of"), [(None, None), (10, 10), (None, 10)])
-def test_arrays_in_the_order_of_the_rows(official, packed, tmp_path, heard_of, seen_of):
-    heard, seen = arrays(official, heard_of), arrays(official, seen_of)
-    np.save(tmp_path / "a.npy", heard.astype(">f8"))
-    np.save(tmp_path / "v.npy", np.asfortranarray(seen))
-    np.savez(tmp_path / "both.npz", audio=heard, visual=seen)
+@pytest.mark.parametrize(("audio_rows", "visual_rows"), [(None, None), (10, 10), (None, 10)])
+def test_arrays_in_the_order_of_the_rows(official, packed, tmp_path, audio_rows, visual_rows):
+    audio, visual = arrays(official, audio_rows), arrays(official, visual_rows)
+    np.save(tmp_path / "a.npy", audio.astype(">f8"))
+    np.save(tmp_path / "v.npy", np.asfortranarray(visual))
+    np.savez(tmp_path / "both.npz", audio=audio, visual=visual)
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "arrays"]
     assert avvp(*command, "--audio", tmp_path / "a.npy", "--visual", tmp_path / "v.npy", "--out", tmp_path / "one.npz") == 0
     assert avvp(*command, "--file", tmp_path / "both.npz", "--out", tmp_path / "two.npz") == 0
@@ -199,9 +203,9 @@ def test_arrays_in_the_order_of_the_rows(official, packed, tmp_path, heard_of, s
     assert one.fingerprint == two.fingerprint
     assert one.video is None
     kept = [0, 1, 3, 4, 5, 6]
-    np.testing.assert_array_equal(one.audio, heard[kept])
-    np.testing.assert_array_equal(one.visual, seen[kept])
-    assert one.of_segments is (heard_of == seen_of == 10)
+    np.testing.assert_array_equal(one.audio, audio[kept])
+    np.testing.assert_array_equal(one.visual, visual[kept])
+    assert one.has_segment_labels is (audio_rows == visual_rows == 10)
     one.aligned(one.ids, LLP.classes, 10, "test")
 
 
@@ -210,14 +214,14 @@ def test_classes_follow_the_data_set(official, tmp_path):
     records = [replace(record, weak=tuple(24 - label for label in record.weak), audio_events=None, visual_events=None)
                for record in read_annotations(official).records]  # fmt: skip
     packing.pack(turned, records, OfficialFeatures(official, TINY), str(tmp_path / "packed"), provenance={}, workers=1)
-    heard = arrays(official)
-    np.savez(tmp_path / "both.npz", audio=heard, visual=heard)
+    audio = arrays(official)
+    np.savez(tmp_path / "both.npz", audio=audio, visual=audio)
     command = ["data", "labels", "--data", tmp_path / "packed", "--annotations", official, "--format", "arrays"]
     assert avvp(*command, "--file", tmp_path / "both.npz", "--out", tmp_path / "out.npz") == 0
-    np.testing.assert_array_equal(RefinedLabels.load(str(tmp_path / "out.npz")).audio, heard[:, ::-1])
+    np.testing.assert_array_equal(RefinedLabels.load(str(tmp_path / "out.npz")).audio, audio[:, ::-1])
 
 
-def test_arrays_that_do_not_fit_are_refused_with_every_reason(official, packed, tmp_path, capsys):
+def test_arrays_that_do_not_match_are_refused_with_all_reasons(official, packed, tmp_path, capsys):
     out, good = tmp_path / "out.npz", arrays(official)
     command = ["data", "labels", "--data", packed, "--annotations", official, "--format", "arrays", "--out", out]
 
@@ -231,19 +235,19 @@ def test_arrays_that_do_not_fit_are_refused_with_every_reason(official, packed, 
     assert "audio: shape [6, 25], expected [7, 25] or [7, 10, 25]: the rows of AVVP_train.csv, segments, classes" in message
     assert "visual: 1750 values outside 0..1, the first at [0, 0, 0]" in message
     message = refused(good.astype(complex), good * 2)
-    assert "audio: holds complex128, expected bool, int or float" in message
+    assert "audio: has dtype complex128, expected bool, int or float" in message
     assert "values outside 0..1" in message
     message = refused(np.array([[Path("x")] * 25] * TRAIN, object), good)
     assert "both.npz: not a readable .npy or .npz file (Object arrays cannot be loaded" in message
     message = refused(good, np.roll(np.ceil(good), 1, axis=0))
-    assert "visual: labels that their video's weak label lacks, in " in message
+    assert "visual: labels that are not in their video's weak label, in " in message
     assert f" of 7 rows: row 0 ({video_id(0)}_10_20), row 1 (" in message
     assert "--keep-outside-weak" in message
     assert avvp(*command, "--file", tmp_path / "both.npz", "--keep-outside-weak") == 0
     assert "labels lie outside their video's weak label; kept" in capsys.readouterr().out
     np.savez(tmp_path / "names.npz", a=good, v=good)
     assert avvp(*command, "--file", tmp_path / "names.npz") == 2
-    assert "no array 'audio'; it holds a, v" in capsys.readouterr().err
+    assert "no array 'audio'; it contains a, v" in capsys.readouterr().err
 
 
 def test_annotations_of_other_videos_or_labels_are_refused(official, packed, tmp_path, capsys):

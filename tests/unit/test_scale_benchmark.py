@@ -12,7 +12,7 @@ from avvp_dist.dist.collective import FakeCollective
 from avvp_dist.errors import DataError, TrainingError
 from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.shards.index import LABELS_FILE, Labels, labels_bytes, labels_table, read_labels
-from avvp_dist.shards.quarantine import shards_of
+from avvp_dist.shards.quarantine import shards_in_split
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.types import Batch, Targets, TrainPosition
 from benchmarks.scale import main, make, one_shard
@@ -56,10 +56,10 @@ def test_every_bad_shard_is_named_in_one_pass(tmp_path):
     with pytest.raises(DataError) as error:
         read_labels(str(tmp_path), index)
     assert error.value.problems == [
-        "train-000000.tar: byte ranges that do not fit",
+        "train-000000.tar: byte ranges that do not match",
         "train-000001.tar: its videos are not in order",
-        "train-000002.tar: byte ranges that do not fit",
-        "test-000000.tar: 19 videos, 20 in the index",
+        "train-000002.tar: byte ranges that do not match",
+        "test-000000.tar: 19 videos, but 20 in the index",
     ]
 
 
@@ -68,7 +68,7 @@ def test_what_is_said_of_a_shard_does_not_grow_with_the_data_set(tmp_path):
     index, table = make(4000, *one_shard(tmp_path / "one"))
     write(tmp_path, table.to_pylist())
     labels = read_labels(str(tmp_path), index)["train"]
-    found = shards_of(index, labels)
+    found = shards_in_split(index, labels)
     assert [shard.info for shard in found] == [info for info in index.shards if info.split == "train"]
     assert tuple(name for shard in found for name in shard.ids) == labels.ids
     assert all(len(pickle.dumps(shard)) < 12_000 for shard in found)

@@ -1,4 +1,4 @@
-"""A named pipe, a device or a folder where a file should be is one message at once; nothing waits for a pipe's other end."""
+"""A named pipe or folder in place of a file is one error message; opening a pipe never blocks."""
 
 import os
 
@@ -12,7 +12,7 @@ from avvp_dist.shards.index import Index
 
 @pytest.fixture(params=["named pipe", "folder"])
 def special(request, tmp_path):
-    """A path where a file should be, and what it is."""
+    """Creates a named pipe or a folder in place of a file."""
 
     def make(path):
         if path.exists():
@@ -28,9 +28,9 @@ def failed(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return told
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
 @pytest.fixture
@@ -44,17 +44,17 @@ def copied(packed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["index.json", "labels.parquet"])
-def test_in_a_data_set(special, copied, capsys, name):
+def test_in_place_of_an_index_or_labels(special, copied, capsys, name):
     path = special(copied / name)
     assert f"{path}: {special.kind}, not a file" in failed(capsys, "data", "inspect", copied)
 
 
 def test_in_place_of_a_shard(special, copied, tmp_path, capsys):
     path = special(copied / Index.load(str(copied)).shards[0].name)
-    told = failed(
+    message = failed(
         capsys, "train", "han", f"data={copied}", f"output={tmp_path / 'run'}", "tracking=none", "train.device=cpu"
     )
-    assert f"{path}: {special.kind}, not a file" in told
+    assert f"{path}: {special.kind}, not a file" in message
 
 
 def test_in_place_of_a_recipe_and_of_labels(special, packed, tmp_path, capsys):

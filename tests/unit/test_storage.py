@@ -1,4 +1,4 @@
-"""Object storage: the same calls as on a disk, patience with what may pass, and one clear line for what will not."""
+"""Object storage: the same functions as for a disk, retries of temporary errors, and clear messages for permanent ones."""
 
 import itertools
 import pickle
@@ -17,7 +17,7 @@ from avvp_dist.storage.config import StorageConfig
 from avvp_dist.text.credentials import redact
 
 
-def test_files_and_folders_as_on_a_disk(s3):
+def test_files_and_folders_behave_as_on_a_disk(s3):
     url = storage.join(s3, "folder", "a.txt")
     assert not storage.exists(url)
     assert storage.names(storage.join(s3, "folder")) == []
@@ -38,7 +38,7 @@ def test_files_and_folders_as_on_a_disk(s3):
     assert storage.names(s3) == ["folder-next-door"]
 
 
-def test_what_another_process_writes_is_seen_at_once(s3):
+def test_writes_of_other_processes_are_visible_immediately(s3):
     url = storage.join(s3, "folder", "late")
     storage.write_text(storage.join(s3, "folder", "early"), "")
     assert storage.names(storage.join(s3, "folder")) == ["early"]
@@ -48,7 +48,7 @@ def test_what_another_process_writes_is_seen_at_once(s3):
     assert storage.read_text(url) == "here"
 
 
-def test_the_endpoint_may_be_a_setting(s3, s3_server, monkeypatch):
+def test_the_endpoint_can_be_set(s3, s3_server, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     storage.configure(StorageConfig(endpoint=s3_server, region="eu-west-1", addressing="path"))
     storage.write_text(storage.join(s3, "a"), "b")
@@ -76,8 +76,8 @@ CONTENT = bytes(range(256)) * 4000
 
 
 @pytest.fixture
-def patient(s3):
-    """Settings for a flaky server: as patient as the default, but with a stall that a test can wait for."""
+def flaky_settings(s3):
+    """Configures a flaky server: retries as by default, but with a read timeout that suits a test."""
 
     def configure(server, retries=4):
         storage.configure(StorageConfig(endpoint=server.endpoint, retries=retries, read_timeout=2))
@@ -85,9 +85,9 @@ def patient(s3):
     return configure
 
 
-def test_reads_that_break_off_are_made_whole(patient, caplog):
+def test_interrupted_reads_are_repeated(flaky_settings, caplog):
     with Flaky(CONTENT, ["503", "short", "reset", "stall"]) as server:
-        patient(server)
+        flaky_settings(server)
         assert storage.read_bytes("s3://bucket/shard.tar") == CONTENT
         assert server.requests == 5
     assert caplog.text.count("s3://bucket/shard.tar: read broke off") == 3
@@ -96,9 +96,9 @@ def test_reads_that_break_off_are_made_whole(patient, caplog):
 @pytest.mark.parametrize(
     ("word", "cause"), [("short", "512000 of 1024000 bytes"), ("stall", "ReadTimeoutError"), ("500", "InternalError")]
 )
-def test_giving_up_names_url_attempts_and_cause(patient, word, cause):
+def test_giving_up_names_url_attempts_and_cause(flaky_settings, word, cause):
     with Flaky(CONTENT, [word] * 100) as server:
-        patient(server, retries=1)
+        flaky_settings(server, retries=1)
         with pytest.raises(StorageError) as caught:
             storage.read_bytes("s3://bucket/shard.tar")
         assert server.requests == 2
@@ -112,14 +112,14 @@ def test_giving_up_names_url_attempts_and_cause(patient, word, cause):
 @pytest.mark.parametrize(
     "word", ["408", "408:Strange", "409:OperationAborted", "409:ConditionalRequestConflict", "425", "429", "429:SlowDown"]
 )
-def test_not_now_is_asked_again(patient, word, caplog):
+def test_temporary_refusals_are_retried(flaky_settings, word, caplog):
     with Flaky(CONTENT, [word, word]) as server:
-        patient(server)
+        flaky_settings(server)
         assert storage.read_bytes("s3://bucket/shard.tar") == CONTENT
         storage.write_bytes("s3://bucket/result.json", b"{}")
         assert server.requests == 4
     with Flaky(CONTENT, [word] * 100) as server:
-        patient(server, retries=2)
+        flaky_settings(server, retries=2)
         with pytest.raises(StorageError, match="gave up trying to write it after 3 attempts") as caught:
             storage.write_bytes("s3://bucket/result.json", b"{}")
         assert server.requests == 3
@@ -127,9 +127,9 @@ def test_not_now_is_asked_again(patient, word, caplog):
 
 
 @pytest.mark.parametrize("word", ["409:BucketAlreadyExists", "409:BucketNotEmpty", "412:PreconditionFailed"])
-def test_a_conflict_that_stays_is_told_at_once(patient, word):
+def test_a_permanent_conflict_is_reported_immediately(flaky_settings, word):
     with Flaky(CONTENT, [word] * 100) as server:
-        patient(server)
+        flaky_settings(server)
         with pytest.raises(StorageError, match="cannot write it, the store refuses"):
             storage.write_bytes("s3://bucket/result.json", b"{}")
         assert server.requests == 1
@@ -137,7 +137,7 @@ def test_a_conflict_that_stays_is_told_at_once(patient, word):
 
 @pytest.fixture
 def profile(tmp_path, monkeypatch, s3):
-    """Writes the credentials that this process finds: in a file, as tools that fetch session tokens leave them."""
+    """Writes the credentials of this process to a file, as tools that fetch session tokens do."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -154,26 +154,26 @@ def profile(tmp_path, monkeypatch, s3):
     [storage.read_bytes, storage.exists, lambda url: storage.write_bytes(url, b""), storage.size],
     ids=["read", "exists", "write", "size"],
 )
-def test_an_expired_token_is_looked_for_again_once(patient, profile, call, caplog):
+def test_credentials_are_read_again_once_after_a_token_expired(flaky_settings, profile, call, caplog):
     profile("OLD")
     with Flaky(CONTENT, []) as server:
-        patient(server)
+        flaky_settings(server)
         call("s3://bucket/shard.tar")
         profile("NEW")
         call("s3://bucket/shard.tar")
-        assert set(server.keys) == {"OLD"}, "what still works is not read again"
+        assert set(server.keys) == {"OLD"}, "credentials are not read again while they work"
         server.keys.clear()
         server.expired = {"OLD"}
         call("s3://bucket/shard.tar")
         call("s3://bucket/shard.tar")
         assert [key for key, _ in itertools.groupby(server.keys)] == ["OLD", "NEW"]
-        assert caplog.text.count("credentials are read again") == 1
+        assert caplog.text.count("reading credentials again") == 1
 
 
-def test_a_token_that_stays_expired_is_told(patient, profile):
+def test_a_token_that_stays_expired_is_an_error(flaky_settings, profile):
     profile("OLD")
     with Flaky(CONTENT, []) as server:
-        patient(server)
+        flaky_settings(server)
         server.expired = {"OLD"}
         with pytest.raises(StorageError, match=r"does not accept these credentials \(ExpiredToken\); set AWS_ACCESS_KEY_ID"):
             storage.read_bytes("s3://bucket/shard.tar")
@@ -188,13 +188,13 @@ def test_a_token_that_stays_expired_is_told(patient, profile):
         ("405", "cannot read it, the store refuses"),
     ],
 )
-def test_a_refusal_is_told_at_once(patient, word, message):
+def test_a_refusal_is_reported_immediately(flaky_settings, word, message):
     with Flaky(CONTENT, [word] * 100) as server:
-        patient(server, retries=8)
+        flaky_settings(server, retries=8)
         started = time.monotonic()
         with pytest.raises(StorageError) as caught:
             storage.read_bytes("s3://bucket/shard.tar")
-        assert time.monotonic() - started < 60  # not after eight patient attempts
+        assert time.monotonic() - started < 60  # without eight retries
         assert server.requests <= 2
     assert message in str(caught.value)
     assert not caught.value.transient
@@ -211,7 +211,7 @@ def test_a_refusal_is_told_at_once(patient, word, message):
         lambda url: storage.write_bytes(url, b""),
     ],
 )
-def test_a_missing_bucket_is_no_missing_file(s3, call):
+def test_a_missing_bucket_differs_from_a_missing_file(s3, call):
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/a/b: there is no bucket 'no-such-bucket'"):
         call("s3://no-such-bucket/a/b")
 
@@ -219,21 +219,21 @@ def test_a_missing_bucket_is_no_missing_file(s3, call):
 def test_no_credentials(s3, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    storage.configure(StorageConfig(region="nowhere-1"))  # other settings, so that no client with credentials is kept
+    storage.configure(StorageConfig(region="nowhere-1"))  # other settings, so that no cached client has credentials
     with pytest.raises(StorageError, match=r"no usable credentials .*set AWS_ACCESS_KEY_ID"):
         storage.read_bytes(f"{s3}/a")
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setenv("AWS_PROFILE", "no-such-profile")
     storage.configure(StorageConfig(region="nowhere-2"))
-    with pytest.raises(StorageError, match=r"no usable credentials .*nobody"):
+    with pytest.raises(StorageError, match=r"no usable credentials .*no-such-profile"):
         storage.read_bytes(f"{s3}/a")
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{port}", "http://no-such-host.invalid"])
-def test_nobody_at_the_endpoint(s3, endpoint):
+def test_no_server_at_the_endpoint(s3, endpoint):
     endpoint = endpoint.format(port=free_port())
     storage.configure(StorageConfig(endpoint=endpoint))
     started = time.monotonic()
-    with pytest.raises(StorageError, match="cannot reach") as caught:
+    with pytest.raises(StorageError, match="cannot connect to") as caught:
         storage.read_bytes(f"{s3}/a")
     assert time.monotonic() - started < 100
     assert endpoint in str(caught.value)
@@ -243,7 +243,7 @@ def test_nobody_at_the_endpoint(s3, endpoint):
 def test_other_urls():
     storage.write_text("memory://folder/a", "b")
     assert storage.names("memory://folder") == ["a"]
-    with pytest.raises(ConfigError, match="abc://x/y: not a URL that can be used"):
+    with pytest.raises(ConfigError, match="abc://x/y: not a usable URL"):
         storage.read_bytes("abc://x/y")
 
 
@@ -280,7 +280,7 @@ def test_urls_with_credentials_are_not_opened(call):
     assert "s3://***@bucket/a" in str(caught.value)
 
 
-def test_harmless_urls_are_no_credentials():
+def test_harmless_urls_are_not_taken_for_credentials():
     for url in ("abfs://container@account.dfs.core.windows.net/a", "http://server:9000/data@v2", "s3://bucket/a:b@c"):
         load("jomold", [f"data={url}"])
     assert redact("http://server/a?X-Amz-Credential=abc&b=c") == "http://server/a?X-Amz-Credential=***&b=***"

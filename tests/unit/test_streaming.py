@@ -1,4 +1,4 @@
-"""Batches of a streamed split: the right videos in the planned order, whoever reads them; readers that die or are left."""
+"""Batches of a streamed split: correct videos in the planned order for any readers; readers that die or are abandoned."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def flat(batches):
 
 
 def assert_is(batch, in_memory):
-    """The batch holds what a resident split says of its videos."""
+    """Compare a batch with the resident split."""
     expected = in_memory.batch(batch.index.numpy(), batch.total)
     for name in ("audio", "visual", "motion"):
         torch.testing.assert_close(batch.streams[name], expected.streams[name], rtol=0, atol=0)
@@ -61,7 +61,7 @@ def assert_is(batch, in_memory):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_hold_the_planned_videos_whoever_reads_them(packed, in_memory, workers):
+def test_batches_contain_the_planned_videos_for_any_number_of_readers(packed, in_memory, workers):
     with closing(opened(packed, workers=workers, prefetch=2)) as split:
         for number in range(2):
             batches = epoch(split, number)
@@ -72,7 +72,7 @@ def test_batches_hold_the_planned_videos_whoever_reads_them(packed, in_memory, w
                 assert_is(batch, in_memory)
 
 
-def test_ranks_together_see_what_one_sees(packed, in_memory):
+def test_ranks_together_get_the_batches_of_one_rank(packed, in_memory):
     with closing(opened(packed)) as split:
         one = epoch(split, partners=2)
         for world in (2, 3, 4):
@@ -91,7 +91,7 @@ def test_ranks_together_see_what_one_sees(packed, in_memory):
             assert not (other.weak * batch.weak).any()
 
 
-def test_ranks_that_do_not_divide_the_streams_and_readers_without_work(packed, in_memory):
+def test_ranks_that_do_not_divide_the_streams_and_idle_readers(packed, in_memory):
     with closing(opened(packed, workers=2)) as split:
         plan = split.plan(STREAMS, 3, 0)  # two, one and one video of four streams for three ranks of two readers
         shares = [list(split.epoch(plan, 0, rank, 3)) for rank in range(3)]
@@ -101,21 +101,21 @@ def test_ranks_that_do_not_divide_the_streams_and_readers_without_work(packed, i
                 assert_is(part, in_memory)
 
 
-def test_partners_change_with_the_epoch_and_not_with_the_readers(packed):
+def test_partners_depend_on_the_epoch_but_not_on_the_readers(packed):
     with closing(opened(packed)) as thread, closing(opened(packed, workers=2)) as processes:
         first, again = (numbers(batch.partners[0] for batch in epoch(split, 1, partners=1)) for split in (thread, processes))
         assert first == again
         assert first != numbers(batch.partners[0] for batch in epoch(thread, 2, partners=1))
 
 
-def test_an_epoch_goes_on_in_the_middle_on_another_number_of_ranks(packed):
+def test_an_epoch_resumes_with_another_number_of_ranks(packed):
     with closing(opened(packed)) as split:
         whole = numbers(epoch(split, 5))
         later = [numbers(epoch(split, 5, first=2, rank=rank, world=2)) for rank in range(2)]
     assert [one + two for one, two in zip(*later, strict=True)] == whole[2:]
 
 
-def test_going_on_reads_no_shard_that_is_used_up(packed, tmp_path):
+def test_resuming_does_not_read_finished_shards(packed, tmp_path):
     copied = str(tmp_path / "copy")
     shutil.copytree(packed, copied)
     with closing(opened(copied, streams=1, window=1)) as split:  # 16 videos a shard, 20 a batch
@@ -128,21 +128,21 @@ def test_going_on_reads_no_shard_that_is_used_up(packed, tmp_path):
             epoch(split)
 
 
-def test_once_gives_every_video_once_for_any_number_of_ranks(packed, in_memory):
+def test_iter_all_returns_every_video_once_for_any_number_of_ranks(packed, in_memory):
     with closing(opened(packed)) as split:
         for world in (1, 3, 4):
-            seen = []
+            found_numbers = []
             for rank in range(world):
                 batches = list(split.iter_all(10, rank, world))
                 assert batches
                 assert max(len(batch.index) for batch in batches) <= 10
-                seen += flat(batches)
-            assert sorted(seen) == list(range(62))
+                found_numbers += flat(batches)
+            assert sorted(found_numbers) == list(range(62))
             assert_is(batches[0], in_memory)
     assert sorted(flat(in_memory.iter_all(10, 0, 1))) == list(range(62))
 
 
-def test_refined_labels_come_with_their_videos(packed):
+def test_refined_labels_belong_to_their_videos(packed):
     with closing(opened(packed)) as split:
         ids, classes = split.labels.ids, Index.load(packed).classes
         soft = np.random.default_rng(0).random((62, 25)).astype(np.float32)
@@ -153,7 +153,7 @@ def test_refined_labels_come_with_their_videos(packed):
         assert all(batch.refined is None for batch in epoch(split))
 
 
-def test_shards_from_elsewhere(packed, in_memory):
+def test_remote_shards(packed, in_memory):
     for name in storage.names(packed):
         storage.write_bytes(f"memory://streamed/{name}", storage.read_bytes(storage.join(packed, name)))
     with closing(opened("memory://streamed")) as split:
@@ -161,7 +161,7 @@ def test_shards_from_elsewhere(packed, in_memory):
             assert_is(batch, in_memory)
 
 
-def test_readers_import_no_torch():
+def test_readers_do_not_import_torch():
     code = "import sys, avvp_dist.loading.reader_process; print({'torch', 'webdataset', 'pyarrow'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -175,7 +175,7 @@ def gone(processes, seconds=60):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-def test_a_reader_that_is_killed_is_a_clear_error_and_the_next_epoch_has_new_ones(packed):
+def test_a_killed_reader_is_a_clear_error_and_is_replaced_in_the_next_epoch(packed):
     with closing(opened(packed, workers=2, prefetch=1)) as split:
         batches = split.epoch(split.plan(BATCH, 3, 0), 0, 0, 1)
         next(batches)
@@ -191,7 +191,7 @@ def test_a_reader_that_is_killed_is_a_clear_error_and_the_next_epoch_has_new_one
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_that_is_left_early_leaves_nothing_behind(packed, workers):
+def test_an_abandoned_epoch_leaves_nothing_behind(packed, workers):
     with closing(opened(packed, workers=workers)) as split:
         whole = numbers(epoch(split))
         batches = split.epoch(split.plan(BATCH, 3, 0), 0, 0, 1)
@@ -204,7 +204,7 @@ def test_an_epoch_that_is_left_early_leaves_nothing_behind(packed, workers):
 
 TRAINER = """
 import os, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background inherits that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes inherit that it is ignored
 sys.path.insert(0, {tests!r})
 from test_streaming import opened, readers_of
 split = opened({url!r}, workers=2)
@@ -245,7 +245,7 @@ def open_shards(data: str) -> int:
     return sum(os.path.realpath(path).startswith(data) for path in Path("/proc/self/fd").iterdir())
 
 
-def test_few_shards_are_open_at_a_time(tmp_path):
+def test_few_shards_are_open_at_the_same_time(tmp_path):
     data = str(tmp_path / "data")
     synthetic.write(data, videos=None, seed=0, layout="shards", splits=(64, 2, 2), workers=1, shard_videos=4)
     most = 0
@@ -254,11 +254,11 @@ def test_few_shards_are_open_at_a_time(tmp_path):
         for batch in split.epoch(plan, 0, 0, 1):
             assert len(batch.index)
             most = max(most, open_shards(data))
-    assert 4 <= most <= 8  # of 16: in each stream those that the window spans, and the next
+    assert 4 <= most <= 8  # of 16: in each stream those within the window, and the next
     assert not open_shards(data)
 
 
-def test_where_a_split_lies_depends_on_config_and_index_alone(packed):
+def test_whether_a_split_is_streamed_depends_only_on_config_and_index(packed):
     index = Index.load(packed)
     labels = read_labels(packed, index)
     size = 62 * 10 * 2688 * 2 / 1e9
@@ -278,7 +278,7 @@ def test_where_a_split_lies_depends_on_config_and_index_alone(packed):
     assert why == "0.00333 GB of features, data.memory_gb=8"
 
 
-def test_a_slow_consumer_gets_the_same(packed):
+def test_a_slow_consumer_gets_the_same_batches(packed):
     with closing(opened(packed, workers=2, prefetch=1)) as quick, closing(opened(packed, workers=2, prefetch=8)) as slow:
         expected = numbers(epoch(quick))
         batches = []

@@ -1,4 +1,4 @@
-"""The made-up LLP: its truth follows the published statistics, its features follow its truth."""
+"""The synthetic LLP: its events follow the published statistics, its features follow its events."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """A small data set in the official layout, its folder and what `write` said of it."""
+    """A small data set in the official layout: its folder and the summary of `write`."""
     folder = tmp_path_factory.mktemp("official")
     return folder, synthetic.write(str(folder), videos=None, splits=(5, 3, 2), seed=7, workers=1)
 
@@ -62,7 +62,7 @@ def test_drawn_videos_follow_the_published_statistics(drawn):
     assert np.mean([a == v for a, v in both]) == pytest.approx(0.60, abs=0.03)
 
 
-def test_drawn_events_last_and_begin_as_published(drawn):
+def test_drawn_events_have_the_published_lengths_and_onsets(drawn):
     for modality, full, from_start in (("audio", 0.32, 0.53), ("visual", 0.55, 0.72)):
         events = [event for record in drawn for event in getattr(record, f"{modality}_events")]
         assert np.mean([event.offset - event.onset == 10 for event in events]) == pytest.approx(full, abs=0.025)
@@ -70,19 +70,19 @@ def test_drawn_events_last_and_begin_as_published(drawn):
 
 
 @pytest.mark.parametrize(
-    ("name", "heard", "seen"),
+    ("name", "audible", "visible"),
     [("Speech", 0.53, 0.48), ("Dog", 0.61, 0.95), ("Basketball_bounce", 0.43, 0.42), ("Violin_fiddle", 0.88, 0.91)],
 )
-def test_each_class_lasts_as_long_as_published(drawn, name, heard, seen):
+def test_each_class_has_the_published_length(drawn, name, audible, visible):
     label = LLP.classes.index(name)
     patterns = [pattern_of(record, label) for record in drawn if label in record.weak]
     audio = [audio.bit_count() / 10 for audio, _ in patterns if audio]
     visual = [visual.bit_count() / 10 for _, visual in patterns if visual]
-    assert np.mean(audio) == pytest.approx(heard, abs=0.06)
-    assert np.mean(visual) == pytest.approx(seen, abs=0.06)
+    assert np.mean(audio) == pytest.approx(audible, abs=0.06)
+    assert np.mean(visual) == pytest.approx(visible, abs=0.06)
 
 
-def test_annotated_splits_carry_more_labels_than_train(drawn):
+def test_annotated_splits_have_more_labels_than_train(drawn):
     test = [record for record in drawn if record.split != "train"]
     assert np.mean([len(record.weak) for record in test]) == pytest.approx(1.81, abs=0.08)
 
@@ -97,7 +97,7 @@ def test_drawn_videos_have_valid_unique_names(drawn):
         assert {event.label for event in record.audio_events + record.visual_events} <= set(record.weak)
 
 
-def test_a_drawn_video_depends_on_seed_split_and_number_alone(drawn):
+def test_a_drawn_video_depends_only_on_seed_split_and_number(drawn):
     few = synthetic.records(None, (7, 5, 3), seed=3)
     assert few == (*drawn[:7], *drawn[3000:3005], *drawn[3400:3403])
     other = synthetic.records(None, (7, 5, 3), seed=4)
@@ -107,7 +107,7 @@ def test_a_drawn_video_depends_on_seed_split_and_number_alone(drawn):
 @pytest.mark.parametrize(
     ("videos", "expected"), [(11_849, (10_000, 649, 1_200)), (3, (1, 1, 1)), (400, (337, 22, 41)), (5, (3, 1, 1))]
 )
-def test_videos_are_shared_out_as_in_llp(videos, expected):
+def test_videos_are_divided_as_in_llp(videos, expected):
     assert split_counts(videos, None) == expected
 
 
@@ -116,7 +116,7 @@ def test_videos_are_shared_out_as_in_llp(videos, expected):
 
 @pytest.fixture
 def annotations(official, tmp_path):
-    """Annotation files as LLP has them: without events of training videos."""
+    """Annotation files like those of LLP, without events of training videos."""
     folder = tmp_path / "annotations"
     shutil.copytree(official[0], folder, ignore=shutil.ignore_patterns("feats"))
     for file in llp.TRAIN_EVENT_FILES.values():
@@ -125,7 +125,7 @@ def annotations(official, tmp_path):
 
 
 def test_training_videos_copy_the_seconds_of_annotated_ones(tmp_path):
-    """Cat is heard at 2 and seen at 5-7 in one video, shown by nothing in another: train holds both pairs and no more."""
+    """Cat is audible at 2 and visible at 5-7 in one video, and has no events in another: train has exactly these pairs."""
     training = "".join(f"newtrain_{n:02d}_0_10\tCat,Dog\n" for n in range(12))
     files = {
         "AVVP_train.csv": f"filename\tevent_labels\n{training}",
@@ -138,67 +138,69 @@ def test_training_videos_copy_the_seconds_of_annotated_ones(tmp_path):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
 
-    made = [record for record in synthetic.records(str(tmp_path), None, seed=0) if record.split == "train"]
+    created = [record for record in synthetic.records(str(tmp_path), None, seed=0) if record.split == "train"]
 
-    assert len(made) == 12
-    assert {record.weak for record in made} == {(DOG, CAT)}
-    assert {pattern_of(record, CAT) for record in made} == {(1 << 2, 0b11100000), (0, 0)}
-    assert {pattern_of(record, DOG) for record in made} == {(0b1111, 0)}
-    assert {event.label for record in made for event in record.audio_events + record.visual_events} == {DOG, CAT}
+    assert len(created) == 12
+    assert {record.weak for record in created} == {(DOG, CAT)}
+    assert {pattern_of(record, CAT) for record in created} == {(1 << 2, 0b11100000), (0, 0)}
+    assert {pattern_of(record, DOG) for record in created} == {(0b1111, 0)}
+    assert {event.label for record in created for event in record.audio_events + record.visual_events} == {DOG, CAT}
 
 
 def test_annotated_subsets_are_random_and_in_order(annotations):
     everything = llp.read_annotations(annotations).records
     subsets = set()
     for seed in range(8):
-        made = synthetic.records(str(annotations), (2, 3, 1), seed=seed)
-        places = [[record.id for record in everything].index(record.id) for record in made]
-        assert Counter(record.split for record in made) == {"train": 2, "val": 3, "test": 1}
+        created = synthetic.records(str(annotations), (2, 3, 1), seed=seed)
+        places = [[record.id for record in everything].index(record.id) for record in created]
+        assert Counter(record.split for record in created) == {"train": 2, "val": 3, "test": 1}
         assert places == sorted(places)
         truth = {record.id: record for record in everything if record.split != "train"}
-        assert all(record == truth[record.id] for record in made if record.split != "train")
+        assert all(record == truth[record.id] for record in created if record.split != "train")
         subsets.add(tuple(places))
     assert len(subsets) > 1
 
 
-def test_asking_for_more_videos_than_annotated_is_said(annotations, tmp_path):
+def test_requesting_more_videos_than_annotated_is_reported(annotations, tmp_path):
     summary = synthetic.write(
         str(tmp_path / "out"), videos=None, splits=(4, 50, 2), seed=0, annotations=str(annotations), workers=1
     )
     assert summary["videos"] == {"train": 4, "val": 3, "test": 2}
-    assert summary["notes"] == ["val: all 3 videos of the annotations (asked for 50)"]
+    assert summary["notes"] == ["val: all 3 videos of the annotations (50 were requested)"]
 
 
 def test_real_annotations_are_kept_and_train_follows_them(llp_annotations):
     real = llp.read_annotations(llp_annotations).records
-    made = synthetic.records(str(llp_annotations), None, seed=0)
-    assert [record.name for record in made] == [record.name for record in real]
-    assert [record.weak for record in made] == [record.weak for record in real]
-    assert [record for record in made if record.split != "train"] == [record for record in real if record.split != "train"]
-    speech = [pattern_of(record, SPEECH) for record in made if record.split == "train" and SPEECH in record.weak]
+    created = synthetic.records(str(llp_annotations), None, seed=0)
+    assert [record.name for record in created] == [record.name for record in real]
+    assert [record.weak for record in created] == [record.weak for record in real]
+    assert [record for record in created if record.split != "train"] == [
+        record for record in real if record.split != "train"
+    ]
+    speech = [pattern_of(record, SPEECH) for record in created if record.split == "train" and SPEECH in record.weak]
     assert np.mean([audio > 0 and not visual for audio, visual in speech]) == pytest.approx(0.759, abs=0.02)
 
 
 # ---- features
 
 
-def test_evidence_lies_only_where_the_event_is():
+def test_evidence_is_only_where_the_event_is():
     silent = synthetic.features(1, video()).astype(np.float32)
-    heard = synthetic.features(1, video(audio=[Event(CAR, 2, 5), Event(CAR, 8, 9)])).astype(np.float32)
-    seen = synthetic.features(1, video(visual=[Event(CAR, 4, 10)])).astype(np.float32)
+    audio = synthetic.features(1, video(audio=[Event(CAR, 2, 5), Event(CAR, 8, 9)])).astype(np.float32)
+    visual = synthetic.features(1, video(visual=[Event(CAR, 4, 10)])).astype(np.float32)
 
     assert silent.shape == (10, LLP.width)
-    changed = np.abs(heard - silent)
+    changed = np.abs(audio - silent)
     assert [t for t in range(10) if changed[t, AUDIO].max() > 0] == [2, 3, 4, 8]
     assert changed[:, 128:].max() == 0
-    changed = np.abs(seen - silent)
+    changed = np.abs(visual - silent)
     assert changed[:, AUDIO].max() == 0
     for stream in (VISUAL, MOTION):
         assert [t for t in range(10) if changed[t, stream].max() > 0] == [4, 5, 6, 7, 8, 9]
 
 
 def mean_evidence(label, stream, videos=40):
-    """Mean over videos of what a class adds."""
+    """Mean contribution of a class over videos."""
     added = [
         synthetic.features(1, video(n, visual=[Event(label, 0, 10)])).astype(np.float32)
         - synthetic.features(1, video(n)).astype(np.float32)
@@ -207,7 +209,7 @@ def mean_evidence(label, stream, videos=40):
     return np.mean(added, axis=(0, 1))[stream]
 
 
-def test_confusable_classes_look_alike_and_others_do_not():
+def test_only_confusable_classes_are_similar():
     speech, singing, car = (mean_evidence(label, VISUAL) for label in (SPEECH, SINGING, CAR))
 
     def similarity(one, other):
@@ -235,8 +237,8 @@ def test_strength_varies_between_videos_and_seconds():
 
 
 @pytest.mark.parametrize(("stream", "strength"), [(AUDIO, 0.6), (VISUAL, 0.25), (MOTION, 0.38)])
-def test_energy_is_that_of_the_recipe(stream, strength):
-    """relu keeps half of the variance: 1.2^2 + 1 of noise, and s^2 * E[g^2] * (1 + .5^2) of an event."""
+def test_energy_equals_the_formula(stream, strength):
+    """relu keeps half of the variance: 1.2^2 + 1 of the noise, and s^2 * E[g^2] * (1 + .5^2) of an event."""
     silent, active = [], []
     for n in range(200):
         everywhere = [Event(n % 25, 0, 10)]
@@ -248,13 +250,13 @@ def test_energy_is_that_of_the_recipe(stream, strength):
     assert np.mean(active) - np.mean(silent) == pytest.approx(strength**2 * gain * 1.25 / 2, rel=0.2)
 
 
-def test_each_video_has_clutter_of_its_own():
+def test_each_video_has_its_own_clutter():
     one, other = (synthetic.features(1, video(n)).astype(np.float32) for n in (0, 1))
     assert np.corrcoef(one[0, VISUAL], one[9, VISUAL])[0, 1] > 0.4
     assert abs(np.corrcoef(one[0, VISUAL], other[0, VISUAL])[0, 1]) < 0.1
 
 
-def test_features_depend_on_seed_and_video_alone():
+def test_features_depend_only_on_seed_and_video():
     records = [video(n, audio=[Event(n, 0, 3)], visual=[Event(n, 1, 9)]) for n in range(4)]
     forward = [synthetic.features(5, record) for record in records]
     backward = [synthetic.features(5, record) for record in reversed(records)][::-1]
@@ -285,9 +287,9 @@ def test_clap_and_clip_streams_are_of_the_same_videos():
     assert values.shape == (10, 2048)
     np.testing.assert_array_equal(values[:, 1536:], synthetic.features(2, record)[:, MOTION])
     changed = np.abs(values - without)
-    heard, seen = changed[:, :768].mean(axis=1), changed[:, 768:1536].mean(axis=1)
-    assert [t for t in range(10) if seen[t] > 0] == list(range(5))
-    assert heard[2:6].min() > 3 * max(heard[1], heard[6]) > 0  # a map has no sharp ends
+    audio, visual = changed[:, :768].mean(axis=1), changed[:, 768:1536].mean(axis=1)
+    assert [t for t in range(10) if visual[t] > 0] == list(range(5))
+    assert audio[2:6].min() > 3 * max(audio[1], audio[6]) > 0  # a feature map blurs the ends
     np.testing.assert_allclose(np.linalg.norm(values[:, 768:1536], axis=1), 1, atol=1e-3)
     files = synthetic.frames(2, record, LLP_CLIP_CLAP)
     assert {name: (file.shape, file.dtype) for name, file in files.items()} == {
@@ -300,7 +302,7 @@ def test_clap_and_clip_streams_are_of_the_same_videos():
 # ---- writing
 
 
-def test_official_layout_reads_back_as_it_was_made(official):
+def test_official_layout_is_read_back_unchanged(official):
     folder, summary = official
     read = llp.read_annotations(folder)
     assert read.records == synthetic.records(None, (5, 3, 2), seed=7)
@@ -311,14 +313,14 @@ def test_official_layout_reads_back_as_it_was_made(official):
     assert shlex.split(summary["next"])[:3] == ["avvp", "data", "pack"]
 
 
-def test_official_layout_says_that_it_is_made_up(official):
+def test_official_layout_is_marked_as_synthetic(official):
     marker = json.loads((official[0] / synthetic.MARKER).read_text())
     assert marker["synthetic"] is True
     assert marker["seed"] == 7
     assert "SYNTHETIC" in marker["about"]
 
 
-def test_both_layouts_hold_the_same_data(official, tmp_path):
+def test_both_layouts_contain_the_same_data(official, tmp_path):
     folder, _ = official
     straight = str(tmp_path / "straight")
     synthetic.write(straight, videos=None, splits=(5, 3, 2), seed=7, layout="shards", workers=1, shard_videos=4)
@@ -335,7 +337,7 @@ def test_both_layouts_hold_the_same_data(official, tmp_path):
     assert np.array_equal(train.audio.any(axis=1) | train.visual.any(axis=1) | train.weak, train.weak)
 
 
-def test_writing_again_and_with_more_processes_gives_the_same_bytes(official, tmp_path):
+def test_writing_again_with_more_processes_yields_the_same_bytes(official, tmp_path):
     folder, _ = official
     first = contents(folder)
     synthetic.write(str(folder), videos=None, splits=(5, 3, 2), seed=7, workers=1)
@@ -354,7 +356,7 @@ def test_shards_depend_on_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["AVVP_train.csv", "feats/vggish/abc.npy"])
-def test_files_that_may_be_real_are_never_touched(tmp_path, name):
+def test_files_that_may_be_real_are_never_changed(tmp_path, name):
     real = tmp_path / name
     real.parent.mkdir(parents=True, exist_ok=True)
     real.write_text("precious")
@@ -363,14 +365,14 @@ def test_files_that_may_be_real_are_never_touched(tmp_path, name):
     assert contents(tmp_path) == {real.relative_to(tmp_path): b"precious"}
 
 
-def test_other_features_of_a_replaced_data_set_go(tmp_path):
+def test_stale_features_of_a_replaced_data_set_are_removed(tmp_path):
     for streams, seed in (("vggish-resnet", 0), ("clip-clap", 1)):
         synthetic.write(str(tmp_path), videos=3, seed=seed, workers=1, streams=streams)
     folders = {str(path.parent) for path in contents(tmp_path) if path.suffix == ".npy"}
     assert folders == {"CLAP/features", "CLIP/features", "feats/r2plus1d_18"}
 
 
-def test_other_shards_are_never_touched(tmp_path):
+def test_other_shards_are_never_changed(tmp_path):
     synthetic.write(str(tmp_path), videos=3, seed=0, layout="shards", workers=1)
     before = contents(tmp_path)
     with pytest.raises(DataError, match="other inputs"):
@@ -378,7 +380,7 @@ def test_other_shards_are_never_touched(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_impossible_arguments_are_all_named_at_once(tmp_path):
+def test_all_invalid_arguments_are_reported_together(tmp_path):
     with pytest.raises(ConfigError) as caught:
         synthetic.write(
             str(tmp_path), videos=2, splits=(0, 5, -1), seed=-1, layout="tar", workers=0, shard_videos=0, streams="clip"
@@ -390,11 +392,11 @@ def test_impossible_arguments_are_all_named_at_once(tmp_path):
     assert contents(tmp_path) == {}
 
 
-def test_fingerprint_tells_features_apart():
+def test_fingerprint_differs_between_features():
     record = video(1, audio=[Event(SPEECH, 0, 4)])
     prints = {
-        synthetic.SyntheticFeatures(seed).fingerprint([made])
+        synthetic.SyntheticFeatures(seed).fingerprint([created])
         for seed in (0, 1)
-        for made in (record, replace(record, audio_events=(Event(SPEECH, 0, 5),)), replace(record, id="made-up0002"))
+        for created in (record, replace(record, audio_events=(Event(SPEECH, 0, 5),)), replace(record, id="made-up0002"))
     }
     assert len(prints) == 6

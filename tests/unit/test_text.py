@@ -1,4 +1,4 @@
-"""Foreign text on its way to a terminal and into files: nothing in it takes effect there."""
+"""Untrusted text has no effect on terminals and in files."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_what_a_terminal_obeys_is_shown_as_an_escape(hostile):
+def test_terminal_control_characters_are_shown_as_escapes(hostile):
     shown = escape.visible(hostile)
     assert shown.isprintable()
     assert "\\" in shown
@@ -36,14 +36,14 @@ def test_what_a_terminal_obeys_is_shown_as_an_escape(hostile):
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_any_text_is_printable_in_one_line_and_printable_text_stays(given):
+def test_any_text_becomes_printable_and_printable_text_is_unchanged(given):
     shown = escape.line(given)
-    assert not [sign for sign in shown if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    assert not [character for character in shown if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
     if given.isprintable():
         assert shown == given
 
 
-def test_line_breaks_stay_where_they_are_meant():
+def test_line_breaks_are_kept_only_in_multiline_text():
     assert escape.visible("a\nb\rc") == "a\nb\\rc"
     assert escape.line("a\nb") == "a\\nb"
 
@@ -51,7 +51,7 @@ def test_line_breaks_stay_where_they_are_meant():
 @pytest.mark.parametrize(
     "markup", ["[/x]", "[red]a[/red]", "[link=file:///etc]x[/link]", "\\[bold]", ":warning:", "[@click=x]"]
 )
-def test_rich_prints_markup_as_it_stands(markup):
+def test_rich_prints_markup_literally(markup):
     out = io.StringIO()
     Console(file=out, width=200, force_terminal=True).print(escape.cell(markup))
     assert markup in out.getvalue()
@@ -74,7 +74,7 @@ def test_rich_prints_markup_as_it_stands(markup):
         (None, "None"),
     ],
 )
-def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(cell, written):
+def test_csv_cells_are_not_formulas_and_numbers_are_unchanged(cell, written):
     assert escape.csv(cell) == written
     sink = io.StringIO()
     csv.writer(sink).writerow([escape.csv(cell), "next"])
@@ -98,7 +98,7 @@ def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(cell, written):
         ("\x1b[31m", r"\\x1b[31m"),
     ],
 )
-def test_markdown_means_nothing_by_foreign_signs(given, written):
+def test_markdown_is_escaped(given, written):
     assert escape.markdown(given) == written
 
 
@@ -111,24 +111,24 @@ def test_markdown_means_nothing_by_foreign_signs(given, written):
         ("$x^2$ & #1", r"\$x\textasciicircum{}2\$ \& \#1"),
     ],
 )
-def test_latex_means_nothing_by_foreign_signs(given, written):
+def test_latex_is_escaped(given, written):
     assert escape.latex(given) == written
 
 
 @pytest.mark.parametrize("given", ["$x$", "$$", r"\$a$", "$\\frac{$", "cost $5"])
-def test_matplotlib_takes_no_name_for_mathematics(given):
+def test_matplotlib_text_is_not_mathematics(given):
     with matplotlib.rc_context({"text.parse_math": True}):
-        assert not is_math_text(escape.drawn(given))
-    assert escape.drawn(given).replace(r"\$", "$") == given
+        assert not is_math_text(escape.mathtext(given))
+    assert escape.mathtext(given).replace(r"\$", "$") == given
 
 
-def test_log_lines_have_no_control_characters():
+def test_log_records_have_no_control_characters():
     record = logging.LogRecord("x", logging.INFO, "", 0, "video %s:\n  - gone", ("\x1b[2J",), None)
     assert escape.VisibleRecords().filter(record)
     assert record.getMessage() == "video \\x1b[2J:\n  - gone"
 
 
-def test_long_text_keeps_its_end_where_the_remedy_stands():
+def test_shortened_text_keeps_its_end_with_the_remedy():
     shown = escape.shortened("problem " + "x" * 1000 + "; remedy", 60)
     assert len(shown) == 60
     assert shown.startswith("problem ")

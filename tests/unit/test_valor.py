@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from avvp_dist.cli.data import data
-from avvp_dist.datasets.external import import_labels, noisy_labels
+from avvp_dist.datasets.external import import_segment_labels, noisy_segment_labels
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.experiments.recipe import load
@@ -260,7 +260,7 @@ def test_import_reads_what_the_files_hold(packed, train, tmp_path):
     assert "SYNTHETIC" in done.output
     found = RefinedLabels.load(str(out))
     assert found.ids == train.ids
-    assert found.of_segments
+    assert found.has_segment_labels
     assert found.video is None
     np.testing.assert_array_equal(found.audio, train.audio)
     np.testing.assert_array_equal(found.visual, train.visual * np.float32(0.25))
@@ -279,7 +279,7 @@ def test_import_names_every_bad_file(packed, train, tmp_path):
     np.save(tmp_path / "v" / f"{fifth}.npy", np.full((10, 25), "1"))
     np.save(tmp_path / "v" / f"{sixth}.npy", np.full((10, 25), None), allow_pickle=True)
     with pytest.raises(DataError) as caught:
-        import_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
+        import_segment_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
     expected = {
         f"a/{first}.npy": "missing",
         f"a/{second}.npy": "not a readable .npy array",
@@ -296,25 +296,25 @@ def test_import_names_every_bad_file(packed, train, tmp_path):
 
 def test_import_wants_folders_and_a_split(packed, tmp_path):
     with pytest.raises(DataError, match=r"audio: no folder(.|\n)*visual: no folder"):
-        import_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
+        import_segment_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
     with pytest.raises(DataError, match="no split 'trian'; it has train, val, test"):
-        import_labels(packed, str(tmp_path), str(tmp_path), "trian")
+        import_segment_labels(packed, str(tmp_path), str(tmp_path), "trian")
 
 
 def test_noise_turns_over_the_asked_share_within_the_weak_labels(packed, train):
     weak = np.broadcast_to(train.weak[:, None], train.audio.shape)
-    clean = noisy_labels(packed, 0.0, 0)
+    clean = noisy_segment_labels(packed, 0.0, 0)
     np.testing.assert_array_equal(clean.audio, train.audio & weak)
     np.testing.assert_array_equal(clean.visual, train.visual & weak)
-    noisy = noisy_labels(packed, 0.2, 0)
+    noisy = noisy_segment_labels(packed, 0.2, 0)
     for found, truth in ((noisy.audio, train.audio), (noisy.visual, train.visual)):
         assert not found[~weak].any()
         assert (found != truth)[weak].mean() == pytest.approx(0.2, abs=0.05)
-    assert noisy.fingerprint == noisy_labels(packed, 0.2, 0).fingerprint
-    assert noisy.fingerprint != noisy_labels(packed, 0.2, 1).fingerprint
+    assert noisy.fingerprint == noisy_segment_labels(packed, 0.2, 0).fingerprint
+    assert noisy.fingerprint != noisy_segment_labels(packed, 0.2, 1).fingerprint
     assert (noisy.audio != clean.audio)[weak].tolist() != (noisy.visual != clean.visual)[weak].tolist()
 
 
 def test_noise_must_be_a_probability(packed):
     with pytest.raises(ConfigError, match=r"flip: 1.5 (.|\n)*seed: -1"):
-        noisy_labels(packed, 1.5, -1)
+        noisy_segment_labels(packed, 1.5, -1)

@@ -1,4 +1,4 @@
-"""Runs one function over many jobs in worker processes, and tells how far it came."""
+"""Runs one function over many jobs in worker processes, and reports progress."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, UserError
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.text.credentials import guard_output
+from avvp_dist.text.redacted_output import guard_output
 
 LOGGER = logging.getLogger(__name__)
 
-_LOG_EVERY = 5.0  # seconds between two lines of progress where there is no terminal, at least
-_LOG_PART = 0.02  # of the time gone by: long work tells less often
-_AT_ONCE = 4  # jobs a process, so that none waits for its next one
+_LOG_EVERY = 5.0  # minimum seconds between two progress lines without a terminal
+_LOG_PART = 0.02  # of the elapsed time, so that long work logs less often
+_QUEUED_PER_PROCESS = 4  # jobs, so that no process waits for its next one
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -36,24 +36,24 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers that `run` gives jobs to.
+    """Workers for `run`.
 
     Attributes:
-        executor: takes the jobs.
-        at_once: jobs that are handed over and not done, at most; each takes memory where it waits.
+        executor: executes the jobs.
+        max_pending: maximum number of submitted, unfinished jobs; each of them takes memory.
     """
 
     executor: Executor
-    at_once: int
+    max_pending: int
 
 
 OpenPool = Callable[[int | None], AbstractContextManager[Pool | None]]
-"""Makes a pool of so many workers, None for a number that suits; `pool` is one, `launch.ray_pack.pool` another."""
+"""Opens a pool with the given number of workers, None for a default; see `pool` and `launch.ray_pack.pool`."""
 
 
 @contextmanager
 def pool(workers: int | None) -> Iterator[Pool | None]:
-    """Spawned worker processes, by default one a core; None for one worker, as `run` works in this process then.
+    """Spawn worker processes, one per core by default; None for one worker, with which `run` works in this process.
 
     Raises:
         AvvpError: a worker process died.
@@ -65,37 +65,37 @@ def pool(workers: int | None) -> Iterator[Pool | None]:
     context = multiprocessing.get_context("spawn")
     processes = ProcessPoolExecutor(workers, context, _start_worker, (storage.settings(),))
     try:
-        yield Pool(processes, _AT_ONCE * workers)
+        yield Pool(processes, _QUEUED_PER_PROCESS * workers)
     except BrokenProcessPool:
         raise AvvpError(
-            f"a worker process died, perhaps for want of memory ({workers} were at work); run the command again with fewer "
-            "--workers, it goes on where it stopped"
+            f"a worker process died, perhaps from lack of memory ({workers} were running); run the command again with fewer "
+            "--workers, and it resumes"
         ) from None
     finally:
         processes.shutdown(cancel_futures=True)
 
 
 def _start_worker(settings: StorageConfig) -> None:
-    """A worker leaves Ctrl-C to its parent, dies with it rather than writing on unseen, and reaches the same storage."""
+    """Set up a worker: it ignores Ctrl-C, ends with its parent, and has the same storage settings."""
     guard_output()
     storage.configure(settings)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def in_task(
+def call_in_task(
     settings: StorageConfig, function: Callable[..., R], *args: object, **kwargs: object
 ) -> tuple[R | None, AvvpError | None]:
-    """What a task on another machine does: ``function``, with storage reached as its parent does.
+    """Call ``function`` in a task on another machine, with the storage settings of its parent.
 
-    Our own errors are handed back as a value, since those that a cluster raises are wrapped in its tracebacks.
+    Errors of this package are returned as a value, since a cluster wraps raised ones in its own tracebacks.
     """
     guard_output()
     storage.configure(settings)
@@ -108,18 +108,18 @@ def in_task(
 def run(
     function: Callable[[J], R], jobs: Sequence[J], sizes: Sequence[int], pool: Pool | None, title: str, unit: str = ""
 ) -> list[R]:
-    """``function`` of each job, in the order of the jobs.
+    """Call ``function`` on each job; return the results in the order of the jobs.
 
     Args:
-        function: may be pickled.
-        jobs: likewise.
-        sizes: videos a job, for the progress.
-        pool: who does it, None for this process.
-        title: what is done, for the progress.
-        unit: what a job is called there, where the user knows it: "shards".
+        function: must be picklable.
+        jobs: must be picklable.
+        sizes: number of videos of each job, for the progress display.
+        pool: executes the jobs; None for this process.
+        title: name of the work, for the progress display.
+        unit: name of a job for users, such as "shards"; empty if they do not know it.
 
     Raises:
-        UserError: that of a job, with the problems of all jobs that were under way at the time.
+        UserError: the error of a job, with the problems of all jobs that were running at the time.
     """
     results: dict[int, R] = {}
     with _progress(title, len(jobs), unit, sum(sizes)) as advance:
@@ -135,11 +135,11 @@ def run(
 
 
 def _finished(function: Callable[[J], R], jobs: Sequence[J], pool: Pool) -> Iterator[tuple[int, R]]:
-    """Number and result of each job, as they come."""
+    """Yield number and result of each job as it finishes."""
     waiting = iter(enumerate(jobs))
     pending: dict[Future[R], int] = {}
     while True:
-        for number, job in islice(waiting, pool.at_once - len(pending)):
+        for number, job in islice(waiting, pool.max_pending - len(pending)):
             pending[pool.executor.submit(function, job)] = number
         if not pending:
             return
@@ -152,7 +152,7 @@ def _finished(function: Callable[[J], R], jobs: Sequence[J], pool: Pool) -> Iter
 
 
 def _all_problems(pending: Iterable[Future[R]]) -> UserError:
-    """One error for all jobs under way: several machines may have something each to be mended."""
+    """One error for all running jobs, since each of several machines may have a problem to fix."""
     errors = [future.exception() for future in wait(pending).done]
     mistakes = [error for error in errors if isinstance(error, UserError)]
     first = mistakes[0]
@@ -163,7 +163,7 @@ def _all_problems(pending: Iterable[Future[R]]) -> UserError:
 
 @contextmanager
 def _progress(title: str, jobs: int, unit: str, videos: int) -> Iterator[Callable[[int], None]]:
-    """Counts jobs and their videos: a bar on a terminal, a log line now and then elsewhere."""
+    """Report progress in jobs and videos: as a bar on a terminal, else by an occasional log line."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
