@@ -74,7 +74,7 @@ class PerVideo:
                     else:
                         protocol, _, without = rest.partition("/")
                         values[split, protocol, bool(without)] = np.asarray(arrays[name], dtype=np.float64)
-        except Exception as error:  # of a damaged zip file, nearly anything
+        except Exception as error:  # a damaged zip file can raise almost any exception
             raise DataError(f"{url}: no scores of videos: {' '.join(str(error).split())[:200]}") from None
         width = len(LEVELS) * len(_COLUMNS)
         wrong = [_name(*key) for key, scores in values.items() if scores.shape != (len(ids.get(key[0], ())), width)]

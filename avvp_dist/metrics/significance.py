@@ -151,15 +151,10 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t that Student's |t| stays below with this probability.
+    """Return the value that the absolute value of Student's t stays below with this probability."""
+    from scipy import stats  # takes most of a second to import, and most commands do not need it
 
-    The distribution in closed form (Abramowitz and Stegun 26.7.3 and 26.7.4), inverted by bisection over its angle.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def explained(scores: Sequence[float], groups: Sequence[Hashable]) -> float | None:
@@ -203,15 +198,3 @@ def _two_sided(draws: Floats) -> float:
     """How far out of the drawn differences no difference lies."""
     beyond = min((draws <= 0).sum(), (draws >= 0).sum())
     return min(1.0, 2 * float(beyond + 1) / (len(draws) + 1))
-
-
-def _t_within(angle: float, freedom: int) -> float:
-    """Probability that Student's |t| stays below sqrt(freedom) * tan(angle)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = total = cosine if freedom % 2 else 1.0
-    for k in range(3 if freedom % 2 else 2, freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    if freedom % 2 == 0:
-        return sine * total
-    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))

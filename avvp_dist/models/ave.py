@@ -24,30 +24,23 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
-from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AveConfig(Section):
+class AveConfig(NetworkSection):
     """AVE's network: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
 
     name: Literal["ave"] = "ave"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
     width: int = Field(256, ge=2, le=65_536, multiple_of=2)
     """Feature width D, half of it for each direction of an LSTM (AVE: 128 each)."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
 
     def build(self, dims: Mapping[str, int], classes: int) -> AveNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return AveNetwork(self, dims, classes)
 
 
@@ -125,12 +118,12 @@ class AveNetwork(Network[_Shared]):
         audio = self.audio(batch.audio)
         return _Shared(torch.stack([audio, frames.mean(dim=2)]), frames, self.audio_lstm(audio))
 
-    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
+    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
         """See `Network`."""
         audio, visual = shared.inputs
-        if how.cross_modal:
+        if options.cross_modal:
             visual = self.attention(shared.frames, audio)
-        return self.outputs(shared.inputs, torch.stack([shared.audio, self.visual_lstm(visual)]), how)
+        return self.outputs(shared.inputs, torch.stack([shared.audio, self.visual_lstm(visual)]), options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """See `Network`: the attention that sound guides."""

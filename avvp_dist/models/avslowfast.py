@@ -21,18 +21,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
-from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AvSlowFastConfig(Section):
+class AvSlowFastConfig(NetworkSection):
     """AVSlowFast: audio, slow and fast pathways with lateral connections (reconstruction)."""
 
     name: Literal["avslowfast"] = "avslowfast"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
     width: int = Field(256, ge=1, le=65_536)
     """Feature width D of every pathway."""
     stages: int = Field(2, ge=1, le=1000)
@@ -41,12 +39,7 @@ class AvSlowFastConfig(Section):
     """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
 
     def build(self, dims: Mapping[str, int], classes: int) -> AvSlowFastNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return AvSlowFastNetwork(self, dims, classes)
 
 
@@ -101,16 +94,16 @@ class AvSlowFastNetwork(Network[_Shared]):
         fast = _states(self.motion(batch.motion), self.fast_blocks)
         return _Shared(torch.stack([audio[0], self._merge(slow, fast[0])]), slow, audio, fast)
 
-    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
+    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
         """See `Network`."""
         slow = shared.slow
         for stage, block in enumerate(self.slow_blocks):
             slow = slow + self.fast_laterals[stage](shared.fast[stage])
-            if how.cross_modal:
+            if options.cross_modal:
                 slow = slow + self.audio_laterals[stage](shared.audio[stage])
             slow = block(slow)
         features = torch.stack([shared.audio[-1], self._merge(slow, shared.fast[-1])])
-        return self.outputs(shared.inputs, features, how)
+        return self.outputs(shared.inputs, features, options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """See `Network`: the laterals from sound."""

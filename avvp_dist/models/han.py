@@ -18,19 +18,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.network import Network
+from avvp_dist.models.network import Network, NetworkSection
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class HanConfig(Section):
+class HanConfig(NetworkSection):
     """Hybrid attention network."""
 
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
 
     name: Literal["han"] = "han"
     width: int = Field(512, ge=1, le=65_536)
@@ -76,12 +74,7 @@ class HanConfig(Section):
         return self
 
     def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream, ``streams`` among them.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return HanNetwork(self, dims, classes)
 
 
@@ -274,11 +267,11 @@ class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
         inputs = self._project(batch)
         return inputs, self.layer.prepare(inputs)
 
-    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: ForwardOptions) -> Outputs:
+    def parse(self, shared: tuple[Tensor, Heads | Tensor], options: ForwardOptions) -> Outputs:
         """See `Network`."""
         inputs, prepared = shared
-        dropout = self.training and how.dropout
-        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout), how)
+        dropout = self.training and options.dropout
+        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=options.cross_modal, dropout=dropout), options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """See `Network`: cross-modal attention."""

@@ -10,7 +10,6 @@ import torch
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
-from avvp_dist.methods.jomold import Jomold
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Batch, TrainPosition
@@ -26,7 +25,7 @@ def main(folder: Path) -> None:
     for times in (None, PhaseTimes(runtime.device)):  # the first warms up
         torch.manual_seed(0)
         model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes))
-        stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
+        stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
         half = dict.fromkeys(LLP.classes, 0.5)
         stage.start({"ratios": {"audio": half, "visual": half}}, runtime.device)
         optimizer, _ = config.optim.build(model.parameters())

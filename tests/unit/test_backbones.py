@@ -9,7 +9,7 @@ from avvp_dist.methods.losses import bce
 from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
 from avvp_dist.models.han import HanConfig
-from avvp_dist.models.network import without_exchange
+from avvp_dist.models.network import freeze_exchange
 from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
@@ -73,7 +73,7 @@ def test_every_weight_learns(name, frames):
 
 @each_network
 @each_layout
-def test_without_exchange_no_modality_knows_of_the_other(name, frames):
+def test_freeze_exchange_no_modality_knows_of_the_other(name, frames):
     model, batch = network(name).eval(), random_batch(3, frames)
     other_sound, other_picture = louder(batch, "audio"), louder(batch, "visual", "motion")
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_bfloat16_stays_close(name):
 
 
 @pytest.mark.parametrize("config", EVERY_NETWORK, ids=repr)
-def test_training_without_exchange_asks_no_gradient_that_never_comes(config):
+def test_training_freeze_exchange_asks_no_gradient_that_never_comes(config):
     model, batch = config.build(DIMS, CLASSES).train(), random_batch(4)
 
     def trained():
@@ -156,7 +156,7 @@ def test_training_without_exchange_asks_no_gradient_that_never_comes(config):
     assert bool(exchange) is (config.name != "han" or config.temporal == "han")
     before = trained()
     assert before == {key for key, weight in model.named_parameters() if id(weight) not in exchange}
-    without_exchange(torch.nn.ModuleList([model]))
+    freeze_exchange(torch.nn.ModuleList([model]))
     assert {key for key, weight in model.named_parameters() if weight.requires_grad} == before == trained()
 
 

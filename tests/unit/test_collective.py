@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 
 
 def test_gather_keeps_rank_order_and_uneven_rows():

@@ -8,7 +8,7 @@ import torch
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import load
-from avvp_dist.methods.han import Han, HanMethodConfig
+from avvp_dist.methods.han import HanMethodConfig
 from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 WEAK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
@@ -19,7 +19,7 @@ VISUAL = torch.tensor([[0.1, 0.4, 0.5], [0.5, 0.2, 0.9]])
 
 def trained(refined=None, **settings):
     """Targets and losses of one step; the outputs take gradients."""
-    (stage,) = Han(HanMethodConfig(**settings), ("Speech", "Dog", "Car"), 10).stages()
+    (stage,) = HanMethodConfig(**settings).build(("Speech", "Dog", "Car"), 10).stages
     probabilities = [each.clone().requires_grad_() for each in (VIDEO, AUDIO, VISUAL)]
     outputs = Outputs(*probabilities, torch.zeros(2, 10, 2, 3), *torch.zeros(4, 2, 10, 8))
     batch = Batch({}, WEAK, torch.arange(2), 2, refined)

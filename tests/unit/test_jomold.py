@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.jomold import Jomold, JomoldConfig, noise_ratios, read_ratios, warmup_factor
+from avvp_dist.methods.jomold import JomoldConfig, noise_ratios, read_ratios, warmup_factor
 from avvp_dist.methods.losses import bce, smooth
 from avvp_dist.types import Batch, Outputs, TrainPosition
 
@@ -70,7 +71,7 @@ def part(batch, outputs, rows):
 
 def denoise_stage(**settings):
     ratios = {"audio": dict.fromkeys(CLASSES, 0.4), "visual": dict.fromkeys(CLASSES, 0.7)}
-    stage = Jomold(JomoldConfig(**settings), CLASSES, 10).stages()[-1]
+    stage = JomoldConfig(**settings).build(CLASSES, 10).stages[-1]
     stage.start({"ratios": ratios}, torch.device("cpu"))
     return stage
 
@@ -110,7 +111,7 @@ def test_ranks_decide_as_one_process_does(world, rounding):
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_labels_are_judged_without_exchange_unless_told(skip):
-    estimate, ratios, denoise = Jomold(JomoldConfig(skip_exchange=skip), CLASSES, 10).stages()
+    estimate, ratios, denoise = JomoldConfig(skip_exchange=skip).build(CLASSES, 10).stages
     assert [estimate.cross_modal, ratios.cross_modal, denoise.scoring_pass.cross_modal] == [not skip] * 3
     assert denoise.cross_modal  # what is trained in the end exchanges in any case
     assert denoise.scoring_pass.dropout
@@ -130,11 +131,11 @@ def test_a_ratio_file_replaces_the_first_two_stages(tmp_path):
     path = tmp_path / "ratios.json"
     content = {"audio": dict.fromkeys(CLASSES, 0.1), "visual": {"Car": 0.3, "Dog": 0.2, "Speech": 0.9}}
     path.write_text(json.dumps(content))
-    stages = Jomold(JomoldConfig(ratios=str(path)), CLASSES, 10).stages()
+    stages = JomoldConfig(ratios=str(path)).build(CLASSES, 10).stages
     assert [stage.name for stage in stages] == ["denoise"]
     stages[0].start({}, torch.device("cpu"))
     assert stages[0].ratio_visual.tolist() == [0.9, 0.2, 0.3]  # in the data's class order, not the file's
-    assert [stage.name for stage in Jomold(JomoldConfig(), CLASSES, 10).stages()] == ["estimate", "ratios", "denoise"]
+    assert [stage.name for stage in JomoldConfig().build(CLASSES, 10).stages] == ["estimate", "ratios", "denoise"]
 
 
 def test_a_bad_ratio_file_is_refused_with_every_reason(tmp_path):

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.losses import bce
-from avvp_dist.methods.lr import Lr, LrConfig, windows
+from avvp_dist.methods.lr import LrConfig, windows
 from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
@@ -37,31 +38,31 @@ def test_published_windows():
 )
 def test_windows_that_do_not_fit_are_refused_with_every_reason(length, stride, reasons):
     with pytest.raises(ConfigError) as caught:
-        Lr(LrConfig(window=length, stride=stride), CLASSES, 10)
+        LrConfig(window=length, stride=stride).build(CLASSES, 10)
     assert [problem.split(":")[0] for problem in caught.value.problems] == reasons
 
 
 def test_base_training_adds_one_mixed_batch_a_window():
-    base = Lr(LrConfig(), CLASSES, 10).stages()[0]
+    base = LrConfig().build(CLASSES, 10).stages[0]
     other = batch_of([[0, 1, 0]], fill=2)
     mine = batch_of([[1, 0, 0]], fill=1)
-    mixed = base.also(Batch(mine.streams, mine.weak, mine.index, 1, partners=(other,)))
+    mixed = base.extra_batches(Batch(mine.streams, mine.weak, mine.index, 1, partners=(other,)))
     assert len(mixed) == 4
     for (start, stop), video in zip(windows(10, 4, 2), mixed, strict=True):
         for stream in video.streams.values():
             assert (stream[:, start:stop] == 1).all()
             assert (stream == 2).sum() == (10 - 4) * 2
-    assert Lr(LrConfig(mixing_weight=0), CLASSES, 10).stages()[0].partners == 0
+    assert LrConfig(mixing_weight=0).build(CLASSES, 10).stages[0].partners == 0
 
 
 def test_mixed_videos_aim_at_the_union_of_labels():
-    base = Lr(LrConfig(mixing_weight=0.5), CLASSES, 10).stages()[0]
+    base = LrConfig(mixing_weight=0.5).build(CLASSES, 10).stages[0]
     generator = torch.Generator().manual_seed(0)
     mine, other = batch_of([[1, 0, 0]], 1), batch_of([[0, 1, 0]], 2)
     batch = Batch(mine.streams, mine.weak, mine.index, 1, partners=(other,))
     plain = outputs_of(1, generator)
     others = tuple(outputs_of(1, generator) for _ in range(4))
-    outputs = Outputs(**{**vars(plain), "others": others})
+    outputs = Outputs(**{**vars(plain), "extra": others})
     losses = base.losses(outputs, base.targets(outputs, batch, HERE, LocalCollective()), batch)
     union = torch.tensor([[1.0, 1.0, 0.0]])
     expected = sum(bce(said.video, union) for said in others) / 4
@@ -70,7 +71,7 @@ def test_mixed_videos_aim_at_the_union_of_labels():
 
 
 def relabel(collective, rows, weak, said):
-    stage = Lr(LrConfig(tau=0.5), CLASSES, 10).stages()[1]
+    stage = LrConfig(tau=0.5).build(CLASSES, 10).stages[1]
     outputs = [
         Outputs(**{name: value[rows] for name, value in vars(each).items() if isinstance(value, torch.Tensor)})
         for each in said
@@ -102,7 +103,7 @@ def test_the_last_training_pools_each_window_by_itself(weights):
     audio, visual = (torch.rand(2, 2, 4, 3, generator=generator) < 0.5).float()
     weak = torch.ones(2, 3)
     batch = Batch({}, weak, torch.arange(2), 2, Refined(None, audio, visual, spans))
-    stage = Lr(LrConfig(), CLASSES, 10).stages()[2]
+    stage = LrConfig().build(CLASSES, 10).stages[2]
     losses = stage.losses(outputs, stage.targets(outputs, batch, HERE, LocalCollective()), batch)
     expected = torch.zeros(2)
     for number, (start, stop) in enumerate(spans):

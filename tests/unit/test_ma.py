@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import DataError
 from avvp_dist.loading.partners import disjoint
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
-from avvp_dist.methods.ma import Ma, MaConfig, exchange_rule
+from avvp_dist.methods.ma import MaConfig, exchange_rule
 from avvp_dist.types import Batch, Outputs, Refined
 
 CLASSES = ("Speech", "Dog", "Car")
@@ -82,7 +83,7 @@ def said(**pooled):
 
 def exchange(collective, rows, settings, answers):
     """The exchange stage fed with answers [N,C] for (audio, visual) of original, partner's sound, partner's picture."""
-    stage = Ma(MaConfig(**settings), CLASSES, 10).stages()[1]
+    stage = MaConfig(**settings).build(CLASSES, 10).stages[1]
     index = torch.arange(20)[rows]
     batch = Batch({}, answers["weak"][rows], index, 20)
     outputs = [said(audio=answers[key][0][rows], visual=answers[key][1][rows]) for key in ("original", "sound", "picture")]

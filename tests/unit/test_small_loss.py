@@ -4,22 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from collectives import FakeCollective
 from torch.distributions import Bernoulli, kl_divergence
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.dist.partition import split_sizes
-from avvp_dist.methods.coteaching import CoTeaching, CoTeachingConfig, trusted
-from avvp_dist.methods.jocor import Jocor, JocorConfig, joint_loss
+from avvp_dist.methods import METHODS
+from avvp_dist.methods.coteaching import select_trusted
+from avvp_dist.methods.jocor import JocorConfig, joint_loss
 from avvp_dist.methods.losses import bce, smooth
-from avvp_dist.methods.small_loss import SmallLossConfig, small_loss
+from avvp_dist.methods.small_loss import smallest_losses
 from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
-STAGES = {"coteaching": (CoTeaching, CoTeachingConfig), "jocor": (Jocor, JocorConfig)}
+NAMES = ["coteaching", "jocor"]
 
 
 def stage_of(method, **settings):
-    kind, config = STAGES[method]
-    (stage,) = kind(config(**settings), ("Speech", "Dog", "Car"), 10).stages()
+    (stage,) = METHODS[method](**settings).build(("Speech", "Dog", "Car"), 10).stages
     return stage
 
 
@@ -50,7 +51,7 @@ def cut(batch, outputs, rows):
 
 @pytest.mark.parametrize(("epochs", "grown"), [(10, [0, 0.1, 0.5, 1, 1]), (4, [0, 0.25, 1, 1, 1]), (0, [1, 1, 1, 1, 1])])
 def test_forgetting_grows_linearly_and_stays(epochs, grown):
-    config = SmallLossConfig(name="any", audio_forget=0.1, visual_forget=0.4, forget_epochs=epochs)
+    config = JocorConfig(audio_forget=0.1, visual_forget=0.4, forget_epochs=epochs)
     shares = [config.forget(at(epoch)) for epoch in (0, 1, 5, 10, 30)]
     assert shares == [pytest.approx((0.1 * share, 0.4 * share)) for share in grown]
 
@@ -58,7 +59,7 @@ def test_forgetting_grows_linearly_and_stays(epochs, grown):
 def test_small_losses_are_kept_and_ties_rank_by_position():
     losses = torch.tensor([[[0.1, 9.0], [0.7, 0.3], [0.5, 0.0]], [[2.0, 2.0], [2.0, 1.0], [2.0, 2.0]]])  # [2,B=3,C=2]
     candidates = torch.tensor([[[1, 1], [1, 1], [1, 0]], [[1, 1], [1, 1], [1, 1]]]).bool()
-    audio, visual = small_loss(losses, candidates, (0.35, 0.5))  # floor(0.65 * 5) = 3 and 3
+    audio, visual = smallest_losses(losses, candidates, (0.35, 0.5))  # floor(0.65 * 5) = 3 and 3
     assert audio.int().tolist() == [[1, 0], [0, 1], [1, 0]]  # the smallest loss is of no candidate
     assert visual.int().tolist() == [[1, 1], [0, 1], [0, 0]]
 
@@ -66,7 +67,7 @@ def test_small_losses_are_kept_and_ties_rank_by_position():
 def test_one_candidate_is_kept_and_none_stays_none():
     one = torch.zeros(2, 3, 2, dtype=torch.bool)
     one[0, 1, 1] = True
-    assert torch.equal(small_loss(torch.rand(2, 3, 2), one, (0.9, 0.9)), one)
+    assert torch.equal(smallest_losses(torch.rand(2, 3, 2), one, (0.9, 0.9)), one)
 
 
 # four positives of one class, audio like visual: 0 and 1 disputed by the networks, 2 reported by both, 3 by neither
@@ -78,7 +79,7 @@ def kept_videos(first, second, forget, disagree, positives=(True,) * 4):
     """Numbers of the videos whose label each network trusts, by network and modality."""
     probability = torch.stack([torch.stack(list(first)), torch.stack(list(second))])
     weak = torch.tensor(positives)[:, None].expand(2, 4, 1)
-    found = trusted(probability, weak.float(), weak, forget, disagree=disagree)
+    found = select_trusted(probability, weak.float(), weak, forget, disagree=disagree)
     return [[modality[:, 0].nonzero().flatten().tolist() for modality in network] for network in found]
 
 
@@ -115,7 +116,7 @@ def test_disagreement_counts_after_the_plain_epochs():
     assert torch.equal(left_out[1], agreed & (batch.weak > 0))
 
 
-@pytest.mark.parametrize("method", STAGES)
+@pytest.mark.parametrize("method", NAMES)
 def test_labels_kept_stand_for_all_positives(method):
     batch, outputs = batch_and_outputs()
     targets = stage_of(method).targets(outputs, batch, at(20), LocalCollective())
@@ -138,7 +139,7 @@ def test_a_network_is_trained_on_what_the_other_one_trusts():
     targets = stage.targets(outputs, batch, at(20), LocalCollective())
     positives = batch.weak > 0
     (other,), (aims,) = outputs.co_trained, targets.co_trained
-    judged_by_other = small_loss(-other.visual.detach().expand(2, -1, -1), positives, (0.35, 0.35))[1]
+    judged_by_other = smallest_losses(-other.visual.detach().expand(2, -1, -1), positives, (0.35, 0.35))[1]
     assert torch.equal(targets.removed_visual, positives & ~judged_by_other)
     assert (targets.removed_visual != aims.removed_visual).any()
     own = torch.autograd.grad(stage.losses(outputs, targets, batch)["total"].sum(), (outputs.visual, other.visual))
@@ -185,7 +186,7 @@ def test_jocor_keeps_the_same_labels_for_both_by_the_joint_loss():
     torch.testing.assert_close(losses["visual"], (joint * targets.visual_weights).mean(dim=1))
 
 
-@pytest.mark.parametrize("method", STAGES)
+@pytest.mark.parametrize("method", NAMES)
 def test_a_label_that_a_refiner_cleared_is_absent(method):
     batch, outputs = batch_and_outputs(weak=torch.ones(30, 3))
     refined = torch.ones(30, 3).index_fill(1, torch.tensor([1]), 0)
@@ -199,7 +200,7 @@ def test_a_label_that_a_refiner_cleared_is_absent(method):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("method", STAGES)
+@pytest.mark.parametrize("method", NAMES)
 def test_ranks_decide_as_one_process_does(method, world):
     batch, outputs = batch_and_outputs(31)  # does not divide: the ranks' parts differ in length
     whole = stage_of(method).targets(outputs, batch, at(7), LocalCollective())

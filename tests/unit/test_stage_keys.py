@@ -1,13 +1,12 @@
 """Keys of stages: everything that may change an artifact changes its key, and what cannot does not."""
 
 import json
-from typing import get_args
 
 import pytest
 
 from avvp_dist.config import Section
 from avvp_dist.experiments.recipe import load, of_stages
-from avvp_dist.methods import METHODS, MethodConfig
+from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.train.stages import Identity
 
@@ -33,7 +32,7 @@ OTHER = {"refine": "audio", "loss": "weak", "warmup": "linear", "rounding": "car
 
 
 def keys(config, fingerprint="data", **more):
-    method = METHODS[config.method.name](config.method, CLASSES, 10)
+    method = config.method.build(CLASSES, 10)
     return {planned.stage.name: planned.key for planned in Identity(fingerprint, of_stages(config), **more).plan(method)}
 
 
@@ -50,9 +49,8 @@ def other_value(name, value):
 
 
 def fields():
-    for variant in get_args(get_args(MethodConfig)[0]):
-        name = get_args(variant.model_fields["name"].annotation)[0]
-        yield from ((name, key) for key in variant.model_fields if key not in ("name", "ratios"))
+    for name, config in METHODS.items():
+        yield from ((name, key) for key in config.model_fields if key not in ("name", "ratios"))
 
 
 @pytest.mark.parametrize(("name", "key"), list(fields()))
@@ -129,9 +127,7 @@ class _Retrain(_Train):
     name, labels_from, irrelevant = "retrain", "collect", frozenset()
 
 
-class _Mine(Method):
-    def stages(self):
-        return _Train(), _Collect(), _Retrain()
+METHOD = Method((_Train(), _Collect(), _Retrain()))
 
 
 class _Config(Section):
@@ -140,11 +136,11 @@ class _Config(Section):
 
 
 def test_needs_follow_from_what_a_stage_runs_and_trains_on():
-    assert [stage.needs for stage in _Mine().stages()] == [(), ("train",), ("collect",)]
+    assert [stage.needs for stage in METHOD.stages] == [(), ("train",), ("collect",)]
 
     def planned(fingerprint="data", seed=1, **method):
         content = {"seed": seed, "method": _Config(**method).model_dump()}
-        return {stage.stage.name: stage.key for stage in Identity(fingerprint, content).plan(_Mine())}
+        return {stage.stage.name: stage.key for stage in Identity(fingerprint, content).plan(METHOD)}
 
     assert same(planned(), planned("other")) == []
     assert same(planned(), planned(seed=2)) == []
@@ -155,5 +151,5 @@ def test_needs_follow_from_what_a_stage_runs_and_trains_on():
 @pytest.mark.parametrize("name", METHODS)
 def test_stages_name_keys_that_exist(name):
     config = load(name).method
-    for stage in METHODS[name](config, CLASSES, 10).stages():
+    for stage in config.build(CLASSES, 10).stages:
         assert stage.irrelevant <= set(type(config).model_fields)

@@ -9,7 +9,6 @@ import torch
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading import resident
-from avvp_dist.methods import METHODS
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.shards.reading import ShardStore
@@ -88,7 +87,7 @@ def trained(packed, folder, delay):
     index = Index.load(packed)
     labels = read_labels(packed, index)
     splits = {name: resident.load(ShardStore(packed, ShardCache()), index, labels[name]) for name in ("train", "val")}
-    stage = METHODS["jomold"](config.method, index.classes, index.segments).stages()[0]
+    stage = config.method.build(index.classes, index.segments).stages[0]
     job = StageJob(
         stage=stage,
         key="",

@@ -16,7 +16,7 @@ from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.methods.valor import Valor, ValorConfig
+from avvp_dist.methods.valor import ValorConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.train.evaluate import EvaluateConfig
@@ -140,7 +140,7 @@ def test_loss_is_the_published_one():
     nothing = torch.zeros(0)
     outputs = Outputs(video, video, video, logits.sigmoid(), nothing, nothing, nothing, nothing)
     batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
-    (stage,) = Valor(ValorConfig(), ("a", "b", "c"), 10).stages()
+    (stage,) = ValorConfig().build(("a", "b", "c"), 10).stages
     targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
     expected = {
@@ -232,10 +232,10 @@ def test_the_larger_recipes_differ_from_valor_as_published(recipe, seed, dataset
 def test_ties(ties, best):
     config, found = EvaluateConfig(ties=ties), None
     for epoch, value in enumerate((40.0, 50.0, 45.0, 50.0, 10.0)):
-        if found is None or config.replaces(value, found[1]):
+        if found is None or config.is_better(value, found[1]):
             found = (epoch, value)
     assert found == (best, 50.0)
-    assert EvaluateConfig(select="last", ties=ties).replaces(1.0, 2.0)
+    assert EvaluateConfig(select="last", ties=ties).is_better(1.0, 2.0)
 
 
 @pytest.fixture(scope="module")
