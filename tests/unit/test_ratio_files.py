@@ -133,7 +133,7 @@ def test_what_cannot_be_exported_is_one_message(tmp_path, capsys):
         "nowhere": "neither a ratio file (.json, .npz) nor a run",
         "nowhere.json": "no such file",
         "text.json": "audio: missing",
-        "there.npz": "is an .npz archive already",
+        "there.npz": "already an .npz archive",
     }.items():
         assert avvp("data", "ratios", tmp_path / source, "--out", out) == 2
         assert message in capsys.readouterr().err
