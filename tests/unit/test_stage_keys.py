@@ -1,4 +1,4 @@
-"""Keys of stages: everything that may change an artifact changes its key, and what cannot does not."""
+"""Cache keys of stages: they change with everything that can change the artifact, and with nothing else."""
 
 import json
 
@@ -11,8 +11,8 @@ from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.train.stages import Identity
 
 CLASSES = ("Speech", "Dog", "Car")
-# stages that a key of the method does not touch; all others must be made anew
-SHARED = {
+# stages that do not depend on a key of the method; all others must get a new cache key
+UNAFFECTED = {
     "jomold": {
         "warmup": ["estimate", "ratios"],
         "warmup_epochs": ["estimate", "ratios"],
@@ -36,8 +36,8 @@ def keys(config, fingerprint="data", **more):
     return {planned.stage.name: planned.key for planned in Identity(fingerprint, of_stages(config), **more).plan(method)}
 
 
-def same(one, other):
-    return [name for name in one if one[name] == other.get(name)]
+def unchanged(keys, others):
+    return [name for name in keys if keys[name] == others.get(name)]
 
 
 def other_value(name, value):
@@ -54,12 +54,12 @@ def fields():
 
 
 @pytest.mark.parametrize(("name", "key"), list(fields()))
-def test_a_key_of_the_method_changes_every_stage_but_those_that_name_it_as_irrelevant(name, key):
+def test_a_key_of_the_method_changes_every_stage_that_does_not_list_it_as_irrelevant(name, key):
     config = load(name, ["output=x"])
     value = getattr(config.method, key)
     changed = load(name, ["output=x", f"method.{key}={other_value(key, value)}"])
     assert getattr(changed.method, key) != value
-    assert same(keys(config), keys(changed)) == SHARED.get(name, {}).get(key, [])
+    assert unchanged(keys(config), keys(changed)) == UNAFFECTED.get(name, {}).get(key, [])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -69,35 +69,35 @@ def test_a_key_of_the_method_changes_every_stage_but_those_that_name_it_as_irrel
      "evaluate.segment_threshold=0.4"],
 )  # fmt: skip
 def test_the_rest_of_the_config_changes_every_stage(name, setting):
-    assert same(keys(load(name, ["output=x"])), keys(load(name, ["output=x", setting]))) == []
+    assert unchanged(keys(load(name, ["output=x"])), keys(load(name, ["output=x", setting]))) == []
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_data_and_their_order_change_every_stage(name):
     config = load(name)
-    assert same(keys(config), keys(config, "other data")) == []
-    assert same(keys(config), keys(config, order={"mode": "streaming", "streams": 4})) == []
+    assert unchanged(keys(config), keys(config, "other data")) == []
+    assert unchanged(keys(config), keys(config, order={"mode": "streaming", "streams": 4})) == []
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_places_and_how_a_run_is_run_change_nothing(name):
-    there = ["output=y", "store=z", "data=moved", "data.workers=7", "tracking=none", "launch=ray", "launch.workers=2"]
-    there += ["train.device=cpu", "train.check_every=3", "train.checkpoint_every=5", "evaluate.batch_size=3"]
-    one, other = keys(load(name, ["output=x", "data=here"])), keys(load(name, there))
+def test_paths_and_launch_settings_change_nothing(name):
+    settings = ["output=y", "store=z", "data=moved", "data.workers=7", "tracking=none", "launch=ray", "launch.workers=2"]
+    settings += ["train.device=cpu", "train.check_every=3", "train.checkpoint_every=5", "evaluate.batch_size=3"]
+    one, other = keys(load(name, ["output=x", "data=here"])), keys(load(name, settings))
     assert one == other
 
 
-def test_ratios_of_a_file_count_by_their_content(tmp_path):
-    def given(name, ratio):
+def test_a_ratio_file_counts_by_its_content(tmp_path):
+    def with_file(name, ratio):
         path = tmp_path / name
         path.write_text(json.dumps({modality: dict.fromkeys(CLASSES, ratio) for modality in ("audio", "visual")}))
         return load("jomold", [f"method.ratios={path}", "method.audio_threshold=0.5"])
 
-    first, moved, other = given("a.json", 0.1), given("b.json", 0.1), given("c.json", 0.2)
+    first, moved, other = with_file("a.json", 0.1), with_file("b.json", 0.1), with_file("c.json", 0.2)
     assert keys(first) == keys(moved)
-    assert same(keys(first), keys(other)) == []
+    assert unchanged(keys(first), keys(other)) == []
     threshold = load("jomold", [f"method.ratios={tmp_path / 'a.json'}", "method.audio_threshold=0.7"])
-    assert keys(first) == keys(threshold)  # nothing reads it then
+    assert keys(first) == keys(threshold)  # no stage uses it then
 
 
 class _Train(TrainStage):
@@ -112,7 +112,7 @@ class _Train(TrainStage):
 
 
 class _Collect(CollectStage):
-    """As a user's method may have it: it says what network it runs, and nothing else."""
+    """A stage with only the required attributes."""
 
     name, source = "collect", "train"
 
@@ -135,21 +135,21 @@ class _Config(Section):
     late: float = 0.5
 
 
-def test_needs_follow_from_what_a_stage_runs_and_trains_on():
+def test_needs_follow_from_the_source_and_the_labels_of_a_stage():
     assert [stage.needs for stage in METHOD.stages] == [(), ("train",), ("collect",)]
 
     def planned(fingerprint="data", seed=1, **method):
         content = {"seed": seed, "method": _Config(**method).model_dump()}
         return {stage.stage.name: stage.key for stage in Identity(fingerprint, content).plan(METHOD)}
 
-    assert same(planned(), planned("other")) == []
-    assert same(planned(), planned(seed=2)) == []
-    assert same(planned(), planned(early=0.1)) == []
-    assert same(planned(), planned(late=0.1)) == ["train"]
+    assert unchanged(planned(), planned("other")) == []
+    assert unchanged(planned(), planned(seed=2)) == []
+    assert unchanged(planned(), planned(early=0.1)) == []
+    assert unchanged(planned(), planned(late=0.1)) == ["train"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_stages_name_keys_that_exist(name):
+def test_irrelevant_keys_exist(name):
     config = load(name).method
     for stage in config.build(CLASSES, 10).stages:
         assert stage.irrelevant <= set(type(config).model_fields)
