@@ -108,10 +108,10 @@ def test_a_comparison_does_not_depend_on_the_others():
     baseline, *others = (rng.random((3, 50)) for _ in range(4))
     together = compare(baseline, others)
     for other, among in zip(others, together, strict=True):
-        (alone,) = compare(baseline, [other])
-        assert alone.videos == pytest.approx(among.videos)
-        assert alone.seeds == pytest.approx(among.seeds)
-        assert (alone.videos_p, alone.seeds_p) == pytest.approx((among.videos_p, among.seeds_p))
+        (single,) = compare(baseline, [other])
+        assert single.videos == pytest.approx(among.videos)
+        assert single.seeds == pytest.approx(among.seeds)
+        assert (single.videos_p, single.seeds_p) == pytest.approx((among.videos_p, among.seeds_p))
 
 
 def test_scores_of_other_videos_are_refused():
