@@ -32,7 +32,7 @@ _LARGEST_BATCH = 128  # of a timed step; the time per video hardly changes beyon
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One trial. Each entry of ``stages`` states whether a stage is new, shared with an earlier trial, or already there."""
+    """One trial. Each of ``stages`` states whether it is new, shared with an earlier trial, or already stored."""
 
     label: str
     seed: int
@@ -57,7 +57,7 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
     index, known = prepare(sweep, overrides)
     shared = Plan("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
     trials = known or [example(sweep, overrides, index.fingerprint)]
-    stages: dict[str, str] = {}  # folder -> "new" or "there", as the first trial that uses the stage finds it
+    stages: dict[str, str] = {}  # folder -> "new" or "stored", as the first trial that uses the stage finds it
     costs: dict[str, float] = {}  # folder -> seconds
     measured: dict[tuple, float] = {}
     rows = []
@@ -69,14 +69,14 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
         for planned in all_stages:
             stage, folder = planned.stage, planned.folder(stage_store(config))
             if folder in stages:
-                states.append(f"{stage.name} ({'shared' if stages[folder] == 'new' else 'there'})")
+                states.append(f"{stage.name} ({'shared' if stages[folder] == 'new' else 'stored'})")
                 continue
-            stages[folder] = "there" if finished or planned.finished(stage_store(config)) else "new"
+            stages[folder] = "stored" if finished or planned.finished(stage_store(config)) else "new"
             states.append(f"{stage.name} ({stages[folder]})")
             if stages[folder] == "new" and isinstance(stage, TrainStage):
                 # other settings hardly change the time of a step
                 size = (stage.partners, stage.networks, config.model.model_dump_json())
-                kind = (stage.name, size, config.train, config.optim.name)
+                kind = (config.method.name, stage.name, size, config.train, config.optim.name)
                 if kind not in measured:
                     measured[kind] = _seconds(config, index, stage, [each.stage for each in all_stages])
                 costs[folder] = measured[kind]
