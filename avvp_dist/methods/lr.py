@@ -32,7 +32,7 @@ class LrConfig(MethodSection):
 
     name: Literal["lr"] = "lr"
     window: int = Field(4, ge=1)
-    """Segments N in a window; less than half of the video's segments plus one."""
+    """Segments N in a window; fewer than (T + 1) / 2 for videos of T segments."""
     stride: int = Field(2, ge=1)
     """Segments s between the starts of two windows; must divide the number of segments outside a window."""
     tau: float = Field(0.5, ge=0, le=1)
