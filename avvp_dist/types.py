@@ -1,4 +1,4 @@
-"""The words every room shares: videos, batches, network outputs, targets, progress.
+"""Types shared by all packages: videos, batches, network outputs, targets, training position.
 
 Shape letters used across the package:
     N videos of a split, B videos of a (local) batch, T segments of a video (one second each on LLP),
@@ -18,7 +18,7 @@ MODALITIES = ("audio", "visual")
 
 
 class Event(NamedTuple):
-    """One annotated event: class number and its segments [onset, offset), end exclusive."""
+    """One annotated event: class number and segments [onset, offset), end exclusive."""
 
     label: int
     onset: int
@@ -27,15 +27,15 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """One video as the annotations tell it, without its features.
+    """Annotations of one video, without its features.
 
     Attributes:
         id: unique key of the video and of its feature files (LLP: the 11-character YouTube id).
-        name: the annotation files' own name for it (LLP: ``<id>_<start>_<end>``).
+        name: name of the video in the annotation files (LLP: ``<id>_<start>_<end>``).
         split: ``train``, ``val`` or ``test``.
-        weak: class numbers of the weak label, ascending, each once.
-        audio_events, visual_events: annotated events; None where nobody annotated them (LLP's train split), the empty
-            tuple where annotators found none.
+        weak: class numbers of the weak label, ascending, without duplicates.
+        audio_events, visual_events: annotated events; None if the video is not annotated (LLP's train split), an empty
+            tuple if the annotators found none.
     """
 
     id: str
@@ -48,12 +48,12 @@ class VideoRecord:
 
 @dataclass(frozen=True)
 class Refined:
-    """Labels that a refiner puts in the place of the weak ones, of one batch or one split; float32.
+    """Labels from a refiner that replace the weak labels of one batch or one split; float32.
 
     Attributes:
-        video: [B,C], or None where the refiner leaves the video's label alone.
-        audio, visual: [B,C] labels of a modality of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
-        windows: segments [start, stop) of each of the S windows, where labels are of windows.
+        video: [B,C], or None if the refiner does not change the video's label.
+        audio, visual: labels of one modality: [B,C] of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
+        windows: segments [start, stop) of each of the S windows, if labels are of windows.
     """
 
     video: Tensor | None
@@ -64,15 +64,15 @@ class Refined:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one rank sees of one global batch.
+    """One rank's part of a global batch.
 
     Attributes:
         streams: features by stream name, each [B,T,D of the stream], float32 (or the training precision).
         weak: weak labels, float32 [B,C], 0 or 1.
         index: number of each video in its split, int64 [B].
-        total: videos in the global batch, over all ranks.
-        refined: labels in place of the weak ones, where the run or the stage has them.
-        partners: for each of K draws a batch of B other videos, where the stage asks for them.
+        total: number of videos in the global batch, over all ranks.
+        refined: labels that replace the weak ones, if the run or the stage has them.
+        partners: one batch of B partner videos for each of K draws, if the stage requests them.
     """
 
     streams: Mapping[str, Tensor]
@@ -96,50 +96,50 @@ class Batch:
 
     @property
     def video_labels(self) -> Tensor:
-        """[B,C] what is in the video, to the best of what is known."""
+        """[B,C] labels of the video: refined if available, else weak."""
         return self.weak if self.refined is None or self.refined.video is None else self.refined.video
 
     @property
     def audio_labels(self) -> Tensor:
-        """[B,C] what is heard in the video."""
-        return self.weak if self.refined is None else _of_video(self.refined.audio)
+        """[B,C] audio labels of the video: refined if available, else weak."""
+        return self.weak if self.refined is None else _video_level(self.refined.audio)
 
     @property
     def visual_labels(self) -> Tensor:
-        """[B,C] what is seen in the video."""
-        return self.weak if self.refined is None else _of_video(self.refined.visual)
+        """[B,C] visual labels of the video: refined if available, else weak."""
+        return self.weak if self.refined is None else _video_level(self.refined.visual)
 
     def with_segments_of(self, other: Batch, start: int, stop: int) -> Batch:
-        """Another's videos, but for segments [start, stop), which stay this one's; sound and picture."""
+        """Replace all segments outside [start, stop) with those of ``other``, in all streams."""
         streams = {}
-        for name, mine in self.streams.items():
+        for name, features in self.streams.items():
             streams[name] = torch.cat(
-                [other.streams[name][:, :start], mine[:, start:stop], other.streams[name][:, stop:]], dim=1
+                [other.streams[name][:, :start], features[:, start:stop], other.streams[name][:, stop:]], dim=1
             )
         return replace(self, streams=streams, partners=())
 
-    def followed_by(self, others: Sequence[Batch]) -> Batch:
-        """One batch of this one's videos and then each of ``others``', for one pass of a network over all."""
-        everyone = (self, *others)
-        streams = {name: torch.cat([batch.streams[name] for batch in everyone]) for name in self.streams}
-        return replace(self, streams=streams, partners=())
-
     def with_audio_of(self, other: Batch) -> Batch:
-        """This batch's pictures under another's sound."""
+        """Replace the audio stream with that of ``other``."""
         return replace(self, streams={**self.streams, "audio": other.audio}, partners=())
 
+    def concat(self, others: Sequence[Batch]) -> Batch:
+        """Append the features of ``others`` along B, for one forward pass over all of them; labels stay this batch's."""
+        batches = (self, *others)
+        streams = {name: torch.cat([batch.streams[name] for batch in batches]) for name in self.streams}
+        return replace(self, streams=streams, partners=())
 
-def _of_video(labels: Tensor) -> Tensor:
+
+def _video_level(labels: Tensor) -> Tensor:
     return labels.amax(dim=1) if labels.dim() == 3 else labels
 
 
 @dataclass(frozen=True)
 class ForwardOptions:
-    """How a network is run over a batch.
+    """Options of a forward pass.
 
     Attributes:
         cross_modal: whether the modalities exchange information.
-        dropout: False switches dropout off although the network is in training mode.
+        dropout: False disables dropout even if the network is in training mode.
     """
 
     cross_modal: bool = True
@@ -148,19 +148,18 @@ class ForwardOptions:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says about a batch; all probabilities in [0, 1].
+    """A network's outputs for a batch; all probabilities in [0, 1].
 
     Attributes:
-        video: [B,C] event in the video, either modality.
-        audio, visual: [B,C] event in that modality of the video.
-        segments: [B,T,2,C] event in that second and modality.
+        video: [B,C] probability of an event in the video, in either modality.
+        audio, visual: [B,C] probability of an event in that modality of the video.
+        segments: [B,T,2,C] probability of an event in that segment and modality.
         audio_features, visual_features: [B,T,D] segment features after temporal and cross-modal aggregation.
         audio_inputs, visual_inputs: [B,T,D] segment features before it.
-        temporal_weights: [B,T,2,C] weights by which segments were pooled into a modality; None where the largest was taken.
-        scoring: the same batch in the stage's second pass, without gradient, where labels are judged; None where the
-            stage asks for none.
-        others: what the network says of the further batches that the stage made of this one, in its order.
-        co_trained: what the stage's other networks say of the same batch, in their order.
+        temporal_weights: [B,T,2,C] weights by which segments were pooled into a modality; None for max pooling.
+        scoring: outputs of the scoring pass over the same batch, without gradient; None if the stage has no such pass.
+        extra: outputs for the stage's `TrainStage.extra_batches`, in the same order.
+        co_trained: outputs of the stage's other networks for the same batch.
     """
 
     video: Tensor
@@ -173,34 +172,34 @@ class Outputs:
     visual_inputs: Tensor
     temporal_weights: Tensor | None = None
     scoring: Outputs | None = None
-    others: tuple[Outputs, ...] = ()
+    extra: tuple[Outputs, ...] = ()
     co_trained: tuple[Outputs, ...] = ()
 
     def pooled_within(self, start: int, stop: int) -> Tensor:
-        """[B,2,C] probabilities of both modalities from segments [start, stop) alone: weights renormalised inside it."""
+        """Pool segments [start, stop) only, with weights renormalised inside: [B,2,C] probabilities of both modalities."""
         segments = self.segments[:, start:stop]
         if self.temporal_weights is None:
             return segments.amax(dim=1)
         weights = self.temporal_weights[:, start:stop]
         return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
 
-    def parts(self, count: int) -> tuple[Outputs, ...]:
-        """These outputs cut along B into ``count`` equal parts."""
-        cut: dict[str, Any] = {
+    def split(self, count: int) -> tuple[Outputs, ...]:
+        """Split along B into ``count`` equal parts."""
+        tensors: dict[str, Any] = {
             name: value.tensor_split(count) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return tuple(Outputs(**{name: pieces[number] for name, pieces in cut.items()}) for number in range(count))
+        return tuple(Outputs(**{name: parts[number] for name, parts in tensors.items()}) for number in range(count))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the losses of one step aim at; each [B,C].
+    """Targets of the losses of one step; each [B,C].
 
     Attributes:
-        video, audio, visual: targets in [0, 1] of the three heads; audio and visual are [B,T,C] where segments have labels.
-        removed_audio, removed_visual: bool, labels taken away as noise; None where the stage does not denoise.
-        audio_weights, visual_weights: [B,C] what a label's loss counts for, 0 where it is left out; None for 1 each.
-        co_trained: what the stage's other networks aim at, where that is something else.
+        video, audio, visual: targets in [0, 1] of the three heads; audio and visual are [B,T,C] for segment-level labels.
+        removed_audio, removed_visual: bool, labels removed as noise; None if the stage does not denoise.
+        audio_weights, visual_weights: weight of each label's loss, 0 to leave it out; None for equal weights of 1.
+        co_trained: targets of the stage's other networks, if they differ.
     """
 
     video: Tensor
@@ -215,7 +214,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class TrainPosition:
-    """Where training stands. ``epoch`` and ``step`` (within the epoch) count from 0."""
+    """Position in the training of a stage. ``epoch`` and ``step`` (within the epoch) are counted from 0."""
 
     stage: str
     epoch: int

@@ -25,7 +25,6 @@ import torch
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
-from avvp_dist.methods.jomold import Jomold
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
@@ -39,7 +38,7 @@ def work(steps: int, out: str) -> None:
     runtime = LocalRuntime("none")
     collective, device = runtime.collective, runtime.device
     config = load("jomold")
-    stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
+    stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
     stage.start({"ratios": RATIOS}, device)
 
     def network(times: PhaseTimes | None) -> TrainStep:

@@ -19,7 +19,6 @@ from avvp_dist.datasets.catalog import LLP
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.methods.base import SplitTable
-from avvp_dist.methods.jomold import Jomold
 from avvp_dist.shards.index import Labels
 from avvp_dist.train import checkpoint
 from avvp_dist.train.meter import EpochMeter
@@ -90,7 +89,7 @@ class Exchange:
         self._labels = labels
         torch.manual_seed(0)
         self._model = self._config.model.build({stream.name: stream.dim for stream in LLP.streams}, CLASSES)
-        self._stages = Jomold(self._config.method, LLP.classes, LLP.segments).stages()
+        self._stages = self._config.method.build(LLP.classes, LLP.segments).stages
         self._stages[-1].start({"ratios": RATIOS}, torch.device("cpu"))
 
     def step(self, world: int) -> dict[str, float]:

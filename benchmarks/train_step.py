@@ -26,7 +26,6 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading import resident
 from avvp_dist.loading.plan import EpochPlan
-from avvp_dist.methods.jomold import Jomold
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import Index, read_labels
@@ -49,7 +48,7 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
     split = resident.load(ShardStore(str(packed), ShardCache()), index, labels, runtime.device, getattr(torch, precision))
     loaded = time.perf_counter() - started
     model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
-    stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
+    stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
     stage.start({"ratios": RATIOS}, runtime.device)
     optimizer, _ = config.optim.build(model.parameters())
     step = TrainStep(model, optimizer, stage, runtime, seed=0, bfloat16=precision == "bfloat16")

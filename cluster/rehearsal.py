@@ -218,7 +218,7 @@ class Rehearsal:
         status = self._jobs.details(job)["status"]
         check(status == "STOPPED", f"the stopped job is {status}")
         log = self._jobs.end(job, "STOPPED")
-        check("asked to stop at stage denoise" in log, f"it left no checkpoint of where it was:\n{log[-3000:]}")
+        check("stopped on request at stage denoise" in log, f"it left no checkpoint of where it was:\n{log[-3000:]}")
         self.say("job stopped in the middle of its last stage: it wrote a checkpoint and said so")
         log = self._jobs.run("train", *words, f"output={stopped}")
         check("stage estimate: finished before" in log, "a finished stage was trained again")

@@ -1,8 +1,8 @@
-"""How the rows of a global batch are divided over ranks."""
+"""Division of a global batch among ranks."""
 
 from __future__ import annotations
 
 
 def split_sizes(total: int, world: int) -> list[int]:
-    """How many of ``total`` rows each of ``world`` ranks takes: contiguous, sizes differing by at most one."""
+    """Return the number of contiguous rows, out of ``total``, of each of ``world`` ranks; they differ by at most one."""
     return [(total + world - 1 - rank) // world for rank in range(world)]

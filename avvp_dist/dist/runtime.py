@@ -1,4 +1,4 @@
-"""Where a run runs: rank, device, collective, and where its checkpoints go. The loop never asks who started it."""
+"""The environment of a run: rank, device, collective and checkpoint storage. The training loop is independent of the launcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-# DDP imports it late, when its functions' default arguments would keep the process group for ever
+# DDP would import it late, and default arguments of its functions would then keep the process group alive
 import torch.distributed.nn  # noqa: F401
 
 from avvp_dist import storage
@@ -24,64 +24,64 @@ from avvp_dist.dist.rendezvous import join
 from avvp_dist.dist.world import World, read
 from avvp_dist.errors import ConfigError
 
-_KEEP = 2  # checkpoints kept: the newest may be damaged by what made us need it
+_KEEP = 2  # checkpoints to keep: the newest one can be damaged by the failure that makes it necessary
 _NAME = re.compile(r"[0-9]{8,18}\.pt")  # of a checkpoint
 
 
 class Runtime(Protocol):
-    """One rank's view of the run it is part of."""
+    """The environment of one rank of a run."""
 
     device: torch.device
     collective: Collective
     launcher: str
-    """Who started the workers, as result.json records it."""
+    """Name of the launcher, as recorded in result.json."""
     lineage: str
-    """Names the run in the key of its last stage where weights may come from another run; empty elsewhere."""
+    """Part of the last stage's cache key if weights can come from another run; otherwise empty."""
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """Hands over an epoch's metrics and, on rank 0, a checkpoint. Every rank calls it at the same points."""
+        """Report an epoch's metrics and, on rank 0, a checkpoint. Every rank must call it at the same points."""
         ...
 
     def hold(self, output: str) -> AbstractContextManager[None]:
-        """Keeps other runs out of ``output`` for as long as it is entered; for rank 0.
+        """Return a context that locks ``output`` against other runs; for rank 0.
 
         Raises:
-            ConfigError: another process works there.
+            ConfigError: another process holds the lock.
         """
         ...
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
-        """Entered once nobody else works on the stage ``key`` of ``store``; for rank 0."""
+        """Return a context that leases the stage ``key`` of ``store``; entering it waits for other runs. For rank 0."""
         ...
 
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints that were handed over, newest first; rank 0 asks, and `read_checkpoint` takes them."""
+        """Return the names of the reported checkpoints for `read_checkpoint`, newest first; for rank 0."""
         ...
 
     def read_checkpoint(self, name: str) -> bytes:
-        """Content of one of the `checkpoints`, unchecked; on any rank."""
+        """Return the unverified content of one of the `checkpoints`; on any rank."""
         ...
 
     def stop_requested(self) -> bool:
-        """Whether this rank has heard that the run should end soon; asked often, so it must be quick."""
+        """Return whether this rank received a request to stop. It is called at every step, so it must be fast."""
         ...
 
     def clear_checkpoints(self) -> None:
-        """Drops all checkpoints: what they led to is safe elsewhere."""
+        """Delete all checkpoints, after the artifact of the stage is stored."""
         ...
 
 
 class LocalRuntime:
-    """A plain process, or one of torchrun's or srun's; checkpoints are files under ``<output>/checkpoints``.
+    """A single process, or a rank started by torchrun or srun; checkpoints are files in ``<output>/checkpoints``.
 
     Args:
         output: folder or URL of the run.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        world: this process among its ranks; None for what the environment says.
+        world: position of this process among the ranks; None to read it from the environment.
 
     Raises:
-        ConfigError: the environment of a launcher that is incomplete, or no such device.
-        AvvpError: the ranks did not find each other.
+        ConfigError: the launcher's environment is incomplete, or the device does not exist.
+        AvvpError: the ranks could not connect.
     """
 
     lineage = ""
@@ -100,9 +100,9 @@ class LocalRuntime:
             self.collective = TorchCollective()
 
     def close(self) -> None:
-        """Leaves the process group, if there is one; its threads end before Python does."""
+        """Destroy the process group, if there is one, such that its threads end before the interpreter does."""
         if isinstance(self.collective, TorchCollective):
-            atexit.register(_let_go, [dist.group.WORLD])
+            atexit.register(_release_group, [dist.group.WORLD])
             dist.destroy_process_group()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
@@ -110,7 +110,7 @@ class LocalRuntime:
         if checkpoint is None:
             return
         names = self._names()
-        storage.remove_abandoned(self._folder)  # what a killed rank 0 left
+        storage.sweep(self._folder)  # temporary files of a killed process
         number = int(names[-1].removesuffix(".pt")) + 1 if names else 1
         storage.write_bytes(storage.join(self._folder, f"{number:08d}.pt"), checkpoint)
         for name in names[: 1 - _KEEP]:
@@ -125,16 +125,16 @@ class LocalRuntime:
         return storage.read_bytes(name)
 
     def stop_requested(self) -> bool:
-        """See `Runtime`; ``stop`` is set by who started the process, see `signals.stop_on_signals`."""
+        """See `Runtime`; ``stop`` is set by the launcher, see `launch.signals.stop_on_signals`."""
         return self.stop.is_set()
 
     def hold(self, output: str) -> AbstractContextManager[None]:
-        """See `Runtime`; a lock in the folder itself."""
-        return locks.lock_folder(output, stop_requested=self.stop_requested)
+        """See `Runtime`; uses a lock file in the folder."""
+        return locks.hold_folder(output, stopped=self.stop_requested)
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; a lock in the store."""
-        return locks.lock_stage(store, key, stop_requested=self.stop_requested)
+        """See `Runtime`; uses a lock file in the store."""
+        return locks.lease_stage(store, key, stopped=self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""
@@ -142,34 +142,36 @@ class LocalRuntime:
             storage.remove(storage.join(self._folder, name))
 
     def _names(self) -> list[str]:
-        """Files of ours, oldest first; others in the folder are neither read nor deleted."""
-        found = [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
-        return sorted(found, key=lambda name: int(name.removesuffix(".pt")))
+        """Return the names of checkpoint files, oldest first; other files in the folder are ignored."""
+        names = [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+        return sorted(names, key=lambda name: int(name.removesuffix(".pt")))
 
 
-def _let_go(group: list[Any]) -> None:
-    """Drops the last hold on a process group, whose end waits for its threads. Called when Python exits and no frame is left.
+def _release_group(group: list[Any]) -> None:
+    """Drop the last reference to a process group, whose destructor waits for its threads. Runs at interpreter exit.
 
-    gloo's threads drop tensors and callbacks some time after their collective is over. One that does so while Python shuts
-    down aborts the process (pytorch/pytorch#190489), and `destroy_process_group` waits for none of them.
+    gloo's threads release tensors and callbacks some time after a collective is complete. If this happens while Python
+    shuts down, the process aborts (pytorch/pytorch#190489), and `destroy_process_group` does not wait for these threads.
     """
-    gc.collect()  # DDP modules, which live in cycles; where the group ends with one of them, its threads wait for the GIL for ever
+    # free DDP modules, which are in reference cycles: if the garbage collector freed the group with one of them, its
+    # threads would wait for the GIL forever
+    gc.collect()
     group.clear()
 
 
 def named_device(device: torch.device) -> str:
-    """A device as result.json records it: its kind and, of a GPU, the model."""
+    """Return a device as recorded in result.json: its type and, for a GPU, the model."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """``auto`` takes a GPU where there is one.
+def pick_device(requested: str, local_rank: int = 0) -> torch.device:
+    """Return the requested device; ``auto`` is a GPU if there is one.
 
     Raises:
-        ConfigError: a GPU is asked for and there is none.
+        ConfigError: a GPU is requested and there is none.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {wanted}: no CUDA device here; use device=cpu or device=auto")
-    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {requested}: no CUDA device on this machine; use device=cpu or device=auto")
+    return torch.device("cuda", local_rank) if requested == "cuda" else torch.device(requested)

@@ -22,7 +22,6 @@ from avvp_dist.experiments.recipe import RunConfig, differences, of_stages, resu
 from avvp_dist.experiments.result import CONFIG, RESULT, RunResult, check_files, finished, provenance
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
-from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
@@ -86,7 +85,7 @@ def _train(
             callback=callback,
         )
         trained, collected = runner.run(method)
-        final = list(method.stages())[-1]
+        final = method.stages[-1]
         model = _build(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
@@ -150,7 +149,7 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
-        cross_modal = _method(config, index).stages()[-1].cross_modal
+        cross_modal = _method(config, index).stages[-1].cross_modal
     labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
     for name in EVALUATED:
@@ -176,7 +175,6 @@ def check_experiment(config: RunConfig, world: int) -> tuple[Index, dict[str, La
     index, labels = open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, world)
     method = _method(config, index)
-    method.stages()
     return index, labels, method, read_refined_labels(config, index, labels["train"])
 
 
@@ -219,7 +217,7 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
         ConfigError: the method needs labels of segments and has none.
         DataError: there is no such file, or it does not fit the data.
     """
-    url, wanted = config.data.refined, _method(config, index).segment_labels
+    url, wanted = config.data.refined, config.method.segment_labels
     needed = f"method {config.method.name} trains on labels of segments"
     how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
     if not url:
@@ -266,7 +264,7 @@ def _identity(
 
 
 def _method(config: RunConfig, index: Index) -> Method:
-    return METHODS[config.method.name](config.method, index.classes, index.segments)
+    return config.method.build(index.classes, index.segments)
 
 
 def _sound(

@@ -76,8 +76,8 @@ def _open(address: str, timeout: timedelta) -> int:
 def _enter(address: str, port: int, backend: str, rank: int, size: int, one_machine: bool, timeout: timedelta) -> None:
     if one_machine:
         rendezvous.use_loopback()
-    store = _kept[-1] if rank == 0 else rendezvous.reach_store(address, port, timeout)
-    rendezvous.enter(store, backend, rank, size, timeout)
+    store = _kept[-1] if rank == 0 else rendezvous.connect_store(address, port, timeout)
+    rendezvous.init_group(store, backend, rank, size, timeout)
 
 
 def _leave() -> None:

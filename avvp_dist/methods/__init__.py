@@ -1,22 +1,27 @@
-"""Methods by the ``name`` of their config. A new method: one file, its class and config here, a recipe, a golden test."""
+"""All training methods. A new one needs a file here, its config class in `MethodConfig`, a recipe and a golden test."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
-from avvp_dist.methods.coteaching import CoTeaching, CoTeachingConfig
-from avvp_dist.methods.han import Han, HanMethodConfig
-from avvp_dist.methods.jocor import Jocor, JocorConfig
-from avvp_dist.methods.jomold import Jomold, JomoldConfig
-from avvp_dist.methods.lr import Lr, LrConfig
-from avvp_dist.methods.ma import Ma, MaConfig
-from avvp_dist.methods.valor import Valor, ValorConfig
-
-METHODS = {"han": Han, "jomold": Jomold, "ma": Ma, "lr": Lr, "valor": Valor, "coteaching": CoTeaching, "jocor": Jocor}
+from avvp_dist.methods.base import MethodSection
+from avvp_dist.methods.coteaching import CoTeachingConfig
+from avvp_dist.methods.han import HanMethodConfig
+from avvp_dist.methods.jocor import JocorConfig
+from avvp_dist.methods.jomold import JomoldConfig
+from avvp_dist.methods.lr import LrConfig
+from avvp_dist.methods.ma import MaConfig
+from avvp_dist.methods.valor import ValorConfig
 
 MethodConfig = Annotated[
     HanMethodConfig | JomoldConfig | MaConfig | LrConfig | ValorConfig | CoTeachingConfig | JocorConfig,
     Field(discriminator="name"),
 ]
+"""Settings of any method; `MethodSection.build` makes the method."""
+
+METHODS: dict[str, type[MethodSection]] = {
+    config.model_fields["name"].default: config for config in get_args(get_args(MethodConfig)[0])
+}
+"""Config class of each method by its ``name``."""

@@ -1,18 +1,20 @@
-"""What a method is: an ordered tuple of stages, each of which trains a network or collects an artifact.
+"""Interfaces of a method: an ordered tuple of stages, each of which trains a network or collects an artifact.
 
-Stages see tensors, a TrainPosition and a Collective; never a model class, torch.distributed or a tracker.
+Stages work with tensors, a `TrainPosition` and a `Collective`. They never use a model class, torch.distributed or a tracker.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.loading.refined import RefinedLabels
@@ -24,34 +26,36 @@ class Stage(ABC):
 
     Attributes:
         name: unique within the method; names logs, metrics and artifacts.
-        cross_modal: forward option of the network, in training and in evaluation.
-        irrelevant: keys of the method's config that change nothing in this stage's artifact. All other keys are part of the
-            artifact's key: one that is missing here costs a computation, one too many lets a wrong artifact be reused.
-        given: what the stage was given besides the config, such as the content of a file that the config names; part of the
-            artifact's key.
+        cross_modal: whether the network exchanges information between modalities, in training and in evaluation.
+        irrelevant: keys of the method's config that do not affect this stage's artifact. All other keys are part of the
+            artifact's cache key. A key missing here costs a recomputation; a key listed wrongly reuses a wrong artifact.
+        external_inputs: what the stage uses besides the config, such as the content of a file that the config names; part
+            of the artifact's cache key.
     """
 
     name: str
     cross_modal: bool = True
     irrelevant: frozenset[str] = frozenset()
-    given: Mapping[str, Any] = MappingProxyType({})
+    external_inputs: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod
     def needs(self) -> tuple[str, ...]:
-        """Earlier stages whose artifacts this one is made of; their keys are part of its own."""
+        """Names of the earlier stages whose artifacts this stage uses; their cache keys are part of its own."""
 
 
 class TrainStage(Stage):
-    """Trains a network from fresh weights; its artifact is the best epoch's weights.
+    """Trains a network from fresh weights; its artifact is the weights of the best epoch.
 
     Attributes:
-        scoring_pass: second pass without gradient, whose outputs `targets` finds in ``outputs.scoring``.
-        starts_from: earlier collect stages whose artifacts `start` takes.
-        labels_from: earlier collect stage whose `RefinedLabels` it is trained on.
-        partners: videos without a common label to be drawn anew each epoch for each video; in ``batch.partners``.
-        networks: networks of one kind, each with fresh weights of its own, that are trained side by side; `targets` and
-            `losses` find what the others say in ``outputs.co_trained``. The first one is validated and kept.
+        scoring_pass: options of a second forward pass without gradient, whose outputs are in ``outputs.scoring``; None for
+            no such pass.
+        starts_from: names of the earlier collect stages whose artifacts `start` receives.
+        labels_from: name of the earlier collect stage whose `RefinedLabels` the network is trained on, if any.
+        partners: number of partner videos to draw for each video in each epoch, without a common label; they are in
+            ``batch.partners``.
+        networks: number of networks of the same kind, each with its own initial weights, that are trained side by side. The
+            outputs of the others are in ``outputs.co_trained``. The first network is validated and kept.
     """
 
     scoring_pass: ForwardOptions | None = None
@@ -66,39 +70,40 @@ class TrainStage(Stage):
         """See `Stage`."""
         return tuple(dict.fromkeys([*self.starts_from, *([self.labels_from] if self.labels_from else [])]))
 
-    def also(self, batch: Batch) -> Sequence[Batch]:
-        """Further batches, made of ``batch`` and its partners, that the network is trained on; see ``Outputs.others``."""
+    def extra_batches(self, batch: Batch) -> Sequence[Batch]:
+        """Further batches to train on, made of ``batch`` and its partners; their outputs are in ``outputs.extra``."""
         return ()
 
     def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
-        """Takes the artifacts of the stages it starts from, once, before the first step."""
+        """Receive the artifacts of the stages in ``starts_from``; called once, before the first step."""
 
     @abstractmethod
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        """What the losses aim at; called without gradient. This is where labels are denoised."""
+        """Return the targets of the losses; called without gradient. Label denoising happens here."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        """Losses of each video, [B] each: ``total`` is minimised, the others are reported.
+        """Return named losses of each video, [B] each. ``total`` is minimised, the others are reported.
 
-        The step sums over the global batch and divides by its count, so every rank's split of a batch gives one result.
+        The training step sums over the global batch and divides by its size, so that the result does not depend on how the
+        batch is divided among ranks.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the stage carries from step to step; goes into checkpoints."""
+        """Return the state that the stage keeps from step to step; it is saved in checkpoints."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class CollectStage(Stage):
-    """Runs a trained network once over the training split, in eval mode, and makes an artifact of what it says.
+    """Runs a trained network once over the training split, in eval mode, and makes an artifact of its outputs.
 
     Attributes:
-        source: the train stage whose best network is run.
-        partners: videos without a common label to be drawn for each video; found in ``batch.partners``.
-        partner_seed: root of that choice.
+        source: name of the train stage whose best network is run.
+        partners: number of partner videos to draw for each video, without a common label; they are in ``batch.partners``.
+        partner_seed: seed of that draw.
     """
 
     source: str
@@ -112,58 +117,85 @@ class CollectStage(Stage):
         return (self.source,)
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
-        """The batches the network is run over, made of one batch of the split and its partners."""
+        """Return the batches to run the network on, made of one batch of the split and its partners."""
         return (batch,)
 
     @abstractmethod
     def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
-        """Takes in one batch of this rank and what the network says of each of its `inputs`."""
+        """Process one batch of this rank; ``outputs`` holds the network's outputs for each of its `inputs`."""
 
     @abstractmethod
     def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any] | RefinedLabels:
-        """The artifact, JSON-able or refined labels, the same on all ranks; called once, after the last batch.
+        """Return the artifact: a JSON-serialisable dict or refined labels, the same on all ranks.
+
+        Called once, after the last batch.
 
         Args:
-            collective: to gather what the other ranks collected.
-            ids: the split's videos by number.
+            collective: gathers what the other ranks collected.
+            ids: ids of the split's videos, in the order of ``batch.index``.
+        """
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """A training method of one run.
+
+    Attributes:
+        stages: in the order they run; the last one trains the network that is evaluated.
+    """
+
+    stages: tuple[Stage, ...]
+
+
+class MethodSection(Section, ABC):
+    """Base of the methods' config sections.
+
+    Attributes:
+        name: selects the method in a recipe; the key of `methods.METHODS`.
+        segment_labels: whether the method needs segment-level labels, [B,T,C] in ``batch.refined``, from ``data.refined``.
+    """
+
+    name: str
+    segment_labels: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """Return the method for a data set.
+
+        Args:
+            classes: names of the event classes.
+            segments: number of segments T of a video.
+
+        Raises:
+            ConfigError: the settings do not fit the data set, or a file that they name cannot be used.
         """
 
 
 def local_rows(gathered: Tensor, collective: Collective) -> Tensor:
-    """This rank's rows of what `Collective.all_gather` put together of a global batch, or was decided from that."""
+    """Return this rank's rows of a tensor over the global batch, in the order of `Collective.all_gather`."""
     sizes = split_sizes(len(gathered), collective.world_size)
     start = sum(sizes[: collective.rank])
     return gathered[start : start + sizes[collective.rank]]
 
 
 class SplitTable:
-    """Rows of a split that ranks collect and gather in the split's order, so that sums over them do not depend on W."""
+    """Values of every video of a split, collected by all ranks.
+
+    They are gathered in the split's order, so that sums over them do not depend on the number of ranks.
+    """
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
 
     def add(self, batch: Batch, *columns: Tensor) -> None:
-        """Takes in columns [B,C] of this rank's ``batch``."""
+        """Add columns [B,C] of this rank's ``batch``."""
         self._rows.append(
             torch.stack([column.double() for column in (batch.index[:, None].expand_as(columns[0]), *columns)], 1)
         )
 
     def gather(self, collective: Collective) -> tuple[Tensor, ...]:
-        """Each column of all ranks, float64 [N,C] by number of the video; empties the table."""
+        """Return each column of all ranks, float64 [N,C] in the split's order, and empty the table."""
         rows = collective.all_gather(torch.cat(self._rows))  # [N,1+columns,C]
         self._rows.clear()
         return rows[rows[:, 0, 0].argsort(), 1:].unbind(dim=1)
-
-
-class Method(ABC):
-    """A training method: `methods.METHODS` maps its config's ``name`` to it, made of (config, classes, segments).
-
-    Attributes:
-        segment_labels: whether it can only train on labels of segments, [B,T,C] in ``batch.refined``, given by the run.
-    """
-
-    segment_labels: bool = False
-
-    @abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages in the order they run; the last one trains the network that is evaluated."""

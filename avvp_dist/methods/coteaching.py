@@ -1,15 +1,16 @@
-"""Co-teaching+ (ICML 2019) on HAN: two networks, each of which is trained on the labels that the other one trusts.
+"""Co-teaching+ (ICML 2019) on HAN: two networks, each trained on the labels that the other one selects.
 
-Reconstruction, see `methods.small_loss`. Published rule: among the examples of a batch on which the two predictions differ,
-each network picks those with the smallest losses, and the other one is trained on them. A prediction is here that of one
-label in one modality, thresholded at 0.5; the rule is applied to each modality by itself.
+Reconstruction, see `methods.small_loss`. Published rule: among the examples of a batch on which the two networks disagree,
+each network selects those with the smallest losses, and the other network is trained on them. Here, a prediction is that of
+one label in one modality, thresholded at 0.5; the rule is applied to each modality separately.
 
-Few disagreements: a single one is kept, and what is kept stands for all positives (see there). Otherwise the networks starve
-once they agree, since absent labels are always trained on (seen on synthetic data: audio suffers most). Where nothing is
-disagreed on, the published code trains on the whole batch, noise and all, and after 5000 steps on nothing; here such a batch
-is one of plain Co-teaching: each network picks among all positives.
+Few disagreements: a single one is kept, and the selected labels represent all positives (see `small_loss`). Otherwise the
+networks lose nearly all positives once they agree, because absent labels are always trained on (observed on synthetic data,
+mostly for audio). For a batch without disagreement, the published code trains on the whole batch including its noise, and
+after 5000 steps on nothing; here such a batch is treated as in plain Co-teaching: each network selects among all positives.
 
-What the first network is not trained on counts as removed; that includes labels the networks agree on, which nobody judged.
+Labels that the first network is not trained on count as removed. This includes labels on which the networks agree, although
+the rule does not rank them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from pydantic import Field
 from torch import Tensor
 
 from avvp_dist.dist.collective import Collective
-from avvp_dist.methods.base import Method, Stage, TrainStage
-from avvp_dist.methods.losses import bce, elementwise_bce
-from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, han_targets, keep, small_loss
+from avvp_dist.methods.base import Method, TrainStage
+from avvp_dist.methods.heads import heads_loss
+from avvp_dist.methods.losses import elementwise_bce
+from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, keep_selected, smallest_losses
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
@@ -34,32 +36,27 @@ class CoTeachingConfig(SmallLossConfig):
 
     name: Literal["coteaching"] = "coteaching"
     plain_epochs: int = Field(5, ge=0)
-    """Epochs of plain Co-teaching, before disagreement counts (published: 0, 5, 20 or 100 of 200, by data set)."""
+    """Epochs of plain Co-teaching before disagreement is required (published: 0, 5, 20 or 100 of 200, by data set)."""
+
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """One stage: two networks that select each other's labels."""
+        return Method((_Train(self),))
 
 
-class CoTeaching(Method):
-    """One stage: two networks that choose each other's labels."""
-
-    def __init__(self, config: CoTeachingConfig, classes: Sequence[str], segments: int) -> None:
-        self.config = config
-
-    def stages(self) -> tuple[Stage, ...]:
-        """See `Method`."""
-        return (_Train(self.config),)
-
-
-def trusted(probability: Tensor, targets: Tensor, positives: Tensor, forget: Sequence[float], *, disagree: bool) -> Tensor:
-    """The positives whose losses are small, of those that the networks disagree on.
+def select_trusted(
+    probability: Tensor, targets: Tensor, positives: Tensor, forget: Sequence[float], *, disagree: bool
+) -> Tensor:
+    """Select the positives with small losses, among those on which the networks disagree.
 
     Args:
         probability: [2,2,B,C] of both networks, by modality, over the global batch.
         targets: [2,B,C], by modality.
         positives: bool [2,B,C].
         forget: share of each modality to leave out.
-        disagree: False for plain Co-teaching, which chooses among all positives.
+        disagree: False for plain Co-teaching, which selects among all positives.
 
     Returns:
-        bool [2,2,B,C]: what each network trusts, for the other one to be trained on.
+        bool [2,2,B,C]: what each network selects, for the other one to be trained on.
     """
     candidates = positives
     if disagree:
@@ -67,7 +64,7 @@ def trusted(probability: Tensor, targets: Tensor, positives: Tensor, forget: Seq
         disputed = positives & (first != second)
         any_disputed = disputed.flatten(1).any(dim=1)[:, None, None]  # in that modality
         candidates = torch.where(any_disputed, disputed, positives)
-    return small_loss(elementwise_bce(probability, targets), candidates, forget)
+    return smallest_losses(elementwise_bce(probability, targets), candidates, forget)
 
 
 class _Train(TrainStage):
@@ -78,25 +75,17 @@ class _Train(TrainStage):
         self.config = config
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        plain = han_targets(batch, self.config)
-        gathered = GatheredBatch.gather(plain, (outputs, *outputs.co_trained), batch, collective)
+        targets = self.config.targets(batch)
+        gathered = GatheredBatch.gather(targets, (outputs, *outputs.co_trained), batch, collective)
         disagree = position.epoch >= self.config.plain_epochs
-        by_first, by_second = trusted(
+        by_first, by_second = select_trusted(
             gathered.probability, gathered.targets, gathered.positives, self.config.forget(position), disagree=disagree
         )
-        mine = keep(plain, gathered.positives, by_second, collective)
-        return replace(mine, co_trained=(keep(plain, gathered.positives, by_first, collective),))
+        of_first = keep_selected(targets, gathered.positives, by_second, collective)
+        of_second = keep_selected(targets, gathered.positives, by_first, collective)
+        return replace(of_first, co_trained=(of_second,))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        (other,), (aims,) = outputs.co_trained, targets.co_trained
-        parts = _han_losses(outputs, targets)
-        second = sum(_han_losses(other, aims).values(), torch.zeros_like(parts["video"]))
-        return {"total": parts["video"] + parts["audio"] + parts["visual"] + second, **parts, "second_network": second}
-
-
-def _han_losses(outputs: Outputs, targets: Targets) -> dict[str, Tensor]:
-    return {
-        "video": bce(outputs.video, targets.video),
-        "audio": bce(outputs.audio, targets.audio, targets.audio_weights),
-        "visual": bce(outputs.visual, targets.visual, targets.visual_weights),
-    }
+        losses = heads_loss(outputs, targets)
+        second = heads_loss(outputs.co_trained[0], targets.co_trained[0])["total"]
+        return {**losses, "total": losses["total"] + second, "second_network": second}

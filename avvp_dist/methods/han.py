@@ -1,4 +1,4 @@
-"""HAN (ECCV 2020): multimodal MIL with individual-guided losses and label smoothing against modality noise.
+"""HAN (ECCV 2020): multimodal multiple-instance learning with individual-guided losses and label smoothing.
 
 The paper's ablations (table 2) are settings of this method and of `models.han.HanConfig`.
 """
@@ -11,37 +11,29 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
-from avvp_dist.methods.base import Method, Stage, TrainStage
-from avvp_dist.methods.losses import bce, modality_targets
+from avvp_dist.methods.base import Method, MethodSection, TrainStage
+from avvp_dist.methods.heads import han_targets, heads_loss
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
-class HanMethodConfig(Section):
+class HanMethodConfig(MethodSection):
     """HAN's training."""
 
     name: Literal["han"] = "han"
     loss: Literal["both", "weak", "guided"] = "both"
-    """Terms that are minimised. weak: the video's alone; guided: those of the modalities alone. All are reported."""
+    """Loss terms to minimise. weak: the video's only; guided: those of the modalities only. All terms are reported."""
     audio_smoothing: float = Field(0.0, ge=0, le=1)
     """Smoothing of the audio target; the paper's epsilon_a, 0 in the published code."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)
-    """Smoothing of the visual target; the paper's epsilon_v, 0.1 in the published code. 0 leaves noise alone."""
+    """Smoothing of the visual target; the paper's epsilon_v, 0.1 in the published code. 0 does not model label noise."""
     bootstrap: float | None = Field(None, ge=0, le=1)
-    """Beta of bootstrapping, which takes the place of smoothing: a modality's target is beta * label + (1 - beta) * its own
+    """Beta of bootstrapping, which replaces smoothing: a modality's target is beta * label + (1 - beta) * its own
     probability. 0.95 reconstructs the paper's ablation (Reed et al. 2015, soft targets; not in the published code)."""
 
-
-class Han(Method):
-    """One stage: video loss plus guided losses of each modality (paper section 4.3)."""
-
-    def __init__(self, config: HanMethodConfig, classes: Sequence[str], segments: int) -> None:
-        self.config = config
-
-    def stages(self) -> tuple[Stage, ...]:
-        """See `Method`."""
-        return (_Train(self.config),)
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """One stage: the video loss plus the guided loss of each modality (paper section 4.3)."""
+        return Method((_Train(self),))
 
 
 class _Train(TrainStage):
@@ -51,19 +43,21 @@ class _Train(TrainStage):
         self.config = config
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        audio, visual = batch.audio_labels, batch.visual_labels
-        if self.config.bootstrap is not None:
-            audio = _bootstrap(audio, outputs.audio, self.config.bootstrap)
-            return Targets(batch.video_labels, audio, _bootstrap(visual, outputs.visual, self.config.bootstrap))
-        audio = modality_targets(audio, batch.weak, self.config.audio_smoothing)
-        return Targets(batch.video_labels, audio, modality_targets(visual, batch.weak, self.config.visual_smoothing))
+        beta = self.config.bootstrap
+        if beta is None:
+            return han_targets(
+                batch, audio_smoothing=self.config.audio_smoothing, visual_smoothing=self.config.visual_smoothing
+            )
+        audio = _bootstrap(batch.audio_labels, outputs.audio, beta)
+        return Targets(batch.video_labels, audio, _bootstrap(batch.visual_labels, outputs.visual, beta))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        video = bce(outputs.video, targets.video)
-        audio = bce(outputs.audio, targets.audio)
-        visual = bce(outputs.visual, targets.visual)
-        total = {"both": video + audio + visual, "weak": video, "guided": audio + visual}[self.config.loss]
-        return {"total": total, "video": video, "audio": audio, "visual": visual}
+        losses = heads_loss(outputs, targets)
+        if self.config.loss == "weak":
+            losses["total"] = losses["video"]
+        if self.config.loss == "guided":
+            losses["total"] = losses["audio"] + losses["visual"]
+        return losses
 
 
 def _bootstrap(labels: Tensor, probability: Tensor, beta: float) -> Tensor:

@@ -1,13 +1,15 @@
 """JoMoLD (ECCV 2022): joint-modal label denoising.
 
-Three stages: a noise estimator without cross-modal exchange, the noise ratios of every class and modality that it implies,
-and a denoising training that clears, in each global batch, the labels whose losses mark them as noise.
+Three stages: training of a noise estimator without cross-modal exchange; estimation of the noise ratio of every class and
+modality from its probabilities; denoising training, which removes the labels of each global batch whose losses indicate
+noise.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,22 +18,23 @@ from pydantic import Field
 from torch import Tensor
 
 from avvp_dist import storage
-from avvp_dist.config import Section, Url
+from avvp_dist.config import Url
 from avvp_dist.dist.collective import Collective
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods import ratio_files
-from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage, local_rows
-from avvp_dist.methods.losses import bce, contrastive, elementwise_bce, modality_targets
+from avvp_dist.methods.base import CollectStage, Method, MethodSection, SplitTable, TrainStage, local_rows
+from avvp_dist.methods.heads import han_targets, heads_loss
+from avvp_dist.methods.losses import contrastive, elementwise_bce
 from avvp_dist.methods.ranking import budgets, noisy_masks, resolve_overlap
 from avvp_dist.storage import integrity
-from avvp_dist.types import Batch, ForwardOptions, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, ForwardOptions, Outputs, Targets, TrainPosition
 
-# keys of the config that the stages before do without
+# keys of the config that the earlier stages do not use
 _OF_RATIOS = frozenset({"audio_threshold", "visual_threshold", "visual_target"})
 _OF_DENOISING = frozenset({"ratios", "warmup", "warmup_epochs", "rounding", "ranking_dropout", "overlap", "audio_weight"})
 
 
-class JomoldConfig(Section):
+class JomoldConfig(MethodSection):
     """JoMoLD's training; defaults are the published code's."""
 
     name: Literal["jomold"] = "jomold"
@@ -42,46 +45,38 @@ class JomoldConfig(Section):
     visual_target: float = Field(0.95, gt=0, le=1)
     """The estimate multiplies visual probabilities by this, the smoothed target of a positive label."""
     ratios: Url | None = None
-    """Path or URL of a noise-ratio file; given, the first two stages are skipped."""
+    """Path or URL of a noise-ratio file; if set, the first two stages are skipped."""
     skip_exchange: bool = True
-    """Whether labels are judged without exchange between modalities, in the noise estimator and in the pass that ranks them
-    (published). False leaves it on in both, as in the paper's ablation; where exactly it does is not published."""
+    """Whether the noise estimator and the scoring pass that ranks labels run without exchange between modalities
+    (published). False runs both with exchange, as in the paper's ablation; where exactly it does so is not published."""
     warmup: Literal["published", "linear"] = "published"
-    """published: no denoising during the first epoch, then all of it (what the authors' code does); linear: a true ramp."""
+    """published: no denoising in the first epoch, then the full ratio (as the authors' code does); linear: a true ramp."""
     warmup_epochs: float = Field(0.9, ge=0)
-    """Epochs until the whole noise ratio is executed."""
+    """Epochs until the full noise ratio is applied."""
     rounding: Literal["floor", "carry"] = "floor"
-    """floor: a batch's budget is rounded down (published); carry: its fraction goes on to the next batch, per class."""
+    """floor: a batch's budget is rounded down (published); carry: its fraction is added to the next batch, per class."""
     ranking_dropout: bool = True
-    """Whether dropout stays on while labels are ranked (published: yes, the ranking is stochastic)."""
+    """Whether dropout is active in the scoring pass that ranks labels (published: yes, the ranking is stochastic)."""
     overlap: Literal["published", "keep_one"] = "published"
-    """published: a label may leave both modalities; keep_one: never, the modality with the smaller loss keeps it."""
+    """published: a label can be removed from both modalities; keep_one: the modality with the smaller loss keeps it."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)
-    """Smoothing of the visual target; a cleared label's target is exactly 0."""
+    """Smoothing of the visual target; the target of a removed label is exactly 0."""
     audio_weight: float = Field(2.0, ge=0)
-    """Weight of the audio loss while denoising (published: 2; the estimator uses 1)."""
+    """Weight of the audio loss in the denoising stage (published: 2; the estimator uses 1)."""
     contrastive_weight: float = Field(1.0, ge=0)
     """Weight of the noise-contrastive loss."""
     temperature: float = Field(0.2, gt=0)
     """Temperature tau of the noise-contrastive loss."""
 
-
-class Jomold(Method):
-    """Noise estimator, noise ratios, denoising."""
-
-    def __init__(self, config: JomoldConfig, classes: Sequence[str], segments: int) -> None:
-        self.config = config
-        self.classes = tuple(classes)
-
-    def stages(self) -> tuple[Stage, ...]:
-        """See `Method`; only the last stage where a ratio file is given.
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """Noise estimator, noise ratios, denoising; denoising only if a ratio file is given.
 
         Raises:
             ConfigError: the ratio file cannot be used.
         """
-        if self.config.ratios:
-            return (_Denoise(self.config, read_ratios(self.config.ratios, self.classes)),)
-        return _Estimate(self.config), _Ratios(self.config, self.classes), _Denoise(self.config, None)
+        if self.ratios:
+            return Method((_Denoise(self, read_ratios(self.ratios, classes)),))
+        return Method((_Estimate(self), _Ratios(self, classes), _Denoise(self, None)))
 
 
 def noise_ratios(
@@ -92,10 +87,10 @@ def noise_ratios(
     visual_threshold: float = 1.8,
     visual_target: float = 0.95,
 ) -> tuple[Tensor, Tensor]:
-    """Share of each class's weak labels that is noise in each modality (published code).
+    """Return the share of each class's weak labels that is noise in each modality (published code).
 
-    A positive counts as noise when its probability is small beside the class's mean over all videos: below
-    ``audio_threshold`` times it for audio, and ``visual_target * p < visual_threshold * mean`` for visual.
+    A positive counts as noise if its probability is small compared with the class's mean over all videos: below
+    ``audio_threshold`` times the mean for audio, ``visual_target * p < visual_threshold * mean`` for visual.
 
     Args:
         prob_audio, prob_visual: [N,C] pooled probabilities of the noise estimator over the training split.
@@ -114,10 +109,10 @@ def noise_ratios(
 
 
 def warmup_factor(kind: str, warmup_epochs: float, position: TrainPosition) -> float:
-    """Share of the noise ratio that is executed at a step.
+    """Return the share of the noise ratio that is applied at a step.
 
-    ``linear`` ramps up over ``warmup_epochs``. ``published`` multiplies a ratio that starts anew each epoch by
-    ``min(1, steps so far / warm-up steps)`` at every step again: the product is 0 throughout the first epoch.
+    ``linear`` ramps up over ``warmup_epochs``. ``published`` resets the ratio at the start of each epoch and multiplies it
+    by ``min(1, steps so far / warm-up steps)`` at every step: the product is 0 throughout the first epoch.
     """
     steps = warmup_epochs * position.steps_per_epoch
     if steps <= 0:
@@ -129,20 +124,23 @@ def warmup_factor(kind: str, warmup_epochs: float, position: TrainPosition) -> f
 
 
 def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
-    """A noise-ratio file: ``{"audio": {class: ratio}, "visual": {class: ratio}}``, or the authors' .npz.
+    """Read a noise-ratio file: ``{"audio": {class: ratio}, "visual": {class: ratio}}``, or the authors' .npz.
 
-    The .npz holds arrays ``audio`` and ``visual``, one ratio a class in LLP's official order (`ratio_files`). What the file
-    holds decides which of the two it is, not its name.
+    The .npz holds arrays ``audio`` and ``visual`` with one ratio per class in LLP's official order (`ratio_files`). The
+    format is detected from the content, not from the file name.
 
     Raises:
-        ConfigError: it is not there, not such a file, lacks classes or holds ratios outside [0, 1]; every problem.
+        ConfigError: the file is missing, has another format, lacks classes or holds ratios outside [0, 1]; lists every
+            problem.
     """
     title = f"method.ratios: cannot use {url}"
     try:
         data = storage.read_bytes(url)
         if ratio_files.is_npz(data):
             return ratio_files.from_npz(data, classes, title)
-        content = _whole(json.loads(data.decode("utf-8")))
+        content = json.loads(data.decode("utf-8"))
+        if isinstance(content, dict) and integrity.is_sealed(content):  # files from other tools have no checksum
+            integrity.check_seal(content, "the file")
     except FileNotFoundError:
         raise ConfigError("no such file", title) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -150,7 +148,7 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
     except DataError as error:
         raise ConfigError(error.problems, title) from None
     problems = []
-    for modality in ("audio", "visual"):
+    for modality in MODALITIES:
         table = content.get(modality) if isinstance(content, dict) else None
         if not isinstance(table, dict):
             problems.append(f"{modality}: missing; expected class names with ratios")
@@ -164,22 +162,11 @@ def read_ratios(url: str, classes: Sequence[str]) -> dict[str, Any]:
         ]
     if problems:
         raise ConfigError(problems, title)
-    return {modality: {name: float(content[modality][name]) for name in classes} for modality in ("audio", "visual")}
-
-
-def _whole(content: Any) -> Any:
-    """The content of a noise-ratio file, checked where it holds a checksum; those that others made have none.
-
-    Raises:
-        DataError: it is another content than the one that was written.
-    """
-    if isinstance(content, dict) and integrity.is_sealed(content):
-        integrity.check_seal(content, "the file")
-    return content
+    return {modality: {name: float(content[modality][name]) for name in classes} for modality in MODALITIES}
 
 
 class _Estimate(TrainStage):
-    """Stage A: plain training, by default without exchange: each modality has to stand on its own evidence."""
+    """Stage A: plain training, by default without exchange, so that each modality relies on its own evidence."""
 
     name = "estimate"
     irrelevant = _OF_RATIOS | _OF_DENOISING
@@ -189,14 +176,14 @@ class _Estimate(TrainStage):
         self.cross_modal = not config.skip_exchange
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        return Targets(batch.video_labels, *_modality_targets(batch, self.config))
+        return han_targets(batch, visual_smoothing=self.config.visual_smoothing)
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
         return _losses(outputs, targets, self.config, audio_weight=1.0)
 
 
 class _Ratios(CollectStage):
-    """Stage B: the estimator's probabilities over the training split, turned into noise ratios."""
+    """Stage B: noise ratios from the estimator's probabilities over the training split."""
 
     name = "ratios"
     source = "estimate"
@@ -204,13 +191,13 @@ class _Ratios(CollectStage):
 
     def __init__(self, config: JomoldConfig, classes: Sequence[str]) -> None:
         self.config = config
-        self.classes = classes
+        self.classes = tuple(classes)
         self.cross_modal = not config.skip_exchange
         self._table = SplitTable()
 
     def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
-        (said,) = outputs
-        self._table.add(batch, said.audio, said.visual, batch.weak)
+        (output,) = outputs
+        self._table.add(batch, output.audio, output.visual, batch.weak)
 
     def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any]:
         audio, visual, weak = self._table.gather(collective)
@@ -222,7 +209,12 @@ class _Ratios(CollectStage):
 
 
 class _Denoise(TrainStage):
-    """Stage C: rank the global batch by the losses of the judging pass, clear what looks like noise, train."""
+    """Stage C: rank the global batch by the losses of the scoring pass, remove the labels that appear to be noise, train.
+
+    Args:
+        config: of the method.
+        ratios: noise ratios read from a file; None to start from those of the stage ``ratios``.
+    """
 
     name = "denoise"
 
@@ -230,27 +222,28 @@ class _Denoise(TrainStage):
         self.config = config
         self.starts_from = () if ratios else ("ratios",)
         self.scoring_pass = ForwardOptions(cross_modal=not config.skip_exchange, dropout=config.ranking_dropout)
-        self.irrelevant = frozenset({"ratios"}) | (_OF_RATIOS if ratios else frozenset())  # of a file its content counts
-        self.given = {"ratios": ratios}
+        # a ratio file counts by its content, not by its name
+        self.irrelevant = frozenset({"ratios"}) | (_OF_RATIOS if ratios else frozenset())
+        self.external_inputs = {"ratios": ratios}
 
     def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
-        ratios = self.given["ratios"] or artifacts["ratios"]
+        ratios = self.external_inputs["ratios"] or artifacts["ratios"]
         self.ratio_audio = torch.tensor(list(ratios["audio"].values()), dtype=torch.float64, device=device)  # [C]
         self.ratio_visual = torch.tensor(list(ratios["visual"].values()), dtype=torch.float64, device=device)
         self.carry_audio = torch.zeros_like(self.ratio_audio)
         self.carry_visual = torch.zeros_like(self.ratio_visual)
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        audio, visual = _modality_targets(batch, self.config)
+        targets = han_targets(batch, visual_smoothing=self.config.visual_smoothing)
         assert outputs.scoring is not None
-        loss_audio = elementwise_bce(outputs.scoring.audio, audio)
-        loss_visual = elementwise_bce(outputs.scoring.visual, visual)
+        loss_audio = elementwise_bce(outputs.scoring.audio, targets.audio)
+        loss_visual = elementwise_bce(outputs.scoring.visual, targets.visual)
         gathered = collective.all_gather(torch.stack([loss_audio, loss_visual, batch.weak], dim=1), batch.total)
         noisy_audio, noisy_visual = (local_rows(noisy, collective) for noisy in self._rank(gathered, position))
-        return Targets(
-            video=batch.video_labels,
-            audio=audio.masked_fill(noisy_audio, 0.0),
-            visual=visual.masked_fill(noisy_visual, 0.0),
+        return replace(
+            targets,
+            audio=targets.audio.masked_fill(noisy_audio, 0.0),
+            visual=targets.visual.masked_fill(noisy_visual, 0.0),
             removed_audio=noisy_audio,
             removed_visual=noisy_visual,
         )
@@ -266,7 +259,7 @@ class _Denoise(TrainStage):
         self.carry_visual.copy_(state["carry_visual"])
 
     def _rank(self, gathered: Tensor, position: TrainPosition) -> tuple[Tensor, Tensor]:
-        """Noise masks [B,C] of the global batch, from its audio losses, visual losses and weak labels [B,3,C]."""
+        """Return noise masks [B,C] of the global batch, given its audio losses, visual losses and weak labels [B,3,C]."""
         loss_audio, loss_visual, weak = gathered.unbind(dim=1)
         positives = weak > 0
         factor = warmup_factor(self.config.warmup, self.config.warmup_epochs, position)
@@ -281,15 +274,8 @@ class _Denoise(TrainStage):
         return noisy_audio, noisy_visual
 
 
-def _modality_targets(batch: Batch, config: JomoldConfig) -> tuple[Tensor, Tensor]:
-    audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
-    return audio, modality_targets(batch.visual_labels, batch.weak, config.visual_smoothing)
-
-
 def _losses(outputs: Outputs, targets: Targets, config: JomoldConfig, audio_weight: float) -> dict[str, Tensor]:
-    video = bce(outputs.video, targets.video)
-    audio = bce(outputs.audio, targets.audio)
-    visual = bce(outputs.visual, targets.visual)
+    losses = heads_loss(outputs, targets)
     nce = contrastive(outputs.audio_features, outputs.visual_features, config.temperature)
-    total = audio_weight * audio + visual + video + config.contrastive_weight * nce
-    return {"total": total, "video": video, "audio": audio, "visual": visual, "contrastive": nce}
+    total = audio_weight * losses["audio"] + losses["visual"] + losses["video"] + config.contrastive_weight * nce
+    return {**losses, "total": total, "contrastive": nce}

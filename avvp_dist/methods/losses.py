@@ -1,4 +1,4 @@
-"""Loss terms that methods share. Probabilities in, one number a video out."""
+"""Loss terms that several methods use. They take probabilities or features and return one value per video."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_EPSILON = 1e-7  # published code clamps probabilities to [1e-7, 1 - 1e-7]
+_EPSILON = 1e-7  # the published code clamps probabilities to [1e-7, 1 - 1e-7]
 
 
 def elementwise_bce(probability: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy of clamped probabilities, same shape as its arguments.
+    """Return the binary cross-entropy of clamped probabilities, elementwise.
 
-    Not torch's own, which ends the process where a probability is NaN instead of letting the loss tell.
+    torch's own function aborts the process if a probability is NaN; here the loss becomes NaN and training reports it.
     """
     probability = probability.float().clamp(_EPSILON, 1 - _EPSILON)
     return -(target * probability.log() + (1 - target) * (1 - probability).log())
 
 
 def bce(probability: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of each video, mean over classes: [B,C] each -> [B]."""
+    """Return the binary cross-entropy of each video, averaged over classes: [B,C] each -> [B]."""
     return per_video(elementwise_bce(probability, target), weights)
 
 
 def per_video(losses: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over classes, [B,C] -> [B]; with ``weights`` [B,C], what each label's loss counts for."""
+    """Average losses over classes, [B,C] -> [B]; ``weights`` [B,C], if given, multiply the losses first."""
     return (losses if weights is None else weights * losses).mean(dim=-1)
 
 
-def symmetric_kl(one: Tensor, other: Tensor) -> Tensor:
-    """KL(one || other) + KL(other || one) of clamped binary probabilities, same shape as its arguments (JoCoR)."""
-    one, other = (probability.float().clamp(_EPSILON, 1 - _EPSILON) for probability in (one, other))
-    return (one - other) * (one.logit() - other.logit())
+def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
+    """Return KL(first || second) + KL(second || first) of clamped binary probabilities, elementwise (JoCoR)."""
+    first, second = (probability.float().clamp(_EPSILON, 1 - _EPSILON) for probability in (first, second))
+    return (first - second) * (first.logit() - second.logit())
 
 
 def smooth(labels: Tensor, amount: float) -> Tensor:
-    """Label smoothing: ``(1 - amount) * y + amount / 2``, so 0.1 gives 0.95 and 0.05 (HAN; published code)."""
+    """Smooth labels: ``(1 - amount) * y + amount / 2``; an amount of 0.1 gives 0.95 and 0.05 (HAN; published code)."""
     return (1 - amount) * labels + amount / 2
 
 
 def modality_targets(labels: Tensor, weak: Tensor, smoothing: float) -> Tensor:
-    """Smoothed labels of one modality; a weak label that a refiner cleared is exactly 0 (MA, JoMoLD; published code)."""
+    """Smooth the labels of a modality; a weak label that a refiner removed becomes 0 (MA, JoMoLD; published code)."""
     return smooth(labels, smoothing).masked_fill((weak > 0) & (labels == 0), 0.0)
 
 
 def contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: float = 0.9) -> Tensor:
-    """Noise-contrastive loss of JoMoLD between a video's audio and visual segments (published code).
+    """Return JoMoLD's noise-contrastive loss between a video's audio and visual segments (published code).
 
-    Each audio segment is matched against the video's visual segments; the target puts ``diagonal`` on the same second and
-    spreads the rest. The logarithm stands outside the sum, unlike in MA's loss.
+    Each audio segment is compared with all visual segments of its video. The target assigns ``diagonal`` to the same second
+    and spreads the rest evenly. The logarithm is taken outside the sum, unlike in MA's loss.
 
     Args:
         audio, visual: [B,T,D] segment features.
         temperature: divides the cosine similarity.
-        diagonal: share of the target on the same second.
+        diagonal: share of the target assigned to the same second.
 
     Returns:
         [B], mean over the T audio segments.
@@ -64,9 +64,9 @@ def contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: flo
 
 
 def cross_entropy_contrastive(audio: Tensor, visual: Tensor, temperature: float, diagonal: float = 0.9) -> Tensor:
-    """Intra-video contrastive loss of MA (CVPR 2021; published code): `contrastive` with the logarithm inside the sum.
+    """Return MA's intra-video contrastive loss: `contrastive` with the logarithm inside the sum (CVPR 2021; published code).
 
-    Takes audio features after aggregation and visual ones before it, [B,T,D] each; gives [B].
+    MA passes audio features after aggregation and visual features before it, [B,T,D] each; the result is [B].
     """
     similarity = F.normalize(audio.float(), dim=-1) @ F.normalize(visual.float(), dim=-1).transpose(1, 2)  # [B,T,T]
     target = _diagonal_target(audio, diagonal)
@@ -74,7 +74,7 @@ def cross_entropy_contrastive(audio: Tensor, visual: Tensor, temperature: float,
 
 
 def _diagonal_target(features: Tensor, diagonal: float) -> Tensor:
-    """``diagonal`` on the same second, the rest spread over the others, [T,T]."""
+    """Return the [T,T] target: ``diagonal`` for the same second, the rest spread evenly over the others."""
     segments = features.shape[1]
     target = torch.full((segments, segments), (1 - diagonal) / max(segments - 1, 1), device=features.device)
     return target.fill_diagonal_(diagonal)

@@ -1,7 +1,7 @@
-"""MA (CVPR 2021): exploring heterogeneous clues, the exchange-based label refinement.
+"""MA (CVPR 2021): exploring heterogeneous clues; label refinement by exchanging modalities between videos.
 
 Three stages: base training with an intra-video contrastive loss; an exchange of audio between videos without a common label,
-which shows in which modality an event does not occur; a training from scratch on the labels that remain.
+which shows in which modality an event does not occur; training from scratch on the remaining labels.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.methods.base import CollectStage, Method, SplitTable, Stage, TrainStage
-from avvp_dist.methods.losses import bce, cross_entropy_contrastive, modality_targets
+from avvp_dist.methods.base import CollectStage, Method, MethodSection, SplitTable, TrainStage
+from avvp_dist.methods.heads import han_targets, heads_loss
+from avvp_dist.methods.losses import cross_entropy_contrastive
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
-_OF_EXCHANGE = frozenset({"refine", "rule", "aliasing", "partners", "partner_seed"})  # keys that come after base training
+_OF_EXCHANGE = frozenset({"refine", "rule", "aliasing", "partners", "partner_seed"})  # keys that base training does not use
 
 
-class MaConfig(Section):
+class MaConfig(MethodSection):
     """MA's training; defaults are the published code's."""
 
     name: Literal["ma"] = "ma"
@@ -32,32 +32,24 @@ class MaConfig(Section):
     temperature: float = Field(0.2, gt=0)
     """Temperature tau of the contrastive loss."""
     refine: Literal["both", "audio", "visual", "none"] = "both"
-    """Modalities whose labels the exchange may clear; none is base training alone."""
+    """Modalities from which the exchange can remove labels; none runs base training only."""
     rule: Literal["published", "paper"] = "published"
     """published: both heads below half the class's relative error; paper: the modality's own head below 0.5."""
     aliasing: Literal["published", "fixed"] = "published"
-    """published: clearing an audio label clears the video's label too (a slip of the authors' code); fixed: it does not."""
+    """published: removing an audio label also removes the video's label (a bug of the authors' code); fixed: it does not."""
     partners: int = Field(1, ge=1)
-    """Partners a video is exchanged with; probabilities are averaged over them (published: 1)."""
+    """Number of partner videos to exchange with; probabilities are averaged over them (published: 1)."""
     partner_seed: int = Field(2, ge=0)
-    """Root of the choice of partners (published: the second step's seed 2)."""
+    """Seed of the draw of partners (published: 2, the seed of the second step)."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)
-    """Smoothing of the visual target; a cleared label's target is exactly 0."""
+    """Smoothing of the visual target; the target of a removed label is exactly 0."""
 
-
-class Ma(Method):
-    """Base training, exchange, training on refined labels."""
-
-    def __init__(self, config: MaConfig, classes: Sequence[str], segments: int) -> None:
-        self.config = config
-        self.classes = tuple(classes)
-
-    def stages(self) -> tuple[Stage, ...]:
-        """See `Method`."""
-        base = _Train(self.config, "base")
-        if self.config.refine == "none":
-            return (base,)
-        return base, _Exchange(self.config, self.classes), _Train(self.config, "retrain", labels_from="exchange")
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """Base training, exchange, training on refined labels; base training only with ``refine`` none."""
+        base = _Train(self, "base")
+        if self.refine == "none":
+            return Method((base,))
+        return Method((base, _Exchange(self, classes), _Train(self, "retrain", labels_from="exchange")))
 
 
 def exchange_rule(
@@ -69,17 +61,18 @@ def exchange_rule(
     audio_given_swapped_visual: Tensor,
     visual_given_swapped_visual: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Labels that the exchange clears (published code).
+    """Return the labels that the exchange removes (published code).
 
-    With another video's sound, what both heads still report must be in the picture; what neither reports is not.
-    Probabilities count relative to the class's error on the original videos, divided by the largest error of any class, so
-    the threshold is 0.5 for the worst class only. A class without error is never cleared.
+    After a video's audio is replaced by another video's, an event that both heads still report must be visual, and one that
+    neither reports is not. Probabilities are divided by the class's error on the original videos, relative to the largest
+    error of any class, so that the threshold is 0.5 for the worst class only. Labels of a class without error are never
+    removed.
 
     Args:
         weak: [N,C] weak labels of the training split.
         audio, visual: [N,C] pooled probabilities of the original videos.
-        audio_given_swapped_audio, visual_given_swapped_audio: the same with a partner's sound.
-        audio_given_swapped_visual, visual_given_swapped_visual: the same with a partner's picture.
+        audio_given_swapped_audio, visual_given_swapped_audio: the same with a partner's audio.
+        audio_given_swapped_visual, visual_given_swapped_visual: the same with a partner's visual streams.
 
     Returns:
         cleared_audio, cleared_visual: bool [N,C].
@@ -89,7 +82,7 @@ def exchange_rule(
     visual_error = _relative_error(torch.as_tensor(visual), labels)
 
     def low(probability: Tensor, error: Tensor) -> Tensor:
-        return torch.as_tensor(probability).double() / error < 0.5  # 0 / 0 is not below anything
+        return torch.as_tensor(probability).double() / error < 0.5  # 0 / 0 is NaN, which is not below 0.5
 
     cleared_visual = labels & low(visual_given_swapped_audio, visual_error) & low(audio_given_swapped_audio, visual_error)
     cleared_audio = labels & low(audio_given_swapped_visual, audio_error) & low(visual_given_swapped_visual, audio_error)
@@ -97,7 +90,7 @@ def exchange_rule(
 
 
 def _relative_error(probability: Tensor, labels: Tensor) -> Tensor:
-    """Each class's error rate over the split, relative to the worst class's; float64 [C]."""
+    """Return the error rate of each class over the split, relative to that of the worst class; float64 [C]."""
     errors = ((probability > 0.5) != labels).double().mean(dim=0)
     return errors / errors.max()
 
@@ -112,23 +105,18 @@ class _Train(TrainStage):
         self.irrelevant = frozenset() if labels_from else _OF_EXCHANGE
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        audio = modality_targets(batch.audio_labels, batch.weak, 0.0)
-        visual = modality_targets(batch.visual_labels, batch.weak, self.config.visual_smoothing)
-        return Targets(batch.video_labels, audio, visual)
+        return han_targets(batch, visual_smoothing=self.config.visual_smoothing)
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        video = bce(outputs.video, targets.video)
-        audio = bce(outputs.audio, targets.audio)
-        visual = bce(outputs.visual, targets.visual)
-        total = {"video": video, "audio": audio, "visual": visual}
+        losses = heads_loss(outputs, targets)
         if not self.config.contrastive_weight:
-            return {"total": video + audio + visual, **total}
+            return losses
         nce = cross_entropy_contrastive(outputs.audio_features, outputs.visual_inputs, self.config.temperature)
-        return {"total": video + audio + visual + self.config.contrastive_weight * nce, **total, "contrastive": nce}
+        return {**losses, "total": losses["total"] + self.config.contrastive_weight * nce, "contrastive": nce}
 
 
 class _Exchange(CollectStage):
-    """Runs the base network on original and exchanged videos and clears labels by `exchange_rule`."""
+    """Runs the base network on original and exchanged videos and removes labels by `exchange_rule`."""
 
     name = "exchange"
     source = "base"
@@ -141,17 +129,17 @@ class _Exchange(CollectStage):
         self._table = SplitTable()
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
-        """Original, then for each partner the video with its sound and with its picture."""
+        """The original batch, then for each partner the video with the partner's audio and with its visual streams."""
         exchanged = [pair for other in batch.partners for pair in (batch.with_audio_of(other), other.with_audio_of(batch))]
         return (batch, *exchanged)
 
     def collect(self, outputs: Sequence[Outputs], batch: Batch) -> None:
         original, *exchanged = outputs
         columns = [original.audio, original.visual]
-        for swapped in (exchanged[0::2], exchanged[1::2]):  # with the partners' sound, with the partners' picture
+        for swapped in (exchanged[0::2], exchanged[1::2]):  # with the partners' audio, with their visual streams
             columns += [
-                torch.stack([said.audio for said in swapped]).mean(0),
-                torch.stack([said.visual for said in swapped]).mean(0),
+                torch.stack([output.audio for output in swapped]).mean(0),
+                torch.stack([output.visual for output in swapped]).mean(0),
             ]
         self._table.add(batch, batch.weak, *columns)
 
@@ -161,8 +149,8 @@ class _Exchange(CollectStage):
         if self.config.rule == "published":
             cleared_audio, cleared_visual = exchange_rule(weak, *probabilities)
         else:
-            _, _, _, visual_left, audio_left, _ = probabilities
-            cleared_audio, cleared_visual = labels & (audio_left < 0.5), labels & (visual_left < 0.5)
+            _, _, _, visual_kept, audio_kept, _ = probabilities
+            cleared_audio, cleared_visual = labels & (audio_kept < 0.5), labels & (visual_kept < 0.5)
         if self.config.refine == "audio":
             cleared_visual = torch.zeros_like(cleared_visual)
         if self.config.refine == "visual":

@@ -7,31 +7,31 @@ from torch import Tensor
 
 
 def budgets(positives: Tensor, ratio: Tensor, carry: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """How many labels of each class may be called noise in this batch.
+    """Return how many labels of each class can be removed as noise in this batch.
 
     Args:
         positives: bool [B,C], weak labels of the global batch.
         ratio: float64 [C], noise ratio of each class.
-        carry: float64 [C], what earlier batches left of their fractions; None rounds down and forgets (published).
+        carry: float64 [C], fractions carried over from earlier batches; None rounds down and drops them (published).
 
     Returns:
-        budget int64 [C], and the fraction to carry over [C] (zeros without ``carry``).
+        budget int64 [C], and the fraction to carry over, float64 [C] (zeros without ``carry``).
     """
-    wanted = ratio * positives.sum(dim=0)
+    exact = ratio * positives.sum(dim=0)
     if carry is not None:
-        wanted = wanted + carry
-    budget = wanted.floor()
-    left = wanted - budget if carry is not None else torch.zeros_like(wanted)
-    return budget.long(), left
+        exact = exact + carry
+    budget = exact.floor()
+    remainder = exact - budget if carry is not None else torch.zeros_like(exact)
+    return budget.long(), remainder
 
 
 def noisy_masks(
     loss_audio: Tensor, loss_visual: Tensor, positives: Tensor, budget_audio: Tensor, budget_visual: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Labels to remove, given each class's budget.
+    """Return the labels to remove, given each class's budget.
 
-    A visual label is noise when its audio loss is among the k smallest and its visual loss among the k largest of the
-    class's positives; an audio label the other way round. Equal losses rank by position in the batch.
+    A visual label is noise if its audio loss is among the k smallest and its visual loss among the k largest of the class's
+    positives; for an audio label it is the other way round. Ties are ranked by position in the batch.
 
     Args:
         loss_audio, loss_visual: [B,C] element-wise losses of the global batch.
@@ -44,8 +44,8 @@ def noisy_masks(
     keys = torch.stack([loss_audio, -loss_audio, loss_visual, -loss_visual]).float()  # [4,B,C]
     keys = keys.masked_fill(~positives, torch.inf)
     order = keys.argsort(dim=1, stable=True)
-    place = torch.arange(keys.shape[1], device=keys.device)[None, :, None].expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place)
+    position = torch.arange(keys.shape[1], device=keys.device)[None, :, None].expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, position)
     small_audio, large_audio, small_visual, large_visual = rank
     noisy_visual = (small_audio < budget_visual) & (large_visual < budget_visual) & positives
     noisy_audio = (large_audio < budget_audio) & (small_visual < budget_audio) & positives
@@ -55,7 +55,7 @@ def noisy_masks(
 def select_noisy(
     loss_audio: Tensor, loss_visual: Tensor, positives: Tensor, ratio_audio: Tensor, ratio_visual: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The published rule in one call: budgets rounded down, then `noisy_masks`.
+    """Apply the published rule in one call: budgets rounded down, then `noisy_masks`.
 
     Args:
         loss_audio, loss_visual: [B,C] element-wise losses of the global batch.
@@ -74,9 +74,9 @@ def select_noisy(
 def resolve_overlap(
     noisy_audio: Tensor, noisy_visual: Tensor, loss_audio: Tensor, loss_visual: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The masks without labels cleared from both modalities: the modality with the smaller loss keeps its label.
+    """Return the masks without overlap: a label in both masks is kept in the modality with the smaller loss.
 
-    All [B,C]. Not in the published rule, whose two sets may overlap although a weak label is true of some modality.
+    All tensors are [B,C]. The published rule allows the overlap, although a weak label is true in at least one modality.
     """
     both = noisy_audio & noisy_visual
     audio_fits = loss_audio < loss_visual

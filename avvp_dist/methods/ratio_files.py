@@ -1,4 +1,4 @@
-"""Noise ratios as the authors of JoMoLD write them: an .npz with one number a class, beside our JSON by class name."""
+"""Converts noise ratios between JSON by class name and the .npz files of JoMoLD's authors, with one number per class."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Ratios = dict[str, dict[str, float]]
 
 
 def is_npz(content: bytes) -> bool:
-    """Whether ``content`` is a zip archive, which every .npz is."""
+    """Return whether ``content`` is a zip archive, as every .npz is."""
     return content.startswith(_ZIP)
 
 
 def published_order(classes: Sequence[str]) -> tuple[str, ...]:
-    """The order of the numbers in an .npz: LLP's official one for LLP's classes, else the data set's own."""
+    """Return the class order of an .npz: LLP's official order for LLP's classes, else the data set's own."""
     return LLP.classes if set(classes) == set(LLP.classes) else tuple(classes)
 
 
 def from_npz(content: bytes, classes: Sequence[str], title: str) -> Ratios:
-    """Noise ratios by class name, in the order of ``classes``, from an .npz with arrays ``audio`` and ``visual``.
+    """Read noise ratios by class name, in the order of ``classes``, from an .npz with arrays ``audio`` and ``visual``.
 
     Args:
         content: the file's bytes; nothing in it is unpickled.
@@ -37,42 +37,43 @@ def from_npz(content: bytes, classes: Sequence[str], title: str) -> Ratios:
         title: title of the error.
 
     Raises:
-        ConfigError: an array is missing or unreadable, has another number of classes, or holds no ratios; every problem.
+        ConfigError: an array is missing or unreadable, has another number of classes, or holds values that are not ratios;
+            lists every problem.
     """
     order = published_order(classes)
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             names = list(archive.files)
             arrays = {modality: archive[modality] for modality in MODALITIES if modality in names}
-    except Exception as error:  # numpy and zipfile raise nearly anything for a damaged archive
+    except Exception as error:  # a damaged archive can raise almost any exception
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         raise ConfigError(f"not a readable .npz archive ({detail})", title) from None
     problems = []
-    found: Ratios = {}
+    ratios: Ratios = {}
     for modality in MODALITIES:
         if modality not in arrays:
-            problems.append(f"{modality}: no such array; the file holds {', '.join(names) or 'none'}")
+            problems.append(f"{modality}: array missing; the file contains {', '.join(names) or 'no arrays'}")
             continue
         values = arrays[modality]
         if values.shape != (len(order),):
-            problems.append(f"{modality}: shape {list(values.shape)}, expected [{len(order)}], one ratio a class")
+            problems.append(f"{modality}: shape {list(values.shape)}, expected [{len(order)}], one ratio per class")
         elif values.dtype.kind not in "iuf":
-            problems.append(f"{modality}: holds {values.dtype}, expected numbers")
+            problems.append(f"{modality}: data type {values.dtype}, expected numbers")
         else:
             named = dict(zip(order, values.tolist(), strict=True))
             problems += [
                 f"{modality}.{name}: {value!r} is not a ratio between 0 and 1"
                 for name, value in named.items()
-                if not 0 <= value <= 1  # not so for NaN
+                if not 0 <= value <= 1  # NaN is refused too
             ]
-            found[modality] = {name: float(named[name]) for name in classes}
+            ratios[modality] = {name: float(named[name]) for name in classes}
     if problems:
         raise ConfigError(problems, title)
-    return found
+    return ratios
 
 
 def to_npz(ratios: Mapping[str, Mapping[str, float]]) -> bytes:
-    """What `from_npz` reads: float64 arrays ``audio`` and ``visual``, classes in `published_order`."""
+    """Return an .npz for `from_npz`: float64 arrays ``audio`` and ``visual``, classes in `published_order`."""
     buffer = io.BytesIO()
     audio, visual = (
         np.array([table[name] for name in published_order(list(table))], np.float64)
@@ -83,17 +84,17 @@ def to_npz(ratios: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def class_names(url: str) -> tuple[str, ...]:
-    """The classes that a JSON ratio file names, in its order; none where it is not such a file.
+    """Return the class names in a JSON ratio file, in its order; empty if it is not such a file.
 
     Raises:
-        ConfigError: it is not there, or an .npz, which does not name its classes.
+        ConfigError: the file is missing, or it is an .npz, which does not contain class names.
     """
     try:
         content = storage.read_bytes(url)
     except FileNotFoundError:
         raise ConfigError(f"{url}: no such file") from None
     if is_npz(content):
-        raise ConfigError(f"{url}: is an .npz archive already; give a ratios.json or the folder of a run")
+        raise ConfigError(f"{url}: already an .npz archive; name a ratios.json or the folder of a run")
     try:
         return tuple(json.loads(content)["audio"])
     except (ValueError, KeyError, TypeError):
@@ -101,10 +102,10 @@ def class_names(url: str) -> tuple[str, ...]:
 
 
 def find(source: str) -> str:
-    """The ratio file that ``source`` names: itself, or the one among the stages of the run in that folder.
+    """Return the ratio file that ``source`` names: the file itself, or the one in the run's folder of stages.
 
     Raises:
-        ConfigError: a folder without noise ratios, or with several.
+        ConfigError: the folder contains no noise ratios, or several.
     """
     if source.endswith((".json", ".npz")):
         return source
@@ -116,8 +117,10 @@ def find(source: str) -> str:
     if len(files) == 1:
         return files[0]
     if files:
-        raise ConfigError([f"{url}: one of them" for url in files], f"{source}: holds several noise ratios; name one file")
+        raise ConfigError(
+            [f"{url}: one of them" for url in files], f"{source}: contains several noise-ratio files; name one of them"
+        )
     raise ConfigError(
         f"{source}: neither a ratio file (.json, .npz) nor a run with stages/ratios-KEY/ratios.json; only JoMoLD estimates "
-        "noise ratios, and with store=URL they are in that store"
+        "noise ratios, and with store=URL they are in that artifact store"
     )

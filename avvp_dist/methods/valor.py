@@ -1,51 +1,44 @@
-"""VALOR (NeurIPS 2023): the video's weak label, and labels of each modality's segments from elsewhere.
+"""VALOR (NeurIPS 2023): trains on the video's weak label and on segment-level labels of each modality.
 
-The paper takes them from CLIP and CLAP; here they come from a file of refined labels (``data.refined``).
+The paper obtains these with CLIP and CLAP; here they are read from a file of refined labels (``data.refined``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
-from avvp_dist.methods.base import Method, Stage, TrainStage
+from avvp_dist.methods.base import Method, MethodSection, TrainStage
+from avvp_dist.methods.heads import total_of_heads
 from avvp_dist.methods.losses import bce, elementwise_bce
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
 
-class ValorConfig(Section):
+class ValorConfig(MethodSection):
     """VALOR's training; it has no settings of its own."""
 
     name: Literal["valor"] = "valor"
+    segment_labels: ClassVar[bool] = True
 
-
-class Valor(Method):
-    """One stage: cross-entropy of the video and of each modality's segments, no smoothing and no guided loss."""
-
-    segment_labels = True
-
-    def __init__(self, config: ValorConfig, classes: Sequence[str], segments: int) -> None:
-        self.config = config
-
-    def stages(self) -> tuple[Stage, ...]:
-        """See `Method`."""
-        return (_Train(),)
+    def build(self, classes: Sequence[str], segments: int) -> Method:
+        """One stage: cross-entropy of the video and of each modality's segments, without smoothing or guided losses."""
+        return Method((_Train(),))
 
 
 class _Train(TrainStage):
     name = "train"
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        assert batch.refined is not None  # app.run refuses to train without (Method.segment_labels)
+        assert batch.refined is not None  # a run without refined labels is refused (MethodSection.segment_labels)
         return Targets(batch.video_labels, batch.refined.audio, batch.refined.visual)
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        video = bce(outputs.video, targets.video)
-        heard, seen = outputs.segments.unbind(dim=2)  # [B,T,C] each
-        audio = elementwise_bce(heard, targets.audio).mean(dim=(1, 2))
-        visual = elementwise_bce(seen, targets.visual).mean(dim=(1, 2))
-        return {"total": video + audio + visual, "video": video, "audio": audio, "visual": visual}
+        audio, visual = outputs.segments.unbind(dim=2)  # [B,T,C] each
+        return total_of_heads(
+            video=bce(outputs.video, targets.video),
+            audio=elementwise_bce(audio, targets.audio).mean(dim=(1, 2)),
+            visual=elementwise_bce(visual, targets.visual).mean(dim=(1, 2)),
+        )

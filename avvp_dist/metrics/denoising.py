@@ -1,7 +1,7 @@
-"""How well removed labels agree with the truth, where the truth is known (planted or annotated data).
+"""Agreement of removed labels with the ground truth, if it is known (synthetic or annotated data).
 
-Every refiner is judged by one rule, whatever it labels: a weak label is removed from a video, a segment or a window when the
-refiner leaves 0 there, and it was noise when the event is in no second of that video, segment or window in that modality.
+The same rule applies to every refiner: a weak label is removed from a video, window or segment if the refined label there is
+0, and it was noise if no second of that video, window or segment contains the event in that modality.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from avvp_dist.types import MODALITIES
 Mask = NDArray[np.bool_]
 
 WHOLE, WINDOWS, SEGMENTS = "removed", "removed_windows", "removed_segments"
-"""Levels at which labels are removed: of whole videos, of windows, of segments."""
+"""Levels at which labels are removed: whole videos, windows, segments."""
 
 
-class Judged(NamedTuple):
-    """Labels of one modality at one level, element for element: [N,C] of videos, [N,S,C] of windows, [N,T,C] of segments.
+class ModalityLabels(NamedTuple):
+    """Labels of one modality at one level, elementwise: [N,C] of videos, [N,S,C] of windows, [N,T,C] of segments.
 
     Attributes:
-        weak: the video's weak label, said of every element of it.
-        removed: labels taken away.
-        true: whether the event really is in this modality of the element; None where nobody knows.
+        weak: the video's weak label, repeated for each of its windows or segments.
+        removed: removed labels.
+        true: whether the event occurs in this modality of the element; None if unknown.
     """
 
     weak: Mask
@@ -34,48 +34,46 @@ class Judged(NamedTuple):
     true: Mask | None
 
 
-Levels = Mapping[str, Mapping[str, Judged]]
+Levels = Mapping[str, Mapping[str, ModalityLabels]]
 """Level -> modality -> labels."""
 
 
 def removal_scores(weak: Mask, removed: Mask, true: Mask) -> dict[str, float]:
-    """Precision and recall of removed labels of one modality, in percent.
-
-    A weak label is noise in a modality when its event is in no second of it.
+    """Return precision and recall of the removed labels of one modality, in percent.
 
     Args:
         weak: [...,C] weak labels.
-        removed: [...,C] labels taken away.
-        true: [...,C] whether the event really is in this modality of the video (or of the segment, or window).
+        removed: [...,C] removed labels.
+        true: [...,C] whether the event occurs in this modality of the video (or window, or segment).
 
     Returns:
-        ``labels``, ``removed``, ``noise`` (counts), ``precision`` (nan when nothing was removed), ``recall`` (nan without
-        noise) and ``baseline``: the share of noise among the labels, which is the precision of removing any of them at
-        random (nan without labels).
+        ``labels``, ``removed``, ``noise`` (counts), ``precision`` (NaN if nothing was removed), ``recall`` (NaN without
+        noise) and ``baseline``: the share of noise among the labels, which is the precision of removing labels at random
+        (NaN without labels).
     """
     noise = weak & ~true
-    hits, total, wanted, labels = (float(mask.sum()) for mask in (removed & noise, removed, noise, weak))
+    hits, total, expected, labels = (float(mask.sum()) for mask in (removed & noise, removed, noise, weak))
     return {
         "labels": labels,
         "removed": total,
-        "noise": wanted,
+        "noise": expected,
         "precision": 100 * hits / total if total else float("nan"),
-        "recall": 100 * hits / wanted if wanted else float("nan"),
-        "baseline": 100 * wanted / labels if labels else float("nan"),
+        "recall": 100 * hits / expected if expected else float("nan"),
+        "baseline": 100 * expected / labels if labels else float("nan"),
     }
 
 
 def removal_row(weak: Mask, removed: Mask, true_audio: Mask | None, true_visual: Mask | None) -> dict[str, float]:
-    """What one epoch removed, as a row of metrics.
+    """Return the metrics of the labels removed in one epoch.
 
     Args:
         weak: [N,C] weak labels.
-        removed: [N,2,C] labels taken away, audio and visual.
-        true_audio, true_visual: [N,T,C] the truth, or None where nobody knows it.
+        removed: [N,2,C] removed labels, audio and visual.
+        true_audio, true_visual: [N,T,C] ground truth, or None if unknown.
 
     Returns:
-        ``removed/audio``, ``removed/visual`` and, where truth is known, ``removed/<modality>_precision`` and ``_recall``;
-        shares of nothing are left out.
+        ``removed/audio``, ``removed/visual`` and, with ground truth, ``removed/<modality>_precision`` and ``_recall``;
+        undefined values are omitted.
     """
     row = {}
     for number, (modality, truth) in enumerate(zip(MODALITIES, (true_audio, true_visual), strict=True)):
@@ -93,45 +91,45 @@ def compare_labels(
     true_audio: Mask | None,
     true_visual: Mask | None,
     windows: Sequence[tuple[int, int]] | None = None,
-) -> dict[str, dict[str, Judged]]:
-    """What refined labels took away, at every level they speak of.
+) -> dict[str, dict[str, ModalityLabels]]:
+    """Compare refined labels with the weak labels, at every level for which they are defined.
 
-    An event is in a window when any second of the window has it. A label is removed from a whole video when it is gone from
-    all of its segments or windows, so that refiners of any kind can be compared at that level.
+    An event is in a window if any second of the window contains it. A label is removed from a whole video if it is removed
+    from all of its segments or windows, so that refiners of any kind can be compared at that level.
 
     Args:
         weak: [N,C] weak labels.
-        audio, visual: refined labels, a label is gone where they are 0: [N,C] of videos, [N,T,C] of segments or [N,S,C] of
-            windows. What they add to the weak labels is not looked at.
-        true_audio, true_visual: [N,T,C] the truth, or None where nobody knows it.
-        windows: segments [start, stop) of each of the S windows, where labels are of windows.
+        audio, visual: refined labels, 0 for a removed label: [N,C] of videos, [N,T,C] of segments or [N,S,C] of windows.
+            Labels that they add to the weak labels are ignored.
+        true_audio, true_visual: [N,T,C] ground truth, or None if unknown.
+        windows: segments [start, stop) of each of the S windows, if labels are of windows.
 
     Returns:
-        level (`WHOLE`, and `WINDOWS` or `SEGMENTS` of labels that are finer) -> modality -> its labels.
+        level (`WHOLE`, and `WINDOWS` or `SEGMENTS` for finer labels) -> modality -> its labels.
     """
-    levels: dict[str, dict[str, Judged]] = {WHOLE: {}}
+    levels: dict[str, dict[str, ModalityLabels]] = {WHOLE: {}}
     for modality, labels, truth in zip(MODALITIES, (audio, visual), (true_audio, true_visual), strict=True):
         kept = np.asarray(labels) > 0
-        anywhere = None if truth is None else np.asarray(truth.any(axis=1))
-        left = kept.any(axis=1) if kept.ndim == 3 else kept
-        levels[WHOLE][modality] = Judged(weak, weak & ~left, anywhere)
+        in_video = None if truth is None else np.asarray(truth.any(axis=1))
+        kept_in_video = kept.any(axis=1) if kept.ndim == 3 else kept
+        levels[WHOLE][modality] = ModalityLabels(weak, weak & ~kept_in_video, in_video)
         if kept.ndim == 3:
-            said = np.broadcast_to(weak[:, None], kept.shape)
-            inside = truth if truth is None or windows is None else _in_windows(truth, windows)
+            repeated = np.broadcast_to(weak[:, None], kept.shape)
+            in_element = truth if truth is None or windows is None else _in_windows(truth, windows)
             level = levels.setdefault(SEGMENTS if windows is None else WINDOWS, {})
-            level[modality] = Judged(said, said & ~kept, inside)
+            level[modality] = ModalityLabels(repeated, repeated & ~kept, in_element)
     return levels
 
 
 def refinement_row(levels: Levels) -> dict[str, float]:
-    """What a refiner removed and how rightly, as result.json holds it.
+    """Return the metrics of a refiner's removed labels, as stored in result.json.
 
     Args:
-        levels: what `compare_labels` returns for the refiner's labels.
+        levels: result of `compare_labels` for the refiner's labels.
 
     Returns:
-        ``<level>/<modality>`` (labels removed) and ``<level>/<modality>_labels``; where truth is known ``_noise``,
-        ``_precision``, ``_recall`` and ``_baseline`` too, as in `removal_scores`. Shares of nothing are left out. Levels are
+        ``<level>/<modality>`` (labels removed) and ``<level>/<modality>_labels``; with ground truth also ``_noise``,
+        ``_precision``, ``_recall`` and ``_baseline``, as in `removal_scores`. Undefined values are omitted. Levels are
         ``removed`` (whole videos), ``removed_windows`` and ``removed_segments``.
     """
     row: dict[str, float] = {}
@@ -141,11 +139,11 @@ def refinement_row(levels: Levels) -> dict[str, float]:
             row |= {name: float(removed.sum()), f"{name}_labels": float(labels.sum())}
             if true is not None:
                 scores = removal_scores(labels, removed, true)
-                told = ("noise", "precision", "recall", "baseline")
-                row |= {f"{name}_{key}": scores[key] for key in told if not np.isnan(scores[key])}
+                keys = ("noise", "precision", "recall", "baseline")
+                row |= {f"{name}_{key}": scores[key] for key in keys if not np.isnan(scores[key])}
     return row
 
 
 def _in_windows(truth: Mask, windows: Sequence[tuple[int, int]]) -> Mask:
-    """[N,S,C] whether any second of each window has the event."""
+    """Return whether any second of each window contains the event, [N,S,C]."""
     return np.stack([truth[:, start:stop].any(axis=1) for start, stop in windows], axis=1)

@@ -1,7 +1,7 @@
-"""The official scores of audio-visual video parsing on LLP, and the protocols that make predictions of probabilities.
+"""The official scores of audio-visual video parsing on LLP, and the protocols that turn probabilities into predictions.
 
-Shape letters: N videos, T segments, C classes. F-scores follow the evaluation that HAN published and everyone copies; each
-is a mean over videos, so a video weighs the same however much happens in it.
+Shape letters: N videos, T segments, C classes. F-scores follow the evaluation code published with HAN, which later papers
+use too. Each is a mean over videos, so that all videos have the same weight, however many events they contain.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SPEECH = "Speech"
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The ten official figures and what they are means of.
+    """The ten official scores, and the scores per video whose means they are.
 
     Attributes:
-        segment, event: F-score in percent of ``audio``, ``visual``, ``audio_visual``, ``type`` (mean of these three) and
-            ``event`` (both modalities' events counted together), by segment and by event.
-        per_video: float64 [N,8], F-scores in 0..1: audio, visual, event, audio_visual by segment, then the same by event.
+        segment, event: F-scores in percent of ``audio``, ``visual``, ``audio_visual``, ``type`` (mean of these three) and
+            ``event`` (events of both modalities counted together), at segment and at event level.
+        per_video: float64 [N,8], F-scores in 0..1: audio, visual, event, audio_visual at segment level, then at event level.
     """
 
     segment: dict[str, float]
@@ -41,11 +41,12 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Probabilities:
-    """What a network says about a split.
+    """A network's probabilities for a split.
 
     Attributes:
-        video, audio, visual: [N,C], event in the video, in either modality, in its sound, in its picture.
-        segments: [N,T,2,C], event in that second; audio, then visual.
+        video: [N,C], event in the video, in either modality.
+        audio, visual: [N,C], event in that modality of the video.
+        segments: [N,T,2,C], event in that second and modality; audio, then visual.
     """
 
     video: Floats
@@ -55,20 +56,21 @@ class Probabilities:
 
 
 def score(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> Scores:
-    """The official scores, equal to the published code's.
+    """Compute the official scores; they equal those of the published code.
 
-    Per video and class with anything predicted or true: F1; mean over those classes; 1 for a video without any; mean over
-    videos. An audio-visual event is where both modalities have it. An event is a run of seconds without a gap; a predicted
-    one is right when its intersection with a true one is at least half of their union.
+    F1 is computed per video for every class with anything predicted or true and averaged over these classes; it is 1 for a
+    video without any. The score is the mean over videos. An audio-visual event is an event in both modalities at the same
+    time. An event is a run of consecutive seconds; a predicted event is correct if its intersection with a true event is at
+    least half of their union.
 
     Args:
-        pred_audio: events predicted in the sound, bool [N,T,C].
-        pred_visual: events predicted in the picture, bool [N,T,C].
-        true_audio: events annotated in the sound, bool [N,T,C].
-        true_visual: events annotated in the picture, bool [N,T,C].
+        pred_audio: predicted audio events, bool [N,T,C].
+        pred_visual: predicted visual events, bool [N,T,C].
+        true_audio: annotated audio events, bool [N,T,C].
+        true_visual: annotated visual events, bool [N,T,C].
 
     Raises:
-        ValueError: not four bool arrays of one shape [N,T,C], or no video.
+        ValueError: the arrays are not bool, have different shapes, or are empty.
     """
     return _scores(_count(pred_audio, pred_visual, true_audio, true_visual))
 
@@ -76,23 +78,23 @@ def score(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual:
 def per_class(
     pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """F-score of each class, from hits and misses pooled over all videos.
+    """Compute the F-score of each class, from hits and misses pooled over all videos.
 
-    The field publishes no definition by class. This one weighs a video by what happens in it, so the mean over classes is
-    not the official score.
+    There is no published definition per class. Here, a video with more events has a larger weight, so that the mean over
+    classes is not the official score.
 
     Args:
-        pred_audio: events predicted in the sound, bool [N,T,C].
-        pred_visual: events predicted in the picture, bool [N,T,C].
-        true_audio: events annotated in the sound, bool [N,T,C].
-        true_visual: events annotated in the picture, bool [N,T,C].
+        pred_audio: predicted audio events, bool [N,T,C].
+        pred_visual: predicted visual events, bool [N,T,C].
+        true_audio: annotated audio events, bool [N,T,C].
+        true_visual: annotated visual events, bool [N,T,C].
 
     Returns:
         Level (``segment``, ``event``) -> kind (``audio``, ``visual``, ``audio_visual``) -> percent [C]; NaN for a class that
-        is nowhere true or predicted.
+        is never true or predicted.
 
     Raises:
-        ValueError: as `score`.
+        ValueError: see `score`.
     """
     return _per_class(_count(pred_audio, pred_visual, true_audio, true_visual))
 
@@ -106,16 +108,16 @@ def apply_protocol(
     segment_threshold: float = 0.5,
     video_threshold: float = 0.5,
 ) -> tuple[Bools, Bools]:
-    """Predicted events: seconds whose probability reaches the threshold, in videos that pass the protocol's filter.
+    """Return predicted events: seconds whose probability reaches the threshold, in videos that pass the protocol's filter.
 
     Args:
-        video: [N,C], event in the video.
-        audio: [N,C], event in its sound.
-        visual: [N,C], event in its picture.
-        segments: [N,T,2,C], event in that second; audio, then visual.
+        video: [N,C], probabilities, see `Probabilities`.
+        audio: [N,C].
+        visual: [N,C].
+        segments: [N,T,2,C].
         protocol: ``joint``: the video's joint probability must reach ``video_threshold`` (HAN); ``modality``: that of the
-            modality itself (MA, JoMoLD); ``none``: no filter.
-        segment_threshold: smallest probability of a second that counts as predicted.
+            modality (MA, JoMoLD); ``none``: no filter.
+        segment_threshold: smallest probability of a second that counts as a prediction.
         video_threshold: smallest probability that passes the filter.
 
     Returns:
@@ -149,21 +151,21 @@ def evaluate(
     segment_threshold: float = 0.5,
     video_threshold: float = 0.5,
 ) -> dict[str, Any]:
-    """Everything that is reported under one protocol, ready for JSON.
+    """Compute everything that is reported under one protocol, ready for JSON.
 
     Args:
-        probabilities: what the network says.
-        true_audio: events annotated in the sound, bool [N,T,C].
-        true_visual: events annotated in the picture, bool [N,T,C].
+        probabilities: of the network.
+        true_audio: annotated audio events, bool [N,T,C].
+        true_visual: annotated visual events, bool [N,T,C].
         classes: names of the C classes.
-        protocol: as for `apply_protocol`.
-        segment_threshold: as for `apply_protocol`.
-        video_threshold: as for `apply_protocol`.
+        protocol: see `apply_protocol`.
+        segment_threshold: see `apply_protocol`.
+        video_threshold: see `apply_protocol`.
 
     Returns:
         ``segment_threshold``, ``video_threshold``, ``segment`` and ``event`` (as in `Scores`), ``without_speech`` with the
-        same two (where one of the classes is Speech, which alone decides much of the official visual score), and
-        ``per_class``: class -> level -> kind -> percent, None for a class that is nowhere true or predicted.
+        same two (only if Speech is one of the classes; it alone determines much of the official visual score), and
+        ``per_class``: class -> level -> kind -> percent, None for a class that is never true or predicted.
 
     Raises:
         ValueError: an unknown protocol, or shapes that do not fit together.
@@ -197,10 +199,10 @@ def per_video(
     segment_threshold: float = 0.5,
     video_threshold: float = 0.5,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """What the scores of `evaluate` are means of. Arguments and errors are the same.
+    """Compute the scores per video, whose means `evaluate` reports. Arguments and errors are the same.
 
     Returns:
-        `Scores.per_video` [N,8] over all classes, and without Speech (None where no class is Speech).
+        `Scores.per_video` [N,8] over all classes, and without Speech (None if Speech is not one of the classes).
     """
     counts = _count_under(probabilities, true_audio, true_visual, classes, protocol, segment_threshold, video_threshold)
     others = _without_speech(classes)
@@ -216,7 +218,7 @@ def _count_under(
     segment_threshold: float,
     video_threshold: float,
 ) -> NDArray[np.int64]:
-    """As `_count`, of what a protocol makes of probabilities."""
+    """Like `_count`, for the predictions under a protocol."""
     p = probabilities
     predicted = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol, segment_threshold, video_threshold)
     counts = _count(*predicted, true_audio, true_visual)
@@ -226,15 +228,15 @@ def _count_under(
 
 
 def _without_speech(classes: Sequence[str]) -> list[int] | None:
-    """Numbers of the other classes, where one is Speech."""
+    """Return the numbers of the other classes if Speech is one of the classes, else None."""
     others = [number for number, name in enumerate(classes) if name != _SPEECH]
     return others if len(others) < len(classes) else None
 
 
 def _count(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> NDArray[np.int64]:
-    """Hits and things, int64 [2 levels, 3 kinds, 2, N, C]; a thing is a second or an event, predicted or true.
+    """Return hits and totals, int64 [2 levels, 3 kinds, 2, N, C]; a total counts predicted plus true seconds (or events).
 
-    With hits h and things p + t, F1 = 2h / (p + t), and TP + FP + FN > 0 is the same as p + t > 0.
+    With h hits of p predicted and t true ones, F1 = 2h / (p + t), and TP + FP + FN > 0 is equivalent to p + t > 0.
     """
     named = {"pred_audio": pred_audio, "pred_visual": pred_visual, "true_audio": true_audio, "true_visual": true_visual}
     for name, array in named.items():
@@ -254,11 +256,11 @@ def _count_segments(pred: Bools, true: Bools) -> NDArray[np.int64]:
 
 
 def _count_events(pred: Bools, true: Bools) -> NDArray[np.int64]:
-    """Hits and events of each video and class, [2,N,C].
+    """Return hits and the number of predicted plus true events of each video and class, [2,N,C].
 
-    Two predicted events have a gap between them, and so have two true ones. So a run of seconds in both ``pred`` and
-    ``true`` is the whole intersection of one predicted and one true event, and nothing else needs comparing. Nor can two
-    events with a gap between them each meet a third in half of the union: a match is one to one, as in the published search.
+    Predicted events are separated by gaps, and so are true ones. Therefore a run of seconds in both ``pred`` and ``true`` is
+    the complete intersection of one predicted and one true event, and no other pairs intersect. Two separate events cannot
+    both overlap a third one by half of the union, so that matches are one to one, as in the published search.
     """
     videos, segments, classes = pred.shape
     (p_start, p_length), (t_start, t_length) = _runs(pred), _runs(true)
@@ -266,15 +268,16 @@ def _count_events(pred: Bools, true: Bools) -> NDArray[np.int64]:
     p_of = np.searchsorted(p_start, start, side="right") - 1
     t_of = np.searchsorted(t_start, start, side="right") - 1
     union = p_length[p_of] + t_length[t_of] - length
-    found = [start[2 * length >= union], np.concatenate([p_start, t_start])]
-    rows = [np.bincount(starts // (segments + 1), minlength=videos * classes) for starts in found]
+    hits, events = start[2 * length >= union], np.concatenate([p_start, t_start])
+    rows = [np.bincount(starts // (segments + 1), minlength=videos * classes) for starts in (hits, events)]
     return np.stack(rows).reshape(2, videos, classes)
 
 
 def _runs(active: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Start and length of every run along T, ascending by start.
+    """Return start and length of every run along T, in ascending order of start.
 
-    Starts count through all (video, class) rows, T + 1 places each: the empty place keeps runs from crossing rows.
+    Starts are positions in the concatenation of all (video, class) rows with T + 1 elements each; the additional False
+    element separates the runs of adjacent rows.
     """
     videos, segments, classes = active.shape
     line = np.zeros((videos, classes, segments + 1), dtype=np.int8)
@@ -286,9 +289,9 @@ def _runs(active: Bools) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _scores(counts: NDArray[np.int64]) -> Scores:
     audio, visual, audio_visual = np.moveaxis(counts, 1, 0)  # each [2 levels, 2, N, C]
-    hits, things = np.moveaxis(np.stack([audio, visual, audio + visual, audio_visual], axis=1), 2, 0)  # [2,4,N,C]
-    occurring = (things > 0).sum(axis=-1)
-    total = _f1(hits, things, empty=0.0).sum(axis=-1)
+    hits, totals = np.moveaxis(np.stack([audio, visual, audio + visual, audio_visual], axis=1), 2, 0)  # [2,4,N,C]
+    occurring = (totals > 0).sum(axis=-1)
+    total = _f1(hits, totals, empty=0.0).sum(axis=-1)
     per_video = np.where(occurring > 0, total / np.maximum(occurring, 1), 1.0)  # [2,4,N]
     segment, event = (_official(*means) for means in 100 * per_video.mean(axis=-1))
     return Scores(segment, event, per_video.reshape(-1, per_video.shape[-1]).T)
@@ -301,13 +304,13 @@ def _official(audio: float, visual: float, event: float, audio_visual: float) ->
 
 
 def _per_class(counts: NDArray[np.int64]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    hits, things = np.moveaxis(counts.sum(axis=-2), 2, 0)  # each [2 levels, 3 kinds, C]
-    percent = 100 * _f1(hits, things, empty=np.nan)
+    hits, totals = np.moveaxis(counts.sum(axis=-2), 2, 0)  # each [2 levels, 3 kinds, C]
+    percent = 100 * _f1(hits, totals, empty=np.nan)
     return {level: dict(zip(KINDS, of_level, strict=True)) for level, of_level in zip(LEVELS, percent, strict=True)}
 
 
-def _f1(hits: NDArray[np.int64], things: NDArray[np.int64], empty: float) -> NDArray[np.float64]:
-    return np.divide(2 * hits, things, out=np.full(hits.shape, empty), where=things > 0)
+def _f1(hits: NDArray[np.int64], totals: NDArray[np.int64], empty: float) -> NDArray[np.float64]:
+    return np.divide(2 * hits, totals, out=np.full(hits.shape, empty), where=totals > 0)
 
 
 def _number(value: float) -> float | None:

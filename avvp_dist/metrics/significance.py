@@ -1,16 +1,16 @@
-"""How sure a score and a difference of scores are: intervals, a test, and the correction for many tests.
+"""Significance of scores and their differences: confidence intervals, a permutation test, correction for multiple tests.
 
-A score of ours is a mean over videos, made again by every seed. So a difference between two settings may come from two
-kinds of luck: which videos the split holds, and which seeds were trained. Videos are the same for all settings, so their
-differences are paired; seeds are not. `compare` answers for both kinds apart:
+A score is a mean over videos, obtained with several seeds. A difference between two settings therefore has two sources of
+randomness: the videos in the split, and the seeds. All settings are scored on the same videos, so that videos are paired;
+seeds are not. `compare` reports both separately:
 
-- *these networks*: the videos alone vary. Says whether the networks that were trained differ on videos like these.
-- *trained again*: seeds vary too. Says whether the settings differ. Cannot be told from one seed.
+- *these networks*: only videos vary. States whether the trained networks differ on videos like these.
+- *trained again*: seeds vary too. States whether the settings differ. Needs more than one seed.
 
-With the few seeds that people train, resampling them as well as the videos (a hierarchical bootstrap) makes intervals too
-narrow: where seeds matter, 84 % of the "95 %" intervals of three seeds hold (69 % of two seeds'), since a few values
-resampled spread less than what they were drawn from. Here the videos are resampled and the seeds' part is drawn from
-Student's t with Welch's degrees of freedom: 94 to 99 % hold with equally many seeds of each setting, 91 % of two seeds
+With few seeds, resampling seeds as well as videos (a hierarchical bootstrap) gives intervals that are too narrow: if seeds
+have an effect, the coverage of 95 % intervals is 84 % for three seeds and 69 % for two, because a few resampled values vary
+less than the distribution they come from. Here, only videos are resampled, and the seeds' contribution is drawn from
+Student's t with Welch's degrees of freedom. The coverage is 94 to 99 % for equal numbers of seeds, and 91 % for two seeds
 against five (simulated; tests/unit/test_significance.py repeats a part).
 
 Shape letters: N videos, K seeds, M comparisons, R resamples.
@@ -35,14 +35,14 @@ _CHUNK = 1000  # resamples drawn at a time: 10 MB for LLP's 1,200 test videos
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting against a baseline: how much higher it scores, and how sure that is.
+    """Difference between a setting and a baseline, with its significance.
 
     Attributes:
         mean: mean score of the setting minus that of the baseline, in the unit of the scores.
         videos: interval for *these networks*: paired bootstrap over videos.
         videos_p: the same question's two-sided p-value: sign-flip permutation test over videos.
-        seeds: interval for the settings *trained again*: videos and seeds; None where either has one seed.
-        seeds_p: two-sided p-value that belongs to ``seeds``.
+        seeds: interval for the settings *trained again*: videos and seeds; None if either has only one seed.
+        seeds_p: two-sided p-value that corresponds to ``seeds``.
     """
 
     mean: float
@@ -55,23 +55,23 @@ class Difference:
 def compare(
     baseline: Floats, others: Sequence[Floats], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> list[Difference]:
-    """Each of several settings against one baseline, on the same videos.
+    """Compare each of several settings with one baseline, on the same videos.
 
-    Seeds of two settings count as independent. Where settings share a stage or initial weights seed by seed, they are
-    rather alike, and the intervals wider than they need be.
+    Seeds of two settings are treated as independent. If runs with the same seed share a stage or initial weights, they are
+    positively correlated, and the intervals are wider than necessary.
 
     Args:
         baseline: scores of each video from each of the baseline's seeds, [K,N].
         others: the same of each other setting, [K,N] with its own K, on the same videos in the same order.
-        resamples: R, draws of every bootstrap and of the permutation test.
-        confidence: share of intervals that hold.
-        seed: of the draws; the same for every comparison, so that one does not depend on which others are made.
+        resamples: R, number of draws of each bootstrap and of the permutation test.
+        confidence: nominal coverage of the intervals.
+        seed: of the draws; the same for every comparison, so that a comparison does not depend on the others.
 
     Returns:
         a Difference for each of ``others``.
 
     Raises:
-        ValueError: shapes that do not fit, or fewer than two videos.
+        ValueError: the shapes do not fit, or there are fewer than two videos.
     """
     for scores in (baseline, *others):
         if scores.ndim != 2 or scores.shape[1] != baseline.shape[1] or scores.shape[0] < 1 or scores.shape[1] < 2:
@@ -97,7 +97,7 @@ def compare(
 
 
 def bootstrap_means(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Means over N videos drawn with replacement, [R,M]; the same draws for each of the M columns of ``values`` [N,M]."""
+    """Return means over N videos drawn with replacement, [R,M]; all M columns of ``values`` [N,M] use the same draws."""
     rng = np.random.default_rng([seed, 0])
     videos = len(values)
     rows = []
@@ -110,15 +110,15 @@ def bootstrap_means(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -
 
 
 def sign_flip(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Two-sided p-values [M] of the paired permutation test, for M columns of differences [N,M].
+    """Return two-sided p-values [M] of the paired permutation test, for M columns of differences [N,M].
 
-    Were there no difference, each video's could as well have the other sign. All 2^N choices of signs are tried where these
-    are no more than ``resamples``; else that many are drawn, and the observed one counts as one more.
+    Under the null hypothesis, the sign of each video's difference is arbitrary. All 2^N choices of signs are enumerated if
+    there are at most ``resamples``; otherwise that many are drawn, and the observed signs are added to them.
     """
     videos = len(differences)
     exact = 2**videos <= resamples
     observed = np.abs(differences.sum(axis=0))
-    reached = observed * (1 - 1e-9) - 1e-12  # sums of the same numbers in another order are the same
+    reached = observed * (1 - 1e-9) - 1e-12  # tolerance for sums in another order
     rng = np.random.default_rng([seed, 2])
     total = 2**videos if exact else resamples
     count = np.zeros(differences.shape[1])
@@ -133,7 +133,7 @@ def sign_flip(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) ->
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, after Holm (1979): it bounds the chance of any false alarm among them."""
+    """Correct p-values for multiple tests after Holm (1979), which bounds the probability of any false positive."""
     order = np.argsort(p_values, kind="stable")
     ranked = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
@@ -142,7 +142,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
-    """Interval of the mean of values from a normal distribution (scores of K seeds); None for fewer than two."""
+    """Return the confidence interval of the mean of normal values (scores of K seeds); None for fewer than two."""
     if len(values) < 2:
         return None
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
@@ -151,24 +151,19 @@ def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Inter
 
 
 def t_quantile(confidence: float, freedom: int) -> float:
-    """The t that Student's |t| stays below with this probability.
+    """Return the value that the absolute value of Student's t stays below with this probability."""
+    from scipy import stats  # takes most of a second to import, and most commands do not need it
 
-    The distribution in closed form (Abramowitz and Stegun 26.7.3 and 26.7.4), inverted by bisection over its angle.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_within(middle, freedom) < confidence else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    return float(stats.t.ppf((1 + confidence) / 2, freedom))
 
 
 def explained(scores: Sequence[float], groups: Sequence[Hashable]) -> float | None:
-    """Share of the scores' variance that their groups explain, from 0 to 1.
+    """Return the share of the scores' variance that their groups explain, from 0 to 1.
 
-    Epsilon squared, eta squared without its bonus for mere number of groups: about 0 for groups drawn by lot.
+    This is epsilon squared, which unlike eta squared is corrected for the number of groups: about 0 for random groups.
 
     Returns:
-        None where it cannot be told: one group, no group with two members, or no variance.
+        None if it is undefined: one group, no group with two members, or no variance.
     """
     values = np.asarray(scores, dtype=float)
     names = list(dict.fromkeys(groups))
@@ -183,7 +178,7 @@ def explained(scores: Sequence[float], groups: Sequence[Hashable]) -> float | No
 
 
 def _with_seeds(means: Floats, baseline: Floats, other: Floats, rng: np.random.Generator) -> Floats | None:
-    """Bootstrapped differences [R], with the luck of the seeds added; ``baseline`` and ``other`` are their scores, [K]."""
+    """Add the variation of seeds to bootstrapped differences [R]; ``baseline`` and ``other`` are scores per seed, [K]."""
     if min(len(baseline), len(other)) < 2:
         return None
     variances = [float(np.var(scores, ddof=1)) / len(scores) for scores in (baseline, other)]
@@ -200,18 +195,6 @@ def _percentiles(draws: Floats, confidence: float) -> Interval:
 
 
 def _two_sided(draws: Floats) -> float:
-    """How far out of the drawn differences no difference lies."""
-    beyond = min((draws <= 0).sum(), (draws >= 0).sum())
-    return min(1.0, 2 * float(beyond + 1) / (len(draws) + 1))
-
-
-def _t_within(angle: float, freedom: int) -> float:
-    """Probability that Student's |t| stays below sqrt(freedom) * tan(angle)."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    term = total = cosine if freedom % 2 else 1.0
-    for k in range(3 if freedom % 2 else 2, freedom - 1, 2):
-        term *= (k - 1) / k * cosine**2
-        total += term
-    if freedom % 2 == 0:
-        return sine * total
-    return 2 / math.pi * (angle + (sine * total if freedom > 1 else 0.0))
+    """Return the two-sided p-value of zero in the distribution of drawn differences."""
+    tail = min((draws <= 0).sum(), (draws >= 0).sum())
+    return min(1.0, 2 * float(tail + 1) / (len(draws) + 1))

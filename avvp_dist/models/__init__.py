@@ -1,14 +1,20 @@
-"""Networks: tensors in, tensors out; none knows a method."""
+"""All networks; they are independent of the method. A new one needs a file here and its config class in `ModelConfig`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
 from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
 from avvp_dist.models.han import HanConfig
+from avvp_dist.models.network import NetworkSection
 
 ModelConfig = Annotated[HanConfig | AveConfig | AvSlowFastConfig, Field(discriminator="name")]
-"""Settings of any network; each builds its own."""
+"""Settings of any network; `NetworkSection.build` makes the network."""
+
+MODELS: dict[str, type[NetworkSection]] = {
+    config.model_fields["name"].default: config for config in get_args(get_args(ModelConfig)[0])
+}
+"""Config class of each network by its ``name``."""

@@ -1,16 +1,15 @@
 """The network of AVE (audio-visual event localization, ECCV 2018) on LLP's features: a RECONSTRUCTION.
 
-JoMoLD trains it in its supplement (table 2.2), HAN's paper sets it beside HAN; neither publishes the adaptation. From the
-AVE network come sound that guides where to look, and a bidirectional LSTM for each modality. Pooling is HAN's, with heads
-of each modality's own.
+JoMoLD trains it in its supplement (table 2.2) and HAN's paper compares with it; neither publishes the adaptation. The
+audio-guided visual attention and the bidirectional LSTM of each modality are taken from AVE. Pooling is HAN's, with separate
+heads for each modality.
 
-The AVE network weighs the 49 regions of a picture by a softmax. LLP's features have no regions, and shards hold one row a
-second, which leaves a softmax nothing to choose among. So the weights here are gates between 0 and 2, one for each frame and
-channel: they weigh the channels, and the frames too where a second has several. Without exchange all weights are 1, which
-leaves the mean of a second's frames.
+AVE weighs the 49 regions of a frame by a softmax. LLP's features have no regions, and shards contain one row per second, so
+that a softmax would have a single element. Therefore the weights here are gates between 0 and 2, one for each frame and
+channel. Without exchange all weights are 1, which results in the mean of a second's frames.
 
-An LSTM's outputs are a sigmoid times a tanh and small: heads hardly learn from them at the learning rates of HAN and JoMoLD,
-which are meant for normalised features. So layer norm stands between them, as in HAN's layer.
+The outputs of an LSTM, a sigmoid times a tanh, are small. Heads hardly learn from them at the learning rates of HAN and
+JoMoLD, which are chosen for normalised features. Therefore layer norm is applied to them, as in HAN's layer.
 
 Shapes: B videos, T segments, k frames a segment, D width; a leading 2 is (audio, visual).
 """
@@ -24,44 +23,38 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
-from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AveConfig(Section):
-    """AVE's network: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
+class AveConfig(NetworkSection):
+    """AVE's network: audio-guided visual attention and an LSTM for each modality (reconstruction)."""
 
     name: Literal["ave"] = "ave"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
     width: int = Field(256, ge=2, le=65_536, multiple_of=2)
-    """Feature width D, half of it for each direction of an LSTM (AVE: 128 each)."""
+    """Feature width D; each direction of an LSTM has half of it (AVE: 128)."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
+    """Dropout on visual features before the heads; JoMoLD's network uses 0.5."""
 
     def build(self, dims: Mapping[str, int], classes: int) -> AveNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return AveNetwork(self, dims, classes)
 
 
 class AudioGuidedAttention(nn.Module):
-    """Weighs frames and their channels by what is heard in the same second (reconstruction; see the module)."""
+    """Weighs frames and their channels by the audio of the same second (reconstruction; see the module)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        # these names are part of saved weights
         self.look = nn.Linear(width, width)
         self.listen = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, width)
 
     def forward(self, frames: Tensor, audio: Tensor) -> Tensor:
-        """Weighted mean of each second's frames.
+        """Return the weighted mean of each second's frames.
 
         Args:
             frames: [B,T,k,D].
@@ -76,7 +69,7 @@ class AudioGuidedAttention(nn.Module):
 
 
 class BidirectionalLstm(nn.Module):
-    """One LSTM layer over time, half the width in each direction, and layer norm."""
+    """One LSTM layer over time, with half the width in each direction, followed by layer norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -84,15 +77,15 @@ class BidirectionalLstm(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,T,D] to float32 [B,T,D]."""
-        # as in models/temporal.py: under autocast cuDNN would run it in float16
+        """Map [B,T,D] to float32 [B,T,D]."""
+        # without autocast, see models/temporal.py
         with torch.autocast(x.device.type, enabled=False):
             features, _ = self.lstm(x.float())
             return self.norm(features)
 
 
 class _Shared(NamedTuple):
-    """Segment inputs [2,B,T,D], the picture frame by frame [B,T,k,D], and audio features [B,T,D], which see no picture."""
+    """Segment inputs [2,B,T,D], visual frames [B,T,k,D], and audio features [B,T,D] without any exchange."""
 
     inputs: Tensor
     frames: Tensor
@@ -100,9 +93,9 @@ class _Shared(NamedTuple):
 
 
 class AveNetwork(Network[_Shared]):
-    """Stream projections, audio-guided attention, an LSTM for each modality, MMIL pooling; no dropout but before the heads.
+    """Stream projections, audio-guided attention, an LSTM for each modality, MMIL pooling; dropout only before the heads.
 
-    The picture learns from the sound and not the other way round, as in AVE.
+    Visual features depend on audio but not the other way round, as in AVE.
     """
 
     def __init__(self, config: AveConfig, dims: Mapping[str, int], classes: int) -> None:
@@ -125,13 +118,13 @@ class AveNetwork(Network[_Shared]):
         audio = self.audio(batch.audio)
         return _Shared(torch.stack([audio, frames.mean(dim=2)]), frames, self.audio_lstm(audio))
 
-    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
+    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
         """See `Network`."""
         audio, visual = shared.inputs
-        if how.cross_modal:
+        if options.cross_modal:
             visual = self.attention(shared.frames, audio)
-        return self.outputs(shared.inputs, torch.stack([shared.audio, self.visual_lstm(visual)]), how)
+        return self.outputs(shared.inputs, torch.stack([shared.audio, self.visual_lstm(visual)]), options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
-        """See `Network`: the attention that sound guides."""
+        """See `Network`: the audio-guided attention."""
         return self.attention.parameters()

@@ -1,12 +1,13 @@
 """AVSlowFast (audiovisual SlowFast networks, Xiao et al. 2020) on LLP's features: a RECONSTRUCTION.
 
-JoMoLD trains it in its supplement (table 2.2) without publishing the adaptation. From AVSlowFast come three pathways: sound,
-a slow one that here reads the picture's features (ResNet-152) and a fast one that reads motion (R(2+1)D); at every stage
-the fast and the audio pathway flow sideways into the slow one. Its convolutions over space are left to the feature
-extractors: pathways here are residual convolutions over time, all at one row a second. Layer norm stands in for batch norm,
-whose statistics depend on how a batch is divided among ranks. Pooling is HAN's, with heads of each modality's own.
+JoMoLD trains it in its supplement (table 2.2) without publishing the adaptation. The three pathways are taken from
+AVSlowFast: an audio pathway, a slow one that here reads frame features (ResNet-152) and a fast one that reads motion
+features (R(2+1)D). Lateral connections at every stage lead from the fast and the audio pathway to the slow one. The feature
+extractors replace its spatial convolutions: pathways here are residual convolutions over time, all with one row per second.
+Layer norm replaces batch norm, whose statistics depend on how a batch is divided among ranks. Pooling is HAN's, with
+separate heads for each modality.
 
-Without exchange the laterals from sound are dropped (AVSlowFast's DropPathway); those from motion stay, it is visual too.
+Without exchange the audio laterals are dropped (AVSlowFast's DropPathway); the motion laterals stay, since motion is visual.
 
 Shapes: B videos, T segments, D width; a leading 2 is (audio, visual).
 """
@@ -21,32 +22,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
-from avvp_dist.models.network import Network, frames_by_segment
+from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AvSlowFastConfig(Section):
+class AvSlowFastConfig(NetworkSection):
     """AVSlowFast: audio, slow and fast pathways with lateral connections (reconstruction)."""
 
     name: Literal["avslowfast"] = "avslowfast"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
     width: int = Field(256, ge=1, le=65_536)
     """Feature width D of every pathway."""
     stages: int = Field(2, ge=1, le=1000)
-    """Convolutions over time of a pathway, with laterals before each."""
+    """Number of convolutions over time in a pathway; laterals precede each."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on visual features before the heads; JoMoLD's network has 0.5."""
+    """Dropout on visual features before the heads; JoMoLD's network uses 0.5."""
 
     def build(self, dims: Mapping[str, int], classes: int) -> AvSlowFastNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream; ``audio``, ``visual`` and ``motion`` are used.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return AvSlowFastNetwork(self, dims, classes)
 
 
@@ -59,12 +53,12 @@ class TemporalBlock(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,T,D] to [B,T,D]."""
+        """Map [B,T,D] to [B,T,D]."""
         return x + F.relu(self.norm(self.convolution(x.transpose(1, 2)).transpose(1, 2)))
 
 
 class _Shared(NamedTuple):
-    """Segment inputs [2,B,T,D]; the slow pathway's start; the states of the other two before each stage and at the end."""
+    """Segment inputs [2,B,T,D]; input of the slow pathway; states of the other two before each stage and after the last."""
 
     inputs: Tensor
     slow: Tensor
@@ -73,9 +67,9 @@ class _Shared(NamedTuple):
 
 
 class AvSlowFastNetwork(Network[_Shared]):
-    """Three pathways over time with laterals into the slow one, MMIL pooling; no dropout but before the heads.
+    """Three pathways over time with laterals into the slow one, MMIL pooling; dropout only before the heads.
 
-    The picture learns from the sound and not the other way round, as in AVSlowFast.
+    Visual features depend on audio but not the other way round, as in AVSlowFast.
     """
 
     def __init__(self, config: AvSlowFastConfig, dims: Mapping[str, int], classes: int) -> None:
@@ -101,28 +95,28 @@ class AvSlowFastNetwork(Network[_Shared]):
         fast = _states(self.motion(batch.motion), self.fast_blocks)
         return _Shared(torch.stack([audio[0], self._merge(slow, fast[0])]), slow, audio, fast)
 
-    def parse(self, shared: _Shared, how: ForwardOptions) -> Outputs:
+    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
         """See `Network`."""
         slow = shared.slow
         for stage, block in enumerate(self.slow_blocks):
             slow = slow + self.fast_laterals[stage](shared.fast[stage])
-            if how.cross_modal:
+            if options.cross_modal:
                 slow = slow + self.audio_laterals[stage](shared.audio[stage])
             slow = block(slow)
         features = torch.stack([shared.audio[-1], self._merge(slow, shared.fast[-1])])
-        return self.outputs(shared.inputs, features, how)
+        return self.outputs(shared.inputs, features, options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
-        """See `Network`: the laterals from sound."""
+        """See `Network`: the audio laterals."""
         return self.audio_laterals.parameters()
 
     def _merge(self, slow: Tensor, fast: Tensor) -> Tensor:
-        """Both visual pathways in one width, before their stages and after."""
+        """Project both visual pathways to the common width, before or after their stages."""
         return self.fusion(torch.cat([slow, fast], dim=-1))
 
 
 def _states(x: Tensor, blocks: nn.ModuleList) -> list[Tensor]:
-    """A pathway's input and what each block makes of it."""
+    """Return the input of a pathway and the output of each block."""
     states = [x]
     for block in blocks:
         states.append(block(states[-1]))

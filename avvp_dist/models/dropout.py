@@ -1,4 +1,4 @@
-"""Dropout that does not dominate a training step on CPUs."""
+"""A faster dropout on CPUs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _LEVELS = 1 << 16
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Zeros each element with probability ``rate`` and scales the rest so that the mean stays.
+    """Zero each element with probability ``rate`` and scale the others so that the mean is preserved.
 
-    torch's own on accelerators. On CPUs it draws 16 random bits an element (a rate exact to 1/65536); torch's draw took a
-    quarter of a bfloat16 step.
+    Uses torch's own dropout on accelerators. On CPUs it draws 16 random bits per element, so that the rate is exact to
+    1/65536; torch's own dropout took a quarter of a bfloat16 training step there.
     """
     if not rate or x.device.type != "cpu":
         return F.dropout(x, rate)

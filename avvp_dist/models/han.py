@@ -1,10 +1,10 @@
-"""Hybrid attention network (HAN, ECCV 2020) as HAN, MA and JoMoLD publish it, without the modules they never use.
+"""Hybrid attention network (HAN, ECCV 2020) as published by HAN, MA and JoMoLD, without modules that their code never uses.
 
-The defaults are the published network; ``temporal`` and ``pooling`` put something else in the place of one of its two parts,
-as the paper's ablations do. ``sequential``, eight heads and a wider feed-forward block make it the network of VALOR (NeurIPS
-2023; published code), ``norm`` is an option of that code which none of its published runs uses.
+The defaults are the published network. ``temporal`` and ``pooling`` replace one of its two parts, as in the paper's
+ablations. ``sequential``, eight heads and a wider feed-forward block make it the network of VALOR (NeurIPS 2023; published
+code); ``norm`` is an option of that code that none of its published runs uses.
 
-Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share one set of weights and run as one.
+Shapes: B videos, T segments, D width; the leading 2 is (audio, visual), which share weights and are processed together.
 """
 
 from __future__ import annotations
@@ -18,19 +18,17 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.network import Network
+from avvp_dist.models.network import Network, NetworkSection
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class HanConfig(Section):
+class HanConfig(NetworkSection):
     """Hybrid attention network."""
 
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
-    """Feature streams that the network reads."""
 
     name: Literal["han"] = "han"
     width: int = Field(512, ge=1, le=65_536)
@@ -42,24 +40,24 @@ class HanConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout inside the attention layer."""
     temporal: Literal["han", "none", "gru", "transformer"] = "han"
-    """What aggregates segments over time. han: hybrid attention; none: nothing; gru, transformer: each modality alone, a
-    bidirectional GRU layer or the hybrid layer without its cross-modal half, both reconstructions of the paper's ablation.
-    heads, feedforward and dropout serve han and transformer only."""
+    """Aggregation of segments over time. han: hybrid attention; none: no aggregation; gru, transformer: each modality
+    separately, by a bidirectional GRU layer or by the hybrid layer without its cross-modal half, both reconstructions of the
+    paper's ablation. heads, feedforward and dropout apply to han and transformer only."""
     layers: int = Field(1, ge=1, le=1000)
-    """Layers on top of each other, each with weights of its own, which start as copies (published code); han and transformer
-    only."""
+    """Number of stacked layers. Each has its own weights, which are initialised as copies of the first layer's (published
+    code); han and transformer only."""
     sequential: bool = False
-    """Whether visual segments look at a layer's audio segments after their update (VALOR) and not before (HAN, MA, JoMoLD);
+    """Whether visual segments attend to a layer's audio segments after their update (VALOR) or before it (HAN, MA, JoMoLD);
     temporal=han only."""
     norm: Literal["last", "first"] = "last"
-    """Where a layer normalises. last: the sums after its attention and after its feed-forward block (published runs); first:
-    what goes into the two, but not the other modality's segments that attention looks at, and each modality once more after
-    the last layer (an option of VALOR's code); han and transformer only."""
+    """Position of a layer's normalisation. last: after its attention and after its feed-forward block (published runs);
+    first: on the inputs of both, but not on the other modality's segments in cross-modal attention, and on each modality
+    after the last layer (an option of VALOR's code); han and transformer only."""
     pooling: Literal["attentive", "max", "mean"] = "attentive"
-    """How segments make a video. attentive: learned weights over time and modalities; max, mean: the largest probability or
-    uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
+    """Pooling of segments into a video. attentive: learned weights over time and modalities; max, mean: the largest
+    probability or uniform weights, over time and then over modalities, both reconstructions of the paper's ablation."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on visual features before the heads; JoMoLD's network has 0.5, HAN and MA none."""
+    """Dropout on visual features before the heads; JoMoLD's network uses 0.5, HAN and MA use none."""
 
     @model_validator(mode="after")
     def _check_width(self) -> HanConfig:
@@ -76,19 +74,14 @@ class HanConfig(Section):
         return self
 
     def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
-        """The network with fresh weights.
-
-        Args:
-            dims: width of each feature stream, ``streams`` among them.
-            classes: number of event classes C.
-        """
+        """See `NetworkSection`."""
         return HanNetwork(self, dims, classes)
 
 
 class Heads(NamedTuple):
     """Query, key and value of segments, [...,heads,T,D/heads] each.
 
-    ``folded`` says that the output projection is already in the value.
+    ``folded`` states whether the value already includes the output projection.
     """
 
     query: Tensor
@@ -97,16 +90,16 @@ class Heads(NamedTuple):
     folded: bool
 
     def across(self) -> Heads:
-        """Each modality's queries with the other modality's keys and values; axis 0 is the modality."""
+        """Return each modality's queries with the other modality's keys and values; axis 0 is the modality."""
         return Heads(self.query, self.key.flip(0), self.value.flip(0), self.folded)
 
 
 class Attention(nn.Module):
-    """`torch.nn.MultiheadAttention` in two halves, so that two passes can share the projections.
+    """`torch.nn.MultiheadAttention` in two steps, so that two passes can share the projections.
 
-    Same parameters (names, shapes, initialisation) and same result. A single head over many rows multiplies its weights
-    first, ``(x Wq)(x Wk)' = (x Wq Wk') x'`` and ``A (x Wv) Wo = A (x Wv Wo)``: half the work. The bias of the key shifts all
-    scores of a query alike and drops out of the softmax.
+    Parameters (names, shapes, initialisation) and results are the same. For a single head and many rows, the weights are
+    multiplied first, ``(x Wq)(x Wk)' = (x Wq Wk') x'`` and ``A (x Wv) Wo = A (x Wv Wo)``, which halves the work. The bias
+    of the key adds the same value to all scores of a query, so that the softmax does not depend on it.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -120,16 +113,16 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project(self, x: Tensor) -> Heads:
-        """Query, key and value of ``x`` [...,T,D]."""
+        """Return query, key and value of ``x`` [...,T,D]."""
         width = x.shape[-1]
-        if self.heads == 1 and x.numel() > 2 * width * width:  # enough rows to pay for the products of weights
+        if self.heads == 1 and x.numel() > 2 * width * width:  # enough rows to make up for the products of weights
             return self._fold(x)
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1))
         query, key, value = (part.transpose(-2, -3) for part in projected.unbind(-3))
         return Heads(query, key, value, folded=False)
 
     def project_pair(self, x: Tensor, memory: Tensor) -> Heads:
-        """Query of ``x`` and key and value of ``memory``, [...,T,D] both."""
+        """Return the query of ``x`` and the key and value of ``memory``, both [...,T,D]."""
         split = (x.shape[-1], 2 * x.shape[-1])
         (query_weight, memory_weight), (query_bias, memory_bias) = (
             parameter.split(split) for parameter in (self.in_proj_weight, self.in_proj_bias)
@@ -140,8 +133,8 @@ class Attention(nn.Module):
         return Heads(query, key, value, folded=False)
 
     def attend(self, heads: Heads, dropout: bool) -> Tensor:
-        """Attention output [...,T,D]."""
-        # written out: T is ten, where scaling scores is cheaper than scaling queries and keys as fused attention does
+        """Return the attention output [...,T,D]."""
+        # written out: for ten segments, scaling the scores is cheaper than scaling queries and keys as fused attention does
         scores = (heads.query @ heads.key.transpose(-1, -2)) * heads.query.shape[-1] ** -0.5  # [...,heads,T,T]
         weights = scores.softmax(dim=-1)
         if dropout:
@@ -159,11 +152,11 @@ class Attention(nn.Module):
 
 
 class HanLayer(nn.Module):
-    """One hybrid-attention layer: every segment looks at its own and at the other modality's segments.
+    """One hybrid-attention layer: every segment attends to the segments of its own and of the other modality.
 
     Args:
-        config: the network's.
-        exchange: False builds it without the cross-modal half: an ordinary Transformer layer.
+        config: of the network.
+        exchange: False omits the cross-modal half, which leaves an ordinary Transformer layer.
     """
 
     def __init__(self, config: HanConfig, *, exchange: bool = True) -> None:
@@ -179,39 +172,39 @@ class HanLayer(nn.Module):
         self.norm_first = config.norm == "first"
 
     def prepare(self, x: Tensor) -> Heads:
-        """What all passes over a batch share: the projections of each modality's own segments."""
+        """Return what all passes over a batch share: the projections for self-attention."""
         return self.self_attention.project(self._before_attention(x))
 
     def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
-        """Aggregates over time and modality.
+        """Aggregate over time and modality.
 
         Args:
             x: [2,B,T,D] inputs of both modalities.
             own: ``self.prepare(x)``.
-            cross_modal: False drops the cross-modal term.
-            dropout: whether dropout is on.
+            cross_modal: False omits the cross-modal term.
+            dropout: whether dropout is active.
         """
         mixed = self._drop(self.self_attention.attend(own, dropout), dropout)
         if cross_modal and self.cross_attention is not None:
             if self.sequential:
-                return self._one_by_one(self.cross_attention, x, mixed, dropout)
+                return self._sequentially(self.cross_attention, x, mixed, dropout)
             other = self.cross_attention.attend(self._across(self.cross_attention, x), dropout)
             mixed = mixed + self._drop(other, dropout)
         return self._feed_forward(x + mixed, dropout)
 
     def _across(self, cross_attention: Attention, x: Tensor) -> Heads:
-        """Each modality's queries with the other one's keys and values, [2,B,...]."""
+        """Return each modality's queries with the other one's keys and values, [2,B,...]."""
         if self.norm_first:
             return cross_attention.project_pair(self.norm1(x), x.flip(0))
         return cross_attention.project(x).across()
 
-    def _one_by_one(self, cross_attention: Attention, x: Tensor, mixed: Tensor, dropout: bool) -> Tensor:
-        """Audio first, then visual segments, which look at the updated audio; ``mixed`` is the self-attention, [2,B,T,D]."""
+    def _sequentially(self, cross_attention: Attention, x: Tensor, mixed: Tensor, dropout: bool) -> Tensor:
+        """Update audio, then visual segments, which attend to the updated audio; ``mixed`` [2,B,T,D]: self-attention."""
         updated: list[Tensor] = []
         memory = x[1]
-        for mine, own in zip(x, mixed, strict=True):
-            other = cross_attention.attend(cross_attention.project_pair(self._before_attention(mine), memory), dropout)
-            memory = self._feed_forward(mine + own + self._drop(other, dropout), dropout)
+        for inputs, own in zip(x, mixed, strict=True):
+            other = cross_attention.attend(cross_attention.project_pair(self._before_attention(inputs), memory), dropout)
+            memory = self._feed_forward(inputs + own + self._drop(other, dropout), dropout)
             updated.append(memory)
         return torch.stack(updated)
 
@@ -219,7 +212,7 @@ class HanLayer(nn.Module):
         return self.norm1(x) if self.norm_first else x
 
     def _feed_forward(self, x: Tensor, dropout: bool) -> Tensor:
-        """The second half of the layer, upon ``x``: inputs plus attention."""
+        """Apply the second half of the layer to ``x``, the sum of inputs and attention."""
         if not self.norm_first:
             x = self.norm1(x)
         hidden = self._drop(F.relu(self.linear1(self.norm2(x) if self.norm_first else x)), dropout)
@@ -231,10 +224,7 @@ class HanLayer(nn.Module):
 
 
 class HanLayers(nn.Module):
-    """Several layers on top of each other, and where they normalise first a norm of each modality.
-
-    Offers what one layer offers.
-    """
+    """Several stacked layers with the interface of a single one; with norm=first, also a final norm of each modality."""
 
     def __init__(self, first: HanLayer, config: HanConfig) -> None:
         super().__init__()
@@ -243,7 +233,7 @@ class HanLayers(nn.Module):
         self.norms = nn.ModuleList(norms) if config.norm == "first" else None
 
     def prepare(self, x: Tensor) -> Heads:
-        """See `HanLayer.prepare`; only what precedes the first dropout can be shared."""
+        """See `HanLayer.prepare`; passes can only share what precedes the first dropout."""
         return self._layers()[0].prepare(x)
 
     def forward(self, x: Tensor, own: Heads, *, cross_modal: bool, dropout: bool) -> Tensor:
@@ -253,7 +243,7 @@ class HanLayers(nn.Module):
         return x if self.norms is None else torch.stack([norm(part) for norm, part in zip(self.norms, x, strict=True)])
 
     def _layers(self) -> list[HanLayer]:
-        return list(self.stack)  # type: ignore[arg-type]  # ModuleList does not say of what
+        return list(self.stack)  # type: ignore[arg-type]  # ModuleList is not generic
 
 
 class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
@@ -270,15 +260,15 @@ class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
         self.visual_dropout = config.visual_dropout
 
     def prepare(self, batch: Batch) -> tuple[Tensor, Heads | Tensor]:
-        """The projected streams [2,B,T,D] and what the layer makes of them before its first dropout."""
+        """Return the projected streams [2,B,T,D] and the layer's projections of them."""
         inputs = self._project(batch)
         return inputs, self.layer.prepare(inputs)
 
-    def parse(self, shared: tuple[Tensor, Heads | Tensor], how: ForwardOptions) -> Outputs:
+    def parse(self, shared: tuple[Tensor, Heads | Tensor], options: ForwardOptions) -> Outputs:
         """See `Network`."""
         inputs, prepared = shared
-        dropout = self.training and how.dropout
-        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=how.cross_modal, dropout=dropout), how)
+        dropout = self.training and options.dropout
+        return self.outputs(inputs, self.layer(inputs, prepared, cross_modal=options.cross_modal, dropout=dropout), options)
 
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """See `Network`: cross-modal attention."""
@@ -287,7 +277,7 @@ class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
                 yield from module.cross_attention.parameters()
 
     def _project(self, batch: Batch) -> Tensor:
-        """Both modalities in the common width, [2,B,T,D]."""
+        """Project both modalities to the common width, [2,B,T,D]."""
         frames = batch.visual
         if frames.shape[1] != batch.audio.shape[1]:
             # the mean over a segment's frames commutes with the linear layer and is cheaper before it

@@ -1,14 +1,15 @@
-"""What every network offers: one or two passes over a batch in one call, and outputs that any method can train on."""
+"""Interface of all networks: one or two forward passes over a batch in one call, with outputs that any method can use."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
@@ -16,14 +17,35 @@ from avvp_dist.types import Batch, ForwardOptions, Outputs
 Shared = TypeVar("Shared")
 
 
+class NetworkSection(Section, ABC):
+    """Base of the networks' config sections.
+
+    Attributes:
+        name: selects the network in a recipe; the key of `models.MODELS`.
+        streams: names of the feature streams that the network reads.
+    """
+
+    name: str
+    streams: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def build(self, dims: Mapping[str, int], classes: int) -> nn.Module:
+        """Return the network with fresh weights.
+
+        Args:
+            dims: width of each feature stream; those in ``streams`` are used.
+            classes: number of event classes C.
+        """
+
+
 class Network(nn.Module, ABC, Generic[Shared]):
     """A network over a batch's feature streams.
 
-    A subclass says what all passes share (`prepare`), what one pass makes of it (`parse`, which ends in `outputs`), and
-    which of its weights serve the exchange alone.
+    A subclass computes what all passes share (`prepare`), runs one pass from there (`parse`, which ends with `outputs`), and
+    lists the parameters that only the exchange between modalities uses.
 
     Attributes:
-        pooling: from segment features to probabilities.
+        pooling: turns segment features into probabilities.
         visual_dropout: dropout rate of visual features before the heads.
     """
 
@@ -31,13 +53,13 @@ class Network(nn.Module, ABC, Generic[Shared]):
     visual_dropout: float
 
     def forward(self, batch: Batch, *, cross_modal: bool = True, scoring_pass: ForwardOptions | None = None) -> Outputs:
-        """Parses a batch.
+        """Run the network on a batch.
 
         Args:
-            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames a segment), motion [B,T,Dm].
-            cross_modal: False switches the exchange between modalities off (JoMoLD's noise estimator), where there is one.
-            scoring_pass: a second pass over the same batch without gradient, returned in ``Outputs.scoring``; it shares
-                what comes before the first dropout and the exchange, which is exact.
+            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames per segment), motion [B,T,Dm].
+            cross_modal: False disables the exchange between modalities (JoMoLD's noise estimator), if the network has one.
+            scoring_pass: options of a second pass over the same batch without gradient, returned in ``Outputs.scoring``. It
+                reuses what precedes the first dropout and the exchange; the result equals that of a separate pass.
         """
         shared = self.prepare(batch)
         outputs = self.parse(shared, ForwardOptions(cross_modal=cross_modal))
@@ -48,36 +70,41 @@ class Network(nn.Module, ABC, Generic[Shared]):
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Shared:
-        """What all passes over a batch share: everything that depends neither on dropout nor on the exchange."""
+        """Compute what all passes over a batch share: everything that depends neither on dropout nor on the exchange."""
 
     @abstractmethod
-    def parse(self, shared: Shared, how: ForwardOptions) -> Outputs:
-        """One pass over what `prepare` gave; without ``how.cross_modal`` no modality's segments depend on the other's."""
+    def parse(self, shared: Shared, options: ForwardOptions) -> Outputs:
+        """Run one pass on the result of `prepare`.
+
+        Without ``options.cross_modal``, the segments of one modality must not depend on the other modality.
+        """
 
     @abstractmethod
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
-        """The weights that take no part in a pass without exchange."""
+        """Return the parameters that a pass without exchange does not use; none if the network has no exchange."""
 
-    def outputs(self, inputs: Tensor, features: Tensor, how: ForwardOptions) -> Outputs:
-        """Probabilities of segment features, after dropout where the pass has it.
+    def outputs(self, inputs: Tensor, features: Tensor, options: ForwardOptions) -> Outputs:
+        """Compute the outputs of segment features, after dropout if the pass has it.
 
         Args:
             inputs: [2,B,T,D] segment features before aggregation, audio first.
-            features: [2,B,T,D] after it.
-            how: the pass.
+            features: [2,B,T,D] segment features after it.
+            options: of the pass.
         """
-        heard_and_seen = features
-        if self.training and how.dropout and self.visual_dropout:  # the heads see it, contrastive losses do not (published)
-            heard_and_seen = torch.stack([features[0], drop(features[1], self.visual_dropout)])
-        video, audio, visual, segments, weights = self.pooling(heard_and_seen)
+        head_inputs = features
+        if (
+            self.training and options.dropout and self.visual_dropout
+        ):  # for the heads, not for contrastive losses (published)
+            head_inputs = torch.stack([features[0], drop(features[1], self.visual_dropout)])
+        video, audio, visual, segments, weights = self.pooling(head_inputs)
         return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
 
 
-def without_exchange(model: nn.Module) -> None:
-    """Freezes the weights that only the exchange uses, of every `Network` in ``model``.
+def freeze_exchange(model: nn.Module) -> None:
+    """Freeze the parameters that only the exchange uses, of every `Network` in ``model``, for training without exchange.
 
-    For training without exchange. DDP would otherwise wait for gradients that never come, or search the graph of every
-    step for weights that got none, send zeros for them, and wait for the device to tell who used what.
+    DDP would otherwise wait for gradients that are never computed, or (``find_unused_parameters``) search the graph of every
+    step for unused parameters, send zeros for them, and synchronise with the device to exchange which were used.
     """
     for module in model.modules():
         if isinstance(module, Network):
@@ -86,11 +113,13 @@ def without_exchange(model: nn.Module) -> None:
 
 
 def frames_by_segment(batch: Batch) -> Tensor:
-    """The visual stream as [B,T,k,Dv], whether it has k frames a segment or one row."""
+    """Return the visual stream as [B,T,k,Dv]; k is 1 if it has one row per segment."""
     return batch.visual.unflatten(1, (batch.audio.shape[1], -1))
 
 
 def _with_scoring_pass(outputs: Outputs, scoring_pass: Outputs) -> Outputs:
-    # a view taken under no_grad of what both passes share still asks for a gradient
-    apart: dict[str, Any] = {name: value.detach() for name, value in vars(scoring_pass).items() if isinstance(value, Tensor)}
-    return Outputs(**{**vars(outputs), "scoring": Outputs(**apart)})
+    # a view of a shared tensor requires a gradient even if it was made under no_grad
+    detached: dict[str, Any] = {
+        name: value.detach() for name, value in vars(scoring_pass).items() if isinstance(value, Tensor)
+    }
+    return Outputs(**{**vars(outputs), "scoring": Outputs(**detached)})

@@ -1,4 +1,4 @@
-"""From segment features to segment, modality and video probabilities: multimodal MIL pooling, attentive or fixed."""
+"""Multimodal MIL pooling, attentive or fixed: turns segment features into segment, modality and video probabilities."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Pooled(NamedTuple):
-    """Video, audio and visual probabilities [B,C], segment probabilities [B,T,2,C], and the weights [B,T,2,C] over time.
+    """Video, audio and visual probabilities [B,C], segment probabilities [B,T,2,C], and weights over time [B,T,2,C].
 
-    The weights are None where the largest probability was taken instead.
+    The weights are None for max pooling.
     """
 
     video: Tensor
@@ -24,39 +24,39 @@ class Pooled(NamedTuple):
 class AttentiveMMIL(nn.Module):
     """Attentive MMIL pooling of HAN (ECCV 2020, section 4.2; published code).
 
-    One linear layer holds three heads: class scores, attention over time, attention over modalities.
+    One linear layer contains three heads: class scores, attention over time, attention over modalities.
 
     Args:
         width: feature width D.
         classes: number of event classes C.
-        shared: whether both modalities have the same heads (HAN); False gives each modality a layer of its own.
+        shared: whether both modalities use the same heads (HAN); False for a separate layer per modality.
     """
 
     def __init__(self, width: int, classes: int, *, shared: bool = True) -> None:
         super().__init__()
-        self.heads = nn.Linear(width, 3 * classes) if shared else EachModality(width, 3 * classes)
+        self.heads = nn.Linear(width, 3 * classes) if shared else LinearPerModality(width, 3 * classes)
 
     def forward(self, features: Tensor) -> Pooled:
-        """Pools segment features.
+        """Pool segment features.
 
         Args:
             features: [2,B,T,D], audio first.
 
         Returns:
-            all float32. Attention weights sum to 1 only up to rounding, so a pooled probability may pass 1 by some 1e-7;
-            losses clamp.
+            float32 tensors. Attention weights sum to 1 only up to rounding, so that a pooled probability can exceed 1 by
+            about 1e-7; losses clamp it.
         """
         scores, over_time, over_modality = self.heads(features).float().chunk(3, dim=-1)  # [2,B,T,C] each
         segments = scores.sigmoid()
         weights = over_time.softmax(dim=2)
-        witnessed = segments * weights
-        audio, visual = witnessed.sum(dim=2)  # [B,C] each
-        video = (witnessed * over_modality.softmax(dim=0)).sum(dim=(0, 2))  # [B,C]
+        weighted = segments * weights
+        audio, visual = weighted.sum(dim=2)  # [B,C] each
+        video = (weighted * over_modality.softmax(dim=0)).sum(dim=(0, 2))  # [B,C]
         return Pooled(video, audio, visual, segments.permute(1, 2, 0, 3), weights.permute(1, 2, 0, 3))
 
 
-class EachModality(nn.Module):
-    """A linear layer for each modality: [2,...,D] to [2,...,O]."""
+class LinearPerModality(nn.Module):
+    """A separate linear layer for each modality, from [2,...,D] to [2,...,O]."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -64,15 +64,15 @@ class EachModality(nn.Module):
         self.visual = nn.Linear(width, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Audio through one layer, visual through the other."""
+        """Apply one layer to audio features and the other to visual features."""
         return torch.stack([self.audio(x[0]), self.visual(x[1])])
 
 
 class FixedMMIL(nn.Module):
     """Max or mean pooling, over time and then over modalities (HAN's table 2; reconstruction: not in the published code).
 
-    ``max`` takes the surest segment and then the surer modality, ``mean`` gives every segment and modality the same weight.
-    The only weights are those of the class scores.
+    ``max`` takes the largest probability over segments, then over modalities; ``mean`` weighs all segments and modalities
+    equally. Only the head of the class scores has parameters.
     """
 
     def __init__(self, width: int, classes: int, kind: Literal["max", "mean"]) -> None:
@@ -81,9 +81,9 @@ class FixedMMIL(nn.Module):
         self.kind = kind
 
     def forward(self, features: Tensor) -> Pooled:
-        """Pools segment features; arguments and result as `AttentiveMMIL`'s."""
+        """Pool segment features; arguments and result are those of `AttentiveMMIL`."""
         segments = self.heads(features).float().sigmoid()  # [2,B,T,C]
-        # amax shares the gradient among equals, where max would choose one
+        # amax divides the gradient among equal maxima, max would choose one
         modalities = segments.amax(dim=2) if self.kind == "max" else segments.mean(dim=2)  # [2,B,C]
         video = modalities.amax(dim=0) if self.kind == "max" else modalities.mean(dim=0)
         audio, visual = modalities

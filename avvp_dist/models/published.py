@@ -19,9 +19,9 @@ from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.models.han import HanConfig
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
-# published name -> our name; the pooling heads are three layers there and one here
+# published name -> name in this package; the three layers of the pooling heads are one layer here
 _HAN_NAMES = {
     "fc_a": "audio",
     "fc_v": "visual",
@@ -38,14 +38,14 @@ _ATTENTION_NAMES = {
     "hat_encoder.layers.0.self_attn.in_proj_": "layer.self_attention.in_proj_",
     "hat_encoder.layers.0.cm_attn.in_proj_": "layer.cross_attention.in_proj_",
 }
-_HEADS = ("fc_prob", "fc_frame_att", "fc_av_att")  # in the order AttentiveMMIL reads them
+_HEADS = ("fc_prob", "fc_frame_att", "fc_av_att")  # in the order of AttentiveMMIL
 
 _CONFIGS = {"han": HanConfig(), "ma": HanConfig(), "jomold": HanConfig(visual_dropout=0.5)}
 
-_WRAPPERS = ("model", "state_dict")  # keys under which a training's checkpoint holds the parameters
+_WRAPPERS = ("model", "state_dict")  # keys under which a training checkpoint stores the parameters
 
-# JoMoLD's checkpoints hold NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of
-# Python and CUDA are tuples and tensors. The array's functions moved in NumPy 2, and files keep the old name.
+# JoMoLD's checkpoints contain NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of
+# Python and CUDA are tuples and tensors. NumPy 2 moved the array's functions, and existing files have the old names.
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]
 _SCALAR = np.float64(0).__reduce__()[0]
 _GENERATOR_STATES: list[Any] = [
@@ -54,7 +54,7 @@ _GENERATOR_STATES: list[Any] = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.uint32)),
-    # scores of the best epoch are often NumPy's numbers
+    # scores of the best epoch are often NumPy scalars
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
@@ -62,18 +62,18 @@ _GENERATOR_STATES: list[Any] = [
 
 
 def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> nn.Module:
-    """A published checkpoint as one of our networks, in eval mode.
+    """Load a published checkpoint into a network of this package, in eval mode.
 
     Args:
         name: ``han``, ``ma`` or ``jomold``.
-        checkpoint: path or URL of the authors' file, or what it holds: their parameters by name, or a dict of a training
-            that holds them as ``model`` or ``state_dict``. Names may start with ``module.``, as DataParallel writes them.
-            Those that the forward pass never uses are ignored and listed in the log. No code in a file is run.
+        checkpoint: path or URL of the authors' file, or its content: parameters by name, or a dict with the parameters as
+            ``model`` or ``state_dict``. Names can start with ``module.``, as written by DataParallel. Parameters that the
+            forward pass never uses are ignored and listed in the log. No code in the file is executed.
 
     Raises:
         ConfigError: unknown ``name``.
-        DataError: the file is missing, unreadable, or holds anything but parameters, optimiser and generator states;
-            parameters missing, of another shape, or with values that are not finite, all of them.
+        DataError: the file is missing, unreadable, or contains anything except parameters, optimizer and generator states;
+            or parameters are missing, have another shape or values that are not finite (lists all of them).
     """
     if name not in _CONFIGS:
         raise ConfigError(f"unknown published network {name!r}. Valid names: {', '.join(_CONFIGS)}")
@@ -95,13 +95,13 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
         raise DataError(problems, title)
     ignored = sorted(set(given) - used)
     if ignored:
-        _log.info("%s: %d unused parameters of the checkpoint ignored: %s", name, len(ignored), ", ".join(ignored))
+        LOGGER.info("%s: %d unused parameters of the checkpoint ignored: %s", name, len(ignored), ", ".join(ignored))
     model.load_state_dict(converted)
     return model.eval()
 
 
 def _read(url: str) -> Any:
-    """What a checkpoint file holds, in torch's present or older format; nothing but what torch and we allow is unpickled."""
+    """Read a checkpoint file in torch's current or old format; only types allowed by torch or above are unpickled."""
     try:
         content = storage.read_bytes(url)
     except FileNotFoundError:
@@ -110,19 +110,20 @@ def _read(url: str) -> Any:
     try:
         with torch.serialization.safe_globals(_GENERATOR_STATES):
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make torch and pickle raise nearly anything
-        met = re.search(r"GLOBAL (\S+)|(?:function|but got) (<[^>]+>)", str(error))
-        if met:
+    except Exception as error:  # a damaged file can raise almost any exception
+        forbidden = re.search(r"GLOBAL (\S+)|(?:function|but got) (<[^>]+>)", str(error))
+        if forbidden:
             raise DataError(
-                f"{url}: refused: it holds {met[1] or met[2]}, beyond the parameters, optimiser and generator states of a "
-                "checkpoint, and could run code of its author. If you trust it, load it elsewhere and save its state_dict()"
+                f"{url}: refused: it contains {forbidden[1] or forbidden[2]}, which is not part of the parameters, "
+                "optimizer and generator states of a checkpoint and could execute code. If you trust the file, load it with "
+                "torch and save its state_dict()"
             ) from None
         text = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("Check the documentation")[0].split())
         raise DataError(f"{url}: not a checkpoint that torch can read ({text[:160] or type(error).__name__})") from None
 
 
 def _check_archive(url: str, content: bytes) -> None:
-    """Refuses a zip archive with a wrong checksum, which torch does not look at; its older format has none."""
+    """Refuse a zip archive with a wrong checksum, which torch does not check; its old format has no checksum."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return
     try:
@@ -131,38 +132,42 @@ def _check_archive(url: str, content: bytes) -> None:
     except Exception as error:
         wrong = str(error)
     if wrong:
-        raise DataError(f"{url}: damaged: checksum error in {wrong}; fetch it again")
+        raise DataError(f"{url}: damaged: checksum error in {wrong}; download it again")
 
 
 def _parameters(content: Any, title: str) -> dict[str, Tensor]:
-    """Parameters by their published names, out of whatever holds them."""
-    for _ in range(len(_WRAPPERS)):  # one may hold the other
+    """Return the parameters by their published names, from any supported container."""
+    for _ in range(len(_WRAPPERS)):  # one can contain the other
         inner = [content[key] for key in _WRAPPERS if key in content] if isinstance(content, Mapping) else []
         if not inner:
             break
         content = inner[0]
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise DataError(f"holds a {kind} where parameters by name are expected; save the network's state_dict()", title)
+        raise DataError(f"contains a {kind}, expected parameters by name; save the network's state_dict()", title)
     given = {}
     for key, value in content.items():
         while isinstance(key, str) and key.startswith("module."):
             key = key.removeprefix("module.")
         given[str(key)] = value
-    strange = [
+    not_tensors = [
         f"{key}: {type(value).__name__}, not a tensor" for key, value in given.items() if not isinstance(value, Tensor)
     ]
-    if strange and len(strange) == len(given):
-        raise DataError(f"holds no parameters; its keys are {', '.join(list(given)[:10]) or 'none'}", title)
-    if strange:
-        raise DataError(strange, title)
+    if not_tensors and len(not_tensors) == len(given):
+        raise DataError(f"contains no parameters; its keys are {', '.join(list(given)[:10]) or 'none'}", title)
+    if not_tensors:
+        raise DataError(not_tensors, title)
     return given
 
 
 def _convert(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str], list[str]]:
-    """Our parameters, the published names they came from, and a line for each one that is missing or cannot be used."""
-    names = {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in _HAN_NAMES.items() for kind in ("weight", "bias")}
-    names |= {f"{theirs}{kind}": f"{ours}{kind}" for theirs, ours in _ATTENTION_NAMES.items() for kind in ("weight", "bias")}
+    """Return the converted parameters, the published names that were used, and a message for each unusable parameter."""
+    names = {
+        f"{published}.{kind}": f"{name}.{kind}" for published, name in _HAN_NAMES.items() for kind in ("weight", "bias")
+    }
+    names |= {
+        f"{published}{kind}": f"{name}{kind}" for published, name in _ATTENTION_NAMES.items() for kind in ("weight", "bias")
+    }
     heads = {kind: [f"{head}.{kind}" for head in _HEADS] for kind in ("weight", "bias")}
     wanted = {*names, *heads["weight"], *heads["bias"]}
     missing = sorted(wanted - set(given))
@@ -175,14 +180,14 @@ def _convert(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str], 
             problems.append(f"{', '.join(parts)}: shapes {sorted(shapes)}, expected the same for all three")
     if problems:
         return {}, set(), problems
-    converted = {ours: given[theirs] for theirs, ours in names.items()}
+    converted = {name: given[published] for published, name in names.items()}
     for kind, parts in heads.items():
         converted[f"pooling.heads.{kind}"] = torch.cat([given[part] for part in parts])
     return converted, wanted, []
 
 
 def _unusable(value: Tensor) -> str:
-    """What is wrong with a parameter whatever its name; empty where nothing is."""
+    """Return why a tensor cannot be a parameter; empty if it can."""
     if value.layout != torch.strided or value.is_quantized or not value.dtype.is_floating_point or value.is_meta:
         return f"a {value.dtype} tensor, expected dense floating-point numbers"
     bad = int((~torch.isfinite(value)).sum())

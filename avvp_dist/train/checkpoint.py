@@ -1,4 +1,4 @@
-"""A training checkpoint: one blob behind a header with its checksum, so that it is whole and unchanged, or not used."""
+"""Training checkpoints: one blob behind a header with its checksum, so that a damaged checkpoint is never used."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ from avvp_dist.errors import DataError
 from avvp_dist.storage import integrity
 
 _MAGIC = b"AVVPCKPT"
-_FORMAT = 2  # of the container; 1 was a bare file of torch.save
-_STATE = 1  # of what is inside
-_ZIP = b"PK\x03\x04"  # how files of torch.save begin
+_FORMAT = 2  # version of the container; 1 was a plain file of torch.save
+_STATE = 1  # version of the content
+_ZIP = b"PK\x03\x04"  # first bytes of a file of torch.save
 
 
 def pack(state: dict[str, Any]) -> bytes:
-    """Tensors, numbers, strings, lists and dicts as bytes."""
+    """Serialise tensors, numbers, strings, lists and dicts."""
     buffer = io.BytesIO()
     torch.save({"format": _STATE, **state}, buffer)
     return integrity.wrap(buffer.getvalue(), _MAGIC, _FORMAT)
 
 
 def rekeyed(blob: bytes, key: str) -> bytes:
-    """The same checkpoint as one of the stage ``key``: weights that another run hands over."""
+    """Return the checkpoint with another cache key, for weights that come from another run."""
     return pack({**unpack(blob), "key": key})
 
 
 def unpack(blob: bytes, what: str = "the checkpoint") -> dict[str, Any]:
-    """What `pack` was given, tensors on the CPU. Runs no code from the blob.
+    """Deserialise the result of `pack`, with tensors on the CPU. No code in the blob is executed.
 
     Args:
-        blob: what `pack` returned.
-        what: names it in messages, best by its file.
+        blob: the result of `pack`.
+        what: names the checkpoint in messages, preferably by its file.
 
     Raises:
-        DataError: not a checkpoint of this version, or a damaged one.
+        DataError: it is not a checkpoint of this version, or it is damaged.
     """
     if blob.startswith(_ZIP):
-        raise DataError(f"{what}: a checkpoint of an earlier version, which has no checksum and is not used")
+        raise DataError(f"{what}: a checkpoint of an earlier version, without a checksum; it cannot be used")
     payload = integrity.unwrap(blob, _MAGIC, _FORMAT, what)
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except Exception as error:
         raise DataError(f"{what}: cannot be read ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format") != _STATE:
-        raise DataError(f"{what}: of another version of this package")
+        raise DataError(f"{what}: written by another version of this package")
     return state
 
 
-def misfit(state: Mapping[str, Any], model: Mapping[str, Tensor], epochs: int, steps: Callable[[int], int]) -> str | None:
-    """Why a stage cannot go on from ``state``; None when it can.
+def mismatch(state: Mapping[str, Any], model: Mapping[str, Tensor], epochs: int, steps: Callable[[int], int]) -> str | None:
+    """Return why a stage cannot resume from ``state``; None if it can.
 
     Args:
-        state: what `unpack` returned.
-        model: state dict of the network to be trained.
+        state: the result of `unpack`.
+        model: state dict of the network to train.
         epochs: of the stage.
-        steps: number of steps of an epoch.
+        steps: returns the number of steps of an epoch.
     """
     epoch, step = state.get("epoch"), state.get("step")
     if not isinstance(epoch, int) or not 0 <= epoch <= epochs:
@@ -69,14 +69,14 @@ def misfit(state: Mapping[str, Any], model: Mapping[str, Tensor], epochs: int, s
         return f"step {step!r} of an epoch of {length} steps"
     trained = state.get("trained")
     if not isinstance(trained, Mapping) or len(trained.get("history", ())) != epoch:
-        return f"its history is not one of {epoch} epochs"
-    return weights_misfit(state.get("model"), model)
+        return f"its history does not have {epoch} epochs"
+    return weights_mismatch(state.get("model"), model)
 
 
-def weights_misfit(weights: Any, model: Mapping[str, Tensor]) -> str | None:
-    """Why ``weights`` cannot be those of ``model``: other names or shapes, or values that are not finite; else None."""
+def weights_mismatch(weights: Any, model: Mapping[str, Tensor]) -> str | None:
+    """Return why ``weights`` do not fit ``model`` (names, shapes, values that are not finite); None if they do."""
     if not isinstance(weights, Mapping):
-        return "no weights in it"
+        return "it contains no weights"
     if weights.keys() != model.keys():
         names = sorted(weights.keys() ^ model.keys())
         return f"weights do not fit the network: {len(names)} names differ, such as {names[0]}"
@@ -87,8 +87,8 @@ def weights_misfit(weights: Any, model: Mapping[str, Tensor]) -> str | None:
 
 
 def not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Names a tensor with NaN or infinite values; None without any."""
+    """Return a message that names a tensor with NaN or infinite values; None if there is none."""
     for name, value in weights.items():
         if not torch.isfinite(value).all():
-            return f"weights are not finite: {name} holds NaN or infinite values"
+            return f"weights are not finite: {name} contains NaN or infinite values"
     return None

@@ -1,4 +1,4 @@
-"""What a network says about a split, and the scores of it under each protocol."""
+"""Predictions of a network for a split, and their scores under each protocol."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from avvp_dist.shards.index import Labels
 SCORES = tuple(
     f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
 )
-"""Names of the scores of one split under one protocol: level and metric."""
+"""Names of the scores of one split under one protocol, as level and metric."""
 
 
 class EvaluateConfig(Section):
-    """How predictions are made of probabilities, and what the best epoch is."""
+    """Thresholds and protocol that turn probabilities into predictions, and selection of the best epoch."""
 
     protocol: Literal["joint", "modality", "none"] = "joint"
     """Video-level filter: the joint video probability (HAN), the modality's own (MA, JoMoLD), or none."""
     segment_threshold: float = Field(0.5, ge=0, le=1)
-    """A second is predicted when its probability reaches this."""
+    """Smallest probability of a segment that counts as a prediction."""
     video_threshold: float = Field(0.5, ge=0, le=1)
-    """The video-level filter lets through what reaches this."""
+    """Smallest probability that passes the video-level filter."""
     select: Literal[(*SCORES, "last")] = "segment.type"  # type: ignore[valid-type]
-    """Score on val that names the best epoch; last takes the last epoch."""
+    """Score on val that selects the best epoch; last selects the last epoch."""
     ties: Literal["later", "first"] = "later"
-    """Which of equally good epochs is the best: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
+    """Which of equally good epochs is selected: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
     batch_size: int = Field(256, ge=1, le=10_000_000)
-    """Videos a rank evaluates at a time."""
+    """Number of videos that a rank evaluates at a time."""
 
     @property
-    def watched(self) -> str:
-        """The score a person watches while training goes on."""
+    def monitored(self) -> str:
+        """Name of the score that progress reports show."""
         return "segment.type" if self.select == "last" else self.select
 
-    def replaces(self, value: float, best: float) -> bool:
-        """Whether an epoch with this score takes the place of the best one before it."""
+    def is_better(self, value: float, best: float) -> bool:
+        """Return whether an epoch with score ``value`` replaces the previous best epoch."""
         return self.select == "last" or value > best or (self.ties == "later" and value == best)
 
 
 def predict(
     model: nn.Module, split: SplitReader, runtime: Runtime, *, cross_modal: bool, batch_size: int, bfloat16: bool = False
 ) -> Probabilities:
-    """Probabilities of all videos, each once, in the split's order; the same on every rank."""
+    """Return the probabilities of all videos in the split's order, the same on every rank."""
     collective = runtime.collective
-    rows, numbers = [], []
+    rows, indices = [], []
     batches = split.iter_all(batch_size, collective.rank, collective.world_size)
     model.eval()
     with closing(batches), torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
@@ -63,15 +63,15 @@ def predict(
             outputs = model(batch, cross_modal=cross_modal)
             pooled = torch.stack([outputs.video, outputs.audio, outputs.visual], dim=1)  # [B,3,C]
             rows.append(torch.cat([pooled, outputs.segments.flatten(1, 2)], dim=1))  # [B,3+2T,C]
-            numbers.append(batch.index)
-        place = collective.all_gather(torch.cat(numbers)).argsort()
-        table = collective.all_gather(torch.cat(rows))[place].cpu().numpy()
+            indices.append(batch.index)
+        order = collective.all_gather(torch.cat(indices)).argsort()
+        table = collective.all_gather(torch.cat(rows))[order].cpu().numpy()
     segments = table[:, 3:].reshape(len(table), -1, 2, table.shape[-1])
     return Probabilities(video=table[:, 0], audio=table[:, 1], visual=table[:, 2], segments=segments)
 
 
 def decide(probabilities: Probabilities, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Audio and visual predictions under the config's own protocol, bool [N,T,C] each."""
+    """Return audio and visual predictions under the config's protocol, bool [N,T,C] each."""
     return apply_protocol(
         probabilities.video,
         probabilities.audio,
@@ -84,7 +84,7 @@ def decide(probabilities: Probabilities, config: EvaluateConfig) -> tuple[np.nda
 
 
 def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
-    """The ten figures under the config's own protocol, as ``{"segment.type": ...}``."""
+    """Return the ten scores under the config's protocol, as ``{"segment.type": ...}``."""
     scores = score(*decide(probabilities, config), *_truth(labels))
     return {f"{level}.{name}": value for level in ("segment", "event") for name, value in getattr(scores, level).items()}
 
@@ -92,7 +92,7 @@ def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateC
 def all_scores(
     probabilities: Probabilities, labels: Labels, config: EvaluateConfig, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Scores under every protocol, per class and without Speech, as result.json holds them."""
+    """Return the scores under every protocol, per class and without Speech, as stored in result.json."""
     truth = _truth(labels)
     return {
         protocol: evaluate(probabilities, *truth, classes, protocol, config.segment_threshold, config.video_threshold)
@@ -106,21 +106,21 @@ def scores_of_videos(
     config: EvaluateConfig,
     classes: tuple[str, ...],
 ) -> PerVideo:
-    """What the figures of `all_scores` are means of, for every split there are probabilities of."""
+    """Return the scores of each video, whose means `all_scores` reports, for every split in ``probabilities``."""
     values: dict[tuple[str, str, bool], np.ndarray] = {}
-    for split, found in probabilities.items():
+    for split, of_split in probabilities.items():
         truth = _truth(labels[split])
         for protocol in PROTOCOLS:
-            everything, without = per_video(
-                found, *truth, classes, protocol, config.segment_threshold, config.video_threshold
+            with_all_classes, without_speech = per_video(
+                of_split, *truth, classes, protocol, config.segment_threshold, config.video_threshold
             )
-            values[split, protocol, False] = everything
-            if without is not None:
-                values[split, protocol, True] = without
+            values[split, protocol, False] = with_all_classes
+            if without_speech is not None:
+                values[split, protocol, True] = without_speech
     return PerVideo({split: tuple(labels[split].ids) for split in probabilities}, values)
 
 
 def _truth(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    assert labels.audio is not None  # app.open_data refuses data without it
+    assert labels.audio is not None  # experiments.run.open_data refuses data without it
     assert labels.visual is not None
     return labels.audio, labels.visual

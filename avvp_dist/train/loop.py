@@ -1,4 +1,4 @@
-"""Trains one stage: epochs of steps, validation, best epoch, checkpoints, exact resume."""
+"""Training of one stage: epochs, validation, selection of the best epoch, checkpoints, exact resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from avvp_dist.errors import DataError, Preempted
 from avvp_dist.loading.plan import Plan
 from avvp_dist.loading.split import SplitReader
 from avvp_dist.methods.base import TrainStage
-from avvp_dist.models.co_trained import CoTrainedNetworks
+from avvp_dist.models.co_trained import build_networks
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
 from avvp_dist.train.meter import EpochMeter
@@ -35,50 +35,53 @@ LOGGER = logging.getLogger(__name__)
 
 
 class TrainConfig(Section):
-    """Length and size of training; every training stage of a method has the same."""
+    """Length and batch size of training; the same for every training stage of a method."""
 
     epochs: int = Field(40, ge=1, le=1_000_000)
     """Epochs of each training stage."""
     batch_size: int = Field(16, ge=1, le=10_000_000)
-    """Videos in a global batch, over all workers."""
+    """Number of videos in a global batch, over all workers."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the networks' matrix products (autocast); weights and losses stay in float32."""
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     check_every: int = Field(50, ge=1)
-    """Steps between two looks at whether the loss is still finite, and two position reports."""
+    """Steps between two checks that the loss is finite, and between two progress reports."""
     checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between two checkpoints inside an epoch; null for one at each epoch's end only."""
+    """Steps between two checkpoints within an epoch; null for one at the end of each epoch only."""
 
 
 class Callback(Protocol):
-    """Who is told how training goes; on rank 0 only."""
+    """Receives the progress of training, on rank 0 only."""
 
     def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
-        """A stage begins, or goes on at ``resumed``."""
+        """Called when a stage starts, or resumes at ``resumed``."""
         ...
 
     def stage_reused(self, stage: str, key: str) -> None:
-        """A stage was found finished."""
+        """Called when the artifact of a stage is reused."""
         ...
 
     def step(self, position: TrainPosition) -> None:
-        """Every ``check_every`` steps."""
+        """Called every ``check_every`` steps."""
         ...
 
     def epoch(self, row: Mapping[str, Any], best: float) -> None:
-        """An epoch's metrics and the best score so far, after its checkpoint is safe; on resume the last row comes again."""
+        """Called with an epoch's metrics and the best score so far, after the epoch's checkpoint is saved.
+
+        A run that resumes reports its last row again.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """All that a training stage depends on.
+    """Everything that the training of a stage depends on.
 
     Attributes:
-        stage: the stage, already started.
-        key: names this stage with these settings on this data; a checkpoint of another key is not ours.
-        build: makes the network with fresh weights.
+        stage: the stage; its `TrainStage.start` has been called.
+        key: cache key of the stage's artifact; checkpoints with another key are ignored.
+        build: returns the network with fresh weights.
     """
 
     stage: TrainStage
@@ -94,7 +97,14 @@ class StageJob:
 
 @dataclass
 class StageResult:
-    """What a training stage leaves: the best epoch's weights and the story of all epochs."""
+    """Result of a training stage.
+
+    Attributes:
+        weights: of the best epoch.
+        best: stage, epoch, metric and value of the best epoch.
+        history: one row of metrics per epoch.
+        removed: labels removed in the last epoch, bool [N,2,C]; None for a stage that does not denoise.
+    """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Any] | None = None
@@ -111,9 +121,8 @@ class StageTrainer:
         self.callback = callback
         self.rank = runtime.collective.rank
         torch.manual_seed(job.seed)
-        networks = [job.build() for _ in range(job.stage.networks)]
-        self.kept = networks[0]
-        self.model = (CoTrainedNetworks(networks) if len(networks) > 1 else self.kept).to(runtime.device)
+        model, self.kept = build_networks(job.build, job.stage.networks)
+        self.model = model.to(runtime.device)
         self.optimizer, self.scheduler = job.optim.build(self.model.parameters(), job.train.epochs)
         self.times = PhaseTimes(runtime.device)
         self.train_step = TrainStep(
@@ -132,15 +141,15 @@ class StageTrainer:
         self.meter = EpochMeter(job.train_split.labels, runtime.device)
 
     def run(self) -> StageResult:
-        """Trains to the end, from a checkpoint of this stage where there is one."""
+        """Train to the end, starting from a checkpoint of this stage if there is one."""
         resumed = self._restore()
         if self.rank == 0:
             self.callback.stage_started(self.job.stage.name, self.job.train.epochs, resumed)
             if resumed and self.trained.history:
-                self._tell(self.trained.history[-1])
+                self._report_epoch(self.trained.history[-1])
         while self.epoch < self.job.train.epochs:
             self._run_epoch()
-            self._stop_if_asked(committed=True)
+            self._stop_if_requested(committed=True)
         return self.trained
 
     def _run_epoch(self) -> None:
@@ -157,44 +166,48 @@ class StageTrainer:
                 self.step += 1
                 self._between_steps(plan, position)
         self.meter.check_finite(plan, position, collective)
-        seen = len(job.train_split) - first * job.train.batch_size
-        self._finish_epoch(self.meter.gather(collective), seen / (time.perf_counter() - started))
+        videos = len(job.train_split) - first * job.train.batch_size
+        self._finish_epoch(self.meter.gather(collective), videos / (time.perf_counter() - started))
 
     def _between_steps(self, plan: Plan, position: TrainPosition) -> None:
-        """Looks after the run every now and then; the epoch's last step is looked after by the epoch's end."""
+        """Check for stop requests, check the loss and save checkpoints when due; not after the last step of an epoch."""
         train = self.job.train
         if self.step == plan.steps:
             return
         if self.runtime.collective.world_size == 1:
-            self._stop_if_asked()
+            self._stop_if_requested()
         checkpoint_due = train.checkpoint_every and self.step % train.checkpoint_every == 0
         if checkpoint_due or self.step % train.check_every == 0:
             self.meter.check_finite(plan, position, self.runtime.collective)
-            if self.runtime.collective.world_size > 1:  # ranks hear of it at different times and have to agree
-                self._stop_if_asked()
+            if self.runtime.collective.world_size > 1:  # ranks receive a request at different times and have to agree
+                self._stop_if_requested()
             if self.rank == 0:
                 self.callback.step(position)
         if checkpoint_due:
             self._commit({}, self.meter.gather(self.runtime.collective))
 
-    def _stop_if_asked(self, committed: bool = False) -> None:
-        """Ends the run, with a checkpoint of this very step, when any rank was asked to."""
-        collective, asked = self.runtime.collective, self.runtime.stop_requested()
+    def _stop_if_requested(self, committed: bool = False) -> None:
+        """Stop the run if any rank received a stop request; saves a checkpoint of this step unless ``committed``.
+
+        Raises:
+            Preempted: names the position of the checkpoint.
+        """
+        collective, requested = self.runtime.collective, self.runtime.stop_requested()
         if collective.world_size > 1:
-            heard = torch.tensor([float(asked)], device=self.runtime.device)
-            asked = bool(collective.all_reduce_sum(heard).item())
-        if not asked:
+            requests = torch.tensor([float(requested)], device=self.runtime.device)
+            requested = bool(collective.all_reduce_sum(requests).item())
+        if not requested:
             return
         if not committed:
             self._commit({}, self.meter.gather(collective))
         where = f"stage {self.job.stage.name}, epoch {self.epoch + 1}, step {self.step}"
-        raise Preempted(f"asked to stop at {where}: a checkpoint is safe, the same command goes on from there")
+        raise Preempted(f"stopped on request at {where}: a checkpoint is saved; the same command resumes from there")
 
     def _finish_epoch(self, gathered: Mapping[str, Tensor], videos_per_second: float) -> None:
         job, started = self.job, time.perf_counter()
         row: dict[str, Any] = {"stage": job.stage.name, "epoch": self.epoch + 1, "lr": self.scheduler.get_last_lr()[0]}
         row |= self.meter.metrics(gathered) | {"videos_per_second": videos_per_second}
-        # this rank's; rank 0's are the ones that are kept
+        # of this rank; the history keeps those of rank 0
         row |= {f"time/{phase}_seconds": seconds for phase, seconds in self.times.take().items()}
         probabilities = predict(
             self.model,
@@ -207,7 +220,7 @@ class StageTrainer:
         scores = quick_scores(probabilities, job.val_split.labels, job.evaluate)
         row |= {f"val/{name}": value for name, value in scores.items()}
         row["validation_seconds"] = time.perf_counter() - started
-        self._select(scores[job.evaluate.watched])
+        self._select(scores[job.evaluate.monitored])
         self.trained.history.append(row)
         self.trained.removed = self.meter.removed(gathered)
         self.scheduler.step()
@@ -215,26 +228,26 @@ class StageTrainer:
         self.meter = EpochMeter(job.train_split.labels, self.runtime.device)
         self._commit(row, {})
         if self.rank == 0:
-            self._tell(row)
+            self._report_epoch(row)
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
-        assert self.trained.best  # of this epoch or an earlier one
+    def _report_epoch(self, row: Mapping[str, Any]) -> None:
+        assert self.trained.best  # set by `_select`
         self.callback.epoch(row, self.trained.best["value"])
 
     def _select(self, value: float) -> None:
-        """Keeps this epoch's weights when it is the best so far."""
+        """Keep this epoch's weights if it is the best so far."""
         best, evaluate = self.trained.best, self.job.evaluate
-        if best is None or evaluate.replaces(value, best["value"]):
+        if best is None or evaluate.is_better(value, best["value"]):
             self.trained.best = {
                 "stage": self.job.stage.name,
                 "epoch": self.epoch + 1,
-                "metric": f"val {evaluate.watched}" + (" of the last epoch" if evaluate.select == "last" else ""),
+                "metric": f"val {evaluate.monitored}" + (" of the last epoch" if evaluate.select == "last" else ""),
                 "value": value,
             }
             self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
 
     def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
-        """Hands a checkpoint over: the one place where ranks report."""
+        """Report metrics and a checkpoint to the runtime. All ranks report here and nowhere else."""
         blob = None
         if self.rank == 0:
             trained = self.trained
@@ -255,7 +268,7 @@ class StageTrainer:
         self.runtime.report(metrics, blob)
 
     def _restore(self) -> TrainPosition | None:
-        """Goes on from this stage's newest checkpoint that is whole; None when there is none."""
+        """Restore the newest valid checkpoint of this stage; None if there is none."""
         state = self._choose_checkpoint()
         if state is None:
             return None
@@ -272,27 +285,27 @@ class StageTrainer:
         return TrainPosition(self.job.stage.name, self.epoch, self.step, self.job.train.epochs, self._steps(self.epoch))
 
     def _choose_checkpoint(self) -> dict[str, Any] | None:
-        """State to go on from, the same on all ranks: rank 0 checks, and tells the others which checkpoint it is."""
+        """Return the state to resume from, the same on all ranks; rank 0 chooses the checkpoint and broadcasts its name."""
         chosen, state = "", None
         if self.rank == 0:
             for name in self.runtime.checkpoints():
                 try:
                     state = self._read_checkpoint(name)
                 except DataError as error:
-                    LOGGER.warning("%s; going on without this checkpoint, from the one before it if there is one", error)
+                    LOGGER.warning("%s; this checkpoint is skipped, the previous one is used if there is one", error)
                     continue
-                chosen = name if state else ""  # of another stage: this one has none yet
+                chosen = name if state else ""  # the newest one is of another stage, so this stage has none
                 break
-        told = gather_lines(self.runtime.collective, [json.dumps(chosen)] if chosen else [], self.runtime.device)
-        if told and self.rank != 0:
-            state = self._read_checkpoint(json.loads(told[0]))
+        names = gather_lines(self.runtime.collective, [json.dumps(chosen)] if chosen else [], self.runtime.device)
+        if names and self.rank != 0:
+            state = self._read_checkpoint(json.loads(names[0]))
         return state
 
     def _read_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """A checkpoint's state, or None where it is of another stage.
+        """Return a checkpoint's state, or None if it belongs to another stage.
 
         Raises:
-            DataError: it is damaged, or cannot be of this stage; names it.
+            DataError: it is damaged, or does not fit this stage; names the checkpoint.
         """
         try:
             state = checkpoint.unpack(self.runtime.read_checkpoint(name), name)
@@ -300,7 +313,7 @@ class StageTrainer:
             raise DataError(f"{name}: missing") from None
         if state.get("key") != self.job.key:
             return None
-        problem = checkpoint.misfit(state, self.model.state_dict(), self.job.train.epochs, self._steps)
+        problem = checkpoint.mismatch(state, self.model.state_dict(), self.job.train.epochs, self._steps)
         if problem:
             raise DataError(f"{name}: {problem}")
         return state

@@ -1,4 +1,4 @@
-"""What an epoch adds up to; kept on the device and read once."""
+"""Sums over the steps of an epoch, kept on the device and read once at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EpochMeter:
 
     Args:
         labels: the training split's.
-        device: where the sums live.
+        device: where the sums are kept.
     """
 
     def __init__(self, labels: Labels, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class EpochMeter:
         self._denoises = False
 
     def add(self, batch: Batch, losses: Mapping[str, Tensor], targets: Targets) -> None:
-        """Takes in one step; does not wait for the device."""
+        """Add one step; does not synchronise with the device."""
         for name, loss in losses.items():
             summed = loss.sum(dtype=torch.float64)
             self._sums[name] = self._sums[name] + summed if name in self._sums else summed
@@ -44,8 +44,8 @@ class EpochMeter:
             self._removed[batch.index] = torch.stack([targets.removed_audio, targets.removed_visual], dim=1)
 
     def gather(self, collective: Collective) -> dict[str, Tensor]:
-        """The sums of all ranks together, as a checkpoint holds them; every rank calls it."""
-        # each video belongs to one rank, so sums over ranks put the parts together
+        """Return the sums over all ranks, as stored in a checkpoint; every rank must call it."""
+        # each video is on one rank and 0 elsewhere, so a sum over ranks combines the parts
         gathered = {f"sum/{name}": collective.all_reduce_sum(value) for name, value in self._sums.items()}
         gathered["video_losses"] = collective.all_reduce_sum(self._video_losses)
         if self._denoises:
@@ -53,7 +53,7 @@ class EpochMeter:
         return gathered
 
     def restore(self, gathered: Mapping[str, Tensor], rank: int) -> None:
-        """Goes on from `gather`'s sums: rank 0 takes them, the others start from nothing."""
+        """Restore the result of `gather`: rank 0 takes the sums, the other ranks start from zero."""
         self._denoises = "removed" in gathered
         names = [name.removeprefix("sum/") for name in gathered if name.startswith("sum/")]
         if rank:
@@ -65,30 +65,30 @@ class EpochMeter:
             self._removed.copy_(gathered["removed"])
 
     def check_finite(self, plan: Plan, position: TrainPosition, collective: Collective) -> None:
-        """Stops a run whose loss has become NaN or infinite; every rank calls it.
+        """Check that all losses of the epoch so far are finite; every rank must call it.
 
         Raises:
-            TrainingError: names the first such step and the videos whose loss is not finite.
+            TrainingError: names the first step with a loss that is not finite, and the videos.
         """
-        mine = ~self._video_losses.isfinite()
-        if not bool(collective.all_reduce_sum(mine.sum()).item()):
+        not_finite = ~self._video_losses.isfinite()
+        if not bool(collective.all_reduce_sum(not_finite.sum()).item()):
             return
-        bad = collective.all_reduce_sum(mine.int())  # a number a video, so only when there is something to tell
-        flagged = bad.cpu().numpy().astype(bool)
+        flags = collective.all_reduce_sum(not_finite.int())  # one value per video, so only after the check above
+        flagged = flags.cpu().numpy().astype(bool)
         order = plan.order()
         for step in range(position.step + 1):
-            seen = order[step * plan.batch_size : step * plan.batch_size + plan.total(step)]
-            videos = [self._labels.ids[number] for number in seen if flagged[number]]
+            in_step = order[step * plan.batch_size : step * plan.batch_size + plan.total(step)]
+            videos = [self._labels.ids[number] for number in in_step if flagged[number]]
             if videos:
                 listed = ", ".join(videos[:10]) + (f" and {len(videos) - 10} more" if len(videos) > 10 else "")
                 raise TrainingError(
                     f"stage {position.stage}, epoch {position.epoch + 1}, step {step + 1}: the loss is not finite for "
-                    f"{len(videos)} of {len(seen)} videos: {listed}. Lower optim.lr, set optim.clip_norm, or check these "
-                    "videos' features; the last checkpoint is from before this step"
+                    f"{len(videos)} of {len(in_step)} videos: {listed}. Lower optim.lr, set optim.clip_norm, or check these "
+                    "videos' features; the last checkpoint was saved before this step"
                 )
 
     def metrics(self, gathered: Mapping[str, Tensor]) -> dict[str, float]:
-        """Mean losses per video and, where labels are removed, how many and how rightly."""
+        """Return mean losses per video and, for a stage that denoises, counts, precision and recall of removed labels."""
         videos = len(self._labels.ids)
         row = {
             f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
@@ -100,5 +100,5 @@ class EpochMeter:
 
     @staticmethod
     def removed(gathered: Mapping[str, Tensor]) -> np.ndarray | None:
-        """Labels removed in the epoch, bool [N,2,C], or None for a stage that removes none."""
+        """Return the labels removed in the epoch, bool [N,2,C], or None for a stage that does not denoise."""
         return gathered["removed"].cpu().numpy() if "removed" in gathered else None

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule."""
+"""Optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Section):
-    """Optimiser and schedule; the defaults are those of HAN, MA and JoMoLD: Adam, a learning rate that falls in steps."""
+    """Optimizer and schedule; the defaults are those of HAN, MA and JoMoLD: Adam with a step schedule."""
 
     name: Literal["adam", "adamw"] = "adam"
     """adam: weight decay as an L2 penalty; adamw: decoupled from the gradient."""
     lr: float = Field(3e-4, gt=0)
-    """Learning rate at the start of a stage; with cosine the largest one."""
+    """Learning rate at the start of a stage; with cosine, the largest learning rate."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square."""
+    """Decay rates of the running averages of the gradient and of its square."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay."""
     schedule: Literal["step", "cosine"] = "step"
-    """step: falls by gamma every step_size epochs; cosine: rises over warmup_epochs, then falls along a half cosine."""
+    """step: multiplied by gamma every step_size epochs; cosine: linear warm-up over warmup_epochs, then a half cosine."""
     step_size: int = Field(10, ge=1)
-    """step: epochs between two falls of the learning rate."""
+    """step: epochs between two reductions of the learning rate."""
     gamma: float = Field(0.1, gt=0, le=1)
-    """step: what the learning rate is multiplied by at each fall."""
+    """step: factor of each reduction."""
     warmup_epochs: int = Field(0, ge=0)
-    """cosine: epochs over which the learning rate rises to lr, in equal steps; a shorter stage ends below lr."""
+    """cosine: epochs over which the learning rate rises linearly to lr; a shorter stage ends below lr."""
     final_fraction: float = Field(0.01, ge=0, le=1)
-    """cosine: share of lr that the last epoch has."""
+    """cosine: learning rate of the last epoch, as a fraction of lr."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; no clipping when null (HAN, MA, JoMoLD)."""
+    """Largest norm of the gradient; null for no clipping (HAN, MA, JoMoLD)."""
 
     @model_validator(mode="after")
     def _check_warmup(self) -> OptimConfig:
@@ -48,21 +48,21 @@ class OptimConfig(Section):
         return self
 
     def build(self, parameters: Iterable[nn.Parameter], epochs: int = 1) -> tuple[Adam | AdamW, LRScheduler]:
-        """Optimiser and schedule over ``parameters``; the schedule steps once an epoch.
+        """Return an optimizer of ``parameters`` and its schedule, which steps once per epoch.
 
         Args:
-            parameters: what is trained.
-            epochs: length of the stage; cosine ends with it.
+            parameters: to train.
+            epochs: length of the stage, at whose end the cosine schedule ends.
         """
-        kind = {"adam": Adam, "adamw": AdamW}[self.name]
-        optimizer = kind(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
+        cls = {"adam": Adam, "adamw": AdamW}[self.name]
+        optimizer = cls(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
         if self.schedule == "step":
             return optimizer, StepLR(optimizer, self.step_size, self.gamma)
         return optimizer, LambdaLR(optimizer, _WarmupCosine(self.warmup_epochs, epochs, self.final_fraction))
 
 
 def rebase(optimizer: Optimizer, scheduler: LRScheduler, lr: float) -> None:
-    """Puts a loaded optimiser on the schedule of another learning rate; the same one changes nothing."""
+    """Change the base learning rate of a restored optimizer and its schedule; the same rate changes nothing."""
     for group in optimizer.param_groups:
         group["lr"] *= lr / group["initial_lr"]
         group["initial_lr"] = lr
@@ -71,9 +71,9 @@ def rebase(optimizer: Optimizer, scheduler: LRScheduler, lr: float) -> None:
 
 @dataclass
 class _WarmupCosine:
-    """Share of the learning rate at an epoch, as VALOR has it (NeurIPS 2023; published code, which counts from 1).
+    """Factor of the learning rate at an epoch, as in VALOR (NeurIPS 2023; published code, which counts epochs from 1).
 
-    An object in place of a function, since the schedule's state then holds its numbers and is loaded without pickle.
+    An object instead of a function, so that the schedule's state contains its numbers and loads without pickle.
     """
 
     warmup: int
@@ -84,5 +84,5 @@ class _WarmupCosine:
         epoch += 1
         if epoch < self.warmup:
             return epoch / self.warmup
-        fallen = (epoch - self.warmup) / max(self.epochs - self.warmup, 1)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fallen))
+        progress = (epoch - self.warmup) / max(self.epochs - self.warmup, 1)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,10 +1,10 @@
-"""Runs a method's stages in order; each finished stage is an artifact that later runs reuse.
+"""Runs a method's stages in order; the artifact of each finished stage is reused by later runs.
 
-An artifact is a folder ``<stage>-<key>`` of the store. The key is a hash of everything the stage depends on: data, the whole
-config but for what is known not to matter, and the keys of the stages before it. ``stage.json`` is written last: without it
-the stage is not finished. It lists the checksums of the other files, and holds one of its own; a stage whose artifact is
-damaged is run again. A train stage leaves ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios) or
-``refined.npz``, which other runs take as they are.
+An artifact is a folder ``<stage>-<key>`` of the artifact store. The cache key is a hash of everything the stage depends on:
+the data, the config except for keys that cannot affect the stage, and the keys of the stages it needs. ``stage.json`` is
+written last; without it the stage is not finished. It contains the checksums of the other files and its own; a stage whose
+artifact is damaged is run again. A train stage writes ``model.safetensors``, a collect stage ``<stage>.json`` (noise ratios)
+or ``refined.npz``; other runs can use both.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ LOGGER = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 _REFINED, _REMOVED = "refined.npz", "removed.npz"
 _DONE = "stage.json"
-_VERSION = 2  # raised when a change of the code makes a stage come out differently
+_VERSION = 2  # part of the cache key; incremented when a code change alters the result of a stage
 
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage with all that its artifact depends on, before it runs."""
+    """A stage with its cache key and everything that the key is computed from."""
 
     stage: Stage
     key: str
     depends: Mapping[str, Any]
 
     def folder(self, store: str) -> str:
-        """Where its artifact is or will be."""
+        """Return the folder of its artifact."""
         return storage.join(store, f"{self.stage.name}-{self.key}")
 
     def finished(self, store: str) -> bool:
-        """Whether its artifact is there."""
+        """Return whether its artifact is stored."""
         return storage.exists(storage.join(self.folder(store), _DONE))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What the stages of a run depend on.
+    """Everything that the stages of a run depend on.
 
     Attributes:
         data_fingerprint: of the packed data.
-        config: of the run, dumped, without what no artifact depends on, see `recipe.of_stages`.
-        order: what the order of the training split depends on, see `loading.split.order_settings`.
+        config: of the run, dumped, without keys that no artifact depends on, see `recipe.of_stages`.
+        order: settings that affect the order of the training split, see `loading.split.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
 
@@ -77,8 +77,8 @@ class Identity:
     lineage: str = ""
 
     def plan(self, method: Method) -> list[PlannedStage]:
-        """The method's stages with their keys."""
-        stages = method.stages()
+        """Return the method's stages with their cache keys."""
+        stages = method.stages
         planned: list[PlannedStage] = []
         keys: dict[str, str] = {}
         for stage in stages:
@@ -97,7 +97,7 @@ class Identity:
             "needs": {name: keys[name] for name in stage.needs},
             "fingerprint": self.data_fingerprint,
             "config": {**self.config, "method": method},
-            "given": dict(stage.given),
+            "given": dict(stage.external_inputs),
             "order": dict(self.order),
         }
 
@@ -107,9 +107,9 @@ class StageRunner:
     """Runs the stages of one run.
 
     Attributes:
-        store: folder or URL of the artifacts.
-        identity: what they depend on.
-        build: makes the network with fresh weights.
+        store: folder or URL of the artifact store.
+        identity: everything that the artifacts depend on.
+        build: returns the network with fresh weights.
     """
 
     store: str
@@ -124,10 +124,10 @@ class StageRunner:
     callback: Callback
 
     def run(self, method: Method) -> tuple[dict[str, StageResult], dict[str, Any]]:
-        """Runs all stages, or takes them from the store.
+        """Run all stages, or read their artifacts from the store.
 
         Returns:
-            what each train stage left and what each collect stage found, by stage name.
+            the results of the train stages and the artifacts of the collect stages, by stage name.
         """
         trained: dict[str, StageResult] = {}
         collected: dict[str, Any] = {}
@@ -144,11 +144,11 @@ class StageRunner:
         return trained, collected
 
     def _make(self, planned: PlannedStage, trained: Mapping[str, StageResult], collected: Mapping[str, Any]) -> Any:
-        """Runs one stage; where several runs share a store, one at a time, and those that waited find it finished."""
+        """Run one stage under a lease of its key; a run that waited for the lease finds the artifact of the other run."""
         stage = planned.stage
         rank_0 = self.runtime.collective.rank == 0
         with self.runtime.lease(self.store, planned.key) if rank_0 else nullcontext():
-            self._everyone_here()  # rank 0 may have waited for another run, which has finished the stage
+            self._barrier()  # rank 0 may have waited for another run, which finished the stage
             artifact = self._read(planned)
             if artifact is not None:
                 return artifact
@@ -160,14 +160,14 @@ class StageRunner:
         artifact = self._read(planned)
         if artifact is None:
             raise StorageError(
-                f"{planned.folder(self.store)}: what was just written there cannot be read; is the disk sound?"
+                f"{planned.folder(self.store)}: the artifact that was just written cannot be read; check the disk"
             )
         return artifact
 
     def _read(self, planned: PlannedStage, warn: bool = True) -> Any:
-        """The checked artifact, or None where the stage has to run; the same on all ranks.
+        """Return the verified artifact, or None if the stage has to run; the same on all ranks.
 
-        A rank that cannot read it, as another run may be writing it at this moment, decides for all.
+        If one rank cannot read it, for example because another run is writing it, the result is None on all ranks.
         """
         artifact = None
         try:
@@ -176,12 +176,12 @@ class StageRunner:
             if warn:
                 LOGGER.warning("%s; stage %s is run again", error, planned.stage.name)
         collective = self.runtime.collective
-        found = torch.tensor([float(artifact is not None)], device=self.runtime.device)
-        on_all_ranks = collective.all_reduce_sum(found).item() == collective.world_size
+        available = torch.tensor([float(artifact is not None)], device=self.runtime.device)
+        on_all_ranks = collective.all_reduce_sum(available).item() == collective.world_size
         return artifact if on_all_ranks else None
 
     def _artifact(self, planned: PlannedStage) -> Any:
-        """What the stage left; None where it is not finished.
+        """Read the artifact of a stage; None if the stage is not finished.
 
         Raises:
             DataError: it is damaged; names the file.
@@ -192,14 +192,14 @@ class StageRunner:
         if not isinstance(planned.stage, TrainStage):
             return read_collected(folder, planned.stage.name)
         trained = read_trained(folder)
-        problem = checkpoint.weights_misfit(trained.weights, self._blank)
+        problem = checkpoint.weights_mismatch(trained.weights, self._blank)
         if problem:
             raise DataError(f"{storage.join(folder, WEIGHTS)}: {problem}")
         return trained
 
     @functools.cached_property
     def _blank(self) -> dict[str, Tensor]:
-        """Weights of a fresh network, for their names and shapes."""
+        """Weights of a fresh network, for their names and shapes only."""
         with torch.random.fork_rng(devices=[]):
             return self.build().state_dict()
 
@@ -218,11 +218,11 @@ class StageRunner:
         )
         trained = StageTrainer(job, self.runtime, self.callback).run()
         problem = checkpoint.not_finite(trained.weights)
-        if problem:  # on all ranks alike
+        if problem:  # the same on all ranks
             raise TrainingError(f"stage {stage.name}: {problem}; a smaller optim.lr may help")
         if self.runtime.collective.rank == 0:
             _write_trained(planned.folder(self.store), planned.depends, trained)
-        self._everyone_here()
+        self._barrier()
         self.runtime.clear_checkpoints()
 
     def _train_split(self, stage: TrainStage, collected: Mapping[str, Any]) -> SplitReader:
@@ -245,36 +245,36 @@ class StageRunner:
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
         with closing(batches), torch.inference_mode(), autocast:
             for batch in batches:
-                stage.collect([model(each, cross_modal=stage.cross_modal) for each in stage.inputs(batch)], batch)
+                stage.collect([model(part, cross_modal=stage.cross_modal) for part in stage.inputs(batch)], batch)
             artifact = stage.finish(collective, split.labels.ids)
         if collective.rank == 0:
             _write_collected(planned.folder(self.store), planned.depends, artifact)
-        self._everyone_here()
+        self._barrier()
 
-    def _everyone_here(self) -> None:
-        """Waits for rank 0, which is writing what the others are about to read, or waiting for its turn."""
+    def _barrier(self) -> None:
+        """Wait for rank 0, which writes an artifact that the others read next, or waits for a lease."""
         self.runtime.collective.all_reduce_sum(torch.zeros(1, device=self.runtime.device))
 
 
 def read_weights(url: str) -> dict[str, Tensor]:
-    """Weights of a safetensors file.
+    """Read the weights in a safetensors file.
 
     Raises:
-        FileNotFoundError: there is none.
-        DataError: it is damaged, or holds values that are not finite.
+        FileNotFoundError: the file does not exist.
+        DataError: it is damaged, or contains values that are not finite.
     """
     return _weights(storage.read_bytes(url), url)
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
-    """Weights as the content of a safetensors file."""
+    """Serialise weights as a safetensors file."""
     return safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
 
 
 def _weights(content: bytes, url: str) -> dict[str, Tensor]:
     try:
         weights = safetensors.torch.load(content)
-    except Exception as error:  # of a damaged header, nearly anything
+    except Exception as error:  # a damaged header can raise almost any exception
         raise DataError(f"{url}: damaged, not a safetensors file ({' '.join(str(error).split())[:120]})") from None
     problem = checkpoint.not_finite(weights)
     if problem:
@@ -283,8 +283,8 @@ def _weights(content: bytes, url: str) -> dict[str, Tensor]:
 
 
 def _write(folder: str, files: Mapping[str, bytes], content: Mapping[str, Any]) -> None:
-    """The files of an artifact, and then the stage.json that lists them."""
-    storage.remove_abandoned(folder)
+    """Write the files of an artifact, then the stage.json that lists them."""
+    storage.sweep(folder)
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     listed = {name: integrity.describe(data) for name, data in files.items()}
@@ -312,41 +312,41 @@ def _write_collected(folder: str, depends: Mapping[str, Any], artifact: dict[str
 
 
 def _read_done(folder: str) -> tuple[dict[str, Any], list[str]]:
-    """Content of stage.json, and the names of the other files of the artifact."""
+    """Return the content of stage.json, and the names of the other files of the artifact."""
     content = integrity.read_sealed(storage.join(folder, _DONE))
     return content, list(content[integrity.FILES] if integrity.FILES in content else storage.names(folder))
 
 
 def read_collected(folder: str, name: str) -> Any:
-    """What a collect stage left in ``folder``.
+    """Read the artifact of a collect stage from ``folder``.
 
     Raises:
-        DataError: a file of it is missing or damaged.
+        DataError: one of its files is missing or damaged.
     """
     content, files = _read_done(folder)
-    plain = f"{name}.json"
-    if plain in files:
-        url = storage.join(folder, plain)
-        found = integrity.unseal(integrity.read_listed(folder, plain, content), url)
-        return {key: value for key, value in found.items() if key != integrity.CHECKSUM}
+    json_name = f"{name}.json"
+    if json_name in files:
+        url = storage.join(folder, json_name)
+        artifact = integrity.unseal(integrity.read_listed(folder, json_name, content), url)
+        return {key: value for key, value in artifact.items() if key != integrity.CHECKSUM}
     return RefinedLabels.from_bytes(integrity.read_listed(folder, _REFINED, content), storage.join(folder, _REFINED))
 
 
 def read_trained(folder: str) -> StageResult:
-    """What a train stage left in ``folder``.
+    """Read the result of a train stage from ``folder``.
 
     Raises:
-        DataError: a file of it is missing or damaged.
+        DataError: one of its files is missing or damaged.
     """
     content, files = _read_done(folder)
     if "best" not in content or "history" not in content:
-        raise DataError(f"{storage.join(folder, _DONE)}: damaged, not of a training stage")
+        raise DataError(f"{storage.join(folder, _DONE)}: damaged, not written by a training stage")
     weights = _weights(integrity.read_listed(folder, WEIGHTS, content), storage.join(folder, WEIGHTS))
     trained = StageResult(weights, content["best"], content["history"])
     if _REMOVED in files:
         data = integrity.read_listed(folder, _REMOVED, content)
         try:
             trained.removed = np.load(io.BytesIO(data), allow_pickle=False)["removed"]
-        except Exception as error:  # of a damaged zip file, nearly anything
+        except Exception as error:  # a damaged zip file can raise almost any exception
             raise DataError(f"{storage.join(folder, _REMOVED)}: damaged ({type(error).__name__})") from None
     return trained

@@ -1,4 +1,4 @@
-"""Where an epoch's time goes, measured without anybody waiting for it."""
+"""Measures the time of an epoch's phases without synchronising with the device."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from avvp_dist.dist.collective import Collective
 T = TypeVar("T")
 
 PHASES = ("data_wait", "step", "ranking", "exchange", "all_reduce")
-_HELD = 500  # steps whose spans are kept before those that are over are added up
+_MAX_SPANS = 500  # of steps that are kept before completed spans are summed
 
 
 class PhaseTimes:
     """Seconds that one rank spends in each phase of an epoch.
 
-    On CPUs a span lies between two looks at the clock. On CUDA it lies between two events in the stream of work: it is the
-    device's time, and events are only read when the device has passed them.
+    On CPUs, a span is measured with the host clock. On CUDA, it is the device's time between two events in its stream;
+    events are only read after the device has passed them.
 
-    - ``data_wait``: until the next batch is there. On CUDA this is the time the device stood idle for it or copied it; a
-      wait that is hidden behind earlier steps does not count.
-    - ``step``: forward, targets, backward, update, and taking the losses in.
-    - ``ranking``: part of ``step``: the stage chooses its targets. Where it ranks the global batch, this is its exchange
-      with the other ranks, which includes waiting for the slowest, and the ranking itself; the network's judging pass is not
-      in it.
-    - ``exchange``: part of ``ranking``: the exchange alone; 0 in one process.
-    - ``all_reduce``: part of ``step``: while at least one bucket of gradients is under way, from handing it over to its sum
-      being there. It runs beside the backward pass as far as that lasts, and waits for the slowest rank; 0 in one process.
+    - ``data_wait``: until the next batch is available. On CUDA, this is the time during which the device was idle or copied
+      the batch; a wait that overlaps with earlier steps does not count.
+    - ``step``: forward, targets, backward, update and metering of the losses.
+    - ``ranking``: part of ``step``: the stage computes its targets. If it ranks the global batch, this includes the exchange
+      with the other ranks, with the wait for the slowest one, and the ranking itself, but not the scoring pass.
+    - ``exchange``: part of ``ranking``: the exchange only; 0 in one process.
+    - ``all_reduce``: part of ``step``: the time during which at least one bucket of gradients is being reduced. It overlaps
+      with the backward pass and includes the wait for the slowest rank; 0 in one process.
 
-    What is left of an epoch is spent between steps: checkpoints, looks at the loss, reports.
+    The rest of an epoch is spent between steps: checkpoints, checks of the loss, reports.
 
     Args:
-        device: what the phases run on.
+        device: on which the phases run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,7 +45,7 @@ class PhaseTimes:
         self._seconds = dict.fromkeys(PHASES, 0.0)
 
     def begin(self, phase: str) -> Callable[[], None]:
-        """Begins a span of ``phase``; what it returns ends the span, from any thread. Spans may overlap, and count once."""
+        """Begin a span of ``phase`` and return a function that ends it, from any thread. Overlapping spans count once."""
         span = _Span(self._clock.now())
         self._spans[phase].append(span)
 
@@ -57,7 +56,7 @@ class PhaseTimes:
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """A span of ``phase``."""
+        """Measure a span of ``phase``."""
         end = self.begin(phase)
         try:
             yield
@@ -65,46 +64,46 @@ class PhaseTimes:
             end()
 
     def batches(self, source: Iterable[T]) -> Iterator[T]:
-        """Hands ``source`` on; the time until each item comes is ``data_wait``."""
-        items, nothing = iter(source), object()
+        """Yield the items of ``source``; the time until each item is available counts as ``data_wait``."""
+        items, end = iter(source), object()
         while True:
             with self.measure("data_wait"):
-                item = next(items, nothing)
-            if item is nothing:
+                item = next(items, end)
+            if item is end:
                 return
-            yield item  # type: ignore[misc]  # mypy does not see that nothing has gone
-            if len(self._spans["step"]) >= _HELD:
+            yield item  # type: ignore[misc]  # mypy does not narrow by identity
+            if len(self._spans["step"]) >= _MAX_SPANS:
                 for phase in PHASES:
-                    self._add(phase, self._over(phase))
+                    self._sum(phase, self._completed(phase))
 
     def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call. On CUDA it waits for the device: for the end of an epoch."""
+        """Return the seconds of each phase since the last call. On CUDA, it waits for the device: call it once per epoch."""
         for phase, spans in self._spans.items():
             if spans:
                 self._clock.wait(spans[-1].end)
-            self._add(phase, len(spans))
+            self._sum(phase, len(spans))
         seconds, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
         return seconds
 
-    def _over(self, phase: str) -> int:
-        """How many of the oldest spans are over."""
+    def _completed(self, phase: str) -> int:
+        """Return how many of the oldest spans are completed."""
         spans = self._spans[phase]
-        waiting = (number for number, span in enumerate(spans) if span.end is None or not self._clock.passed(span.end))
-        return next(waiting, len(spans))
+        pending = (number for number, span in enumerate(spans) if span.end is None or not self._clock.passed(span.end))
+        return next(pending, len(spans))
 
-    def _add(self, phase: str, count: int) -> None:
-        """Adds up the ``count`` oldest spans, which are in the order of their beginnings."""
+    def _sum(self, phase: str, count: int) -> None:
+        """Sum the ``count`` oldest spans, which are ordered by their beginning."""
         spans, self._spans[phase] = self._spans[phase][:count], self._spans[phase][count:]
         until = 0.0
         for span in spans:
-            # counted from the first one: CUDA tells times as float32, too coarse for hours
-            begin, end = (self._clock.between(spans[0].begin, mark) for mark in (span.begin, span.end))
+            # relative to the first span: CUDA returns times as float32, which is too coarse for hours
+            begin, end = (self._clock.between(spans[0].begin, timestamp) for timestamp in (span.begin, span.end))
             self._seconds[phase] += max(0.0, end - max(begin, until))
             until = max(until, end)
 
 
 class TimedCollective:
-    """A `Collective` whose calls are measured as ``exchange``."""
+    """Wraps a `Collective` and measures its calls as ``exchange``."""
 
     def __init__(self, collective: Collective, times: PhaseTimes) -> None:
         self.rank = collective.rank
@@ -124,7 +123,7 @@ class TimedCollective:
 
 
 class _Span:
-    """Where it begins and, once it is over, ends: marks of a clock."""
+    """Timestamps of a clock at which a span begins and, once it is completed, ends."""
 
     __slots__ = ("begin", "end")
 
@@ -138,28 +137,28 @@ class _Clock(Protocol):
 
     def between(self, begin: Any, end: Any) -> float: ...
 
-    def passed(self, mark: Any) -> bool: ...
+    def passed(self, timestamp: Any) -> bool: ...
 
-    def wait(self, mark: Any) -> None: ...
+    def wait(self, timestamp: Any) -> None: ...
 
 
 class _HostClock:
-    """Marks are seconds."""
+    """Timestamps are seconds."""
 
     now = staticmethod(time.perf_counter)
 
     def between(self, begin: float, end: float) -> float:
         return end - begin
 
-    def passed(self, mark: float) -> bool:
+    def passed(self, timestamp: float) -> bool:
         return True
 
-    def wait(self, mark: float) -> None:
+    def wait(self, timestamp: float) -> None:
         pass
 
 
 class _DeviceClock:
-    """Marks are events in whatever stream the calling thread works on."""
+    """Timestamps are events in the current stream of the calling thread."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -172,8 +171,8 @@ class _DeviceClock:
     def between(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return begin.elapsed_time(end) / 1000
 
-    def passed(self, mark: torch.cuda.Event) -> bool:
-        return mark.query()
+    def passed(self, timestamp: torch.cuda.Event) -> bool:
+        return timestamp.query()
 
-    def wait(self, mark: torch.cuda.Event) -> None:
-        mark.synchronize()
+    def wait(self, timestamp: torch.cuda.Event) -> None:
+        timestamp.synchronize()

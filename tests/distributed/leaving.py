@@ -1,4 +1,4 @@
-"""One of two ranks: ends while a thread of the process group has Python code left to run. Run by test_leaving.py."""
+"""One of two ranks, which exits while a thread of the process group still has Python code to run; see test_leaving.py."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ def main(code: int) -> None:
         model = DistributedDataParallel(torch.nn.Linear(2, 2))
         model(torch.rand(1, 2)).sum().backward()
         summed = dist.all_reduce(torch.zeros(1), async_op=True).get_future()
-        summed.then(lambda _: [time.sleep(0.1) for _ in range(20)])  # each turn asks for the interpreter again
+        summed.then(lambda _: [time.sleep(0.1) for _ in range(20)])  # each iteration acquires the GIL again
         if code:
             raise SystemExit(code)
     finally:

@@ -1,4 +1,4 @@
-"""One of three ranks: the same steps measured and not, one rank always late. Run under torchrun by test_waiting_ranks.py."""
+"""One of three ranks: the same steps with and without time measurement, one rank always late; see test_waiting_ranks.py."""
 
 import json
 import sys
@@ -10,7 +10,6 @@ import torch
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
-from avvp_dist.methods.jomold import Jomold
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
 from avvp_dist.types import Batch, TrainPosition
@@ -23,10 +22,10 @@ def main(folder: Path) -> None:
     rank, world = runtime.collective.rank, runtime.collective.world_size
     config = load("jomold", ["model.width=32", "model.feedforward=32", "method.warmup=linear"])
     weights, seconds = [], {}
-    for times in (None, PhaseTimes(runtime.device)):  # the first warms up
+    for times in (None, PhaseTimes(runtime.device)):  # the first iteration warms up
         torch.manual_seed(0)
         model = config.model.build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes))
-        stage = Jomold(config.method, LLP.classes, LLP.segments).stages()[-1]
+        stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
         half = dict.fromkeys(LLP.classes, 0.5)
         stage.start({"ratios": {"audio": half, "visual": half}}, runtime.device)
         optimizer, _ = config.optim.build(model.parameters())
@@ -36,7 +35,7 @@ def main(folder: Path) -> None:
             streams = {stream.name: torch.rand(ROWS, LLP.segments, stream.dim) for stream in LLP.streams}
             weak = (torch.rand(ROWS, len(LLP.classes)) < 0.3).float()
             batch = Batch(streams, weak, torch.arange(ROWS), ROWS * world)
-            runtime.collective.all_reduce_sum(torch.zeros(1))  # all begin together, but for
+            runtime.collective.all_reduce_sum(torch.zeros(1))  # all ranks start at the same time, except for rank 1
             if rank == 1:
                 time.sleep(LATE)
             state = torch.get_rng_state()

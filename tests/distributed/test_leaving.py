@@ -1,4 +1,4 @@
-"""A rank ends as it means to, even if threads of its process group are late."""
+"""A rank exits with its own exit code, even if threads of its process group are still running."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ WORLD = 2
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_threads_of_the_process_group_end_before_python_does(code):
-    here = os.environ | {
+    environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "MASTER_ADDR": "127.0.0.1",
@@ -22,8 +22,10 @@ def test_threads_of_the_process_group_end_before_python_does(code):
     }
     command = [sys.executable, str(Path(__file__).with_name("leaving.py")), str(code)]
     ranks = [
-        subprocess.Popen(command, env=here | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(WORLD)
     ]
-    said = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [code] * WORLD, said
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [code] * WORLD, errors

@@ -1,4 +1,4 @@
-"""Measuring changes no weight, and says where ranks wait for each other."""
+"""Time measurement does not change the weights, and shows where ranks wait for each other."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from measured import LATE, STEPS
 
-WORLD = 3  # no power of two: dividing by it is not multiplying by its reciprocal
+WORLD = 3  # not a power of two, so that dividing by it differs from multiplying by its reciprocal
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,15 @@ def ranks(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
-def test_measured_gradients_are_ddp_s_own_to_the_bit(ranks):
-    assert [found["same"] for found in ranks] == [True] * WORLD
+def test_measured_gradients_are_bitwise_equal_to_those_of_ddp(ranks):
+    assert [of_rank["same"] for of_rank in ranks] == [True] * WORLD
 
 
-def test_ranks_that_wait_for_a_late_one_say_where(ranks):
-    for found in ranks:
-        assert 0 < found["exchange"] <= found["ranking"] <= found["step"]
-        assert 0 < found["all_reduce"] <= found["step"]
+def test_waiting_for_a_late_rank_counts_as_exchange(ranks):
+    for of_rank in ranks:
+        assert 0 < of_rank["exchange"] <= of_rank["ranking"] <= of_rank["step"]
+        assert 0 < of_rank["all_reduce"] <= of_rank["step"]
     late = ranks.pop(1)
-    for found in ranks:  # they first meet when they rank
-        assert found["exchange"] > STEPS * LATE / 3  # its forward pass is quicker, when the others stand still
-        assert late["exchange"] < found["exchange"]
+    for of_rank in ranks:  # they first communicate when they rank labels
+        assert of_rank["exchange"] > STEPS * LATE / 3  # its forward pass is faster while the others are idle
+        assert late["exchange"] < of_rank["exchange"]

@@ -1,4 +1,4 @@
-"""One process, three, four, and two under Ray Train: the same labels are removed and the losses agree to 1e-5."""
+"""Runs on one, three and four processes, and on two Ray Train workers: equal removed labels, losses equal to 1e-5."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
 
-# 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
+# 62 videos: the last batch has two, so that two of four ranks have none
 OVERRIDES = [
     "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
     "tracking=none", "train.device=cpu",
@@ -32,10 +32,10 @@ def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, 
     ranks(world, ["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides])
 
 
-def train_apart(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
-    """In a process of its own, which starts others; with relative paths: Ray's workers run in other folders."""
-    places = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
-    arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides]
+def train_in_subprocess(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
+    """Train in a separate process, which starts others; with relative paths, since Ray's workers run in other folders."""
+    paths = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
+    arguments = ["train", *JOMOLD, *paths, *OVERRIDES, *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
     done = subprocess.run(
         [sys.executable, *launcher, "avvp_dist", *arguments],
@@ -61,9 +61,9 @@ def one(packed, tmp_path_factory):
 
 def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
     for name in stages:
-        expected, got = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
-        assert [row["epoch"] for row in got] == [row["epoch"] for row in expected]
-        for row, reference in zip(got, expected, strict=True):
+        expected, found = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
+        assert [row["epoch"] for row in found] == [row["epoch"] for row in expected]
+        for row, reference in zip(found, expected, strict=True):
             for key in [key for key in reference if key.startswith("loss/")]:
                 assert row[key] == pytest.approx(reference[key], abs=1e-5), (name, row["epoch"], key)
 
@@ -81,7 +81,7 @@ def assert_same_training(output: Path, one: Path) -> None:
 
 def test_torchrun(packed, tmp_path, one):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m")
-    train_apart(tmp_path, packed, launcher=launcher)
+    train_in_subprocess(tmp_path, packed, launcher=launcher)
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"], provenance["device"]) == (3, "torchrun", "cpu")
@@ -99,7 +99,7 @@ def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
         (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
-def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
+def test_label_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, world=2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", *trained)
@@ -118,12 +118,12 @@ def one_streamed(packed, tmp_path_factory):
     return output
 
 
-def test_streaming_on_three_ranks(packed, tmp_path, one_streamed):  # two of the four streams are read by two ranks
+def test_streaming_on_three_ranks(packed, tmp_path, one_streamed):  # two ranks read two of the four streams
     train(tmp_path, packed, *STREAMED, "train.checkpoint_every=2", world=3)
     assert_same_training(tmp_path, one_streamed)
 
 
-def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
+def test_streaming_resumes_within_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
     config = load(
         JOMOLD[0], [*JOMOLD[1:], f"data={packed}", f"output={tmp_path}", *OVERRIDES, *STREAMED, "train.checkpoint_every=2"]
     )
@@ -167,17 +167,17 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
 
 
 def nodes(folder: Path) -> set[str]:
-    """Addresses that Ray, in ``folder``, gives to Prometheus."""
+    """Addresses that Ray writes to ``folder`` for Prometheus."""
     files = [json.loads(file.read_text()) for file in folder.rglob("prom_metrics_service_discovery.json")]
     return {address for file in files for group in file for address in group["targets"]}
 
 
 def test_ray_train(packed, tmp_path, one, monkeypatch):
-    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets need a short path
+    with tempfile.TemporaryDirectory() as folder:  # paths of Ray's sockets must be short
         monkeypatch.setenv("RAY_TMPDIR", folder)
         monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
         with scraped(lambda: nodes(Path(folder))) as found:
-            train_apart(tmp_path, packed, "launch=ray", "launch.workers=2")
+            train_in_subprocess(tmp_path, packed, "launch=ray", "launch.workers=2")
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"]) == (2, "ray")
@@ -187,31 +187,31 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
         for rank in ("0", "1"):
             assert 0 < last(found, f"ray_avvp_{name}_seconds", stage="denoise", rank=rank) < 600, (name, rank)
     assert {series["rank"] for series in found if series["name"] == "ray_avvp_videos_per_second"} == {"0"}
-    # Ray tells its exporter from time to time, so a run may end before the last epoch's values are out
+    # Ray updates its exporter periodically, so that a run can end before the last epoch's values are exported
     rows = [row for row in json.loads((tmp_path / "history.json").read_text()) if row["stage"] == "denoise"]
-    told = {
+    exported = {
         "ray_avvp_videos_per_second": {"videos_per_second": {}},
         "ray_avvp_removed_labels": {f"removed/{modality}": {"modality": modality} for modality in ("audio", "visual")},
         **{f"ray_avvp_{name}_seconds": {f"time/{name}_seconds": {"rank": "0"}} for name in of_ranks},
     }
-    for name, keys in told.items():
+    for name, keys in exported.items():
         for key, tags in keys.items():
             assert last(found, name, stage="denoise", **tags) in [pytest.approx(row[key], rel=1e-5) for row in rows], key
     assert rows[-1]["removed/audio"] + rows[-1]["removed/visual"] > 0
 
 
 @pytest.mark.slow
-def test_ray_train_names_the_bad_shard_that_one_worker_finds(packed, tmp_path):
+def test_ray_train_reports_the_bad_shard_of_one_worker(packed, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     with (data / "train-000002.tar").open("r+b") as shard:
         shard.write(b"x")
     with pytest.raises(AssertionError, match=r"(?s)error: .*train-000002.tar: content differs") as caught:
-        train_apart(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
+        train_in_subprocess(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
     assert "Traceback" not in str(caught.value).split("error:")[-1]
 
 
-def test_a_batch_of_fewer_videos_than_workers_is_refused_before_anything_starts(packed, tmp_path):
+def test_a_batch_with_fewer_videos_than_workers_is_refused_before_workers_start(packed, tmp_path):
     arguments = [
         "train",
         "jomold",

@@ -10,7 +10,6 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load, of_stages
 from avvp_dist.experiments.run import evaluate_experiment, open_data, run_experiment
 from avvp_dist.loading import resident
-from avvp_dist.methods import METHODS
 from avvp_dist.train.stages import Identity, StageRunner
 
 SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device=cpu", "tracking=none"]
@@ -46,9 +45,9 @@ def train(config):
     index, labels = open_data(config)
     runtime = LocalRuntime(config.output, "cpu")
     splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
-    method = METHODS[config.method.name](config.method, index.classes, index.segments)
-    if method.segment_labels:
-        given = noisy_segment_labels(config.data.url, flip=0.1, seed=0)
+    method = config.method.build(index.classes, index.segments)
+    if config.method.segment_labels:
+        given = noisy_labels(config.data.url, flip=0.1, seed=0)
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,

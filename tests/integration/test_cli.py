@@ -132,7 +132,7 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
         pytest.skip("has a GPU")
     done = avvp("train", "han", f"data={packed}", f"output={tmp_path / 'run'}", "train.device=cuda")
     assert done.returncode == 2
-    assert "no CUDA device here" in done.stderr
+    assert "no CUDA device on this machine" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -61,7 +61,7 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=600)
     assert process.returncode == 75
-    assert re.search("asked to stop at stage (estimate|denoise)", told)
+    assert re.search("stopped on request at stage (estimate|denoise)", told)
     assert "Traceback" not in told
     ranks(1, arguments(packed, tmp_path / "cut", *settings))
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -88,7 +88,7 @@ def test_ray_survives_a_dead_worker_a_polite_end_and_a_dead_driver(packed, tmp_p
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=600)
     assert process.returncode == 75, told
-    assert "asked to stop at stage" in told
+    assert "stopped on request at stage" in told
 
     seen = checkpoints()
     process = start(*on_ray)

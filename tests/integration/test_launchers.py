@@ -116,8 +116,8 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_the_same(packed, tmp_path
     _, told = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "asked to stop: a checkpoint is written" in told
-    assert "error: asked to stop at stage train" in told
-    assert "the same command goes on from there" in told
+    assert "error: stopped on request at stage train" in told
+    assert "the same command resumes from there" in told
     assert "Traceback" not in told
 
 

@@ -1,4 +1,4 @@
-"""What HAN's ablations put in the place of its attention and of its pooling, against their definitions."""
+"""The replacements of attention and pooling in HAN's ablations, against their definitions."""
 
 import json
 from itertools import product
@@ -17,8 +17,7 @@ from avvp_dist.types import Batch, ForwardOptions
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
 CLASSES = 5
 TEMPORAL = ("han", "none", "gru", "transformer")
-ALONE = TEMPORAL[1:]  # each modality alone
-every_network = pytest.mark.parametrize(("temporal", "pooling"), list(product(TEMPORAL, ("attentive", "max", "mean"))))
+all_networks = pytest.mark.parametrize(("temporal", "pooling"), list(product(TEMPORAL, ("attentive", "max", "mean"))))
 
 
 def network(**settings):
@@ -37,9 +36,9 @@ def replaced(batch, name, value):
     return Batch({**batch.streams, name: value}, batch.weak, batch.index, batch.total)
 
 
-@every_network
+@all_networks
 @pytest.mark.parametrize("loss", ["weak", "guided"])
-def test_every_network_trains_every_weight(temporal, pooling, loss):
+def test_every_parameter_is_trained(temporal, pooling, loss):
     model, batch = network(temporal=temporal, pooling=pooling, dropout=0.0).train(), random_batch(8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
 
@@ -63,19 +62,19 @@ def test_every_network_trains_every_weight(temporal, pooling, loss):
     assert losses(model(batch)) < before
 
 
-@every_network
-def test_every_network_trains_on_no_videos(temporal, pooling):
+@all_networks
+def test_an_empty_batch_trains(temporal, pooling):
     model = network(temporal=temporal, pooling=pooling, visual_dropout=0.5).train()
     outputs = model(random_batch(0), scoring_pass=ForwardOptions(cross_modal=False))
     assert outputs.segments.shape == (0, 10, 2, CLASSES)
     assert outputs.scoring.video.shape == (0, CLASSES)
     outputs.video.sum().backward()
-    # a rank without videos has to hand DDP a gradient of every weight all the same
+    # a rank without videos must still provide DDP with a gradient for every parameter
     assert [name for name, weight in model.named_parameters() if weight.grad is None or weight.grad.any()] == []
 
 
-@every_network
-def test_bfloat16_stays_close(temporal, pooling):
+@all_networks
+def test_bfloat16_is_close_to_float32(temporal, pooling):
     model, batch = network(temporal=temporal, pooling=pooling, dropout=0.0).train(), random_batch(6)
     exact = model(batch)
     narrow = Batch({name: x.bfloat16() for name, x in batch.streams.items()}, batch.weak, batch.index, batch.total)
@@ -90,50 +89,48 @@ def test_bfloat16_stays_close(temporal, pooling):
     assert all(weight.grad.isfinite().all() for weight in model.parameters())
 
 
-@every_network
-def test_judge_is_the_separate_pass_it_stands_for(temporal, pooling):
+@all_networks
+def test_the_scoring_pass_equals_a_separate_pass(temporal, pooling):
     model = network(temporal=temporal, pooling=pooling, dropout=0.3, visual_dropout=0.5).train()
     batch = random_batch(4)
     outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False, dropout=False))
-    assert not torch.equal(outputs.visual, outputs.scoring.visual)  # dropout is on in the main pass
+    assert not torch.equal(outputs.visual, outputs.scoring.visual)  # dropout is active in the main pass
     expected = model.eval()(batch, cross_modal=False)
-    for name, judged in vars(outputs.scoring).items():
-        if isinstance(judged, torch.Tensor) and not (
-            name == "temporal_weights" and pooling == "mean"
-        ):  # those are constants
-            assert not judged.requires_grad
+    for name, scored in vars(outputs.scoring).items():
+        if isinstance(scored, torch.Tensor) and not (name == "temporal_weights" and pooling == "mean"):  # constant weights
+            assert not scored.requires_grad
             assert getattr(outputs, name).requires_grad
-            torch.testing.assert_close(judged, getattr(expected, name))
+            torch.testing.assert_close(scored, getattr(expected, name))
 
 
 @pytest.mark.parametrize("temporal", TEMPORAL)
 def test_only_hybrid_attention_exchanges(temporal):
     model, batch = network(temporal=temporal).eval(), random_batch(3)
-    other_picture = replaced(batch, "visual", torch.randn(3, 10, DIMS["visual"]))
+    other_visual = replaced(batch, "visual", torch.randn(3, 10, DIMS["visual"]))
     with torch.no_grad():
-        together, apart, changed = model(batch), model(batch, cross_modal=False), model(other_picture)
-    for one in (apart, changed):
-        assert torch.equal(one.audio_features, together.audio_features) is (temporal != "han")
-    assert not torch.equal(changed.visual_features, together.visual_features)
+        exchanged, separate, changed = model(batch), model(batch, cross_modal=False), model(other_visual)
+    for outputs in (separate, changed):
+        assert torch.equal(outputs.audio_features, exchanged.audio_features) is (temporal != "han")
+    assert not torch.equal(changed.visual_features, exchanged.visual_features)
 
 
-@pytest.mark.parametrize(("temporal", "touched"), [("none", [3]), ("gru", range(10)), ("transformer", range(10))])
-def test_how_far_a_second_reaches(temporal, touched):
+@pytest.mark.parametrize(("temporal", "reached"), [("none", [3]), ("gru", range(10)), ("transformer", range(10))])
+def test_segments_that_a_change_of_second_3_reaches(temporal, reached):
     model, batch = network(temporal=temporal).eval(), random_batch(2)
-    louder = batch.audio.clone()
-    louder[:, 3] += 1
+    audio = batch.audio.clone()
+    audio[:, 3] += 1
     with torch.no_grad():
-        changed = model(replaced(batch, "audio", louder)).audio_features != model(batch).audio_features
-    assert changed.any(dim=(0, 2)).nonzero().flatten().tolist() == list(touched)
+        changed = model(replaced(batch, "audio", audio)).audio_features != model(batch).audio_features
+    assert changed.any(dim=(0, 2)).nonzero().flatten().tolist() == list(reached)
 
 
-def test_no_temporal_network_leaves_the_inputs():
+def test_without_temporal_network_features_are_the_inputs():
     outputs = network(temporal="none").eval()(random_batch(2))
     assert torch.equal(outputs.audio_features, outputs.audio_inputs)
     assert torch.equal(outputs.visual_features, outputs.visual_inputs)
 
 
-def test_gru_runs_both_ways_with_weights_shared_by_the_modalities():
+def test_gru_is_bidirectional_with_weights_shared_by_the_modalities():
     model, batch = network(temporal="gru").eval(), random_batch(2)
     weights = dict(model.layer.gru.named_parameters())
 
@@ -156,26 +153,26 @@ def test_gru_runs_both_ways_with_weights_shared_by_the_modalities():
             (outputs.audio_inputs, outputs.audio_features),
             (outputs.visual_inputs, outputs.visual_features),
         ):
-            for x, found in zip(inputs, features, strict=True):
+            for x, output in zip(inputs, features, strict=True):
                 expected = torch.cat([run(x, ""), run(x.flip(0), "_reverse").flip(0)], dim=-1)
-                torch.testing.assert_close(found, expected)
+                torch.testing.assert_close(output, expected)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
-def test_transformer_is_the_ordinary_layer(heads):
+def test_transformer_equals_torch_s_encoder_layer(heads):
     model, batch = network(temporal="transformer", heads=heads).eval(), random_batch(3)
-    theirs = torch.nn.TransformerEncoderLayer(16, heads, dim_feedforward=16, batch_first=True).eval()
-    theirs.load_state_dict(
+    reference = torch.nn.TransformerEncoderLayer(16, heads, dim_feedforward=16, batch_first=True).eval()
+    reference.load_state_dict(
         {name.replace("self_attention", "self_attn"): value for name, value in model.layer.state_dict().items()}
     )
     with torch.no_grad():
         outputs = model(batch)
-        torch.testing.assert_close(outputs.audio_features, theirs(outputs.audio_inputs))
-        torch.testing.assert_close(outputs.visual_features, theirs(outputs.visual_inputs))
+        torch.testing.assert_close(outputs.audio_features, reference(outputs.audio_inputs))
+        torch.testing.assert_close(outputs.visual_features, reference(outputs.visual_inputs))
 
 
 @pytest.mark.parametrize(("pooling", "reduce"), [("max", max), ("mean", lambda values: sum(values) / len(values))])
-def test_fixed_pooling_is_its_definition(pooling, reduce):
+def test_fixed_pooling_equals_its_definition(pooling, reduce):
     model, batch = network(pooling=pooling).eval(), random_batch(3)
     assert sum(weight.numel() for weight in model.pooling.parameters()) == (16 + 1) * CLASSES
     with torch.no_grad():
@@ -190,7 +187,7 @@ def test_fixed_pooling_is_its_definition(pooling, reduce):
         assert outputs.video[video, label].item() == pytest.approx(reduce([audio, visual]), abs=1e-6)
 
 
-def test_settings_that_no_network_has_are_refused():
+def test_unknown_settings_are_refused():
     with pytest.raises(ConfigError) as caught:
         load("han", ["model.temporal=lstm", "model.pooling=sum"])
     assert "model.temporal" in str(caught.value)

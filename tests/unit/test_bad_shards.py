@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, gather_lines
+from avvp_dist.dist.collective import gather_lines
 from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
 from avvp_dist.shards.cache import ShardCache

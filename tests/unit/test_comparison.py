@@ -317,7 +317,7 @@ def test_scores_of_videos_that_belong_to_other_networks_are_not_used(tmp_path):
     assert "not of the same networks as result.json" in shown
     assert "minus that of" not in shown
     (tmp_path / "a" / "per_video.npz").write_bytes(b"torn")
-    assert "no scores of videos" in one_line(avvp_compare(*runs))
+    assert "not a file of scores per video" in one_line(avvp_compare(*runs))
 
 
 def test_protocols_that_differ_are_told_and_one_is_taken(tmp_path):

@@ -61,7 +61,7 @@ def test_per_video_scores_survive_their_file(tmp_path):
     assert kept.scores("train", "joint", "event", "type") is None
     for content in (b"", b"PK", (tmp_path / "run" / "result.json").read_bytes()):
         (tmp_path / "run" / "per_video.npz").write_bytes(content)
-        with pytest.raises(DataError, match="no scores of videos"):
+        with pytest.raises(DataError, match="not a file of scores per video"):
             PerVideo.load(url)
     np.savez(tmp_path / "run" / "per_video.npz", **{"val/ids": np.array(["a"]), "val/joint": np.zeros((2, 8))})
     with pytest.raises(DataError, match="val/joint"):

@@ -1,4 +1,4 @@
-"""Precision and recall of removed labels, of whole videos, windows and segments."""
+"""Precision and recall of removed labels, for whole videos, windows and segments."""
 
 import math
 
@@ -10,7 +10,7 @@ from avvp_dist.metrics.denoising import compare_labels, refinement_row, removal_
 
 def test_precision_and_recall():
     weak = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 1]], dtype=bool)
-    true = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=bool)  # class 0 is noise throughout
+    true = np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=bool)  # class 0 is always noise
     removed = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=bool)
     scores = removal_scores(weak, removed, true)
     assert (scores["removed"], scores["noise"]) == (3, 3)
@@ -19,7 +19,7 @@ def test_precision_and_recall():
     assert (scores["labels"], scores["baseline"]) == (6, 50)
 
 
-def test_nothing_removed_and_nothing_to_remove():
+def test_scores_without_removed_labels_or_noise():
     weak, none = np.ones((2, 3), dtype=bool), np.zeros((2, 3), dtype=bool)
     assert math.isnan(removal_scores(weak, none, none)["precision"])
     assert removal_scores(weak, none, none)["recall"] == 0
@@ -28,24 +28,24 @@ def test_nothing_removed_and_nothing_to_remove():
 
 
 def seconds(*rows):
-    """Truth of videos of four seconds, a string for Speech and one for Dog: "..x." is the third second."""
+    """Ground truth of videos of four seconds, one string for Speech and one for Dog; "..x." is an event in second 3."""
     return np.array([[[letter == "x" for letter in second] for second in zip(*row, strict=True)] for row in rows])
 
 
 WEAK = np.array([[1, 1], [1, 0]], dtype=bool)
-HEARD = seconds(("xx..", "...."), ("xxxx", "...."))
-SEEN = seconds(("....", ".x.x"), ("x...", "...."))
+AUDIO = seconds(("xx..", "...."), ("xxxx", "...."))
+VISUAL = seconds(("....", ".x.x"), ("x...", "...."))
 WINDOWS = ((0, 2), (1, 3), (2, 4))
 
 
-def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
-    heard = np.array([[[1, 1], [1, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]], dtype=np.float32)
-    # Speech of the first video is gone everywhere and nowhere seen; its Dog is seen in all windows but kept in one
-    seen = np.array([[[0, 1], [0, 0], [0, 0]], [[1, 0], [0, 0], [1, 0]]], dtype=np.float32)
-    row = refinement_row(compare_labels(WEAK, heard, seen, HEARD, SEEN, WINDOWS))
+def test_a_window_has_an_event_if_any_of_its_seconds_has_it():
+    audio_labels = np.array([[[1, 1], [1, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]], dtype=np.float32)
+    # first video: Speech is removed from all windows, and is not visual; Dog is visual in all windows but kept in one only
+    visual_labels = np.array([[[0, 1], [0, 0], [0, 0]], [[1, 0], [0, 0], [1, 0]]], dtype=np.float32)
+    row = refinement_row(compare_labels(WEAK, audio_labels, visual_labels, AUDIO, VISUAL, WINDOWS))
     assert row == pytest.approx(
         {
-            # 9 labels in windows. Heard is Speech, in windows 0 and 1 of the first video and all of the second
+            # 9 labels in windows. True are Speech in windows 0 and 1 of the first video and in all of the second
             "removed_windows/audio": 3,
             "removed_windows/audio_labels": 9,
             "removed_windows/audio_noise": 4,
@@ -59,7 +59,7 @@ def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
             "removed_windows/visual_precision": 400 / 6,
             "removed_windows/visual_recall": 80,
             "removed_windows/visual_baseline": 500 / 9,
-            # whole videos: 3 labels; unheard is the first one's Dog, which stays in a window
+            # whole videos: 3 labels; the first video's Dog is not audible but stays in a window
             "removed/audio": 0,
             "removed/audio_labels": 3,
             "removed/audio_noise": 1,
@@ -75,13 +75,13 @@ def test_a_window_has_an_event_when_any_of_its_seconds_has_it():
     )
 
 
-def test_labels_of_segments_are_judged_second_by_second():
-    heard = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
-    row = refinement_row(compare_labels(WEAK, heard, np.ones((2, 4, 2)), HEARD, SEEN))
+def test_segment_level_labels_are_scored_per_second():
+    audio_labels = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
+    row = refinement_row(compare_labels(WEAK, audio_labels, np.ones((2, 4, 2)), AUDIO, VISUAL))
     audio = {name: value for name, value in row.items() if "/audio" in name}
     assert audio == pytest.approx(
         {
-            # 12 labels in seconds, 6 of them true; Dog in the second video is no weak label and not looked at
+            # 12 labels in seconds, 6 of them true; Dog in the second video is not a weak label and is ignored
             "removed_segments/audio": 1 + 4 + 2,
             "removed_segments/audio_labels": 12,
             "removed_segments/audio_noise": 2 + 4,
@@ -100,24 +100,24 @@ def test_labels_of_segments_are_judged_second_by_second():
     assert "removed_segments/visual_precision" not in row
 
 
-def test_labels_of_videos_have_no_finer_level_and_count_as_an_epoch_does():
-    heard, seen = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [1, 0]])
-    row = refinement_row(compare_labels(WEAK, heard, seen, HEARD, SEEN))
-    epoch = removal_row(WEAK, WEAK[:, None] & (np.stack([heard, seen], axis=1) == 0), HEARD, SEEN)
+def test_video_level_labels_have_no_finer_level_and_agree_with_the_metrics_of_an_epoch():
+    audio_labels, visual_labels = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [1, 0]])
+    row = refinement_row(compare_labels(WEAK, audio_labels, visual_labels, AUDIO, VISUAL))
+    epoch = removal_row(WEAK, WEAK[:, None] & (np.stack([audio_labels, visual_labels], axis=1) == 0), AUDIO, VISUAL)
     assert {name.split("/")[0] for name in row} == {"removed"}
     assert {name: row[name] for name in epoch} == epoch
     assert row["removed/audio_precision"] == 50
 
 
-def test_each_modality_may_be_labelled_at_its_own_level():
-    levels = compare_labels(WEAK, HEARD, SEEN.any(axis=1), HEARD, SEEN)
+def test_each_modality_can_be_labelled_at_its_own_level():
+    levels = compare_labels(WEAK, AUDIO, VISUAL.any(axis=1), AUDIO, VISUAL)
     assert {level: list(modalities) for level, modalities in levels.items()} == {
         "removed": ["audio", "visual"],
         "removed_segments": ["audio"],
     }
 
 
-def test_without_truth_only_counts_are_told():
+def test_without_ground_truth_only_counts_are_reported():
     row = refinement_row(compare_labels(WEAK, np.zeros((2, 3, 2)), np.ones((2, 3, 2)), None, None, WINDOWS))
     assert row == {
         "removed/audio": 3,

@@ -1,4 +1,4 @@
-"""HAN's training: targets and losses of the published code and of the paper's ablations, against written-out formulas."""
+"""HAN's training: targets and losses of the published code and of the paper's ablations, against explicit formulas."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import load
-from avvp_dist.methods.han import Han, HanMethodConfig
+from avvp_dist.methods.han import HanMethodConfig
 from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 WEAK = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
@@ -17,9 +17,9 @@ AUDIO = torch.tensor([[0.7, 0.1, 0.2], [0.2, 0.3, 0.6]])
 VISUAL = torch.tensor([[0.1, 0.4, 0.5], [0.5, 0.2, 0.9]])
 
 
-def trained(refined=None, **settings):
-    """Targets and losses of one step; the outputs take gradients."""
-    (stage,) = Han(HanMethodConfig(**settings), ("Speech", "Dog", "Car"), 10).stages()
+def one_step(refined=None, **settings):
+    """Outputs (which require gradients), targets and losses of one step."""
+    (stage,) = HanMethodConfig(**settings).build(("Speech", "Dog", "Car"), 10).stages
     probabilities = [each.clone().requires_grad_() for each in (VIDEO, AUDIO, VISUAL)]
     outputs = Outputs(*probabilities, torch.zeros(2, 10, 2, 3), *torch.zeros(4, 2, 10, 8))
     batch = Batch({}, WEAK, torch.arange(2), 2, refined)
@@ -27,7 +27,7 @@ def trained(refined=None, **settings):
     return outputs, targets, stage.losses(outputs, targets, batch)
 
 
-def by_hand(probability, target):
+def reference_bce(probability, target):
     """Binary cross-entropy of each video, mean over classes."""
     return [
         -sum(t * math.log(p) + (1 - t) * math.log(1 - p) for p, t in zip(ps, ts, strict=True)) / len(ps)
@@ -45,8 +45,12 @@ def bootstrapped(probability, beta):
 
 
 def test_published_loss():
-    _, _, losses = trained()
-    video, audio, visual = by_hand(VIDEO, WEAK.tolist()), by_hand(AUDIO, WEAK.tolist()), by_hand(VISUAL, smoothed(0.1))
+    _, _, losses = one_step()
+    video, audio, visual = (
+        reference_bce(VIDEO, WEAK.tolist()),
+        reference_bce(AUDIO, WEAK.tolist()),
+        reference_bce(VISUAL, smoothed(0.1)),
+    )
     assert losses["video"].tolist() == pytest.approx(video)
     assert losses["audio"].tolist() == pytest.approx(audio)
     assert losses["visual"].tolist() == pytest.approx(visual)
@@ -57,58 +61,58 @@ def test_published_loss():
     ("loss", "minimised"), [("weak", {"video"}), ("guided", {"audio", "visual"}), ("both", {"video", "audio", "visual"})]
 )
 def test_terms_that_are_minimised(loss, minimised):
-    outputs, _, losses = trained(loss=loss)
-    _, _, published = trained()
+    outputs, _, losses = one_step(loss=loss)
+    _, _, published = one_step()
     assert {name: each.tolist() for name, each in losses.items() if name != "total"} == {
         name: each.tolist() for name, each in published.items() if name != "total"
-    }  # all are reported
+    }  # all terms are reported
     assert losses["total"].tolist() == pytest.approx(sum(published[name] for name in minimised).tolist())
     losses["total"].sum().backward()
     assert {name for name in ("video", "audio", "visual") if getattr(outputs, name).grad is not None} == minimised
 
 
-def test_smoothing_zero_leaves_the_weak_labels():
-    _, targets, _ = trained(visual_smoothing=0)
+def test_smoothing_of_zero_keeps_the_weak_labels():
+    _, targets, _ = one_step(visual_smoothing=0)
     assert torch.equal(targets.video, WEAK)
     assert torch.equal(targets.audio, WEAK)
     assert torch.equal(targets.visual, WEAK)
 
 
 def test_smoothing_of_each_modality():
-    _, targets, _ = trained(audio_smoothing=0.2, visual_smoothing=0.4)
+    _, targets, _ = one_step(audio_smoothing=0.2, visual_smoothing=0.4)
     torch.testing.assert_close(targets.audio, torch.tensor(smoothed(0.2)))
     torch.testing.assert_close(targets.visual, torch.tensor(smoothed(0.4)))
 
 
 @pytest.mark.parametrize("beta", [0.95, 0.5, 1.0, 0.0])
-def test_bootstrap_mixes_labels_with_what_the_network_says(beta):
-    outputs, targets, losses = trained(bootstrap=beta)
-    assert torch.equal(targets.video, WEAK)  # guided terms only
+def test_bootstrap_mixes_labels_with_the_network_s_probabilities(beta):
+    outputs, targets, losses = one_step(bootstrap=beta)
+    assert torch.equal(targets.video, WEAK)  # bootstrap applies to the guided terms only
     torch.testing.assert_close(targets.audio, torch.tensor(bootstrapped(AUDIO, beta)))
-    torch.testing.assert_close(targets.visual, torch.tensor(bootstrapped(VISUAL, beta)))  # in the place of smoothing
+    torch.testing.assert_close(targets.visual, torch.tensor(bootstrapped(VISUAL, beta)))  # instead of smoothing
     assert not targets.audio.requires_grad
     assert not targets.visual.requires_grad
-    assert losses["visual"].tolist() == pytest.approx(by_hand(VISUAL, bootstrapped(VISUAL, beta)), rel=1e-5)
+    assert losses["visual"].tolist() == pytest.approx(reference_bce(VISUAL, bootstrapped(VISUAL, beta)), rel=1e-5)
     losses["visual"].sum().backward()
-    # d BCE / d p of a target that does not move with p
+    # d BCE / d p for a constant target
     slope = (VISUAL - targets.visual) / (VISUAL * (1 - VISUAL)) / WEAK.shape[1]
     torch.testing.assert_close(outputs.visual.grad, slope, atol=1e-6, rtol=1e-5)
 
 
-def test_refined_labels_take_the_place_of_weak_ones():
-    cleared = WEAK.clone()
-    cleared[0, 2] = 0
-    _, targets, _ = trained(Refined(None, WEAK, cleared))
+def test_refined_labels_replace_weak_ones():
+    refined = WEAK.clone()
+    refined[0, 2] = 0
+    _, targets, _ = one_step(Refined(None, WEAK, refined))
     assert torch.equal(targets.video, WEAK)
     assert torch.equal(targets.audio, WEAK)
     expected = torch.tensor(smoothed(0.1))
-    expected[0, 2] = 0  # exactly, where a refiner cleared the label
+    expected[0, 2] = 0  # exactly 0 for a removed label
     torch.testing.assert_close(targets.visual, expected)
-    _, targets, _ = trained(Refined(None, WEAK, cleared), bootstrap=0.95)
+    _, targets, _ = one_step(Refined(None, WEAK, refined), bootstrap=0.95)
     assert targets.visual[0, 2].item() == pytest.approx(0.05 * 0.5)
 
 
-def test_settings_out_of_range_are_refused_together():
+def test_all_settings_out_of_range_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         load("han", ["method.loss=strong", "method.bootstrap=1.5"])
     assert "method.loss" in str(caught.value)

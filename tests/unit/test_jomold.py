@@ -1,15 +1,16 @@
-"""JoMoLD's rules: noise ratios, warm-up, denoised targets, ratio files."""
+"""JoMoLD: noise ratios, warm-up, denoised targets, ratio files."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.jomold import Jomold, JomoldConfig, noise_ratios, read_ratios, warmup_factor
+from avvp_dist.methods.jomold import JomoldConfig, noise_ratios, read_ratios, warmup_factor
 from avvp_dist.methods.losses import bce, smooth
 from avvp_dist.types import Batch, Outputs, TrainPosition
 
@@ -33,7 +34,7 @@ def position(epoch, step):
     return TrainPosition("denoise", epoch, step, epochs=25, steps_per_epoch=79)
 
 
-def test_published_warmup_skips_the_first_epoch_and_then_does_all():
+def test_published_warmup_skips_the_first_epoch_and_then_applies_the_full_ratio():
     assert [warmup_factor("published", 0.9, position(0, step)) for step in (0, 40, 78)] == [0, 0, 0]
     assert [warmup_factor("published", 0.9, position(epoch, step)) for epoch, step in ((1, 0), (1, 78), (9, 3))] == [1, 1, 1]
 
@@ -50,32 +51,32 @@ def test_linear_warmup_is_a_ramp():
 def batch_and_outputs(videos, seed=0):
     generator = torch.Generator().manual_seed(seed)
     weak = (torch.rand(videos, 3, generator=generator) < 0.7).float()
-    judge_audio, judge_visual = torch.rand(2, videos, 3, generator=generator)
+    score_audio, score_visual = torch.rand(2, videos, 3, generator=generator)
     features = torch.randn(4, videos, 10, 8, generator=generator)
     pooled = torch.rand(3, videos, 3, generator=generator)
     segments = torch.rand(videos, 10, 2, 3, generator=generator)
-    scoring = Outputs(pooled[0], judge_audio, judge_visual, segments, *features)
+    scoring = Outputs(pooled[0], score_audio, score_visual, segments, *features)
     return Batch({}, weak, torch.arange(videos), videos), Outputs(*pooled, segments, *features, scoring=scoring)
 
 
-def part(batch, outputs, rows):
+def select_rows(batch, outputs, rows):
     def cut(value):
-        return value if value is None else part_outputs(value) if isinstance(value, Outputs) else value[rows]
+        return value if value is None else cut_outputs(value) if isinstance(value, Outputs) else value[rows]
 
-    def part_outputs(value):
+    def cut_outputs(value):
         return Outputs(**{name: cut(field) for name, field in vars(value).items()})
 
-    return Batch({}, batch.weak[rows], batch.index[rows], batch.total), part_outputs(outputs)
+    return Batch({}, batch.weak[rows], batch.index[rows], batch.total), cut_outputs(outputs)
 
 
 def denoise_stage(**settings):
     ratios = {"audio": dict.fromkeys(CLASSES, 0.4), "visual": dict.fromkeys(CLASSES, 0.7)}
-    stage = Jomold(JomoldConfig(**settings), CLASSES, 10).stages()[-1]
+    stage = JomoldConfig(**settings).build(CLASSES, 10).stages[-1]
     stage.start({"ratios": ratios}, torch.device("cpu"))
     return stage
 
 
-def test_cleared_labels_are_zero_and_the_video_label_stays():
+def test_removed_labels_are_zero_and_the_video_label_is_kept():
     batch, outputs = batch_and_outputs(40)
     targets = denoise_stage().targets(outputs, batch, position(1, 0), LocalCollective())
     assert targets.removed_visual.any()
@@ -90,17 +91,17 @@ def test_cleared_labels_are_zero_and_the_video_label_stays():
 
 @pytest.mark.parametrize("world", [2, 3, 4])
 @pytest.mark.parametrize("rounding", ["floor", "carry"])
-def test_ranks_decide_as_one_process_does(world, rounding):
-    batch, outputs = batch_and_outputs(41)  # does not divide: the ranks' parts differ in length
-    alone = denoise_stage(rounding=rounding)
-    whole = [alone.targets(outputs, batch, position(1, step), LocalCollective()) for step in range(3)]
+def test_ranks_remove_the_same_labels_as_one_process(world, rounding):
+    batch, outputs = batch_and_outputs(41)  # not divisible: the parts of the ranks differ in length
+    single = denoise_stage(rounding=rounding)
+    whole = [single.targets(outputs, batch, position(1, step), LocalCollective()) for step in range(3)]
 
     def work(collective):
         sizes = split_sizes(41, world)
         start = sum(sizes[: collective.rank])
-        mine, said = part(batch, outputs, slice(start, start + sizes[collective.rank]))
+        local, local_outputs = select_rows(batch, outputs, slice(start, start + sizes[collective.rank]))
         stage = denoise_stage(rounding=rounding)
-        return [stage.targets(said, mine, position(1, step), collective) for step in range(3)]
+        return [stage.targets(local_outputs, local, position(1, step), collective) for step in range(3)]
 
     ranks = FakeCollective.run(world, work)
     for step in range(3):
@@ -109,10 +110,10 @@ def test_ranks_decide_as_one_process_does(world, rounding):
 
 
 @pytest.mark.parametrize("skip", [True, False])
-def test_labels_are_judged_without_exchange_unless_told(skip):
-    estimate, ratios, denoise = Jomold(JomoldConfig(skip_exchange=skip), CLASSES, 10).stages()
+def test_scoring_without_exchange_is_an_option(skip):
+    estimate, ratios, denoise = JomoldConfig(skip_exchange=skip).build(CLASSES, 10).stages
     assert [estimate.cross_modal, ratios.cross_modal, denoise.scoring_pass.cross_modal] == [not skip] * 3
-    assert denoise.cross_modal  # what is trained in the end exchanges in any case
+    assert denoise.cross_modal  # the network that is evaluated always exchanges
     assert denoise.scoring_pass.dropout
 
 
@@ -130,14 +131,14 @@ def test_a_ratio_file_replaces_the_first_two_stages(tmp_path):
     path = tmp_path / "ratios.json"
     content = {"audio": dict.fromkeys(CLASSES, 0.1), "visual": {"Car": 0.3, "Dog": 0.2, "Speech": 0.9}}
     path.write_text(json.dumps(content))
-    stages = Jomold(JomoldConfig(ratios=str(path)), CLASSES, 10).stages()
+    stages = JomoldConfig(ratios=str(path)).build(CLASSES, 10).stages
     assert [stage.name for stage in stages] == ["denoise"]
     stages[0].start({}, torch.device("cpu"))
-    assert stages[0].ratio_visual.tolist() == [0.9, 0.2, 0.3]  # in the data's class order, not the file's
-    assert [stage.name for stage in Jomold(JomoldConfig(), CLASSES, 10).stages()] == ["estimate", "ratios", "denoise"]
+    assert stages[0].ratio_visual.tolist() == [0.9, 0.2, 0.3]  # in the class order of the data, not of the file
+    assert [stage.name for stage in JomoldConfig().build(CLASSES, 10).stages] == ["estimate", "ratios", "denoise"]
 
 
-def test_a_bad_ratio_file_is_refused_with_every_reason(tmp_path):
+def test_a_bad_ratio_file_is_refused_with_all_problems(tmp_path):
     path = tmp_path / "ratios.json"
     path.write_text(
         json.dumps({"audio": {"Speech": 1.5, "Dog": 0.1, "Horse": 0.1}, "visual": {"Speech": "much", "Dog": 0, "Car": 1}})

@@ -1,17 +1,18 @@
-"""LR: windows laid into other videos, labels of windows, training on them."""
+"""LR: windows inserted into other videos, labels of windows, training on them."""
 
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.losses import bce
-from avvp_dist.methods.lr import Lr, LrConfig, windows
+from avvp_dist.methods.lr import LrConfig, windows
 from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
-HERE = TrainPosition("base", 0, 0, 1, 1)
+POSITION = TrainPosition("base", 0, 0, 1, 1)
 
 
 def batch_of(weak, fill):
@@ -32,48 +33,48 @@ def test_published_windows():
 
 
 @pytest.mark.parametrize(
-    ("length", "stride", "reasons"),
+    ("length", "stride", "keys"),
     [(4, 4, ["method.stride"]), (6, 2, ["method.window"]), (6, 3, ["method.stride", "method.window"])],
 )
-def test_windows_that_do_not_fit_are_refused_with_every_reason(length, stride, reasons):
+def test_windows_that_do_not_fit_are_refused_with_all_problems(length, stride, keys):
     with pytest.raises(ConfigError) as caught:
-        Lr(LrConfig(window=length, stride=stride), CLASSES, 10)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == reasons
+        LrConfig(window=length, stride=stride).build(CLASSES, 10)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == keys
 
 
-def test_base_training_adds_one_mixed_batch_a_window():
-    base = Lr(LrConfig(), CLASSES, 10).stages()[0]
+def test_base_training_adds_one_mixed_batch_per_window():
+    base = LrConfig().build(CLASSES, 10).stages[0]
     other = batch_of([[0, 1, 0]], fill=2)
-    mine = batch_of([[1, 0, 0]], fill=1)
-    mixed = base.also(Batch(mine.streams, mine.weak, mine.index, 1, partners=(other,)))
+    video = batch_of([[1, 0, 0]], fill=1)
+    mixed = base.extra_batches(Batch(video.streams, video.weak, video.index, 1, partners=(other,)))
     assert len(mixed) == 4
-    for (start, stop), video in zip(windows(10, 4, 2), mixed, strict=True):
-        for stream in video.streams.values():
+    for (start, stop), inserted in zip(windows(10, 4, 2), mixed, strict=True):
+        for stream in inserted.streams.values():
             assert (stream[:, start:stop] == 1).all()
             assert (stream == 2).sum() == (10 - 4) * 2
-    assert Lr(LrConfig(mixing_weight=0), CLASSES, 10).stages()[0].partners == 0
+    assert LrConfig(mixing_weight=0).build(CLASSES, 10).stages[0].partners == 0
 
 
-def test_mixed_videos_aim_at_the_union_of_labels():
-    base = Lr(LrConfig(mixing_weight=0.5), CLASSES, 10).stages()[0]
+def test_targets_of_mixed_videos_are_the_union_of_labels():
+    base = LrConfig(mixing_weight=0.5).build(CLASSES, 10).stages[0]
     generator = torch.Generator().manual_seed(0)
-    mine, other = batch_of([[1, 0, 0]], 1), batch_of([[0, 1, 0]], 2)
-    batch = Batch(mine.streams, mine.weak, mine.index, 1, partners=(other,))
+    video, other = batch_of([[1, 0, 0]], 1), batch_of([[0, 1, 0]], 2)
+    batch = Batch(video.streams, video.weak, video.index, 1, partners=(other,))
     plain = outputs_of(1, generator)
     others = tuple(outputs_of(1, generator) for _ in range(4))
-    outputs = Outputs(**{**vars(plain), "others": others})
-    losses = base.losses(outputs, base.targets(outputs, batch, HERE, LocalCollective()), batch)
+    outputs = Outputs(**{**vars(plain), "extra": others})
+    losses = base.losses(outputs, base.targets(outputs, batch, POSITION, LocalCollective()), batch)
     union = torch.tensor([[1.0, 1.0, 0.0]])
-    expected = sum(bce(said.video, union) for said in others) / 4
+    expected = sum(bce(output.video, union) for output in others) / 4
     torch.testing.assert_close(losses["mixed"], expected)
     torch.testing.assert_close(losses["total"], losses["video"] + losses["audio"] + losses["visual"] + 0.5 * expected)
 
 
-def relabel(collective, rows, weak, said):
-    stage = Lr(LrConfig(tau=0.5), CLASSES, 10).stages()[1]
+def relabel(collective, rows, weak, of_windows):
+    stage = LrConfig(tau=0.5).build(CLASSES, 10).stages[1]
     outputs = [
-        Outputs(**{name: value[rows] for name, value in vars(each).items() if isinstance(value, torch.Tensor)})
-        for each in said
+        Outputs(**{name: value[rows] for name, value in vars(output).items() if isinstance(value, torch.Tensor)})
+        for output in of_windows
     ]
     stage.collect(outputs, Batch({}, weak[rows], torch.arange(len(weak))[rows], len(weak)))
     return stage.finish(collective, [f"v{number}" for number in range(len(weak))])
@@ -82,28 +83,28 @@ def relabel(collective, rows, weak, said):
 def test_a_window_keeps_the_labels_that_are_probable_in_it():
     generator = torch.Generator().manual_seed(0)
     weak = (torch.rand(9, 3, generator=generator) < 0.6).float()
-    said = [outputs_of(9, generator) for _ in range(4)]
-    found = relabel(LocalCollective(), slice(None), weak, said)
+    of_windows = [outputs_of(9, generator) for _ in range(4)]
+    found = relabel(LocalCollective(), slice(None), weak, of_windows)
     assert found.windows == windows(10, 4, 2)
     assert found.audio.shape == found.visual.shape == (9, 4, 3)
-    for number, each in enumerate(said):
-        np.testing.assert_array_equal(found.audio[:, number], ((weak > 0) & (each.audio >= 0.5)).float().numpy())
-        np.testing.assert_array_equal(found.visual[:, number], ((weak > 0) & (each.visual >= 0.5)).float().numpy())
+    for number, output in enumerate(of_windows):
+        np.testing.assert_array_equal(found.audio[:, number], ((weak > 0) & (output.audio >= 0.5)).float().numpy())
+        np.testing.assert_array_equal(found.visual[:, number], ((weak > 0) & (output.visual >= 0.5)).float().numpy())
     parts = [slice(0, 5), slice(5, 9)]
-    both = FakeCollective.run(2, lambda collective: relabel(collective, parts[collective.rank], weak, said))
+    both = FakeCollective.run(2, lambda collective: relabel(collective, parts[collective.rank], weak, of_windows))
     assert both[0].fingerprint == both[1].fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_the_last_training_pools_each_window_by_itself(weights):
+def test_the_last_stage_pools_each_window_separately(weights):
     generator = torch.Generator().manual_seed(0)
     outputs = outputs_of(2, generator, weights)
     spans = windows(10, 4, 2)
     audio, visual = (torch.rand(2, 2, 4, 3, generator=generator) < 0.5).float()
     weak = torch.ones(2, 3)
     batch = Batch({}, weak, torch.arange(2), 2, Refined(None, audio, visual, spans))
-    stage = Lr(LrConfig(), CLASSES, 10).stages()[2]
-    losses = stage.losses(outputs, stage.targets(outputs, batch, HERE, LocalCollective()), batch)
+    stage = LrConfig().build(CLASSES, 10).stages[2]
+    losses = stage.losses(outputs, stage.targets(outputs, batch, POSITION, LocalCollective()), batch)
     expected = torch.zeros(2)
     for number, (start, stop) in enumerate(spans):
         inside = outputs.segments[:, start:stop, 1]

@@ -1,19 +1,20 @@
-"""MA: the published exchange rule, partners, refined labels."""
+"""MA: the published exchange rule, partner videos, refined labels."""
 
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
-from avvp_dist.dist.collective import FakeCollective, LocalCollective
+from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import DataError
 from avvp_dist.loading.partners import draw_partners
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
-from avvp_dist.methods.ma import Ma, MaConfig, exchange_rule
+from avvp_dist.methods.ma import MaConfig, exchange_rule
 from avvp_dist.types import Batch, Outputs, Refined
 
 CLASSES = ("Speech", "Dog", "Car")
-GIVEN = (
+NAMES = (
     "weak", "audio", "visual", "audio_given_swapped_audio", "visual_given_swapped_audio", "audio_given_swapped_visual",
     "visual_given_swapped_visual",
 )  # fmt: skip
@@ -21,20 +22,20 @@ GIVEN = (
 
 def test_published_exchange_rule(golden):
     vectors = np.load(golden / "A_exchange.npz")
-    audio, visual = exchange_rule(*(torch.from_numpy(vectors[name]) for name in GIVEN))
+    audio, visual = exchange_rule(*(torch.from_numpy(vectors[name]) for name in NAMES))
     np.testing.assert_array_equal(audio.numpy(), vectors["cleared_audio"])
     np.testing.assert_array_equal(visual.numpy(), vectors["cleared_visual"])
 
 
-def test_a_class_without_error_is_never_cleared():
+def test_labels_of_a_class_without_error_are_never_removed():
     weak = torch.tensor([[1, 1], [1, 0]])
     probability = torch.tensor([[0.9, 0.1], [0.9, 0.1]])  # class 0 without error, class 1 with
-    gone = torch.zeros(2, 2)
-    audio, visual = exchange_rule(weak, probability, probability, gone, gone, gone, gone)
+    zero = torch.zeros(2, 2)
+    audio, visual = exchange_rule(weak, probability, probability, zero, zero, zero, zero)
     assert audio.tolist() == visual.tolist() == [[False, True], [False, False]]
 
 
-def test_no_error_at_all_clears_nothing():
+def test_without_errors_no_label_is_removed():
     weak = torch.tensor([[1.0, 0.0]])
     audio, visual = exchange_rule(weak, weak, weak, *[torch.zeros(1, 2)] * 4)
     assert not audio.any()
@@ -55,75 +56,86 @@ def labelled(videos=300):
     return [f"video{number:04d}" for number in range(videos)], rng.random((videos, 6)) < 0.2
 
 
-def test_partners_share_no_label_and_depend_on_the_id_alone():
+def test_partners_share_no_label_and_depend_on_ids_only():
     ids, weak = labelled()
     partners = draw_partners(ids, weak, seed=2, draws=3)
     assert not (weak[:, None] & weak[partners]).any()
     shuffled = np.random.default_rng(1).permutation(len(ids))
-    again = draw_partners([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
-    assert again.shape == (300, 3)  # another order of the split is another split: only the law stays
-    assert (draw_partners(ids, weak, seed=2, draws=3) == partners).all()
-    assert (draw_partners(ids, weak, seed=3, draws=3) != partners).any()
-    assert (draw_partners(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
-    assert len(np.unique(partners)) > 200  # spread over the split
+    again = disjoint([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
+    assert again.shape == (300, 3)  # another order gives another draw of the same form
+    assert (disjoint(ids, weak, seed=2, draws=3) == partners).all()
+    assert (disjoint(ids, weak, seed=3, draws=3) != partners).any()
+    assert (disjoint(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
+    assert len(np.unique(partners)) > 200  # the draw covers the split
 
 
-def test_a_video_that_shares_with_all_is_named():
+def test_a_video_without_possible_partner_is_reported():
     with pytest.raises(DataError, match="b: shares a label with every other video"):
         draw_partners(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
 
 
-def said(**pooled):
+def outputs_of(**pooled):
     parts = {
         name: torch.zeros(0) for name in ("segments", "audio_features", "visual_features", "audio_inputs", "visual_inputs")
     }
     return Outputs(video=pooled["audio"], **pooled, **parts)
 
 
-def exchange(collective, rows, settings, answers):
-    """The exchange stage fed with answers [N,C] for (audio, visual) of original, partner's sound, partner's picture."""
-    stage = Ma(MaConfig(**settings), CLASSES, 10).stages()[1]
+def exchange(collective, rows, settings, probabilities):
+    """The artifact of the exchange stage, given probabilities [N,C] of (audio, visual) for each of the three inputs."""
+    stage = MaConfig(**settings).build(CLASSES, 10).stages[1]
     index = torch.arange(20)[rows]
-    batch = Batch({}, answers["weak"][rows], index, 20)
-    outputs = [said(audio=answers[key][0][rows], visual=answers[key][1][rows]) for key in ("original", "sound", "picture")]
+    batch = Batch({}, probabilities["weak"][rows], index, 20)
+    outputs = [
+        outputs_of(audio=probabilities[key][0][rows], visual=probabilities[key][1][rows])
+        for key in ("original", "swapped_audio", "swapped_visual")
+    ]
     stage.collect(outputs, batch)
     return stage.finish(collective, [f"v{number}" for number in range(20)])
 
 
 @pytest.fixture
-def answers():
+def probabilities():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(3, 2, 20, 3, generator=generator)
-    return {"weak": torch.ones(20, 3), "original": drawn[0], "sound": drawn[1] * 0.6, "picture": drawn[2] * 0.6}
+    return {
+        "weak": torch.ones(20, 3),
+        "original": drawn[0],
+        "swapped_audio": drawn[1] * 0.6,
+        "swapped_visual": drawn[2] * 0.6,
+    }
 
 
 @pytest.mark.parametrize("settings", [{}, {"rule": "paper"}, {"refine": "audio"}, {"aliasing": "fixed"}])
-def test_the_exchange_is_the_same_on_any_number_of_ranks(answers, settings):
-    alone = exchange(LocalCollective(), slice(None), settings, answers)
+def test_the_exchange_is_the_same_on_any_number_of_ranks(probabilities, settings):
+    single = exchange(LocalCollective(), slice(None), settings, probabilities)
     parts = [slice(0, 9), slice(9, 20)]
-    both = FakeCollective.run(2, lambda collective: exchange(collective, parts[collective.rank], settings, answers))
-    assert both[0].fingerprint == both[1].fingerprint == alone.fingerprint
-    assert (alone.audio == 0).any() or settings.get("refine") == "visual"
+    both = FakeCollective.run(2, lambda collective: exchange(collective, parts[collective.rank], settings, probabilities))
+    assert both[0].fingerprint == both[1].fingerprint == single.fingerprint
+    assert (single.audio == 0).any() or settings.get("refine") == "visual"
 
 
-def test_rules_and_modalities(answers):
-    weak, (audio_left, visual_left) = answers["weak"] > 0, (answers["picture"][0], answers["sound"][1])
-    paper = exchange(LocalCollective(), slice(None), {"rule": "paper"}, answers)
-    np.testing.assert_array_equal(paper.audio == 0, (weak & (audio_left < 0.5)).numpy())
-    np.testing.assert_array_equal(paper.visual == 0, (weak & (visual_left < 0.5)).numpy())
-    assert (exchange(LocalCollective(), slice(None), {"refine": "audio"}, answers).visual == 1).all()
-    assert (exchange(LocalCollective(), slice(None), {"refine": "visual"}, answers).audio == 1).all()
+def test_rules_and_modalities(probabilities):
+    weak, (audio_kept, visual_kept) = (
+        probabilities["weak"] > 0,
+        (probabilities["swapped_visual"][0], probabilities["swapped_audio"][1]),
+    )
+    paper = exchange(LocalCollective(), slice(None), {"rule": "paper"}, probabilities)
+    np.testing.assert_array_equal(paper.audio == 0, (weak & (audio_kept < 0.5)).numpy())
+    np.testing.assert_array_equal(paper.visual == 0, (weak & (visual_kept < 0.5)).numpy())
+    assert (exchange(LocalCollective(), slice(None), {"refine": "audio"}, probabilities).visual == 1).all()
+    assert (exchange(LocalCollective(), slice(None), {"refine": "visual"}, probabilities).audio == 1).all()
 
 
-def test_published_aliasing_clears_the_video_label_with_the_audio_label(answers):
-    published = exchange(LocalCollective(), slice(None), {}, answers)
-    fixed = exchange(LocalCollective(), slice(None), {"aliasing": "fixed"}, answers)
+def test_published_aliasing_removes_the_video_label_with_the_audio_label(probabilities):
+    published = exchange(LocalCollective(), slice(None), {}, probabilities)
+    fixed = exchange(LocalCollective(), slice(None), {"aliasing": "fixed"}, probabilities)
     np.testing.assert_array_equal(published.video, published.audio)
     assert (fixed.video == 1).all()
     np.testing.assert_array_equal(fixed.audio, published.audio)
 
 
-def test_cleared_labels_are_zero_and_other_negatives_smoothed():
+def test_removed_labels_are_zero_and_other_negatives_are_smoothed():
     weak = torch.tensor([[1.0, 1.0, 0.0]])
     batch = Batch({}, weak, torch.zeros(1), 1, Refined(None, torch.tensor([[1.0, 0.0, 0.0]]), weak))
     assert batch.audio_labels.tolist() == [[1, 0, 0]]
@@ -131,17 +143,17 @@ def test_cleared_labels_are_zero_and_other_negatives_smoothed():
     torch.testing.assert_close(modality_targets(batch.audio_labels, weak, 0.1), torch.tensor([[0.95, 0.0, 0.05]]))
 
 
-def test_refined_labels_travel_by_id(tmp_path):
+def test_refined_labels_are_aligned_by_id(tmp_path):
     rng = np.random.default_rng(0)
     found = RefinedLabels(("a", "b", "c"), CLASSES, None, *rng.random((2, 3, 10, 3), np.float32), {"refiner": "test"})
     (tmp_path / "refined.npz").write_bytes(found.to_bytes())
     read = RefinedLabels.load(str(tmp_path / "refined.npz"))
     assert read.fingerprint == found.fingerprint
     assert read.provenance == {"refiner": "test"}
-    aligned = read.aligned(["c", "a"], CLASSES, 10, "here")
+    aligned = read.aligned(["c", "a"], CLASSES, 10, "source")
     np.testing.assert_array_equal(aligned.audio, found.audio[[2, 0]])
     with pytest.raises(DataError) as caught:
-        read.aligned(["a", "z"], ("Dog", "Speech", "Car"), 9, "here")
+        read.aligned(["a", "z"], ("Dog", "Speech", "Car"), 9, "source")
     assert len(caught.value.problems) == 4
     (tmp_path / "bad.npz").write_bytes(b"no zip")
     with pytest.raises(DataError, match="not a file of refined labels"):

@@ -1,3 +1,5 @@
+"""The official scores against the published code and against a literal implementation of its rules."""
+
 import json
 
 import numpy as np
@@ -12,7 +14,7 @@ from avvp_dist.metrics.parsing import Probabilities, apply_protocol, evaluate, p
 KINDS = ("audio", "visual", "audio_visual")
 
 
-# The official rules said slowly: per video, class and second.
+# A literal implementation of the official rules, one video, class and second at a time.
 
 
 def events(line):
@@ -103,7 +105,7 @@ def test_equals_the_published_code(golden):
         np.testing.assert_allclose(list(figures.values()), expected, rtol=0, atol=1e-10)
 
 
-def test_naive_predictors_on_the_test_split(golden, llp_annotations):
+def test_scores_of_naive_predictors_on_the_test_split(golden, llp_annotations):
     anchors = json.loads((golden / "A_llp_anchors.json").read_text())
     records = [record for record in read_annotations(llp_annotations).records if record.split == "test"]
     true = annotations_of(records)
@@ -130,7 +132,7 @@ def test_naive_predictors_on_the_test_split(golden, llp_annotations):
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(scenes())
-def test_equals_the_rules_said_slowly(scene):
+def test_equals_the_literal_implementation(scene):
     scores = score(*scene)
     for offset, level in ((0, "segment"), (4, "event")):
         expected = reference(*scene, level=level)
@@ -138,13 +140,13 @@ def test_equals_the_rules_said_slowly(scene):
             np.testing.assert_allclose(scores.per_video[:, offset + column], expected[kind], rtol=0, atol=1e-12)
 
 
-def test_every_pair_of_sequences_matches_its_events_alike():
+def test_event_matching_of_every_pair_of_sequences():
     bits = ((np.arange(128)[:, None] >> np.arange(7)) & 1).astype(bool)
     pred = np.repeat(bits, 128, axis=0)[:, :, None]
     true = np.tile(bits, (128, 1))[:, :, None]
-    silence = np.zeros_like(pred)
-    scores = score(pred, silence, true, silence)
-    expected = reference(pred, silence, true, silence, level="event")
+    nothing = np.zeros_like(pred)
+    scores = score(pred, nothing, true, nothing)
+    expected = reference(pred, nothing, true, nothing, level="event")
     np.testing.assert_allclose(scores.per_video[:, 4], expected["audio"], rtol=0, atol=1e-12)
 
 
@@ -178,12 +180,12 @@ def test_half_of_the_union_is_enough_and_less_is_not():
     pred = np.zeros_like(true)
     pred[0, :2] = True  # 2 of 4
     pred[1, 3:] = True  # 1 of 5
-    silence = np.zeros_like(true)
-    scores = score(pred, silence, true, silence)
+    nothing = np.zeros_like(true)
+    scores = score(pred, nothing, true, nothing)
     assert scores.per_video[:, 4].tolist() == [1, 0]
 
 
-def test_audio_visual_events_are_where_both_modalities_have_them():
+def test_audio_visual_events_are_events_in_both_modalities():
     pred_audio, pred_visual, true_audio, true_visual = np.zeros((4, 1, 4, 1), dtype=bool)
     pred_audio[0, :2], pred_visual[0, 2:] = True, True  # nothing in common
     true_audio[0, :3], true_visual[0, 1:] = True, True  # seconds 1 and 2 in common
@@ -229,7 +231,7 @@ def test_per_class_pools_the_counts_of_all_videos(scene):
 
 
 def two_videos():
-    """Probabilities of 2 videos, 2 seconds, 2 classes; every head says something else."""
+    """Probabilities of 2 videos, 2 seconds, 2 classes; every head differs."""
     return Probabilities(
         video=np.array([[0.5, 0.4], [0.9, 0.1]]),
         audio=np.array([[0.4, 0.6], [0.6, 0.6]]),
@@ -250,7 +252,7 @@ SECONDS_VISUAL = np.array([[[1, 1], [0, 1]]] * 2, dtype=bool)
         ("none", [[1, 1], [1, 1]], [[1, 1], [1, 1]]),
     ],
 )
-def test_a_protocol_lets_through_what_reaches_its_threshold(protocol, passes_audio, passes_visual):
+def test_a_protocol_passes_videos_that_reach_its_threshold(protocol, passes_audio, passes_visual):
     p = two_videos()
     audio, visual = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol)
     np.testing.assert_array_equal(audio, SECONDS_AUDIO & np.array(passes_audio, dtype=bool)[:, None])
@@ -261,11 +263,11 @@ def test_thresholds_of_seconds_and_videos_are_separate():
     p = two_videos()
     low, _ = apply_protocol(p.video, p.audio, p.visual, p.segments, "joint", segment_threshold=0.3)
     assert low[0].tolist() == [[True, False], [True, False]]
-    open_, _ = apply_protocol(p.video, p.audio, p.visual, p.segments, "joint", video_threshold=0.0)
-    np.testing.assert_array_equal(open_, SECONDS_AUDIO)
+    unfiltered, _ = apply_protocol(p.video, p.audio, p.visual, p.segments, "joint", video_threshold=0.0)
+    np.testing.assert_array_equal(unfiltered, SECONDS_AUDIO)
 
 
-def test_a_protocol_needs_a_known_name_and_shapes_that_fit():
+def test_unknown_protocols_and_shapes_that_do_not_fit_are_refused():
     p = two_videos()
     with pytest.raises(ValueError, match="valid: joint, modality, none"):
         apply_protocol(p.video, p.audio, p.visual, p.segments, "own")
@@ -282,7 +284,7 @@ def random_evaluation(classes, seed=7):
     return p, rng.random((n, t, c)) < 0.3, rng.random((n, t, c)) < 0.3
 
 
-def test_evaluate_reports_a_protocol_whole():
+def test_evaluate_reports_all_scores_of_a_protocol():
     classes = ("Dog", "Speech", "Never", "Cat")
     p, true_audio, true_visual = random_evaluation(classes)
     true_audio[:, :, 2] = true_visual[:, :, 2] = False
@@ -303,7 +305,7 @@ def test_evaluate_reports_a_protocol_whole():
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
-def test_evaluate_leaves_out_speech_only_where_there_is_speech():
+def test_evaluate_reports_scores_without_speech_only_if_speech_is_a_class():
     p, true_audio, true_visual = random_evaluation(("Dog", "Cat"))
     assert "without_speech" not in evaluate(p, true_audio, true_visual, ("Dog", "Cat"), "joint")
 

@@ -1,4 +1,4 @@
-"""Checkpoint files of the authors: as they save them, wrapped, old, damaged, malicious."""
+"""The authors' checkpoint files: as they save them, wrapped, in old formats, damaged, malicious."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def parameters(golden):
 
 
 def checkpoint(parameters):
-    """What JoMoLD's training saves."""
+    """A checkpoint as JoMoLD's training code saves it."""
     net = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=6, gamma=0.25)
@@ -44,7 +44,7 @@ def checkpoint(parameters):
     }
 
 
-def same(model, other):
+def equal_weights(model, other):
     return all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -54,27 +54,27 @@ def expected(parameters):
 
 
 @pytest.mark.parametrize("zipped", [True, False])  # torch 1.6 and later, torch 1.2
-def test_a_training_s_checkpoint(parameters, expected, tmp_path, zipped):
+def test_a_checkpoint_of_the_published_training_code(parameters, expected, tmp_path, zipped):
     path = tmp_path / "JoMoLD.pt"
     torch.save(checkpoint(parameters), path, _use_new_zipfile_serialization=zipped)
-    for given in (path, str(path), f"file://{path}"):
-        assert same(load("jomold", given), expected)
+    for location in (path, str(path), f"file://{path}"):
+        assert equal_weights(load("jomold", location), expected)
     assert not load("jomold", path).training
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_numpy_before_and_after_version_2_name_their_functions_differently(parameters, expected, tmp_path, zipped):
+def test_checkpoints_of_numpy_1_and_2_load(parameters, expected, tmp_path, zipped):
     buffer = io.BytesIO()
     torch.save(checkpoint(parameters), buffer, _use_new_zipfile_serialization=zipped)
     content, new, old = buffer.getvalue(), b"numpy._core.multiarray", b"numpy.core.multiarray"
     other = old if new in content else new
     path = tmp_path / "other.pt"
-    if zipped:  # its directory holds sizes and checksums
+    if zipped:  # its central directory contains sizes and checksums
         path.write_bytes(rezipped(content, new if other == old else old, other))
     else:
         path.write_bytes(content.replace(new, old) if other == old else content.replace(old, new))
     assert other in path.read_bytes()
-    assert same(load("jomold", path), expected)
+    assert equal_weights(load("jomold", path), expected)
 
 
 def rezipped(content, before, after):
@@ -97,14 +97,14 @@ def rezipped(content, before, after):
         lambda parameters: {"model": {f"module.module.{name}": value for name, value in parameters.items()}},
     ],
 )
-def test_wrapped_in_a_file_or_loaded_already(parameters, expected, tmp_path, wrap):
-    assert same(load("jomold", wrap(parameters)), expected)
+def test_wrapped_parameters_load_from_a_file_or_from_memory(parameters, expected, tmp_path, wrap):
+    assert equal_weights(load("jomold", wrap(parameters)), expected)
     torch.save(wrap(parameters), tmp_path / "checkpoint.pt")
-    assert same(load("jomold", tmp_path / "checkpoint.pt"), expected)
+    assert equal_weights(load("jomold", tmp_path / "checkpoint.pt"), expected)
 
 
 class Bomb:
-    """Unpickled, it leaves a file behind."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, path, function=os.mkdir):
         self.path = path
@@ -117,33 +117,33 @@ class Bomb:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(("function", "name"), [(os.mkdir, "posix.mkdir"), (Path, "pathlib.Path"), (eval, "eval")])
 def test_code_in_a_checkpoint_is_refused_by_name(parameters, tmp_path, zipped, function, name):
-    mark = tmp_path / "exploded"
-    given = f"__import__('os').mkdir({str(mark)!r})" if function is eval else str(mark)
-    content = checkpoint(parameters) | {"best": Bomb(given, function)}
+    marker = tmp_path / "exploded"
+    argument = f"__import__('os').mkdir({str(marker)!r})" if function is eval else str(marker)
+    content = checkpoint(parameters) | {"best": Bomb(argument, function)}
     torch.save(content, tmp_path / "bomb.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(DataError) as caught:
         load("jomold", tmp_path / "bomb.pt")
     (problem,) = caught.value.problems
-    assert problem.startswith(f"{tmp_path / 'bomb.pt'}: refused: it holds {name}, beyond the parameters")
-    assert not mark.exists()
+    assert problem.startswith(f"{tmp_path / 'bomb.pt'}: refused: it contains {name}, which is not part of the parameters")
+    assert not marker.exists()
 
 
-def test_a_bare_pickle_is_refused_too(tmp_path):
+def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(str(tmp_path / "exploded")), protocol=2))
     with pytest.raises(DataError, match=r"bomb\.pt: "):
         load("han", tmp_path / "bomb.pt")
     assert not (tmp_path / "exploded").exists()
 
 
-def test_whole_networks_are_refused_with_what_to_do(tmp_path):
+def test_whole_networks_are_refused_with_advice(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pt")
-    with pytest.raises(DataError, match=r"refused: it holds torch\.nn\.modules\.linear\.Linear.*save its state_dict"):
+    with pytest.raises(DataError, match=r"refused: it contains torch\.nn\.modules\.linear\.Linear.*save its state_dict"):
         load("han", tmp_path / "net.pt")
-    with pytest.raises(DataError, match=r"holds a Linear where parameters by name are expected"):
+    with pytest.raises(DataError, match=r"contains a Linear, expected parameters by name"):
         load("han", {"model": torch.nn.Linear(2, 2)})
 
 
-def test_files_that_are_no_checkpoints(parameters, tmp_path):
+def test_files_that_are_not_checkpoints_are_refused(parameters, tmp_path):
     torch.save(checkpoint(parameters), tmp_path / "whole.pt")
     content = (tmp_path / "whole.pt").read_bytes()
     for number, damaged in enumerate((b"", b"text\n", content[: len(content) // 2], content[:1000])):
@@ -158,14 +158,14 @@ def test_files_that_are_no_checkpoints(parameters, tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.pt: no such file"):
         load("jomold", tmp_path / "nowhere.pt")
     torch.save(torch.ones(3), tmp_path / "tensor.pt")
-    with pytest.raises(DataError, match=r"tensor\.pt: not a published han checkpoint\n  - holds a Tensor where"):
+    with pytest.raises(DataError, match=r"tensor\.pt: not a published han checkpoint\n  - contains a Tensor, expected"):
         load("han", tmp_path / "tensor.pt")
     torch.save({"epochs": 25, "lr": [0.1]}, tmp_path / "other.pt")
-    with pytest.raises(DataError, match="holds no parameters; its keys are epochs, lr"):
+    with pytest.raises(DataError, match="contains no parameters; its keys are epochs, lr"):
         load("han", tmp_path / "other.pt")
 
 
-def test_parameters_that_cannot_be_used_are_named(parameters):
+def test_unusable_parameters_are_listed(parameters):
     broken = parameters | {
         "fc_a.weight": torch.full((512, 128), float("nan")),
         "fc_v.bias": torch.zeros(512, dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""The benchmarks' baseline does what the published code does."""
+"""The baseline of the benchmarks against the published code."""
 
 import json
 
@@ -45,9 +45,9 @@ def test_the_network_is_the_published_one(golden, network, with_ca):
         expected = {name: file[f"{prefix}_{name}"] for name in ("video", "audio", "visual", "segment", "sims", "nce")}
     with torch.no_grad():
         outputs = network(*inputs, with_ca=with_ca)
-        found = dict(zip(expected, (*outputs, contrastive(outputs[-1])), strict=True))
+        outputs_by_name = dict(zip(expected, (*outputs, contrastive(outputs[-1])), strict=True))
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name].numpy(), value, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(outputs_by_name[name].numpy(), value, rtol=0, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("batch", ["b0", "b1", "b2"])
@@ -72,7 +72,7 @@ def test_the_loader_reads_features_and_labels(features):
         (3, 80, 2048),
         (3, 10, 512),
     ]
-    row = int(np.flatnonzero(sample["label"][:, 24])[0])  # Clapping is alone in its video
+    row = int(np.flatnonzero(sample["label"][:, 24])[0])  # the only label of its video is Clapping
     expected = np.load(features / "res152" / "BBBBBBBBBBB.npy")
     np.testing.assert_array_equal(sample["visual"][row], expected)
     labels = sorted(tuple(np.flatnonzero(label)) for label in sample["label"])
@@ -86,7 +86,7 @@ def test_a_step_trains_on_the_cleared_targets(features, network, ratio):
     (sample,) = list(build(features, ROWS, num_workers=0))
     model = Network()
     model.load_state_dict(network.state_dict())
-    model.eval()  # no dropout: the loss can be told beforehand
+    model.eval()  # no dropout, so that the loss can be computed in advance
     label = sample["label"].float()
     kept = label * (1 - ratio)
     visual_target = torch.where(label > 0, 0.95 * (1 - ratio), 0.05)
@@ -98,7 +98,7 @@ def test_a_step_trains_on_the_cleared_targets(features, network, ratio):
     assert train_step(model, sample, make_optimizer(model), ratios, ratios) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_an_epoch_sees_every_video_and_moves_the_weights(features):
+def test_an_epoch_uses_every_video_and_changes_the_weights(features):
     torch.manual_seed(0)
     model = Network()
     before = model.fc_prob.weight.detach().clone()

@@ -19,7 +19,7 @@ def test_published_selection(golden, batch):
 
 
 def reference(loss_audio, loss_visual, positives, ratio_audio, ratio_visual):
-    """The rule of FIELD 1c word by word: one class at a time, lists and sorting."""
+    """A literal implementation of the rule: one class at a time, with lists and sorting."""
     noisy_audio, noisy_visual = np.zeros_like(positives), np.zeros_like(positives)
     for c in range(positives.shape[1]):
         rows = np.flatnonzero(positives[:, c])
@@ -36,18 +36,18 @@ def reference(loss_audio, loss_visual, positives, ratio_audio, ratio_visual):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.booleans())
-def test_equals_the_rule_word_by_word(seed, videos, ties):
+def test_equals_the_literal_implementation(seed, videos, ties):
     rng = np.random.default_rng(seed)
     losses = rng.random((2, videos, 6)).round(1 if ties else 12).astype(np.float32)
     positives = rng.random((videos, 6)) < 0.5
     ratios = rng.random((2, 6))
     expected = reference(*losses, positives, *ratios)
-    got = select_noisy(*map(torch.from_numpy, (*losses, positives, *ratios)))
-    np.testing.assert_array_equal(got[0].numpy(), expected[0])
-    np.testing.assert_array_equal(got[1].numpy(), expected[1])
+    noisy = select_noisy(*map(torch.from_numpy, (*losses, positives, *ratios)))
+    np.testing.assert_array_equal(noisy[0].numpy(), expected[0])
+    np.testing.assert_array_equal(noisy[1].numpy(), expected[1])
 
 
-def test_small_batches_starve_without_carry_and_not_with_it():
+def test_small_batches_remove_nothing_without_carry():
     positives = torch.ones(10, 1, dtype=torch.bool)
     ratio = torch.tensor([0.07], dtype=torch.float64)
     floored = sum(int(budgets(positives, ratio)[0]) for _ in range(100))
@@ -60,7 +60,7 @@ def test_small_batches_starve_without_carry_and_not_with_it():
     assert carried in (69, 70)  # 0.07 * 1000 videos
 
 
-def test_keep_one_never_clears_both():
+def test_keep_one_never_removes_a_label_from_both_modalities():
     generator = torch.Generator().manual_seed(0)
     losses = torch.rand(2, 64, 25, generator=generator)
     positives = torch.rand(64, 25, generator=generator) < 0.6
@@ -70,5 +70,5 @@ def test_keep_one_never_clears_both():
     assert both.any()
     kept_audio, kept_visual = resolve_overlap(audio, visual, *losses)
     assert not (kept_audio & kept_visual).any()
-    assert torch.equal(kept_audio | kept_visual, audio | visual)  # each label still leaves one modality
+    assert torch.equal(kept_audio | kept_visual, audio | visual)  # each label is still removed from one modality
     assert torch.equal(kept_visual & both, both & (losses[0] < losses[1]))

@@ -12,7 +12,7 @@ import torch
 from avvp_dist.cli.main import main
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError
-from avvp_dist.methods.jomold import Jomold, JomoldConfig, read_ratios
+from avvp_dist.methods.jomold import JomoldConfig, read_ratios
 
 
 def values(seed=0):
@@ -34,7 +34,7 @@ def test_published_file_is_read_in_the_official_order(tmp_path):
     assert list(found["audio"]) == list(LLP.classes)
     assert list(found["audio"].values()) == values(0).tolist()
     assert list(found["visual"].values()) == values(1).tolist()
-    (stage,) = Jomold(JomoldConfig(ratios=str(path)), LLP.classes, 10).stages()
+    (stage,) = JomoldConfig(ratios=str(path)).build(LLP.classes, 10).stages
     stage.start({}, torch.device("cpu"))
     assert stage.ratio_visual.tolist() == values(1).tolist()
 
@@ -59,10 +59,9 @@ def test_both_forms_are_the_same_training(tmp_path):
     content = ratio_json(tmp_path / "ratios.json")
     np.savez(tmp_path / "ratios.npz", **{name: list(table.values()) for name, table in content.items()})
     first, second = (
-        Jomold(JomoldConfig(ratios=str(tmp_path / name)), LLP.classes, 10).stages()[0]
-        for name in ("ratios.json", "ratios.npz")
+        JomoldConfig(ratios=str(tmp_path / name)).build(LLP.classes, 10).stages[0] for name in ("ratios.json", "ratios.npz")
     )
-    assert json.dumps(dict(first.given)) == json.dumps(dict(second.given)) != "{}"
+    assert json.dumps(dict(first.external_inputs)) == json.dumps(dict(second.external_inputs)) != "{}"
 
 
 def test_every_problem_of_an_archive_is_named(tmp_path):
@@ -76,15 +75,15 @@ def test_every_problem_of_an_archive_is_named(tmp_path):
         "audio.Car: nan is not a ratio between 0 and 1",
         "audio.Dog: 1.5 is not a ratio between 0 and 1",
         "audio.Clapping: -inf is not a ratio between 0 and 1",
-        "visual: shape [24], expected [25], one ratio a class",
+        "visual: shape [24], expected [25], one ratio per class",
     ]
     np.savez(tmp_path / "names.npz", Audio=values(), visual=values().astype(str))
     with pytest.raises(ConfigError) as caught:
         read_ratios(str(tmp_path / "names.npz"), LLP.classes)
-    assert caught.value.problems[0] == "audio: no such array; the file holds Audio, visual"
+    assert caught.value.problems[0] == "audio: array missing; the file contains Audio, visual"
     assert "expected numbers" in caught.value.problems[1]
     np.savez(tmp_path / "complex.npz", audio=values().astype(complex), visual=values())
-    with pytest.raises(ConfigError, match="audio: holds complex128"):
+    with pytest.raises(ConfigError, match="audio: data type complex128"):
         read_ratios(str(tmp_path / "complex.npz"), LLP.classes)
 
 
@@ -129,12 +128,12 @@ def test_what_cannot_be_exported_is_one_message(tmp_path, capsys):
     (tmp_path / "text.json").write_text("[1, 2]")
     np.savez(tmp_path / "there.npz", audio=values(), visual=values())
     for source, message in {
-        "two": "holds several noise ratios; name one file",
+        "two": "contains several noise-ratio files; name one of them",
         "none": "neither a ratio file (.json, .npz) nor a run",
         "nowhere": "neither a ratio file (.json, .npz) nor a run",
         "nowhere.json": "no such file",
         "text.json": "audio: missing",
-        "there.npz": "is an .npz archive already",
+        "there.npz": "already an .npz archive",
     }.items():
         assert avvp("data", "ratios", tmp_path / source, "--out", out) == 2
         assert message in capsys.readouterr().err

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from collectives import FakeCollective
 
 from avvp_dist.datasets.catalog import LLP
-from avvp_dist.dist.collective import FakeCollective
 from avvp_dist.errors import DataError, TrainingError
 from avvp_dist.loading.plan import EpochPlan
 from avvp_dist.shards.index import LABELS_FILE, Labels, labels_bytes, labels_table, read_labels

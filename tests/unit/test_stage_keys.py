@@ -1,19 +1,19 @@
-"""Keys of stages: everything that may change an artifact changes its key, and what cannot does not."""
+"""Cache keys of stages: they change with everything that can change the artifact, and with nothing else."""
 
 import json
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from avvp_dist.config import Section
 from avvp_dist.experiments.recipe import load, of_stages
-from avvp_dist.methods import METHODS, MethodConfig
+from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.train.stages import Identity
 
 CLASSES = ("Speech", "Dog", "Car")
-# stages that a key of the method does not touch; all others must be made anew
-SHARED = {
+# the published methods' stages that do not depend on a key of the method
+UNAFFECTED = {
     "jomold": {
         "warmup": ["estimate", "ratios"],
         "warmup_epochs": ["estimate", "ratios"],
@@ -28,40 +28,58 @@ SHARED = {
     "ma": {"refine": ["base"], "rule": ["base"], "aliasing": ["base"], "partners": ["base"], "partner_seed": ["base"]},
     "lr": {"tau": ["base"], "partner_seed": ["base"]},
 }
-OTHER = {"refine": "audio", "loss": "weak", "warmup": "linear", "rounding": "carry", "overlap": "keep_one",
-         "rule": "paper", "aliasing": "fixed", "window": 2}  # fmt: skip
+VALUES = {("lr", "window"): 2}  # values to change to, for keys whose valid values depend on other keys
 
 
 def keys(config, fingerprint="data", **more):
-    method = METHODS[config.method.name](config.method, CLASSES, 10)
+    method = config.method.build(CLASSES, 10)
     return {planned.stage.name: planned.key for planned in Identity(fingerprint, of_stages(config), **more).plan(method)}
 
 
-def same(one, other):
-    return [name for name in one if one[name] == other.get(name)]
+def unchanged(keys, others):
+    return [name for name in keys if keys[name] == others.get(name)]
 
 
-def other_value(name, value):
-    if name in OTHER:
-        return OTHER[name]
+def other_value(name, key, value):
+    if (name, key) in VALUES:
+        return VALUES[name, key]
+    annotation = METHODS[name].model_fields[key].annotation
+    if get_origin(annotation) is Literal:
+        return next(option for option in get_args(annotation) if option != value)
     if isinstance(value, bool):
         return not value
-    return {"bootstrap": 0.9}.get(name, 0.37 if isinstance(value, float) else (value or 0) + 1)
+    return value + 1 if isinstance(value, int) else 0.37
+
+
+def unaffected(method, key):
+    """Stages that list the key as irrelevant and need no stage that depends on it."""
+    names = []
+    for stage in method.stages:
+        if key in stage.irrelevant and set(stage.needs) <= set(names):
+            names.append(stage.name)
+    return names
 
 
 def fields():
-    for variant in get_args(get_args(MethodConfig)[0]):
-        name = get_args(variant.model_fields["name"].annotation)[0]
-        yield from ((name, key) for key in variant.model_fields if key not in ("name", "ratios"))
+    for name, config in METHODS.items():
+        yield from ((name, key) for key in config.model_fields if key not in ("name", "ratios"))
 
 
 @pytest.mark.parametrize(("name", "key"), list(fields()))
-def test_a_key_of_the_method_changes_every_stage_but_those_that_name_it_as_irrelevant(name, key):
+def test_a_key_of_the_method_changes_every_stage_that_does_not_list_it_as_irrelevant(name, key):
     config = load(name, ["output=x"])
     value = getattr(config.method, key)
-    changed = load(name, ["output=x", f"method.{key}={other_value(key, value)}"])
+    changed = load(name, ["output=x", f"method.{key}={other_value(name, key, value)}"])
     assert getattr(changed.method, key) != value
-    assert same(keys(config), keys(changed)) == SHARED.get(name, {}).get(key, [])
+    assert unchanged(keys(config), keys(changed)) == unaffected(config.method.build(CLASSES, 10), key)
+
+
+@pytest.mark.parametrize("name", UNAFFECTED)
+def test_irrelevant_keys_of_the_published_methods(name):
+    method = load(name).method.build(CLASSES, 10)
+    for key in METHODS[name].model_fields:
+        if key != "ratios":  # counts by its content, see below
+            assert unaffected(method, key) == UNAFFECTED[name].get(key, []), key
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -71,35 +89,35 @@ def test_a_key_of_the_method_changes_every_stage_but_those_that_name_it_as_irrel
      "evaluate.segment_threshold=0.4"],
 )  # fmt: skip
 def test_the_rest_of_the_config_changes_every_stage(name, setting):
-    assert same(keys(load(name, ["output=x"])), keys(load(name, ["output=x", setting]))) == []
+    assert unchanged(keys(load(name, ["output=x"])), keys(load(name, ["output=x", setting]))) == []
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_data_and_their_order_change_every_stage(name):
     config = load(name)
-    assert same(keys(config), keys(config, "other data")) == []
-    assert same(keys(config), keys(config, order={"mode": "streaming", "streams": 4})) == []
+    assert unchanged(keys(config), keys(config, "other data")) == []
+    assert unchanged(keys(config), keys(config, order={"mode": "streaming", "streams": 4})) == []
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_places_and_how_a_run_is_run_change_nothing(name):
-    there = ["output=y", "store=z", "data=moved", "data.workers=7", "tracking=none", "launch=ray", "launch.workers=2"]
-    there += ["train.device=cpu", "train.check_every=3", "train.checkpoint_every=5", "evaluate.batch_size=3"]
-    one, other = keys(load(name, ["output=x", "data=here"])), keys(load(name, there))
+def test_paths_and_launch_settings_change_nothing(name):
+    settings = ["output=y", "store=z", "data=moved", "data.workers=7", "tracking=none", "launch=ray", "launch.workers=2"]
+    settings += ["train.device=cpu", "train.check_every=3", "train.checkpoint_every=5", "evaluate.batch_size=3"]
+    one, other = keys(load(name, ["output=x", "data=here"])), keys(load(name, settings))
     assert one == other
 
 
-def test_ratios_of_a_file_count_by_their_content(tmp_path):
-    def given(name, ratio):
+def test_a_ratio_file_counts_by_its_content(tmp_path):
+    def with_file(name, ratio):
         path = tmp_path / name
         path.write_text(json.dumps({modality: dict.fromkeys(CLASSES, ratio) for modality in ("audio", "visual")}))
         return load("jomold", [f"method.ratios={path}", "method.audio_threshold=0.5"])
 
-    first, moved, other = given("a.json", 0.1), given("b.json", 0.1), given("c.json", 0.2)
+    first, moved, other = with_file("a.json", 0.1), with_file("b.json", 0.1), with_file("c.json", 0.2)
     assert keys(first) == keys(moved)
-    assert same(keys(first), keys(other)) == []
+    assert unchanged(keys(first), keys(other)) == []
     threshold = load("jomold", [f"method.ratios={tmp_path / 'a.json'}", "method.audio_threshold=0.7"])
-    assert keys(first) == keys(threshold)  # nothing reads it then
+    assert keys(first) == keys(threshold)  # no stage uses it then
 
 
 class _Train(TrainStage):
@@ -114,7 +132,7 @@ class _Train(TrainStage):
 
 
 class _Collect(CollectStage):
-    """As a user's method may have it: it says what network it runs, and nothing else."""
+    """A stage with only the required attributes."""
 
     name, source = "collect", "train"
 
@@ -129,9 +147,7 @@ class _Retrain(_Train):
     name, labels_from, irrelevant = "retrain", "collect", frozenset()
 
 
-class _Mine(Method):
-    def stages(self):
-        return _Train(), _Collect(), _Retrain()
+METHOD = Method((_Train(), _Collect(), _Retrain()))
 
 
 class _Config(Section):
@@ -139,21 +155,21 @@ class _Config(Section):
     late: float = 0.5
 
 
-def test_needs_follow_from_what_a_stage_runs_and_trains_on():
-    assert [stage.needs for stage in _Mine().stages()] == [(), ("train",), ("collect",)]
+def test_needs_follow_from_the_source_and_the_labels_of_a_stage():
+    assert [stage.needs for stage in METHOD.stages] == [(), ("train",), ("collect",)]
 
     def planned(fingerprint="data", seed=1, **method):
         content = {"seed": seed, "method": _Config(**method).model_dump()}
-        return {stage.stage.name: stage.key for stage in Identity(fingerprint, content).plan(_Mine())}
+        return {stage.stage.name: stage.key for stage in Identity(fingerprint, content).plan(METHOD)}
 
-    assert same(planned(), planned("other")) == []
-    assert same(planned(), planned(seed=2)) == []
-    assert same(planned(), planned(early=0.1)) == []
-    assert same(planned(), planned(late=0.1)) == ["train"]
+    assert unchanged(planned(), planned("other")) == []
+    assert unchanged(planned(), planned(seed=2)) == []
+    assert unchanged(planned(), planned(early=0.1)) == []
+    assert unchanged(planned(), planned(late=0.1)) == ["train"]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_stages_name_keys_that_exist(name):
+def test_irrelevant_keys_exist(name):
     config = load(name).method
-    for stage in METHODS[name](config, CLASSES, 10).stages():
+    for stage in config.build(CLASSES, 10).stages:
         assert stage.irrelevant <= set(type(config).model_fields)

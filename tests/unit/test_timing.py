@@ -1,4 +1,4 @@
-"""Seconds of phases: what counts, what counts once, and what a slow reader looks like."""
+"""Measured seconds of the phases of an epoch."""
 
 import time
 from contextlib import closing
@@ -9,7 +9,6 @@ import torch
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading import resident
-from avvp_dist.methods import METHODS
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.shards.reading import ShardStore
@@ -51,7 +50,7 @@ def test_spans_that_overlap_count_once():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_the_device_s_time_counts_and_nobody_waits_for_it():
+def test_on_cuda_the_device_s_time_is_measured_without_waiting_for_it():
     times, started = PhaseTimes(torch.device("cuda", 0)), time.perf_counter()
     for _ in times.batches(range(3)):
         with times.measure("step"):
@@ -62,8 +61,8 @@ def test_on_cuda_the_device_s_time_counts_and_nobody_waits_for_it():
     assert seconds["data_wait"] < seconds["step"] / 10
 
 
-class Slow:
-    """A source that takes its time over every batch."""
+class SlowSplit:
+    """A split whose reader needs ``delay`` seconds for each batch."""
 
     def __init__(self, split, delay):
         self._split = split
@@ -75,20 +74,20 @@ class Slow:
     def __len__(self):
         return len(self._split)
 
-    def epoch(self, *where):
-        with closing(self._split.epoch(*where)) as batches:
+    def epoch(self, *arguments):
+        with closing(self._split.epoch(*arguments)) as batches:
             for batch in batches:
                 time.sleep(self._delay)
                 yield batch
 
 
-def trained(packed, folder, delay):
-    """The row of one epoch whose reader takes ``delay`` seconds a batch."""
+def one_epoch(packed, folder, delay):
+    """The metrics of an epoch whose reader needs ``delay`` seconds for each batch."""
     config = load("jomold", ["model.width=32", "model.feedforward=32", "train.epochs=1", "train.batch_size=20"])
     index = Index.load(packed)
     labels = read_labels(packed, index)
     splits = {name: resident.load(ShardStore(packed, ShardCache()), index, labels[name]) for name in ("train", "val")}
-    stage = METHODS["jomold"](config.method, index.classes, index.segments).stages()[0]
+    stage = config.method.build(index.classes, index.segments).stages[0]
     job = StageJob(
         stage=stage,
         key="",
@@ -97,23 +96,23 @@ def trained(packed, folder, delay):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
-        train_split=Slow(splits["train"], delay),
+        train_split=SlowSplit(splits["train"], delay),
         val_split=splits["val"],
     )
-    (row,) = StageTrainer(job, LocalRuntime(str(folder), "cpu"), Silent()).run().history
+    (row,) = StageTrainer(job, LocalRuntime(str(folder), "cpu"), NoCallback()).run().history
     return row
 
 
-class Silent:
+class NoCallback:
     def __getattr__(self, name):
         return lambda *_: None
 
 
 def test_a_slow_reader_shows_as_data_wait(packed, tmp_path):
-    slow, quick = trained(packed, tmp_path / "slow", 0.2), trained(packed, tmp_path / "quick", 0.0)
+    slow, fast = one_epoch(packed, tmp_path / "slow", 0.2), one_epoch(packed, tmp_path / "fast", 0.0)
     assert slow["time/data_wait_seconds"] >= 4 * 0.2
-    assert quick["time/data_wait_seconds"] < 0.4
-    for row in (slow, quick):
+    assert fast["time/data_wait_seconds"] < 0.4
+    for row in (slow, fast):
         epoch = 62 / row["videos_per_second"]
         waited, stepped = row["time/data_wait_seconds"], row["time/step_seconds"]
         assert 0.5 * epoch < waited + stepped <= epoch

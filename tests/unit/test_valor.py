@@ -1,4 +1,4 @@
-"""VALOR's parts against their definitions: network, loss, schedule, choice of the best epoch, labels from outside."""
+"""VALOR's parts against their definitions: network, loss, schedule, selection of the best epoch, imported labels."""
 
 import io
 import math
@@ -16,7 +16,7 @@ from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.experiments.recipe import load
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.methods.valor import Valor, ValorConfig
+from avvp_dist.methods.valor import ValorConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.train.evaluate import EvaluateConfig
@@ -40,18 +40,18 @@ def random_batch(videos=8):
 
 
 def torch_attention(attention):
-    """torch's own module with the same weights."""
+    """torch's attention module with the same weights."""
     width = attention.out_proj.in_features
-    twin = nn.MultiheadAttention(width, attention.heads, batch_first=True)
-    twin.load_state_dict(attention.state_dict())
-    return twin
+    reference = nn.MultiheadAttention(width, attention.heads, batch_first=True)
+    reference.load_state_dict(attention.state_dict())
+    return reference
 
 
 def published_layer(layer, query, other, norm):
-    """One call of the published layer, post_norm or pre_norm there, without dropout."""
+    """One call of the published layer (post_norm or pre_norm), without dropout."""
     own, cross = torch_attention(layer.self_attention), torch_attention(layer.cross_attention)
     if norm == "first":
-        x = layer.norm1(query)  # the other modality stays as it is
+        x = layer.norm1(query)  # the other modality is not normalised
         x = query + cross(x, other, other)[0] + own(x, x, x)[0]
         return x + layer.linear2(F.relu(layer.linear1(layer.norm2(x))))
     x = layer.norm1(query + cross(query, other, other)[0] + own(query, query, query)[0])
@@ -59,7 +59,7 @@ def published_layer(layer, query, other, norm):
 
 
 def draw_norms(model):
-    """Norms start alike and as the identity on what is normal already; a wrong one has to show."""
+    """Draw random parameters of the norms, so that the use of a wrong one changes the result."""
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             nn.init.normal_(module.weight, 1.0, 0.3)
@@ -76,7 +76,7 @@ def test_network_is_the_published_encoder(heads, layers, sequential, norm):
     stack = getattr(model.layer, "stack", [model.layer])
     assert len(stack) == layers
     for layer in stack[1:]:
-        nn.init.normal_(layer.linear1.weight)  # layers start as copies; a wrong order of them has to show
+        nn.init.normal_(layer.linear1.weight)  # layers are initialised as copies; a wrong order must change the result
     outputs = model(batch)
     audio, visual = outputs.audio_inputs, outputs.visual_inputs
     for layer in stack:
@@ -84,7 +84,7 @@ def test_network_is_the_published_encoder(heads, layers, sequential, norm):
         visual = published_layer(layer, visual, updated if sequential else audio, norm)
         audio = updated
     if norm == "first":
-        audio, visual = (last(each) for last, each in zip(model.layer.norms, (audio, visual), strict=True))
+        audio, visual = (final(features) for final, features in zip(model.layer.norms, (audio, visual), strict=True))
     torch.testing.assert_close(outputs.audio_features, audio, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs.visual_features, visual, rtol=1e-4, atol=1e-5)
 
@@ -100,14 +100,14 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize("settings", NETWORKS)
-def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
+def test_every_parameter_is_trained_and_the_scoring_pass_equals_a_separate_pass(settings):
     model, batch = network(**settings).train(), random_batch()
     outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False, dropout=False))
     outputs.segments.square().mean().backward()
-    idle = [name for name, weight in model.named_parameters() if weight.grad is None]
-    assert idle == []
+    unused = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert unused == []
     assert not outputs.scoring.segments.requires_grad
-    assert model(random_batch(0)).segments.shape == (0, 10, 2, CLASSES)  # a rank may be without videos
+    assert model(random_batch(0)).segments.shape == (0, 10, 2, CLASSES)  # a rank can have no videos
     model.eval()
     torch.testing.assert_close(outputs.scoring.segments, model(batch, cross_modal=False).segments)
     exact = model(batch)
@@ -123,12 +123,12 @@ def test_every_weight_is_trained_and_the_judge_sees_the_same_network(settings):
         {"norm": "first", "temporal": "none"},
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(settings):
+def test_settings_without_effect_are_refused(settings):
     with pytest.raises(ValueError, match=r"needs temporal=han"):
         HanConfig(**settings)
 
 
-def test_defaults_keep_the_names_of_saved_weights():
+def test_names_of_saved_weights():
     assert "layer.self_attention.in_proj_weight" in network().state_dict()
 
 
@@ -137,10 +137,10 @@ def test_loss_is_the_published_one():
     logits = torch.randn(4, 10, 2, 3, generator=generator)
     video = torch.rand(4, 3, generator=generator)
     labels = (torch.rand(3, 4, 10, 3, generator=generator) < 0.3).float()
-    nothing = torch.zeros(0)
-    outputs = Outputs(video, video, video, logits.sigmoid(), nothing, nothing, nothing, nothing)
+    unused = torch.zeros(0)
+    outputs = Outputs(video, video, video, logits.sigmoid(), unused, unused, unused, unused)
     batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
-    (stage,) = Valor(ValorConfig(), ("a", "b", "c"), 10).stages()
+    (stage,) = ValorConfig().build(("a", "b", "c"), 10).stages
     targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
     expected = {
@@ -155,17 +155,17 @@ def test_loss_is_the_published_one():
 
 
 def published_rate(epoch, warmup, epochs, lowest, highest):
-    """VALOR's learning rate; epochs count from 1."""
+    """VALOR's learning rate; epochs are counted from 1."""
     if epoch < warmup:
         return epoch / warmup * highest
     return lowest + 0.5 * (highest - lowest) * (1 + math.cos((epoch - warmup) / (epochs - warmup) * math.pi))
 
 
 def rates(config, epochs, stop=None):
-    """Learning rate of each epoch; at ``stop`` optimiser and schedule go through a file and on in fresh ones."""
+    """Learning rate of each epoch; at ``stop``, optimizer and schedule are saved and restored into new ones."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer, schedule = config.build([weight], epochs)
-    found = []
+    history = []
     for epoch in range(epochs):
         if epoch == stop:
             buffer = io.BytesIO()
@@ -176,10 +176,10 @@ def rates(config, epochs, stop=None):
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
         assert schedule.get_last_lr() == [optimizer.param_groups[0]["lr"]]
-        found.append(optimizer.param_groups[0]["lr"])
+        history.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return history
 
 
 def test_cosine_is_the_published_schedule():
@@ -191,12 +191,12 @@ def test_cosine_is_the_published_schedule():
 
 @pytest.mark.parametrize("settings", [{"schedule": "cosine", "warmup_epochs": 4, "name": "adamw"}, {"step_size": 3}])
 @pytest.mark.parametrize("stop", [1, 4, 7])
-def test_a_schedule_goes_on_from_its_file_bit_for_bit(settings, stop):
+def test_a_restored_schedule_is_bitwise_equal(settings, stop):
     config = OptimConfig(**settings)
     assert rates(config, 9, stop) == rates(config, 9)
 
 
-def test_optimiser_settings_arrive():
+def test_optimizer_settings_are_applied():
     weight = nn.Parameter(torch.zeros(1))
     optimizer, _ = load("valor").optim.build([weight], 60)
     assert type(optimizer) is torch.optim.AdamW
@@ -206,7 +206,7 @@ def test_optimiser_settings_arrive():
     assert (plain.defaults["betas"], type(schedule).__name__) == ((0.9, 0.999), "StepLR")
 
 
-def test_recipe_holds_the_published_values_and_its_optimiser_can_be_changed():
+def test_recipe_has_the_published_values_and_its_optimizer_can_be_changed():
     config = load("valor")
     assert (config.seed, config.train.epochs, config.train.batch_size, config.optim.clip_norm) == (1000, 60, 64, 1.0)
     assert (config.model.width, config.model.heads, config.model.feedforward, config.model.layers) == (512, 8, 1024, 1)
@@ -230,12 +230,12 @@ def test_the_larger_recipes_differ_from_valor_as_published(recipe, seed, dataset
 
 @pytest.mark.parametrize(("ties", "best"), [("later", 3), ("first", 1)])
 def test_ties(ties, best):
-    config, found = EvaluateConfig(ties=ties), None
+    config, selected = EvaluateConfig(ties=ties), None
     for epoch, value in enumerate((40.0, 50.0, 45.0, 50.0, 10.0)):
-        if found is None or config.replaces(value, found[1]):
-            found = (epoch, value)
-    assert found == (best, 50.0)
-    assert EvaluateConfig(select="last", ties=ties).replaces(1.0, 2.0)
+        if selected is None or config.is_better(value, selected[1]):
+            selected = (epoch, value)
+    assert selected == (best, 50.0)
+    assert EvaluateConfig(select="last", ties=ties).is_better(1.0, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -245,11 +245,11 @@ def train(packed):
 
 def write_files(folder, ids, values):
     folder.mkdir(exist_ok=True)
-    for name, each in zip(ids, values, strict=True):
-        np.save(folder / f"{name}.npy", each)
+    for name, array in zip(ids, values, strict=True):
+        np.save(folder / f"{name}.npy", array)
 
 
-def test_import_reads_what_the_files_hold(packed, train, tmp_path):
+def test_import_reads_the_content_of_the_files(packed, train, tmp_path):
     write_files(tmp_path / "a", train.ids, train.audio.astype(np.int64))
     write_files(tmp_path / "v", train.ids, train.visual * 0.25)
     out = tmp_path / "refined.npz"
@@ -267,7 +267,7 @@ def test_import_reads_what_the_files_hold(packed, train, tmp_path):
     assert found.provenance["outside_weak"] == ((train.audio | train.visual) & ~train.weak[:, None]).sum()
 
 
-def test_import_names_every_bad_file(packed, train, tmp_path):
+def test_import_reports_every_bad_file(packed, train, tmp_path):
     for folder, values in (("a", train.audio), ("v", train.visual)):
         write_files(tmp_path / folder, train.ids, values)
     first, second, third, fourth, fifth, sixth, *_ = train.ids
@@ -294,14 +294,14 @@ def test_import_names_every_bad_file(packed, train, tmp_path):
         assert any(file in line and problem in line for line in caught.value.problems), (file, caught.value.problems)
 
 
-def test_import_wants_folders_and_a_split(packed, tmp_path):
+def test_import_refuses_missing_folders_and_unknown_splits(packed, tmp_path):
     with pytest.raises(DataError, match=r"audio: no folder(.|\n)*visual: no folder"):
         import_segment_labels(packed, str(tmp_path / "a"), str(tmp_path / "v"))
     with pytest.raises(DataError, match="no split 'trian'; it has train, val, test"):
         import_segment_labels(packed, str(tmp_path), str(tmp_path), "trian")
 
 
-def test_noise_turns_over_the_asked_share_within_the_weak_labels(packed, train):
+def test_noise_flips_the_requested_share_of_labels_within_the_weak_labels(packed, train):
     weak = np.broadcast_to(train.weak[:, None], train.audio.shape)
     clean = noisy_segment_labels(packed, 0.0, 0)
     np.testing.assert_array_equal(clean.audio, train.audio & weak)
