@@ -110,7 +110,7 @@ class LocalRuntime:
         if checkpoint is None:
             return
         names = self._names()
-        storage.sweep(self._folder)  # temporary files of a killed process
+        storage.remove_abandoned(self._folder)  # temporary files of a killed process
         number = int(names[-1].removesuffix(".pt")) + 1 if names else 1
         storage.write_bytes(storage.join(self._folder, f"{number:08d}.pt"), checkpoint)
         for name in names[: 1 - _KEEP]:
@@ -130,11 +130,11 @@ class LocalRuntime:
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; uses a lock file in the folder."""
-        return locks.hold_folder(output, stopped=self.stop_requested)
+        return locks.lock_folder(output, stop_requested=self.stop_requested)
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
         """See `Runtime`; uses a lock file in the store."""
-        return locks.lease_stage(store, key, stopped=self.stop_requested)
+        return locks.lock_stage(store, key, stop_requested=self.stop_requested)
 
     def clear_checkpoints(self) -> None:
         """See `Runtime`."""

@@ -284,7 +284,7 @@ def _weights(content: bytes, url: str) -> dict[str, Tensor]:
 
 def _write(folder: str, files: Mapping[str, bytes], content: Mapping[str, Any]) -> None:
     """Write the files of an artifact, then the stage.json that lists them."""
-    storage.sweep(folder)
+    storage.remove_abandoned(folder)
     for name, data in files.items():
         storage.write_bytes(storage.join(folder, name), data)
     listed = {name: integrity.describe(data) for name, data in files.items()}

@@ -47,7 +47,7 @@ def train(config):
     splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}
     method = config.method.build(index.classes, index.segments)
     if config.method.segment_labels:
-        given = noisy_labels(config.data.url, flip=0.1, seed=0)
+        given = noisy_segment_labels(config.data.url, flip=0.1, seed=0)
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,

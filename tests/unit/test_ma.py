@@ -61,11 +61,11 @@ def test_partners_share_no_label_and_depend_on_ids_only():
     partners = draw_partners(ids, weak, seed=2, draws=3)
     assert not (weak[:, None] & weak[partners]).any()
     shuffled = np.random.default_rng(1).permutation(len(ids))
-    again = disjoint([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
+    again = draw_partners([ids[row] for row in shuffled], weak[shuffled], seed=2, draws=3)
     assert again.shape == (300, 3)  # another order gives another draw of the same form
-    assert (disjoint(ids, weak, seed=2, draws=3) == partners).all()
-    assert (disjoint(ids, weak, seed=3, draws=3) != partners).any()
-    assert (disjoint(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
+    assert (draw_partners(ids, weak, seed=2, draws=3) == partners).all()
+    assert (draw_partners(ids, weak, seed=3, draws=3) != partners).any()
+    assert (draw_partners(ids, weak, seed=2, draws=3, epoch=1) != partners).any()
     assert len(np.unique(partners)) > 200  # the draw covers the split
 
 
