@@ -35,7 +35,7 @@ S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
-class Place:
+class PathMarker:
     """Marks a string field that may name a local file or folder, so that a relative path in it can be made absolute.
 
     Attributes:
@@ -54,10 +54,10 @@ def _usable(url: str) -> str:
     return url
 
 
-Url = Annotated[str, AfterValidator(_usable), Place()]
+Url = Annotated[str, AfterValidator(_usable), PathMarker()]
 """A path or URL; one with credentials in it is refused, and so is what cannot be one.
 
-Every field that holds one is annotated so: see `convert_places`."""
+Every field that holds one is annotated so: see `convert_paths`."""
 Text = Annotated[str, AfterValidator(redact)]
 """Free text, which is written down without the credentials that may stand in it."""
 KeyValue = Annotated[str, AfterValidator(without_secrets), AfterValidator(redact)]
@@ -140,8 +140,8 @@ def _reads_as(text: str) -> bool:
         return False
 
 
-def convert_places(kind: Any, value: Any, convert: Callable[[str, Place], str], marks: Sequence[Any] = ()) -> Any:
-    """``value`` with ``convert`` applied to each string in it that a `Place` marks.
+def convert_paths(kind: Any, value: Any, convert: Callable[[str, PathMarker], str], marks: Sequence[Any] = ()) -> Any:
+    """``value`` with ``convert`` applied to each string in it that a `PathMarker` marks.
 
     Args:
         kind: type of ``value``: a section, whose content may be incomplete, or the annotation of a field.
@@ -151,13 +151,13 @@ def convert_places(kind: Any, value: Any, convert: Callable[[str, Place], str], 
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return convert_places(arguments[0], value, convert, (*marks, *arguments[1:]))
-    mark = next((each for each in marks if isinstance(each, Place)), None)
+        return convert_paths(arguments[0], value, convert, (*marks, *arguments[1:]))
+    mark = next((each for each in marks if isinstance(each, PathMarker)), None)
     if mark and isinstance(value, str):
         return convert(value, mark)
     if origin in (Union, pytypes.UnionType):
         for member in arguments:
-            value = convert_places(member, value, convert, marks)
+            value = convert_paths(member, value, convert, marks)
         return value
     if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
         fields = kind.model_fields
@@ -165,13 +165,13 @@ def convert_places(kind: Any, value: Any, convert: Callable[[str, Place], str], 
         if variants and value.get("name", variants[0]) not in variants:
             return value  # of another member of the union
         return {
-            key: convert_places(fields[key].annotation, child, convert, fields[key].metadata) if key in fields else child
+            key: convert_paths(fields[key].annotation, child, convert, fields[key].metadata) if key in fields else child
             for key, child in value.items()
         }
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        return type(value)(convert_places(arguments[0], child, convert) for child in value)
+        return type(value)(convert_paths(arguments[0], child, convert) for child in value)
     if origin is dict and isinstance(value, Mapping):
-        return {key: convert_places(arguments[1], child, convert) for key, child in value.items()}
+        return {key: convert_paths(arguments[1], child, convert) for key, child in value.items()}
     return value
 
 

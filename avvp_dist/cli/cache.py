@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avvp_dist.cli.output import say, usable
+from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _FOLDER = Annotated[
         "--cache",
         metavar="DIR",
         help="A run's data.cache; default $AVVP_CACHE or avvp_dist in the user's cache directory.",
-        callback=usable,
+        callback=valid_url,
     ),
 ]
 
@@ -39,11 +39,11 @@ def info(folder: _FOLDER = None) -> None:
     from avvp_dist.shards.cache import DEFAULT_GB
 
     found = _open(folder)
-    say(f"folder: {found.folder}")
+    echo(f"folder: {found.folder}")
     entries, held = found.usage()
-    say(f"shards: {entries}")
-    say(f"bytes: {held:,}")
-    say(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
+    echo(f"shards: {entries}")
+    echo(f"bytes: {held:,}")
+    echo(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
 
 
 @cache.command()
@@ -52,11 +52,11 @@ def clear(folder: _FOLDER = None) -> None:
     found = _open(folder)
     before = found.usage()
     left = found.clear()
-    say(f"folder: {found.folder}")
-    say(f"shards deleted: {before.entries - left.entries}")
-    say(f"bytes deleted: {before.bytes - left.bytes:,}")
+    echo(f"folder: {found.folder}")
+    echo(f"shards deleted: {before.entries - left.entries}")
+    echo(f"bytes deleted: {before.bytes - left.bytes:,}")
     if left.entries:
-        say(f"shards kept, being read: {left.entries}")
+        echo(f"shards kept, being read: {left.entries}")
 
 
 def _open(folder: str | None) -> ShardCache:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avvp_dist import storage
-from avvp_dist.cli.output import console, say, usable
+from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.escape import cell
@@ -42,12 +42,12 @@ class _Rule(StrEnum):
 
 def compare(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=usable)
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=valid_url)
     ] = None,
     sweep: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FOLDER", help="Finished runs of the sweep in this folder, or of this name.", callback=usable
+            metavar="NAME|FOLDER", help="Finished runs of the sweep in this folder, or of this name.", callback=valid_url
         ),
     ] = None,
     score: Annotated[
@@ -69,16 +69,16 @@ def compare(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Also what papers print for LLP.")] = False,
     csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write every score to this file, one a row.", callback=usable)
+        str | None, typer.Option(metavar="FILE", help="Write every score to this file, one a row.", callback=valid_url)
     ] = None,
     markdown: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
+        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=valid_url)
     ] = None,
     latex: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
+        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=valid_url)
     ] = None,
     pictures: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.", callback=usable)
+        str | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.", callback=valid_url)
     ] = None,
     storage_settings: STORAGE = None,
 ) -> None:
@@ -103,7 +103,7 @@ def compare(
     settings, notes = reading.read_settings([*(runs or []), *(found.runs if found else [])])
     if found and found.trials and found.trials > len(found.runs):
         notes.append(f"{found.trials - len(found.runs)} of the sweep's {found.trials} trials left no result")
-    against = reading.named(settings, baseline) if baseline else None
+    against = reading.find_setting(settings, baseline) if baseline else None
     score = score or (found.metric if found else None) or "segment.type"
     own = (against or settings[0]).protocol
     view = comparing.View(
@@ -115,10 +115,10 @@ def compare(
         per_class=per_class,
     )
     comparison = comparing.side_by_side(settings, view, baseline=against, select=select, notes=notes)
-    _tell(comparison, published=published, csv=csv, markdown=markdown, latex=latex, pictures=pictures)
+    _write_comparison(comparison, published=published, csv=csv, markdown=markdown, latex=latex, pictures=pictures)
 
 
-def _tell(
+def _write_comparison(
     comparison: Comparison,
     *,
     published: bool,
@@ -151,9 +151,9 @@ def _tell(
             drawn = compare_pictures.draw(Path(scratch), comparison)
             for picture in drawn:
                 storage.write_bytes(storage.join(pictures, picture.name), picture.read_bytes())
-        say(f"pictures {', '.join(storage.join(pictures, picture.name) for picture in drawn)}")
+        echo(f"pictures {', '.join(storage.join(pictures, picture.name) for picture in drawn)}")
 
 
 def _write(what: str, place: str, content: str) -> None:
     storage.write_text(place, content)
-    say(f"{what} {place}")
+    echo(f"{what} {place}")

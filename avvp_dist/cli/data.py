@@ -13,10 +13,10 @@ import typer
 from pydantic import Field
 
 from avvp_dist import storage
-from avvp_dist.cli.data_findings import MEND, print_odd_files, tell_edition
+from avvp_dist.cli.data_findings import MEND, print_edition, print_odd_files
 from avvp_dist.cli.data_view import describe, flaw_counts, print_flaws, print_inspection, print_left_out
 from avvp_dist.cli.labels import labels, noisy_labels, ratios
-from avvp_dist.cli.output import console, say, usable
+from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST, Section, merge, parse_overrides, validate
 from avvp_dist.datasets.catalog import DATASETS, FEATURE_SETS, LLP
@@ -40,7 +40,7 @@ data = typer.Typer(
 
 _DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
 _ANNOTATIONS = Annotated[
-    str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).", callback=usable)
+    str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).", callback=valid_url)
 ]
 _WORKERS = Annotated[
     int | None, typer.Option(min=1, max=10_000, help="Processes at work; default one a core, 1 stays in this process.")
@@ -81,7 +81,7 @@ class _PackConfig(Section):
 
 
 _URL = Annotated[
-    str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.", callback=usable)
+    str, typer.Argument(metavar="URL", help="A packed data set: local folder or object-store URL.", callback=valid_url)
 ]
 _WIDTH = 160  # of tables where there is no terminal
 _STREAMS = Annotated[
@@ -99,11 +99,12 @@ def pack(
         typer.Option(
             metavar="URL",
             help=f"Folder or URL with {_FEATURES}. With launch=ray all nodes must see it under this name.",
-            callback=usable,
+            callback=valid_url,
         ),
     ],
     out: Annotated[
-        str, typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.", callback=usable)
+        str,
+        typer.Option(metavar="URL", help="Where the shards go: a local folder or s3://bucket/folder.", callback=valid_url),
     ],
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out videos with bad features, and record them.")
@@ -141,7 +142,7 @@ def pack(
         "features": storage.absolute(features),
         "streams": {stream.name: stream.folder for stream in chosen.streams},
         "flaws": flaw_counts(annotated),
-        **_made_up(annotations, features),
+        **_synthetic_marker(annotations, features),
     }
     try:
         with interrupt_on_signals("shards under way are given up, finished ones are kept"):
@@ -159,14 +160,14 @@ def pack(
     except KeyboardInterrupt:
         raise Preempted(f"{out}: asked to stop: finished shards are safe, the same command goes on from there") from None
     if index.synthetic:
-        typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
-    tell_edition(annotated.flaws)
+        typer.echo("SYNTHETIC data: scores on them echo nothing about real videos")
+    print_edition(annotated.flaws)
     if annotated.flaws:
         typer.echo(f"{len(annotated.flaws)} known flaws of the annotations; `avvp data check {dataset}` lists them")
     if index.left_out:
         print_left_out(console(_WIDTH), index.left_out, "left out")
     videos = sum(shard.samples for shard in index.shards)
-    say(f"{out}: {videos} videos in {len(index.shards)} shards, fingerprint {index.fingerprint[:16]}")
+    echo(f"{out}: {videos} videos in {len(index.shards)} shards, fingerprint {index.fingerprint[:16]}")
 
 
 @data.command()
@@ -175,12 +176,12 @@ def check(
     annotations: _ANNOTATIONS,
     features: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Also check every feature file below this folder.", callback=usable),
+        typer.Option(metavar="DIR", help="Also check every feature file below this folder.", callback=valid_url),
     ] = None,
     mend: MEND = False,
     streams: _STREAMS = Streams.vggish_resnet,
     json_file: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=usable)
+        str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=valid_url)
     ] = None,
     limit: Annotated[
         int | None,
@@ -217,7 +218,7 @@ def check(
         storage.write_text(json_file, json.dumps(report, indent=1) + "\n")
     stdout = console(_WIDTH)
     print_flaws(stdout, annotated, limit)
-    tell_edition(annotated.flaws)
+    print_edition(annotated.flaws)
     print_odd_files(stdout, odd)
     if bad:
         print_left_out(stdout, bad, "bad features", limit)
@@ -252,7 +253,7 @@ def verify(
     workers: _WORKERS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Read all of a packed data set: every hash, every video, and whether labels and shards say the same.
+    """Read all of a packed data set: every hash, every video, and whether labels and shards echo the same.
 
     Exit code 2 where anything is bad; data.on_bad=skip trains without bad videos, packing again mends them. --record changes
     the fingerprint of the data set: stages of earlier runs on it are not used again.
@@ -265,12 +266,12 @@ def verify(
         count = f"{len(found.problems)} problem{'s' if len(found.problems) > 1 else ''}"
         raise DataError(found.problems, f"{url}: {count}{bad}")
     what = f"{found.shards} shards, {found.videos} videos, {found.bytes / 1e9:.3g} GB, fingerprint {found.fingerprint[:16]}"
-    say(f"{url}: {what}: all as the index says")
+    echo(f"{url}: {what}: all as the index says")
 
 
 @data.command()
 def synth(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write to.", callback=usable)],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write to.", callback=valid_url)],
     videos: Annotated[
         int | None, typer.Option(max=_MOST, help="Videos in all, shared out over the splits as in LLP; default all.")
     ] = None,
@@ -278,7 +279,7 @@ def synth(
     annotations: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Take videos and labels from these annotation files, not made-up ones.", callback=usable
+            metavar="DIR", help="Take videos and labels from these annotation files, not made-up ones.", callback=valid_url
         ),
     ] = None,
     layout: Annotated[
@@ -308,7 +309,7 @@ def synth(
         shard_videos=shard_videos,
     )
     for name, value in summary.items():
-        say(f"{name}: {value}")
+        echo(f"{name}: {value}")
 
 
 data.command()(labels)
@@ -332,7 +333,7 @@ def _counts(splits: str | None) -> tuple[int, int, int] | None:
     return train, val, test
 
 
-def _made_up(annotations: str, features: str) -> dict[str, Any]:
+def _synthetic_marker(annotations: str, features: str) -> dict[str, Any]:
     """What the generator of synthetic data left beside its files; packed data must go on saying that they are made up."""
     from avvp_dist.datasets.synthetic import MARKER
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from avvp_dist.cli.data_view import table
-from avvp_dist.cli.output import say
+from avvp_dist.cli.output import echo
 
 if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow take seconds to load
     from avvp_dist.datasets.llp import Flaw
@@ -21,23 +21,23 @@ MEND = Annotated[
 ]
 
 
-def tell_edition(flaws: Sequence[Flaw]) -> None:
+def print_edition(flaws: Sequence[Flaw]) -> None:
     """Tells which edition annotations are, where their rows show that they are or were the older one."""
     from avvp_dist.datasets import llp_editions as editions
 
     older = [flaw for flaw in flaws if flaw.kind == editions.OLDER]
     mended = [flaw for flaw in flaws if flaw.kind == editions.MENDED]
     if older:
-        say(
+        echo(
             f"{older[0].file} is the older edition: LLP's authors corrected {len(older)} of its rows on {editions.DATE}; "
             "here they name no video, and their events do not count:"
         )
     if mended:
-        say(f"{len(mended)} rows of {mended[0].file} corrected as in the mended edition of {editions.DATE}:")
+        echo(f"{len(mended)} rows of {mended[0].file} corrected as in the mended edition of {editions.DATE}:")
     for flaw in older or mended:
-        say(f"  - {flaw.file}:{flaw.row}: {flaw.detail}")
+        echo(f"  - {flaw.file}:{flaw.row}: {flaw.detail}")
     if older:
-        say(
+        echo(
             "Scores on the two editions differ. --mend corrects these rows as the authors did; or take the mended file from "
             f"{editions.SOURCE}"
         )

@@ -31,12 +31,12 @@ def doctor(
     """
     from avvp_dist.config import merge, parse_overrides, validate
     from avvp_dist.experiments.recipe import absolute
-    from avvp_dist.launch.doctor import DoctorConfig, examine  # torch and its friends take seconds to import
+    from avvp_dist.launch.doctor import DoctorConfig, run_checks  # torch and its friends take seconds to import
 
     content = merge({}, parse_overrides(settings or []), {})
     config = absolute(validate(DoctorConfig, content, "doctor"))
     seen = []
-    for checked in examine(config):
+    for checked in run_checks(config):
         seen.append(checked)
         finding = checked.finding
         if not as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from avvp_dist.cli.messages import brief, write_aside
+from avvp_dist.cli.messages import brief, write_temporary
 from avvp_dist.errors import AvvpError, UserError
 from avvp_dist.storage.system_errors import of_system
 from avvp_dist.text.escape import line, shortened
@@ -66,7 +66,7 @@ def report(error: BaseException) -> tuple[str, int]:
     if ours is not None:
         return brief(ours), ours.exit_code
     trace = "".join(traceback.format_exception(error))
-    where = write_aside("traceback", trace)
+    where = write_temporary("traceback", trace)
     what = f"{type(error).__name__}: {shortened(line(error), 200)}"
     kept = f"the traceback is in {where}" if where else f"no temporary folder for its traceback, so here it is:\n{trace}"
     if {kind.__name__ for kind in type(error).__mro__} & _DAMAGED:

@@ -27,12 +27,12 @@ class Commands(TyperGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """See `click.Group`."""
-        with _told_safely():
+        with _safe_usage_errors():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
         """See `click.Group`."""
-        with _told_safely():
+        with _safe_usage_errors():
             return super().invoke(ctx)
 
 
@@ -82,7 +82,7 @@ def _reader_gone() -> bool:
 
 
 @contextmanager
-def _told_safely() -> Iterator[None]:
+def _safe_usage_errors() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:

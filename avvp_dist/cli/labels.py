@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avvp_dist import storage
-from avvp_dist.cli.output import say, usable
+from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST
 from avvp_dist.errors import ConfigError
@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # the commands import what they run, since torch and pyarrow 
     from avvp_dist.loading.refined import RefinedLabels
 
 _PACKED = Annotated[
-    str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.", callback=usable)
+    str, typer.Option("--data", metavar="URL", help="The packed data set whose videos are labelled.", callback=valid_url)
 ]
 _REFINED = Annotated[
     str,
-    typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.", callback=usable),
+    typer.Option(metavar="FILE", help="Where the labels go: refined.npz, to be given as data.refined.", callback=valid_url),
 ]
 _SPLIT = Annotated[str, typer.Option(help="Whose videos; a training takes those of train.")]
 
@@ -50,10 +50,12 @@ def labels(
         typer.Option(
             metavar="DIR|FILE",
             help="What is heard. segments: folder of <id>.npy; arrays: .npy or .npz file.",
-            callback=usable,
+            callback=valid_url,
         ),
     ] = None,
-    visual: Annotated[str | None, typer.Option(metavar="DIR|FILE", help="What is seen, likewise.", callback=usable)] = None,
+    visual: Annotated[
+        str | None, typer.Option(metavar="DIR|FILE", help="What is seen, likewise.", callback=valid_url)
+    ] = None,
     kind: Annotated[
         LabelFormat,
         typer.Option(
@@ -67,7 +69,7 @@ def labels(
         typer.Option(
             metavar="FILE",
             help="need_to_change.pkl; or the .npz with both arrays, audio and visual.",
-            callback=usable,
+            callback=valid_url,
         ),
     ] = None,
     annotations: Annotated[
@@ -75,7 +77,7 @@ def labels(
         typer.Option(
             metavar="DIR",
             help="Folder of the annotation files whose rows arrays and need-to-change number.",
-            callback=usable,
+            callback=valid_url,
         ),
     ] = None,
     aliasing: Annotated[
@@ -154,10 +156,10 @@ def ratios(
         typer.Argument(
             metavar="RUN|FILE",
             help="Folder or URL of a JoMoLD run, or the ratios.json of one of its stages.",
-            callback=usable,
+            callback=valid_url,
         ),
     ],
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.", callback=usable)],
+    out: Annotated[str, typer.Option(metavar="FILE", help="Where the .npz goes.", callback=valid_url)],
     storage_settings: STORAGE = None,
 ) -> None:
     """Export noise ratios as the .npz that the authors of JoMoLD write and its successors read.
@@ -171,18 +173,18 @@ def ratios(
     url = ratio_files.find(source)
     found = read_ratios(url, ratio_files.class_names(url))
     storage.write_bytes(out, ratio_files.to_npz(found))
-    say(f"{out}: noise ratios of {len(found['audio'])} classes, from {url}")
+    echo(f"{out}: noise ratios of {len(found['audio'])} classes, from {url}")
 
 
 def _write_labels(out: str, refined: RefinedLabels) -> None:
     storage.write_bytes(out, refined.to_bytes())
     if refined.provenance["synthetic"]:
-        say("SYNTHETIC data: scores on them say nothing about real videos")
+        echo("SYNTHETIC data: scores on them echo nothing about real videos")
     if refined.provenance["outside_weak"]:
-        say(f"{refined.provenance['outside_weak']} labels lie outside their video's weak label; kept")
+        echo(f"{refined.provenance['outside_weak']} labels lie outside their video's weak label; kept")
     if "cleared" in refined.provenance:
         cleared = refined.provenance["cleared"]
-        say(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
+        echo(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
     heard, seen = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
     of = "segments and classes" if refined.of_segments else "classes"
-    say(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")
+    echo(f"{out}: {len(refined.ids)} videos, labelled audio {heard:.2%}, visual {seen:.2%} of {of}")

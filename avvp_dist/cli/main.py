@@ -17,7 +17,7 @@ from avvp_dist.cli.compare import compare
 from avvp_dist.cli.data import data
 from avvp_dist.cli.doctor import doctor
 from avvp_dist.cli.errors import Commands, one_message
-from avvp_dist.cli.output import say, usable
+from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE, configure
 from avvp_dist.cli.sweep import sweep
 from avvp_dist.cli.table import table
@@ -61,21 +61,21 @@ def train(recipe: _RECIPE, overrides: _OVERRIDES = None) -> None:
 
     SIGTERM and Ctrl-C leave a checkpoint and exit code 75; a second Ctrl-C ends the run at once.
     """
-    from avvp_dist.launch.start import launch  # torch and its friends take seconds to import
+    from avvp_dist.launch.start import launch_run  # torch and its friends take seconds to import
 
     config = _load(recipe, overrides or []).absolute()
-    result = launch(config)
+    result = launch_run(config)
     if _rank() == 0 or config.launch.name == "ray":
         _print_scores({config.recipe: result})
-        say(f"scores {storage.join(config.output, 'result.json')}\npictures {storage.join(config.output, 'pictures')}")
+        echo(f"scores {storage.join(config.output, 'result.json')}\npictures {storage.join(config.output, 'pictures')}")
 
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).", callback=usable)],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).", callback=valid_url)],
     overrides: _OVERRIDES = None,
     json_file: Annotated[
-        str | None, typer.Option("--json", help="Also write the scores to this file.", callback=usable)
+        str | None, typer.Option("--json", help="Also write the scores to this file.", callback=valid_url)
     ] = None,
 ) -> None:
     """Score a finished run's model again, on its own data or on data=URL, under every protocol.
@@ -89,7 +89,7 @@ def evaluate(
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
     from avvp_dist.storage.probe import refuse_unwritable
 
-    _reach(run, overrides or [])
+    _configure_storage_for(run, overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
     if missing:
@@ -105,10 +105,10 @@ def evaluate(
     _print_scores({config.recipe: result})
     worst = _largest_difference(found.scores, recorded["scores"])
     if worst < 1e-6:
-        say("result.json reproduced")
-        _keep(run, recorded, PER_VIDEO, found.per_video.to_bytes())
+        echo("result.json reproduced")
+        _write_if_different(run, recorded, PER_VIDEO, found.per_video.to_bytes())
     else:
-        say(f"differs from result.json by up to {worst:.3g} points")
+        echo(f"differs from result.json by up to {worst:.3g} points")
     if json_file:
         storage.write_text(json_file, json.dumps(result, indent=1))
 
@@ -133,7 +133,8 @@ def sync(
     run: Annotated[
         str,
         typer.Argument(
-            help="Folder or URL of a run whose tracking could not be sent, or of a sweep: all its trials.", callback=usable
+            help="Folder or URL of a run whose tracking could not be sent, or of a sweep: all its trials.",
+            callback=valid_url,
         ),
     ],
     uri: Annotated[
@@ -155,9 +156,9 @@ def sync(
         report = send(home.folder, uri)
         home.keep()
         left += report.left
-        say(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
+        echo(f"sent {report.sent} records to MLflow run {report.run_id}, {report.left} left")
         for line in filter(None, [*report.refused, report.error]):
-            say(line, err=True)
+            echo(line, err=True)
     raise typer.Exit(1 if left else 0)
 
 
@@ -190,11 +191,11 @@ def _without_secrets(arguments: Sequence[str] | None) -> list[str]:
 def _load(recipe: str, overrides: list[str]) -> RunConfig:
     from avvp_dist.experiments.recipe import load
 
-    _reach(recipe, overrides)
+    _configure_storage_for(recipe, overrides)
     return load(recipe, overrides)
 
 
-def _reach(url: str, overrides: list[str]) -> None:
+def _configure_storage_for(url: str, overrides: list[str]) -> None:
     """Takes the storage settings among the overrides where ``url`` is elsewhere, so that it can be read at all."""
     if storage.local_path(url) is None:
         configure(overrides)
@@ -210,7 +211,7 @@ def _print_scores(results: dict[str, dict[str, Any]]) -> None:
     Console().print(scores(results))
 
 
-def _keep(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
+def _write_if_different(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
     """Writes a file that is not there or holds something else, and its checksum into result.json where that lists files.
 
     Reports a folder that cannot be written, and goes on.
@@ -224,9 +225,9 @@ def _keep(run: str, result: dict[str, Any], name: str, content: bytes) -> None:
             files = {**result[integrity.FILES], name: integrity.describe(content)}
             sealed = integrity.seal({**result, integrity.FILES: files})
             storage.write_text(storage.join(run, "result.json"), json.dumps(sealed, indent=1))
-        say(f"scores of videos {url}")
+        echo(f"scores of videos {url}")
     except (OSError, StorageError) as error:
-        say(f"{url}: not written: {error}")
+        echo(f"{url}: not written: {error}")
 
 
 def _largest_difference(one: Any, other: Any) -> float:

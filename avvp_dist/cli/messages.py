@@ -38,12 +38,12 @@ def brief(error: AvvpError) -> str:
         shown = whole[: LINES - 1]
     shown = [shortened(redact(each), WIDTH) for each in shown]
     if shown != [redact(each) for each in whole]:
-        where = write_aside("problems", "\n".join(whole) + "\n")
+        where = write_temporary("problems", "\n".join(whole) + "\n")
         shown.append(f"all of it: {where}" if where else "all of it could not be written to a file: no temporary folder")
     return "\n".join(shown)
 
 
-def write_aside(kind: str, content: str) -> str | None:
+def write_temporary(kind: str, content: str) -> str | None:
     """Writes a text to a new file in the temporary folder that only this user can read.
 
     Returns:

@@ -16,7 +16,7 @@ from avvp_dist.text.escape import visible
 from avvp_dist.text.urls import malformed
 
 
-def say(message: object, err: bool = False) -> None:
+def echo(message: object, err: bool = False) -> None:
     """Prints a message, control characters made visible."""
     typer.echo(visible(message), err=err)
 
@@ -26,7 +26,7 @@ def console(width: int = 120) -> Console:
     return Console(file=sys.stdout) if sys.stdout.isatty() else Console(file=sys.stdout, width=width)
 
 
-def usable(parameter: typer.CallbackParam, value: Any) -> Any:
+def valid_url(parameter: typer.CallbackParam, value: Any) -> Any:
     """A callback of options and arguments that take a path or URL, or several.
 
     Raises:

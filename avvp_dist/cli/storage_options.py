@@ -27,7 +27,7 @@ STORAGE = Annotated[
         "--storage",
         metavar="KEY=VALUE",
         callback=_from_option,
-        help="How object storage is reached: endpoint, region, addressing, ...; default what the AWS variables say.",
+        help="How object storage is reached: endpoint, region, addressing, ...; default what the AWS variables echo.",
     ),
 ]
 """To be a parameter of a command that need not look at it."""

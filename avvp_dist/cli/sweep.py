@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avvp_dist import storage
-from avvp_dist.cli.output import say, seed_list, usable
+from avvp_dist.cli.output import echo, seed_list, valid_url
 from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage import json_files
@@ -27,11 +27,11 @@ def sweep(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=usable),
+        typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=valid_url),
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Go on with the sweep in this folder; needs nothing else.", callback=usable),
+        typer.Option(metavar="DIR", help="Go on with the sweep in this folder; needs nothing else.", callback=valid_url),
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="S,S,...", help="Seeds of every setting.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Settings that a random or Optuna search tries.")] = None,
@@ -79,7 +79,7 @@ def sweep(
         short, spec = sweeps.read(name, changes)
         settings, output = list(overrides or []), output or f"outputs/sweeps/{short}"
     configure([*spec.overrides, *settings])  # and the recipe
-    spec, settings = sweeps.absolute(spec, settings)
+    spec, settings = sweeps.with_absolute_paths(spec, settings)
     output = storage.absolute(output)
     if dry_run:
         _dry_run(short, spec, settings, output)
@@ -87,11 +87,11 @@ def sweep(
     from avvp_dist.launch.start import launch_sweep  # ray and torch take seconds to import
 
     content = launch_sweep(short, spec, settings, output)
-    _show(content)
-    say(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
+    _print_trials(content)
+    echo(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        say(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {output}", err=True)
+        echo(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {output}", err=True)
         raise typer.Exit(_UNFINISHED)
     raise typer.Exit(1 if "failed" in states else 0)
 
@@ -108,10 +108,10 @@ def _recorded(
     if not storage.exists(url):
         raise ConfigError(f"{url}: not there, no sweep was started in this folder")
     content = json_files.record(url, _RECORDED, "start the sweep anew in another folder")
-    return content["name"], sweeps.changed(content["spec"], changes, url), content["overrides"], folder
+    return content["name"], sweeps.with_changes(content["spec"], changes, url), content["overrides"], folder
 
 
-def _show(content: dict[str, Any]) -> None:
+def _print_trials(content: dict[str, Any]) -> None:
     """Trials in the order of their score."""
     table = Table(title=cell(content["title"], style="italic"), title_justify="left")
     for column in ("setting", "seed", "status", content["metric"]):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from avvp_dist import storage
-from avvp_dist.cli.output import console, say, seed_list, usable
+from avvp_dist.cli.output import console, echo, seed_list, valid_url
 from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.credentials import without_secrets
@@ -22,14 +22,14 @@ def table(
             metavar="URL",
             help="Packed data set, given again for each further one that rows ask for; `synthetic`, the default, makes them "
             "up below the output.",
-            callback=usable,
+            callback=valid_url,
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; every row runs with each.")] = "1,2,3",
     output: Annotated[
         str | None,
         typer.Option(
-            metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.", callback=usable
+            metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.", callback=valid_url
         ),
     ] = None,
     epochs: Annotated[
@@ -49,10 +49,10 @@ def table(
     ] = None,
     annotations: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Synthetic features for the labels of these annotation files.", callback=usable),
+        typer.Option(metavar="DIR", help="Synthetic features for the labels of these annotation files.", callback=valid_url),
     ] = None,
     markdown: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write the table to this file.", callback=usable)
+        str | None, typer.Option(metavar="FILE", help="Also write the table to this file.", callback=valid_url)
     ] = None,
     list_tables: Annotated[bool, typer.Option("--list", help="List the shipped tables.")] = False,
 ) -> None:
@@ -94,10 +94,10 @@ def table(
     urls = tables.synthetic_data(output, rows, counts, annotations) if made_up else given
     content = tables.run(short, chosen, urls=urls, output=output, seeds=numbers, settings=wanted)
     console().print(paper.table(content), highlight=False)
-    say(f"table {storage.join(output, 'table.json')}")
+    echo(f"table {storage.join(output, 'table.json')}")
     if markdown:
         storage.write_text(markdown, paper.markdown(content))
-        say(f"markdown {markdown}")
+        echo(f"markdown {markdown}")
 
 
 def _videos(text: str | None) -> int | tuple[int, int, int] | None:

@@ -33,7 +33,7 @@ class RunCallback:
         self._console = TrainingConsole(config.evaluate.watched) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
-        self._told = False
+        self._run_id_logged = False
         if self._sampler:
             self._sampler.start()
         # places are tags: as params that differ in every run they would be an axis of MLflow's comparisons
@@ -64,7 +64,7 @@ class RunCallback:
         self._console.epoch(row, best)
         values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
         self.tracker.metrics(values, step=row["epoch"])
-        self._tell_run()
+        self._log_run_id()
 
     def finish(self, status: Status) -> None:
         """Ends the console's position and the tracked run, whose journal is kept."""
@@ -73,14 +73,14 @@ class RunCallback:
         if self._console:
             self._console.close()
         self.tracker.finish(status)
-        self._tell_run()
+        self._log_run_id()
         if self._home:
             self._home.keep()
 
-    def _tell_run(self) -> None:
+    def _log_run_id(self) -> None:
         """Says once which tracked run this is, as soon as the server has given it an id."""
-        if self.tracker.run_id and not self._told:
-            self._told = True
+        if self.tracker.run_id and not self._run_id_logged:
+            self._run_id_logged = True
             LOGGER.info("MLflow run %s", self.tracker.run_id)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
-from avvp_dist.experiments.recipe import RunConfig, changed, load, result_identity
+from avvp_dist.experiments.recipe import RunConfig, changed_keys, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
 from avvp_dist.metrics.parsing import PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -25,14 +25,21 @@ from avvp_dist.train.evaluate import SCORES
 
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # no such key: not the same as a key whose value is null
-_EQUAL = 1e-6  # points by which scores of the same networks may differ
-_HOW = ("world_size", "launcher", "device", "torch", "avvp_dist", "git_commit")  # of provenance: what may change scores
+_TOLERANCE = 1e-6  # points by which scores of the same networks may differ
+_PROVENANCE_KEYS = (
+    "world_size",
+    "launcher",
+    "device",
+    "torch",
+    "avvp_dist",
+    "git_commit",
+)  # of provenance: what may change scores
 # besides what decides nothing about what comes out; data are told apart by their fingerprint
-_ASIDE = {"seed", "recipe"}
+_IGNORED_KEYS = {"seed", "recipe"}
 
 
 @dataclass(frozen=True)
-class Sweep:
+class FinishedSweep:
     """What lies in a sweep's folder.
 
     Attributes:
@@ -46,7 +53,7 @@ class Sweep:
     trials: int | None
 
 
-def read_sweep(sweep: str) -> Sweep:
+def read_sweep(sweep: str) -> FinishedSweep:
     """Finds the finished runs of a sweep: those that its sweep.json names and no others.
 
     Args:
@@ -62,7 +69,7 @@ def read_sweep(sweep: str) -> Sweep:
         raise DataError(f"no sweep {sweep!r}: looked for {' and '.join(places)}")
     url = storage.join(folder, "sweep.json")
     if "sweep.json" not in storage.names(folder):
-        found = Sweep(_runs_below(folder), None, None)
+        found = FinishedSweep(_runs_below(folder), None, None)
     else:
         try:
             about = json.loads(storage.read_text(url))
@@ -72,7 +79,7 @@ def read_sweep(sweep: str) -> Sweep:
             raise DataError(f"{url}: expected an object with metric and trials; not the record of a sweep") from None
         places = [storage.join(folder, "runs", name) for name in names]
         finished = [place for place in places if storage.exists(storage.join(place, "result.json"))]
-        found = Sweep(finished, metric if metric in SCORES else None, len(names))
+        found = FinishedSweep(finished, metric if metric in SCORES else None, len(names))
     if not found.runs:
         raise DataError(f"{folder}: no finished run of it (no result.json)")
     return found
@@ -115,8 +122,8 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
     groups: list[tuple[dict[str, Any], RunConfig, list[Run]]] = []
     notes = []
     for config, run in found:
-        what = _what(config, run)
-        group = next((group for group in groups if not changed(group[0], what)), None)
+        what = _setting_identity(config, run)
+        group = next((group for group in groups if not changed_keys(group[0], what)), None)
         if group is None:
             groups.append((what, config, [run]))
             continue
@@ -125,7 +132,7 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
             notes.append(f"{run.url}: left out; the same setting with the same seed as {twin.url}{_other_scores(twin, run)}")
         else:
             group[2].append(run)
-    keys = _keys([what for what, _, _ in groups], [config.recipe for _, config, _ in groups])
+    keys = _differing_keys([what for what, _, _ in groups], [config.recipe for _, config, _ in groups])
     labels = _labels(keys, [config.recipe for _, config, _ in groups])
     settings = [
         Setting(label, of_setting, config.evaluate.protocol, tuple(runs_of))
@@ -141,16 +148,16 @@ def _other_scores(one: Run, other: Run) -> str:
         here, there = (flatten(run.result["scores"][split]) for run in (one, other))
         pairs = [(here[key], there[key]) for key in here.keys() & there.keys()]
         by = max((abs(a - b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)), default=0.0)
-        differ += [f"{split} by up to {by:.3g} points"] if by > _EQUAL else []
+        differ += [f"{split} by up to {by:.3g} points"] if by > _TOLERANCE else []
     if not differ:
         return ""
     before, after = (run.result.get("provenance", {}) for run in (one, other))
-    known = [key for key in _HOW if key in before and key in after]
+    known = [key for key in _PROVENANCE_KEYS if key in before and key in after]
     how = [f"{key} {before[key]} and {after[key]}" for key in known if before[key] != after[key]]
     return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(how)})" if how else "")
 
 
-def named(settings: Sequence[Setting], wanted: str) -> Setting:
+def find_setting(settings: Sequence[Setting], wanted: str) -> Setting:
     """The setting that a user names by its label, or by the folder of one of its runs.
 
     Raises:
@@ -212,32 +219,35 @@ def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
     return Run(url, result, per_video)
 
 
-def _what(config: RunConfig, run: Run) -> dict[str, Any]:
+def _setting_identity(config: RunConfig, run: Run) -> dict[str, Any]:
     """All of a config that decides what comes out, the seed aside."""
-    content = result_identity(config.model_dump(mode="json", exclude=_ASIDE))
+    content = result_identity(config.model_dump(mode="json", exclude=_IGNORED_KEYS))
     content["data"] = {key: value for key, value in content["data"].items() if key != "url"}
     content["data"]["fingerprint"] = str(run.result["data"]["fingerprint"])[:12]
     return content
 
 
-def _keys(whats: Sequence[dict[str, Any]], recipes: Sequence[str]) -> list[dict[str, Any]]:
+def _differing_keys(whats: Sequence[dict[str, Any]], recipes: Sequence[str]) -> list[dict[str, Any]]:
     """For each setting its values of all keys in which settings of one recipe differ, and the recipe where several are."""
     wanted: set[str] = set()
     for (one, of_one), (other, of_other) in itertools.combinations(zip(whats, recipes, strict=True), 2):
-        for key in changed(one, other) if of_one == of_other else ():
+        for key in changed_keys(one, other) if of_one == of_other else ():
             name = f"{key.partition('.')[0]}.name"
-            if key == name or _at(one, name) == _at(other, name):  # another method has other keys: its name says it all
+            if key == name or _lookup(one, name) == _lookup(
+                other, name
+            ):  # another method has other keys: its name says it all
                 wanted.add(key)
     order = list(dict.fromkeys(key for what in whats for key in flatten(what)))
     keys = sorted(wanted, key=lambda key: order.index(key) if key in order else -1)  # as a config is written
     several = len(set(recipes)) > 1
     return [
-        ({"recipe": recipe} if several else {}) | {key: value for key in keys if (value := _at(what, key)) is not _ABSENT}
+        ({"recipe": recipe} if several else {})
+        | {key: value for key in keys if (value := _lookup(what, key)) is not _ABSENT}
         for what, recipe in zip(whats, recipes, strict=True)
     ]
 
 
-def _at(content: Any, key: str) -> Any:
+def _lookup(content: Any, key: str) -> Any:
     for part in key.split("."):
         content = content.get(part, _ABSENT) if isinstance(content, Mapping) else _ABSENT
     return content

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from avvp_dist.config import KeyValue, Section, Text, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.experiments.recipe import RunConfig, differences, load
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, load
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.metrics.parsing import Protocol
 from avvp_dist.report.published import Figures
@@ -122,7 +122,7 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
-        undone = differences(again.model_dump(), config.model_dump())
+        undone = describe_changes(again.model_dump(), config.model_dump())
         problems += [f"row {row.label!r} (there) sets this itself: {line}" for line in undone]
         found.append(config)
     if problems:

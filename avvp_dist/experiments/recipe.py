@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import (
-    Place,
+    PathMarker,
     Section,
     Text,
     Url,
     assignment,
-    convert_places,
+    convert_paths,
     merge,
     parse_overrides,
     parse_yaml,
@@ -37,16 +37,16 @@ S = TypeVar("S", bound=Section)
 # what a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
 # by section, what changes nothing in what comes out
-_HOW = {
+_EXECUTION_KEYS = {
     "": ("tracking", "launch", "store", "storage"),
     "train": ("device",),
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
 }
 # likewise, where a run lies, and how often it looks after itself
-_PACE = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
+_PLACE_AND_INTERVAL_KEYS = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
 # by section, what no artifact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
 # data and labels, and the order of the videos
-_NOT_OF_STAGES = {
+_STAGE_INDEPENDENT_KEYS = {
     "": ("recipe",),
     "data": ("url", "dataset", "refined", "mode", "memory_gb", "streams", "window"),
 }
@@ -114,7 +114,7 @@ class RunConfig(Section):
 
     def relative(self) -> dict[str, str]:
         """Dotted keys that hold a relative local path, each with the absolute one."""
-        return {key: new for key, (_, new) in changed(self.model_dump(), self.absolute().model_dump()).items()}
+        return {key: new for key, (_, new) in changed_keys(self.model_dump(), self.absolute().model_dump()).items()}
 
 
 def absolute(section: S) -> S:
@@ -122,7 +122,7 @@ def absolute(section: S) -> S:
 
     Called once, where a command starts: workers and trials run in other folders, and config.yaml is read from elsewhere.
     """
-    return type(section).model_validate(convert_places(type(section), section.model_dump(), _absolute))
+    return type(section).model_validate(convert_paths(type(section), section.model_dump(), _absolute))
 
 
 def absolute_overrides(overrides: Sequence[str]) -> list[str]:
@@ -145,13 +145,13 @@ def absolute_value(path: Sequence[str], value: Any) -> Any:
     content = value
     for key in reversed(keys):
         content = {key: content}
-    content = convert_places(RunConfig, content, _absolute)
+    content = convert_paths(RunConfig, content, _absolute)
     for key in keys:
         content = content[key]
     return content
 
 
-def _absolute(url: str, place: Place) -> str:
+def _absolute(url: str, place: PathMarker) -> str:
     return (place.absolute or storage.absolute)(url) if url else url
 
 
@@ -178,19 +178,19 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(RunConfig, merged, f"recipe {recipe}")
 
 
-def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+def changed_keys(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys in which two dumped configs differ, with both values; None where one lacks the key."""
     if isinstance(one, dict) and isinstance(other, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in dict.fromkeys([*one, *other]):
-            found |= changed(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+            found |= changed_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
         return found
     return {} if one == other else {path: (one, other)}
 
 
 def run_identity(content: Mapping[str, Any]) -> dict[str, Any]:
     """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
-    return _without(content, _HOW)
+    return _drop_keys(content, _EXECUTION_KEYS)
 
 
 def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,15 +198,15 @@ def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Names of run folders hash `run_identity`, so that those of earlier versions are found again.
     """
-    return _without(run_identity(content), _PACE)
+    return _drop_keys(run_identity(content), _PLACE_AND_INTERVAL_KEYS)
 
 
-def of_stages(config: RunConfig) -> dict[str, Any]:
+def stage_config(config: RunConfig) -> dict[str, Any]:
     """All of a dumped config that artifacts of stages may depend on; each stage drops what of the method it does without."""
-    return _without(result_identity(config.model_dump(mode="json")), _NOT_OF_STAGES)
+    return _drop_keys(result_identity(config.model_dump(mode="json")), _STAGE_INDEPENDENT_KEYS)
 
 
-def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+def _drop_keys(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """A dumped config without the keys named by section."""
     kept = {key: value for key, value in content.items() if key not in names.get("", ())}
     for section in kept.keys() & names.keys():
@@ -215,6 +215,6 @@ def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -
     return kept
 
 
-def differences(one: Any, other: Any) -> list[str]:
+def describe_changes(one: Any, other: Any) -> list[str]:
     """Dotted keys in which two dumped configs differ, with both values, a line each."""
-    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed(one, other).items()]
+    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed_keys(one, other).items()]

@@ -18,7 +18,7 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.callbacks import RunCallback
-from avvp_dist.experiments.recipe import RunConfig, differences, of_stages, result_identity
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, result_identity, stage_config
 from avvp_dist.experiments.result import CONFIG, RESULT, RunResult, check_files, finished, provenance
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
@@ -33,7 +33,7 @@ from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner,
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
-_NAMED = 20  # bad videos the log names
+_MAX_LOGGED = 20  # bad videos the log names
 
 
 def run_experiment(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def run_experiment(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
     rank_0 = runtime.collective.rank == 0
     with runtime.hold(config.output) if rank_0 else nullcontext():
         if rank_0:
-            _claim(config)
+            _write_config(config)
         return _train(config, index, labels, refined, method, runtime)
 
 
@@ -67,8 +67,10 @@ def _train(
 ) -> dict[str, Any]:
     """What `run` does once everything is checked and the output is this run's."""
     rank_0 = runtime.collective.rank == 0
-    labels, left_out = _sound(config, index, labels, runtime)
-    splits: dict[str, SplitReader] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    labels, left_out = _exclude_bad_videos(config, index, labels, runtime)
+    splits: dict[str, SplitReader] = {
+        name: _open_split(config, index, labels[name], runtime) for name in ("train", *EVALUATED)
+    }
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
     callback = RunCallback(config, provenance(index, config, runtime), rank_0)
@@ -80,14 +82,14 @@ def _train(
             train=config.train,
             optim=config.optim,
             evaluate=config.evaluate,
-            build=lambda: _build(config, index),
+            build=lambda: _build_network(config, index),
             splits=splits,
             runtime=runtime,
             callback=callback,
         )
         trained, collected = runner.run(method)
         final = list(method.stages())[-1]
-        model = _build(config, index).to(runtime.device)
+        model = _build_network(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
         outcome = RunResult(
@@ -143,18 +145,18 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
     if not storage.exists(url):
         raise DataError(f"{config.output}: no model.safetensors; train a run into this folder first")
     check_files(config.output, finished(config.output) or {}, [WEIGHTS])
-    model = _build(config, index).to(runtime.device)
+    model = _build_network(config, index).to(runtime.device)
     try:
         model.load_state_dict(read_weights(url))
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
-        cross_modal = _method(config, index).stages()[-1].cross_modal
-    labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
+        cross_modal = _build_method(config, index).stages()[-1].cross_modal
+    labels, _ = _exclude_bad_videos(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
     for name in EVALUATED:
-        with closing(_load(config, index, labels[name], runtime)) as split:
+        with closing(_open_split(config, index, labels[name], runtime)) as split:
             found[name] = _predict(model, split, config, runtime, cross_modal)
     scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
     return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
@@ -175,7 +177,7 @@ def check_experiment(config: RunConfig, world: int) -> tuple[Index, dict[str, La
     """
     index, labels = open_data(config)
     check_plan(config.data, index, labels, config.train.batch_size, world)
-    method = _method(config, index)
+    method = _build_method(config, index)
     method.stages()
     return index, labels, method, read_refined_labels(config, index, labels["train"])
 
@@ -219,7 +221,7 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
         ConfigError: the method needs labels of segments and has none.
         DataError: there is no such file, or it does not fit the data.
     """
-    url, wanted = config.data.refined, _method(config, index).segment_labels
+    url, wanted = config.data.refined, _build_method(config, index).segment_labels
     needed = f"method {config.method.name} trains on labels of segments"
     how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
     if not url:
@@ -259,17 +261,17 @@ def _identity(
     fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
     return Identity(
         data_fingerprint=fingerprint + (refined.fingerprint if refined else ""),
-        config=of_stages(config),
+        config=stage_config(config),
         order=order_settings(config.data, index, train),
         lineage=lineage,
     )
 
 
-def _method(config: RunConfig, index: Index) -> Method:
+def _build_method(config: RunConfig, index: Index) -> Method:
     return METHODS[config.method.name](config.method, index.classes, index.segments)
 
 
-def _sound(
+def _exclude_bad_videos(
     config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
 ) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
     """The labels without bad videos, and those; all ranks look for them together, each at its share of the shards."""
@@ -286,18 +288,18 @@ def _sound(
         "data.on_bad=skip: %d of %d videos are bad and left out%s",
         len(left_out),
         videos,
-        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
-        + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
+        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_MAX_LOGGED])
+        + (f"\n  ... and {len(left_out) - _MAX_LOGGED} more, see result.json" if len(left_out) > _MAX_LOGGED else ""),
     )
     return {name: without(of_split, left_out) for name, of_split in labels.items()}, left_out
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
+def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     return open_split(config.data, index, labels, runtime.device, dtype)
 
 
-def _build(config: RunConfig, index: Index) -> nn.Module:
+def _build_network(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
@@ -312,7 +314,7 @@ def _predict(model: nn.Module, split: SplitReader, config: RunConfig, runtime: R
     )
 
 
-def _claim(config: RunConfig) -> None:
+def _write_config(config: RunConfig) -> None:
     """Writes config.yaml, unless the folder belongs to another run; beside a result.json, it is written with the next one.
 
     Raises:
@@ -325,7 +327,7 @@ def _claim(config: RunConfig) -> None:
             there = parse_yaml(storage.read_text(url), url)
         except (ConfigError, DataError) as error:
             raise ConfigError(f"{url}: damaged ({error}); restore it, choose another output, or delete this one") from None
-        changed = differences(result_identity(there), result_identity(config.model_dump(mode="json")))
+        changed = describe_changes(result_identity(there), result_identity(config.model_dump(mode="json")))
         if changed:
             raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
         if storage.exists(storage.join(config.output, RESULT)):

@@ -23,7 +23,7 @@ from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.train.evaluate import SCORES
 
 _FOLDER = "sweeps"  # of the shipped ones
-Setting = dict[str, Any]
+SweepPoint = dict[str, Any]
 """Swept keys with their values, in the order of the space."""
 
 # keys that a sweep gives each trial itself -> how to choose them
@@ -107,7 +107,7 @@ class Trial:
         name: of its folder; the same setting, seed and data always have the same one.
     """
 
-    setting: Setting
+    point: SweepPoint
     seed: int
     config: RunConfig
     name: str
@@ -129,10 +129,10 @@ def read(sweep: str, changes: Mapping[str, Any] | None = None) -> tuple[str, Swe
         ConfigError: there is no such sweep, or everything that is wrong with it.
     """
     name, text = read_yaml(sweep, "sweep", _FOLDER)
-    return name, changed(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
+    return name, with_changes(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
 
 
-def changed(content: dict[str, Any], changes: Mapping[str, Any], source: str) -> SweepConfig:
+def with_changes(content: dict[str, Any], changes: Mapping[str, Any], source: str) -> SweepConfig:
     """A sweep's content with other values for some of its own keys, dotted.
 
     Raises:
@@ -147,7 +147,7 @@ def changed(content: dict[str, Any], changes: Mapping[str, Any], source: str) ->
     return validate(SweepConfig, content, source)
 
 
-def absolute(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
     """A sweep and the user's overrides with every local path made absolute: trials run, and go on, in other folders.
 
     Relative paths that only the recipe file or a default names become overrides of the sweep.
@@ -179,10 +179,10 @@ def _absolute(key: str, dimension: Dimension) -> Dimension:
     return dimension.model_copy(update={**update, "when": when})
 
 
-def settings(sweep: SweepConfig) -> list[Setting]:
+def sweep_points(sweep: SweepConfig) -> list[SweepPoint]:
     """The settings of a grid, or the draws of a random search; each once, in a fixed order."""
     if sweep.search.name == "grid":
-        found: list[Setting] = [{}]
+        found: list[SweepPoint] = [{}]
         for key, dimension in sweep.space.items():
             assert dimension.values is not None  # SweepConfig refuses it
             found = [
@@ -192,7 +192,7 @@ def settings(sweep: SweepConfig) -> list[Setting]:
             ]
         return found
     rng = np.random.default_rng(sweep.search.seed)
-    drawn: dict[str, Setting] = {}
+    drawn: dict[str, SweepPoint] = {}
     for _ in range(100 * sweep.search.samples):  # a small space may hold fewer settings than are asked for
         if len(drawn) == sweep.search.samples:
             break
@@ -201,7 +201,7 @@ def settings(sweep: SweepConfig) -> list[Setting]:
     return list(drawn.values())
 
 
-def trials(sweep: SweepConfig, chosen: Sequence[Setting], overrides: Sequence[str], fingerprint: str) -> list[Trial]:
+def trials(sweep: SweepConfig, chosen: Sequence[SweepPoint], overrides: Sequence[str], fingerprint: str) -> list[Trial]:
     """Every setting with every seed, setting by setting within a seed, cut to the sweep's budget of trials.
 
     Args:
@@ -219,7 +219,7 @@ def trials(sweep: SweepConfig, chosen: Sequence[Setting], overrides: Sequence[st
     found: list[Trial] = []
     for seed, setting in itertools.product(sweep.seeds, chosen):
         try:
-            found.append(trial(sweep, setting, seed, overrides, fingerprint))
+            found.append(make_trial(sweep, setting, seed, overrides, fingerprint))
         except ConfigError as error:
             problems += [f"setting {label(setting)}: {problem}" for problem in error.problems]
     if problems:
@@ -227,34 +227,34 @@ def trials(sweep: SweepConfig, chosen: Sequence[Setting], overrides: Sequence[st
     return found[: sweep.trials]
 
 
-def trial(sweep: SweepConfig, setting: Setting, seed: int, overrides: Sequence[str], fingerprint: str) -> Trial:
-    """One setting with one seed.
+def make_trial(sweep: SweepConfig, point: SweepPoint, seed: int, overrides: Sequence[str], fingerprint: str) -> Trial:
+    """One point with one seed.
 
     Raises:
         ConfigError: what is wrong with its config.
     """
     # values as JSON, which is YAML: what overrides are read as
-    swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in setting.items()]
+    swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in point.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
     what = run_identity(config.model_dump(mode="json", exclude={"output"}))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(setting)).strip("-")[:80]
-    return Trial(setting, seed, config, f"{slug}-seed{seed}-{key}")
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(point)).strip("-")[:80]
+    return Trial(point, seed, config, f"{slug}-seed{seed}-{key}")
 
 
 def example(sweep: SweepConfig, overrides: Sequence[str], fingerprint: str) -> Trial:
     """One trial that stands for those a searcher has yet to choose."""
     rng = np.random.default_rng(0)
     setting = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
-    return trial(sweep, setting, sweep.seeds[0], overrides, fingerprint)
+    return make_trial(sweep, setting, sweep.seeds[0], overrides, fingerprint)
 
 
-def settings_to_check(sweep: SweepConfig) -> list[Setting]:
+def points_to_check(sweep: SweepConfig) -> list[SweepPoint]:
     """Settings in which every value of every key comes at least once, see `Dimension.values_to_check`.
 
     They stand for those that a searcher or a population has yet to choose.
     """
-    found: list[Setting] = []
+    found: list[SweepPoint] = []
     first = {key: dimension.values_to_check()[0] for key, dimension in sweep.space.items()}
     for key, dimension in sweep.space.items():
         for value in dimension.values_to_check():
@@ -264,21 +264,21 @@ def settings_to_check(sweep: SweepConfig) -> list[Setting]:
     return found
 
 
-def _conditions(sweep: SweepConfig, key: str) -> Setting:
+def _conditions(sweep: SweepConfig, key: str) -> SweepPoint:
     """Values of other keys with which ``key`` is swept."""
-    found: Setting = {}
+    found: SweepPoint = {}
     for other, values in sweep.space[key].when.items():
         found |= {**_conditions(sweep, other), other: values[0]}
     return found
 
 
-def applicable(sweep: SweepConfig, values: Mapping[str, Any]) -> Setting:
-    """A setting of ``values`` of all keys: without those whose conditions do not hold."""
-    setting: Setting = {}
+def applicable(sweep: SweepConfig, values: Mapping[str, Any]) -> SweepPoint:
+    """A point of ``values`` of all keys: without those whose conditions do not hold."""
+    point: SweepPoint = {}
     for key, dimension in sweep.space.items():
-        if key in values and _applies(dimension, setting):
-            setting[key] = values[key]
-    return setting
+        if key in values and _applies(dimension, point):
+            point[key] = values[key]
+    return point
 
 
 def refused_overrides(sweep: SweepConfig, overrides: Sequence[str]) -> list[str]:
@@ -299,5 +299,5 @@ def label(setting: Mapping[str, Any]) -> str:
 _ABSENT = object()
 
 
-def _applies(dimension: Dimension, setting: Setting) -> bool:
-    return all(setting.get(key, _ABSENT) in values for key, values in dimension.when.items())
+def _applies(dimension: Dimension, point: SweepPoint) -> bool:
+    return all(point.get(key, _ABSENT) in values for key, values in dimension.when.items())

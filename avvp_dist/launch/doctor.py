@@ -20,7 +20,7 @@ from avvp_dist.tracking.base import TrackingConfig, TrackingUri
 from avvp_dist.tracking.journal import explain
 
 # where the user said nothing: a check looks once, a training may wait
-_HURRY = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}
+_SHORT_TIMEOUTS = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}
 
 
 class DoctorConfig(Section):
@@ -40,20 +40,20 @@ class DoctorConfig(Section):
 
 
 @dataclass(frozen=True)
-class Checked:
+class NamedFinding:
     """A finding and the name of its check."""
 
     check: str
     finding: Finding
 
 
-def examine(config: DoctorConfig) -> Iterator[Checked]:
+def run_checks(config: DoctorConfig) -> Iterator[NamedFinding]:
     """All findings, in a fixed order, each as soon as it and those before it are there.
 
     A check that hangs is left behind in its thread; whoever calls should end the process.
     """
     given = config.storage.model_fields_set
-    hurried = {key: value for key, value in _HURRY.items() if key not in given}
+    hurried = {key: value for key, value in _SHORT_TIMEOUTS.items() if key not in given}
     storage.configure(config.storage.model_copy(update=hurried))
     storage.arrow_filesystem(config.output)  # imports what threads must not import at the same time
     # processes of a check end before the check's own time does
@@ -74,7 +74,7 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
         plan["data"] = lambda: doctor_checks.data(url)
     found: dict[str, Finding] = {}
     threads = {
-        name: threading.Thread(target=_look, args=(found, name, check), name=f"check {name}", daemon=True)
+        name: threading.Thread(target=_run_check, args=(found, name, check), name=f"check {name}", daemon=True)
         for name, check in plan.items()
     }
     for thread in threads.values():
@@ -86,10 +86,10 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
             "fail", f"no answer in {config.timeout:g} s", "mend what does not answer, or give it longer: timeout=120"
         )
         seen = found.get(name, late)
-        yield Checked(name, replace(seen, figure=redact(seen.figure), advice=redact(seen.advice)))
+        yield NamedFinding(name, replace(seen, figure=redact(seen.figure), advice=redact(seen.advice)))
 
 
-def _look(found: dict[str, Finding], name: str, check: Callable[[], Finding]) -> None:
+def _run_check(found: dict[str, Finding], name: str, check: Callable[[], Finding]) -> None:
     try:
         found[name] = check()
     except AvvpError as error:

@@ -160,7 +160,7 @@ def ray(timeout: float) -> Finding:
         return Finding("warn", "not installed", "for launch=ray: pip install 'avvp_dist[ray]'")
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
-        return _reach_ray(address, version, timeout)
+        return _connect_to_ray(address, version, timeout)
     code = _START_RAY if address == "local" else _START_RAY.replace(_OF_OUR_OWN, 'address="auto"')
     try:
         ray_environment.prepare()
@@ -182,10 +182,10 @@ def ray(timeout: float) -> Finding:
     return Finding("ok", last)
 
 
-def _reach_ray(address: str, version: str, timeout: float) -> Finding:
+def _connect_to_ray(address: str, version: str, timeout: float) -> Finding:
     started = time.monotonic()
     try:
-        shown = ray_start.reach(address, min(timeout, 5.0))
+        shown = ray_start.check_reachable(address, min(timeout, 5.0))
     except ConfigError as error:
         return Finding("fail", str(error).removesuffix(f"; {ray_start.ADVICE}"), ray_start.ADVICE)
     return Finding("ok", f"{shown} answers in {1e3 * (time.monotonic() - started):.0f} ms, Ray {version} here")

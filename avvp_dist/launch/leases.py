@@ -55,10 +55,10 @@ def start_lease_server() -> Iterator[ActorHandle[Any]]:
 
 
 def leases(lease_server: ActorHandle) -> Lease:
-    """`Runtime.claim` over a lease_server."""
+    """`Runtime.lease` over a lease_server."""
 
     @contextmanager
-    def claim(store: str, key: str) -> Iterator[None]:
+    def lease(store: str, key: str) -> Iterator[None]:
         owner, done = uuid.uuid4().hex, threading.Event()
         waiting = False
         while not ray.get(lease_server.take.remote(key, owner)):
@@ -79,4 +79,4 @@ def leases(lease_server: ActorHandle) -> Lease:
             done.set()
             ray.get(lease_server.give_back.remote(key, owner))
 
-    return claim
+    return lease

@@ -10,7 +10,7 @@ from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.launch.signals import stop_on_signals
 
-WHAT_HAPPENS = "a checkpoint is written at the next step that all ranks agree on"
+STOP_EFFECT = "a checkpoint is written at the next step that all ranks agree on"
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         )
     runtime = LocalRuntime(config.output, config.train.device)
     try:
-        with stop_on_signals(runtime.stop.set, WHAT_HAPPENS):
+        with stop_on_signals(runtime.stop.set, STOP_EFFECT):
             return run_experiment(config, runtime)
     finally:
         runtime.close()

@@ -21,7 +21,7 @@ from avvp_dist.experiments.paper_tables import PaperTable, configs, only_for_ora
 from avvp_dist.experiments.recipe import RunConfig, run_identity
 from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import open_data, read_refined_labels
-from avvp_dist.launch.start import launch
+from avvp_dist.launch.start import launch_run
 from avvp_dist.loading.split import check_plan
 from avvp_dist.report.paper import summary
 from avvp_dist.shards.index import Index, Labels
@@ -254,7 +254,7 @@ def _result(todo: _Run, where: str) -> Mapping[str, Any]:
         _log.info("%s: finished before, %s", where, todo.config.output)
         return known
     _log.info("%s: %s", where, todo.config.output)
-    return launch(todo.config)
+    return launch_run(todo.config)
 
 
 def _facts(name: str, table: PaperTable, first: _Row, seeds: Sequence[int], settings: Sequence[str]) -> dict[str, Any]:

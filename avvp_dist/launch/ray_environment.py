@@ -13,7 +13,7 @@ from pathlib import Path
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage import user_folders
 
-LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _SOCKET_PATH = 107  # bytes of a UNIX socket's path on Linux
 # below RAY_TMPDIR, with a process id of seven digits and the longest name that Ray 2.60 gives a socket
@@ -30,7 +30,7 @@ def prepare() -> None:
     """
     user_folders.ensure_home()
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK__logS", "1")  # CSV and JSON files of its own: MLflow has it all
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return
@@ -53,7 +53,7 @@ def _temporary_folder() -> str:
         problem = _unfit(folder)
         if problem is None:
             if problems:
-                LOGGER.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
+                _log.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
                 os.environ["TMPDIR"] = folder  # Ray's dashboard opens sockets of its own there
             return folder
         problems.append(f"{folder}: {problem}")
@@ -98,7 +98,7 @@ def _keep_token_private() -> None:
             f"{path}: Ray's token can be read by other users (mode {stat.S_IMODE(found.st_mode):o}) and its mode not be "
             f"changed ({error.strerror}); set RAY_AUTH_TOKEN_PATH to a file that only you can read"
         ) from None
-    LOGGER.warning(
+    _log.warning(
         "%s: Ray's token could be read by other users (mode %o), who could have run anything as you; now it is 600. "
         "If others use this machine, end the Ray clusters with this token and delete the file: the next start makes one",
         path,

@@ -11,7 +11,7 @@ from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.types import MODALITIES
 
 _TAGS = ("run", "stage", "rank")
-_AGAIN = 4.0  # seconds; Ray drops a gauge that was not set within two of its report intervals, of ten seconds each
+_REFRESH_SECONDS = 4.0  # seconds; Ray drops a gauge that was not set within two of its report intervals, of ten seconds each
 _OF_RANKS = {
     "time/data_wait_seconds": "until the next batch was there",
     "time/step_seconds": "in training steps",
@@ -41,21 +41,21 @@ class RunMetrics:
         self._speed = Gauge("avvp_videos_per_second", "Training videos of all ranks a second, in the last epoch.", _TAGS)
         self._removed = Gauge("avvp_removed_labels", "Labels removed as noise in the last epoch.", (*_TAGS, "modality"))
         self._row: Mapping[str, Any] = {}
-        self._again = PeriodicTask("metrics for Prometheus", self._tell, _AGAIN)
+        self._refresh = PeriodicTask("metrics for Prometheus", self._set_gauges, _REFRESH_SECONDS)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Takes an epoch's row of metrics; the report of a checkpoint amid an epoch, which has none, is left out."""
         if "stage" not in row:
             return
         self._row = dict(row)
-        self._tell()
-        self._again.start()
+        self._set_gauges()
+        self._refresh.start()
 
     def close(self) -> None:
         """Ends the telling."""
-        self._again.stop()
+        self._refresh.stop()
 
-    def _tell(self) -> None:
+    def _set_gauges(self) -> None:
         row = self._row
         tags = {**self._tags, "stage": row["stage"]}
         for key, gauge in self._of_ranks.items():

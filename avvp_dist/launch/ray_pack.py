@@ -14,12 +14,12 @@ from ray.exceptions import RayError, RayTaskError
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch.ray_start import start_ray
-from avvp_dist.launch.resources import Need, wait_for
+from avvp_dist.launch.resources import ResourceRequest, wait_for
 from avvp_dist.shards.workers import Pool, in_task
 
 _AT_ONCE = 500  # tasks that Ray knows of: enough to fill a large cluster, and to make a small one grow
 _RETRIES = 3  # of a task whose process or node died
-_TASK = Need("task", 1, {"CPU": 1.0}, {}, "a cluster with CPUs for work")
+_TASK = ResourceRequest("task", 1, {"CPU": 1.0}, {}, "a cluster with CPUs for work")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443, "ray": 10001}
 
 
-def reach(address: str, timeout: float = 5.0) -> str:
+def check_reachable(address: str, timeout: float = 5.0) -> str:
     """Knocks at ``address``, since Ray itself waits for minutes where nobody is; returns "RAY_ADDRESS=host:port".
 
     Raises:
@@ -45,11 +45,11 @@ def start_ray(log_to_driver: bool = True) -> None:
     Raises:
         ConfigError: there is no such cluster, or it does not let us in.
     """
-    import ray  # takes a while, and may not be installed where the doctor asks for `reach`
+    import ray  # takes a while, and may not be installed where the doctor asks for `check_reachable`
 
     address = os.environ.get("RAY_ADDRESS", "local")
     if address not in ("local", "auto"):
-        reach(address)
+        check_reachable(address)
     if credentials.for_children():
         if address == "local":  # its workers inherit this environment; nothing is sent to those of a cluster
             os.environ.update(credentials.for_children())

@@ -29,7 +29,7 @@ from avvp_dist.experiments.result import read_result
 from avvp_dist.experiments.run import open_data, run_experiment
 from avvp_dist.launch import resources
 from avvp_dist.launch.leases import Lease, leases
-from avvp_dist.launch.local import WHAT_HAPPENS
+from avvp_dist.launch.local import STOP_EFFECT
 from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
@@ -41,12 +41,12 @@ from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
 from avvp_dist.text.credentials import errors_without_secrets
 
-LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
 _EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # folders of Ray's, and a file of ours in them
-_LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
-_RECORD = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints it knows
+_STOP_POLL_SECONDS = 2.0  # seconds between two looks for the mark that asks a run to stop
+_CHECKPOINT_RECORD = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints it knows
 # Ray looks for dead nodes every 20 seconds and until then waits for them, by default a minute a time
 _WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
@@ -58,11 +58,13 @@ class RayRuntime:
     lineage = ""
 
     def __init__(self, output: str, group: str, lease: Lease | None = None) -> None:
-        self._mark = _stop_mark(output)
+        self._stop_marker = _stop_marker(output)
         self._folder = storage.join(output, "ray", _EXPERIMENT)
-        self._asked = threading.Event()
+        self._stop = threading.Event()
         # an object store answers in 20 to 100 ms, for which no step should wait
-        self._watch = PeriodicTask("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
+        self._watch = PeriodicTask(
+            "looking for the mark that asks this run to stop", self._poll_stop_marker, _STOP_POLL_SECONDS
+        )
         self._lease, self._group = lease, group
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
@@ -101,7 +103,7 @@ class RayRuntime:
         """See `Runtime`; the driver leaves a mark in the run's folder, and a thread of rank 0 looks for it."""
         if self.collective.rank == 0:
             self._watch.start()
-        return self._asked.is_set()
+        return self._stop.is_set()
 
     def hold(self, output: str) -> AbstractContextManager[None]:
         """See `Runtime`; the driver holds it, and its workers come and go."""
@@ -114,9 +116,9 @@ class RayRuntime:
     def clear_checkpoints(self) -> None:
         """See `Runtime`; Ray keeps the newest two by itself."""
 
-    def _look(self) -> None:
-        if storage.exists(self._mark):
-            self._asked.set()
+    def _poll_stop_marker(self) -> None:
+        if storage.exists(self._stop_marker):
+            self._stop.set()
 
 
 def train(
@@ -149,14 +151,14 @@ def train(
 
 def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> dict[str, Any]:
     """What `train` does once it has the output for itself."""
-    for leftover in (_failure(config), _stop_mark(config.output)):
+    for leftover in (_failure(config), _stop_marker(config.output)):
         storage.remove(leftover)
     started_here = not ray.is_initialized()
     if started_here:
         start_ray()
     try:
         if lease_server is None:  # else a trial: its sweep has asked for all of them
-            resources.wait_for(_need(config.launch), config.launch.wait, "launch.wait")
+            resources.wait_for(_resource_request(config.launch), config.launch.wait, "launch.wait")
         _drop_damaged_record(config.output)
         _fit(_trainer(config, callbacks, lease_server), config.output)
     except ray.train.TrainingFailedError as error:
@@ -177,7 +179,7 @@ def _drop_damaged_record(output: str) -> None:
     themselves lie beside it, each with its checksum.
     """
     folder = storage.join(output, "ray", _EXPERIMENT)
-    record = storage.join(folder, _RECORD)
+    record = storage.join(folder, _CHECKPOINT_RECORD)
     try:
         listed = {result["checkpoint_dir_name"] for result in json.loads(storage.read_bytes(record))["checkpoint_results"]}
         missing = listed - set(storage.names(folder))
@@ -186,19 +188,19 @@ def _drop_damaged_record(output: str) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         missing = {"its own content"}
     if missing:
-        LOGGER.warning(
+        _log.warning(
             "%s: damaged, lacks %s; using the checkpoints in the folder instead", record, ", ".join(sorted(missing))
         )
         storage.remove(record)
 
 
-def _need(launch: LaunchConfig) -> resources.Need:
+def _resource_request(launch: LaunchConfig) -> resources.ResourceRequest:
     """What a run needs to start; an elastic one starts with less than it asks for."""
     fewer = "fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
-    return resources.Need("worker", launch.min_workers or launch.workers, _each(launch), {}, fewer)
+    return resources.ResourceRequest("worker", launch.min_workers or launch.workers, _worker_resources(launch), {}, fewer)
 
 
-def _each(launch: LaunchConfig) -> dict[str, float]:
+def _worker_resources(launch: LaunchConfig) -> dict[str, float]:
     return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
@@ -210,7 +212,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
         workers = (launch.min_workers, launch.workers)
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": launch.resize_every}
     return TorchTrainer(
-        _work,
+        _worker_main,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "storage": storage.settings().model_dump(),
@@ -218,11 +220,13 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
             "group": uuid.uuid4().hex,  # workers that are started again take over what those before them had locked
         },
         torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=_each(launch)),
+        scaling_config=ScalingConfig(
+            **scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=_worker_resources(launch)
+        ),
         run_config=ray.train.RunConfig(
             # an explicit name: the same output goes on where it stopped, another starts anew
             name=_EXPERIMENT,
-            **place(storage.join(config.output, "ray")),
+            **storage_arguments(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,  # type: ignore[arg-type]  # Ray's own base class is private
@@ -230,7 +234,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
     )
 
 
-def place(url: str) -> dict[str, Any]:
+def storage_arguments(url: str) -> dict[str, Any]:
     """Where Ray keeps checkpoints, through our filesystem and its settings: Ray's own knows neither them nor our retries."""
     if storage.local_path(url) is not None:
         return {"storage_path": url}
@@ -239,7 +243,7 @@ def place(url: str) -> dict[str, Any]:
 
 
 @errors_without_secrets()
-def _work(arguments: dict[str, Any]) -> None:
+def _worker_main(arguments: dict[str, Any]) -> None:
     """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
 
     They may come to one worker alone (a bad shard), while the others wait for it: then it fails, Ray ends them all, and the
@@ -269,7 +273,7 @@ def _work(arguments: dict[str, Any]) -> None:
         runtime.close()
 
 
-def _stop_mark(output: str) -> str:
+def _stop_marker(output: str) -> str:
     return storage.join(output, "ray", "stop")
 
 
@@ -282,12 +286,12 @@ def _fit(trainer: TorchTrainer, output: str) -> None:
     if threading.current_thread() is not threading.main_thread():
         trainer.fit()
         return
-    with ThreadPoolExecutor(1, "train") as thread, stop_on_signals(lambda: _ask_to_stop(output), WHAT_HAPPENS):
+    with ThreadPoolExecutor(1, "train") as thread, stop_on_signals(lambda: _request_stop(output), STOP_EFFECT):
         thread.submit(trainer.fit).result()
 
 
-def _ask_to_stop(output: str) -> None:
-    storage.write_text(_stop_mark(output), "")
+def _request_stop(output: str) -> None:
+    storage.write_text(_stop_marker(output), "")
 
 
 def _failure(config: RunConfig) -> str:

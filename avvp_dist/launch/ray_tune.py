@@ -19,18 +19,18 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, UserError
-from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, differences, load, run_identity
+from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, describe_changes, load, run_identity
 from avvp_dist.experiments.run import check_experiment, open_data
-from avvp_dist.experiments.sweep import SweepConfig, Trial, label, refused_overrides, settings, settings_to_check, trials
+from avvp_dist.experiments.sweep import SweepConfig, Trial, label, points_to_check, refused_overrides, sweep_points, trials
 from avvp_dist.launch import ray_job
 from avvp_dist.launch.leases import start_lease_server
 from avvp_dist.launch.ray_start import start_ray
-from avvp_dist.launch.ray_train import place
-from avvp_dist.launch.resources import Need, wait_for
-from avvp_dist.launch.search import exchange, optuna_search
+from avvp_dist.launch.ray_train import storage_arguments
+from avvp_dist.launch.resources import ResourceRequest, wait_for
+from avvp_dist.launch.search import optuna_search, population_based_training
 from avvp_dist.launch.signals import stop_on_signals
-from avvp_dist.launch.sweep_recorder import RECORD, SweepRecorder, recorded
-from avvp_dist.launch.trial import DRIVER_CPUS, Plan, beside_driver, run_trial
+from avvp_dist.launch.sweep_recorder import RECORD, SweepRecorder, recorded_trials
+from avvp_dist.launch.trial import DRIVER_CPUS, TrialContext, beside_driver, run_trial
 from avvp_dist.shards.index import Index
 from avvp_dist.tracking.base import Status, Tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 
 _BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep goes on
-_TELL_AGAIN = 0.5  # seconds between two signals to Tune, which may not listen yet
+_SIGNAL_INTERVAL = 0.5  # seconds between two signals to Tune, which may not listen yet
 _RETRIES = 1  # of a trial that crashed; it goes on from its last checkpoint
 
 
@@ -65,13 +65,13 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
     base = load(sweep.recipe, [*sweep.overrides, *overrides])
     storage.configure(base.storage)
     index, planned = prepare(sweep, overrides)
-    _claim(sweep, base, output)
+    _check_same_sweep(sweep, base, output)
     started_here = not ray.is_initialized()
     try:
         if started_here:
             start_ray(log_to_driver=False)
-        wait_for(_need(sweep, base.launch), base.launch.wait, "launch.wait")
-        plan = Plan(
+        wait_for(_resource_request(sweep, base.launch), base.launch.wait, "launch.wait")
+        context = TrialContext(
             name=name,
             sweep=sweep,
             overrides=tuple(overrides),
@@ -81,23 +81,23 @@ def run(name: str, sweep: SweepConfig, *, overrides: Sequence[str], output: str)
             storage=storage.settings(),
             tracking_uri=base.tracking.uri,
         )
-        return _run(plan, planned, base)
+        return _run(context, planned, base)
     finally:
         if started_here:
             ray.shutdown()
 
 
-def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any]:
+def _run(context: TrialContext, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any]:
     """Runs a sweep that nothing is left to refuse; only from here on does it leave anything."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # misses the files of loggers that are switched off
-    home = open_home(plan.output)
-    tracker = _tracker(plan, base, home)
-    book = SweepRecorder(plan.name, plan.sweep, plan.overrides, plan.output, plan.fingerprint, planned)
+    home = open_home(context.output)
+    tracker = _tracker(context, base, home)
+    recorder = SweepRecorder(context.name, context.sweep, context.overrides, context.output, context.fingerprint, planned)
     stopped = threading.Event()
     error: BaseException | None = None
     try:
         with start_lease_server() as lease_server, _stopping(stopped):
-            for phase in _phases(replace(plan, parent=tracker.reference, lease_server=lease_server), book):
+            for phase in _phases(replace(context, parent=tracker.reference, lease_server=lease_server), recorder):
                 if stopped.is_set():
                     break
                 phase.fit()
@@ -105,7 +105,7 @@ def _run(plan: Plan, planned: Sequence[Trial], base: RunConfig) -> dict[str, Any
         error = caught
         raise
     finally:
-        content = book.write()
+        content = recorder.write()
         _finish(tracker, content, error)
         home.keep()
     return content
@@ -121,7 +121,7 @@ def _stopping(stopped: threading.Event) -> Iterator[None]:
     done = threading.Event()
 
     def tell() -> None:
-        while not done.wait(_TELL_AGAIN):
+        while not done.wait(_SIGNAL_INTERVAL):
             os.kill(os.getpid(), signal.SIGUSR1)
 
     teller = threading.Thread(target=tell, daemon=True)
@@ -150,11 +150,11 @@ def prepare(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[Index, list[T
     if problems:
         raise ConfigError(problems, "these belong to the sweep")
     index, _ = open_data(load(sweep.recipe, [*sweep.overrides, *overrides]))
-    planned = [] if sweep.search.name == "optuna" else trials(sweep, settings(sweep), overrides, index.fingerprint)
+    planned = [] if sweep.search.name == "optuna" else trials(sweep, sweep_points(sweep), overrides, index.fingerprint)
     checked = list(planned)
     if sweep.search.name == "optuna" or sweep.scheduler.name == "pbt":  # which choose as they go
         one_seed = sweep.model_copy(update={"seeds": sweep.seeds[:1], "trials": None})
-        checked += trials(one_seed, settings_to_check(sweep), overrides, index.fingerprint)
+        checked += trials(one_seed, points_to_check(sweep), overrides, index.fingerprint)
     _check_trials(sweep, checked)
     return index, planned
 
@@ -176,30 +176,30 @@ def _check_trials(sweep: SweepConfig, checked: Sequence[Trial]) -> None:
         try:
             check_experiment(todo.config, todo.config.launch.workers)
         except UserError as error:
-            problems += [f"setting {label(todo.setting)}: {problem}" for problem in error.problems]
+            problems += [f"setting {label(todo.point)}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(problems, f"sweep {sweep.title!r}: settings that cannot be run")
 
 
-def _phases(plan: Plan, book: SweepRecorder) -> Any:
+def _phases(context: TrialContext, recorder: SweepRecorder) -> Any:
     """Tuners to be run one after the other, each made when its turn comes."""
-    sweep = plan.sweep
+    sweep = context.sweep
     if sweep.scheduler.name == "pbt":
         for seed in sweep.seeds:  # weights are handed on within a population, so each seed has its own
-            rows = [row for row in recorded(plan.output) if row["seed"] == seed]
+            rows = [row for row in recorded_trials(context.output) if row["seed"] == seed]
             if any(row["status"] != "finished" for row in rows):
-                yield _tuner(plan, book, _again(rows), _at_once(sweep))
+                yield _tuner(context, recorder, _known_trials(rows), _tune_config(sweep))
         return
-    rows = recorded(plan.output)
+    rows = recorded_trials(context.output)
     if rows:
-        yield _tuner(plan, book, _again(rows), _at_once(sweep))
+        yield _tuner(context, recorder, _known_trials(rows), _tune_config(sweep))
     if sweep.search.name == "optuna":
-        rest = optuna_search(sweep, recorded(plan.output))
+        rest = optuna_search(sweep, recorded_trials(context.output))
         if rest:
-            yield _tuner(plan, book, {}, rest)
+            yield _tuner(context, recorder, {}, rest)
 
 
-def _again(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _known_trials(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Trials that are known, as Tune's space.
 
     One that is finished costs nothing: it tells its scores again, which a scheduler and its rungs need. One that was begun
@@ -209,42 +209,42 @@ def _again(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"trial": tune.grid_search(known)}
 
 
-def _at_once(sweep: SweepConfig) -> tune.TuneConfig:
+def _tune_config(sweep: SweepConfig) -> tune.TuneConfig:
     return tune.TuneConfig(max_concurrent_trials=sweep.concurrency)
 
 
-def _tuner(plan: Plan, book: SweepRecorder, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
-    sweep = plan.sweep
-    config.scheduler = _scheduler(plan)
+def _tuner(context: TrialContext, recorder: SweepRecorder, space: Mapping[str, Any], config: tune.TuneConfig) -> tune.Tuner:
+    sweep = context.sweep
+    config.scheduler = _scheduler(context)
     if config.search_alg is None:  # a searcher brings metric and mode itself
         config.metric, config.mode = "score", sweep.mode
     config.time_budget_s = sweep.hours * 3600 if sweep.hours else None
     config.reuse_actors = True  # importing torch takes seconds
     config.trial_dirname_creator = str  # short: the setting stands in our own folders' names
-    several = _base(plan).launch.workers > 1
+    several = _base(context).launch.workers > 1
     # a trial of several workers is a driver only, and must not keep them from starting
     resources = {"cpu": DRIVER_CPUS} if several else {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(run_trial, plan=plan), resources),
+        tune.with_resources(tune.with_parameters(run_trial, context=context), resources),
         param_space=dict(space),
         tune_config=config,
         run_config=tune.RunConfig(
             name="tune",
-            **place(plan.output),
-            callbacks=[book],
+            **storage_arguments(context.output),
+            callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             verbose=0,
         ),
     )
 
 
-def _scheduler(plan: Plan) -> TrialScheduler:
-    scheduler = plan.sweep.scheduler
+def _scheduler(context: TrialContext) -> TrialScheduler:
+    scheduler = context.sweep.scheduler
     if scheduler.name == "fifo":
         return FIFOScheduler()
     if scheduler.name == "pbt":
-        return exchange(plan.sweep)
-    epochs = _base(plan).train.epochs
+        return population_based_training(context.sweep)
+    epochs = _base(context).train.epochs
     return ASHAScheduler(
         time_attr="epoch",
         max_t=epochs + 1,  # a trial tells its final score after its last epoch, and must live so long
@@ -253,22 +253,22 @@ def _scheduler(plan: Plan) -> TrialScheduler:
     )
 
 
-def _base(plan: Plan) -> RunConfig:
-    return load(plan.sweep.recipe, [*plan.sweep.overrides, *plan.overrides])
+def _base(context: TrialContext) -> RunConfig:
+    return load(context.sweep.recipe, [*context.sweep.overrides, *context.overrides])
 
 
-def _need(sweep: SweepConfig, launch: LaunchConfig) -> Need:
+def _resource_request(sweep: SweepConfig, launch: LaunchConfig) -> ResourceRequest:
     """What one trial needs; the others wait for their turn."""
     if launch.workers > 1:
         share = beside_driver(launch)
         each = {"CPU": share.cpus_per_worker} | ({"GPU": share.gpus_per_worker} if share.gpus_per_worker else {})
         fewer = "fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
-        return Need("worker", share.min_workers or share.workers, each, {"CPU": DRIVER_CPUS}, fewer)
+        return ResourceRequest("worker", share.min_workers or share.workers, each, {"CPU": DRIVER_CPUS}, fewer)
     each = {"CPU": sweep.cpus_per_trial} | ({"GPU": sweep.gpus_per_trial} if sweep.gpus_per_trial else {})
-    return Need("trial", 1, each, {}, "fewer --cpus or --gpus")
+    return ResourceRequest("trial", 1, each, {}, "fewer --cpus or --gpus")
 
 
-def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:
+def _check_same_sweep(sweep: SweepConfig, base: RunConfig, output: str) -> None:
     """Refuses a folder that holds another sweep; budgets, seeds and samples may change, and how trials are run.
 
     Raises:
@@ -285,23 +285,25 @@ def _claim(sweep: SweepConfig, base: RunConfig, output: str) -> None:
             spec.pop(key, None)
         if spec["scheduler"]["name"] != "pbt":  # a population keeps its size
             spec["search"].pop("samples", None)
-    changed = differences(there, here)
-    changed += differences(*(run_identity(config.model_dump(mode="json", exclude={"output"})) for config in (before, base)))
+    changed = describe_changes(there, here)
+    changed += describe_changes(
+        *(run_identity(config.model_dump(mode="json", exclude={"output"})) for config in (before, base))
+    )
     if changed:
         raise ConfigError(changed, f"{output} holds another sweep; choose another --output or delete it")
 
 
-def _tracker(plan: Plan, base: RunConfig, home: TrackingHome) -> Tracker:
+def _tracker(context: TrialContext, base: RunConfig, home: TrackingHome) -> Tracker:
     """The sweep's own run, under which its trials are nested."""
-    config, sweep = base.tracking, plan.sweep
-    tags = {**config.tags, **ray_job.tags(), "sweep": plan.name}
-    named = config.model_copy(update={"run_name": config.run_name or f"sweep {plan.name}", "tags": tags})
+    config, sweep = base.tracking, context.sweep
+    tags = {**config.tags, **ray_job.tags(), "sweep": context.name}
+    named = config.model_copy(update={"run_name": config.run_name or f"sweep {context.name}", "tags": tags})
     tracker = open_tracker(named, home.folder)
     spec = sweep.model_dump(mode="json", exclude={"space", "overrides"})
     # MLflow refuses a param of another value: what may change when a sweep goes on is a tag
     budget = {key: spec.pop(key) for key in (*_BUDGET, "seeds")} | {"samples": spec["search"].pop("samples")}
     tracker.tags({f"sweep.{key}": value for key, value in budget.items() if value is not None})
-    tracker.params({"sweep": spec, "overrides": [*sweep.overrides, *plan.overrides]})
+    tracker.params({"sweep": spec, "overrides": [*sweep.overrides, *context.overrides]})
     tracker.params({f"space.{key}": value.model_dump(exclude_defaults=True) for key, value in sweep.space.items()})
     return tracker
 

@@ -18,17 +18,17 @@ from ray.util import placement_group, remove_placement_group
 
 from avvp_dist.errors import ConfigError
 
-LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Resources = Mapping[str, float]
 
-_LOOK_EVERY = 1.0
-_TELL_EVERY = 30.0
-_LITTLE = 1e-6  # Ray counts in ten-thousandths
+_POLL_SECONDS = 1.0
+_LOG_SECONDS = 30.0
+_TOLERANCE = 1e-6  # Ray counts in ten-thousandths
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceRequest:
     """Processes that have to run at the same time, each on one node.
 
     Attributes:
@@ -51,63 +51,67 @@ class Need:
     def fits(self, nodes: Sequence[Resources]) -> bool:
         """Whether ``nodes``, which have so much to give, hold all of them."""
         if not self.beside:
-            return self._room(nodes) >= self.count
+            return self._capacity(nodes) >= self.count
         others = (
-            [_less(node, self.beside) if at == place else node for at, node in enumerate(nodes)]
+            [_subtract(node, self.beside) if at == place else node for at, node in enumerate(nodes)]
             for place in range(len(nodes))
-            if _holds(nodes[place], self.beside)
+            if _fits_on(nodes[place], self.beside)
         )
-        return any(self._room(left) >= self.count for left in others)
+        return any(self._capacity(left) >= self.count for left in others)
 
     def bundles(self) -> list[dict[str, float]]:
         """As a placement group asks for them."""
         return [dict(self.each)] * self.count + ([dict(self.beside)] if self.beside else [])
 
-    def _room(self, nodes: Sequence[Resources]) -> int:
+    def _capacity(self, nodes: Sequence[Resources]) -> int:
         asked = {key: amount for key, amount in self.each.items() if amount}
-        return sum(min(int(node.get(key, 0) / amount + _LITTLE) for key, amount in asked.items()) for node in nodes)
+        return sum(min(int(node.get(key, 0) / amount + _TOLERANCE) for key, amount in asked.items()) for node in nodes)
 
 
-def wait_for(need: Need, limit: float, key: str) -> None:
-    """Returns once the cluster has room for ``need``.
+def wait_for(request: ResourceRequest, limit: float, key: str) -> None:
+    """Returns once the cluster has room for ``request``.
 
     A cluster that never can have it is refused at once. One that may grow, or whose resources are in use by others, is
     waited for, with a line every now and then; an autoscaler hears of it by a placement group for what is needed.
 
     Args:
-        need: what is asked for.
+        request: what is asked for.
         limit: seconds to wait.
         key: the setting that ``limit`` came from.
 
     Raises:
         ConfigError: what is asked for and what there is.
     """
-    _refuse_what_cannot_be(need)
-    started, told = time.monotonic(), -_TELL_EVERY
-    group = placement_group(need.bundles())
+    _refuse_impossible(request)
+    started, told = time.monotonic(), -_LOG_SECONDS
+    group = placement_group(request.bundles())
     try:
-        while not group.wait(min(_LOOK_EVERY, limit)):
+        while not group.wait(min(_POLL_SECONDS, limit)):
             nodes = _nodes()
-            _refuse_what_cannot_be(need)
-            enough, waited = need.fits(nodes), time.monotonic() - started
+            _refuse_impossible(request)
+            enough, waited = request.fits(nodes), time.monotonic() - started
             if waited >= limit:
                 why = "others use them" if enough else "no more nodes came"
                 raise ConfigError(
-                    f"{need} asked for, for which there was no room within {limit:g} s ({why}): {_there(nodes)}; "
-                    f"{need.remedy}, or wait longer: {key}=SECONDS"
+                    f"{request} asked for, for which there was no room within {limit:g} s ({why}): {_cluster_text(nodes)}; "
+                    f"{request.remedy}, or wait longer: {key}=SECONDS"
                 )
-            if waited - told >= _TELL_EVERY:
+            if waited - told >= _LOG_SECONDS:
                 told = waited
                 why = "others to end" if enough else "more nodes"
-                LOGGER.info("waiting for %s, %.0f of %g s: %s asked for, %s", why, waited, limit, need, _there(nodes))
+                _log.info(
+                    "waiting for %s, %.0f of %g s: %s asked for, %s", why, waited, limit, request, _cluster_text(nodes)
+                )
     finally:
         remove_placement_group(group)
 
 
-def _refuse_what_cannot_be(need: Need) -> None:
+def _refuse_impossible(request: ResourceRequest) -> None:
     nodes = _nodes()
-    if not need.fits(nodes) and not _may_grow():
-        raise ConfigError(f"{need} asked for, which this cluster can never hold: {_there(nodes)}; {need.remedy}")
+    if not request.fits(nodes) and not _may_grow():
+        raise ConfigError(
+            f"{request} asked for, which this cluster can never hold: {_cluster_text(nodes)}; {request.remedy}"
+        )
 
 
 def _nodes() -> list[Resources]:
@@ -127,14 +131,14 @@ def _may_grow() -> bool:
     return not (types and all(re.fullmatch("node_[0-9a-f]{56}", name) for name in types))
 
 
-def _there(nodes: Sequence[Resources]) -> str:
+def _cluster_text(nodes: Sequence[Resources]) -> str:
     """What the nodes have, equal ones together, and what of all that is free."""
-    kinds = Counter(_text(_named(node)) for node in nodes)
+    kinds = Counter(_text(_cpus_and_gpus(node)) for node in nodes)
     parts = ", ".join(f"{count} node{'s' if count > 1 else ''} with {has}" for has, count in kinds.items())
-    return f"it has {parts or 'no nodes'}, of which {_text(_named(ray.available_resources()))} free"
+    return f"it has {parts or 'no nodes'}, of which {_text(_cpus_and_gpus(ray.available_resources()))} free"
 
 
-def _named(resources: Resources) -> Resources:
+def _cpus_and_gpus(resources: Resources) -> Resources:
     return {key: resources.get(key, 0.0) for key in ("CPU", "GPU")}
 
 
@@ -142,9 +146,9 @@ def _text(resources: Resources) -> str:
     return " and ".join(f"{amount:g} {key}{'' if amount == 1 else 's'}" for key, amount in resources.items())
 
 
-def _holds(node: Resources, asked: Resources) -> bool:
-    return all(node.get(key, 0) + _LITTLE >= amount for key, amount in asked.items())
+def _fits_on(node: Resources, asked: Resources) -> bool:
+    return all(node.get(key, 0) + _TOLERANCE >= amount for key, amount in asked.items())
 
 
-def _less(node: Resources, taken: Resources) -> Resources:
+def _subtract(node: Resources, taken: Resources) -> Resources:
     return {key: amount - taken.get(key, 0) for key, amount in node.items()}

@@ -60,7 +60,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
     return optuna.distributions.CategoricalDistribution(dimension.values)
 
 
-def exchange(sweep: SweepConfig) -> PopulationBasedTraining:
+def population_based_training(sweep: SweepConfig) -> PopulationBasedTraining:
     """Population-based training over the sweep's space."""
 
     def explore(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # exit code of a second Ctrl-C, as shells give it
 _SAME = 0.1  # seconds within which a second SIGINT is the same Ctrl-C, passed on by a parent that got it too
@@ -93,7 +93,7 @@ def _watch(numbers: socket.socket, stop: Callable[[], None], what: str) -> None:
                 first = first or now
             if not asked:
                 asked = True
-                LOGGER.info("asked to stop: %s; Ctrl-C (again) ends it at once", what)
+                _log.info("asked to stop: %s; Ctrl-C (again) ends it at once", what)
                 stop()
 
 

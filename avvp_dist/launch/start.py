@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from avvp_dist.launch.sweep_plan import SweepPlan
 
 
-def launch(config: RunConfig) -> dict[str, Any]:
+def launch_run(config: RunConfig) -> dict[str, Any]:
     """Trains ``config`` the way its launch section says; returns the content of result.json.
 
     Raises:
@@ -31,9 +31,9 @@ def launch(config: RunConfig) -> dict[str, Any]:
     """
     storage.configure(config.storage)
     check_address(config.tracking)
-    config = _in_job(config)
+    config = _for_ray_job(config)
     if rank(os.environ) == 0:
-        refuse_unwritable(folders=_written(config), files=_in_the_way(config))
+        refuse_unwritable(folders=_output_folders(config), files=_files_blocked_by_folders(config))
     if config.launch.name == "ray":
         ray_environment.prepare()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
@@ -45,7 +45,7 @@ def launch(config: RunConfig) -> dict[str, Any]:
 
 
 def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
-    """Runs a sweep, whose paths are absolute (see `sweep.absolute`), on Ray Tune; see `launch.ray_tune.run`.
+    """Runs a sweep, whose paths are absolute (see `sweep.with_absolute_paths`), on Ray Tune; see `launch.ray_tune.run`.
 
     Raises:
         ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
@@ -54,7 +54,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     base = load(spec.recipe, [*spec.overrides, *overrides])
     check_address(base.tracking)
     if ray_job.submission_id():
-        _check_places(base, output)
+        _refuse_job_folder(base, output)
     storage.configure(base.storage)
     refuse_unwritable(folders={"--output": output})
     overrides = redact_all(overrides)  # Ray Tune keeps them in a file
@@ -89,14 +89,14 @@ def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> Swee
     return sweep_plan.plan(spec, overrides, output)
 
 
-def _in_job(config: RunConfig) -> RunConfig:
+def _for_ray_job(config: RunConfig) -> RunConfig:
     """In a Ray job: results must outlast it, and the tracked run names it."""
-    _check_places(config, config.output)
+    _refuse_job_folder(config, config.output)
     tags = {**config.tracking.tags, **ray_job.tags()}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
 
 
-def _written(config: RunConfig) -> dict[str, str | None]:
+def _output_folders(config: RunConfig) -> dict[str, str | None]:
     """Folders that a run writes into, by the key that places them; on a disk those that its output has already, too."""
     folders = {"output": config.output, "store": config.store}
     here = storage.local_path(config.output)
@@ -107,13 +107,13 @@ def _written(config: RunConfig) -> dict[str, str | None]:
     return folders
 
 
-def _in_the_way(config: RunConfig) -> dict[str, str | None]:
+def _files_blocked_by_folders(config: RunConfig) -> dict[str, str | None]:
     """Files of a run in whose place a folder lies."""
     here = storage.local_path(config.output)
     names = ("config.yaml", "result.json", "model.safetensors", "per_video.npz", "history.json")
     return {f"output ({name})": str(here / name) for name in names if here is not None and (here / name).is_dir()}
 
 
-def _check_places(config: RunConfig, output: str) -> None:
+def _refuse_job_folder(config: RunConfig, output: str) -> None:
     uri = config.tracking.uri if config.tracking.name != "none" else None
     ray_job.refuse_own_folder({"output": output, "store": config.store, "tracking.uri": uri})

@@ -15,7 +15,7 @@ from avvp_dist.experiments.recipe import RunConfig, load
 from avvp_dist.experiments.run import planned_stages, stage_store
 from avvp_dist.experiments.sweep import SweepConfig, example, label
 from avvp_dist.launch.ray_tune import prepare
-from avvp_dist.launch.trial import Plan
+from avvp_dist.launch.trial import TrialContext
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.shards.index import Index
 from avvp_dist.types import Batch
@@ -48,14 +48,14 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
     """
     storage.configure(load(sweep.recipe, [*sweep.overrides, *overrides]).storage)
     index, known = prepare(sweep, overrides)
-    shared = Plan("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
+    shared = TrialContext("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
     sample = known or [example(sweep, overrides, index.fingerprint)]
     stages: dict[str, str] = {}  # folder -> what the first trial that needs it does with it
     costs: dict[str, float] = {}
     measured: dict[tuple, float] = {}
     rows = []
     for todo in sample:
-        config = shared.config(todo.setting, todo.seed)
+        config = shared.config(todo.point, todo.seed)
         finished = storage.exists(storage.join(config.output, "result.json"))
         found = []
         for planned in planned_stages(config):
@@ -72,7 +72,7 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
                 if kind not in measured:
                     measured[kind] = _seconds(config, index, planned.stage)
                 costs[folder] = measured[kind]
-        rows.append(PlannedTrial(label(todo.setting), todo.seed, ("finished",) if finished else tuple(found)))
+        rows.append(PlannedTrial(label(todo.point), todo.seed, ("finished",) if finished else tuple(found)))
     return SweepPlan(tuple(rows) if known else (), _summary(sweep, rows, stages, costs, bool(known)))
 
 

@@ -13,8 +13,8 @@ from ray import tune
 
 from avvp_dist import storage
 from avvp_dist.experiments.result import finished
-from avvp_dist.experiments.sweep import Setting, SweepConfig, Trial, label, trial
-from avvp_dist.launch.trial import FAILURE, SCORES, chosen_setting, final_score
+from avvp_dist.experiments.sweep import SweepConfig, SweepPoint, Trial, label, make_trial
+from avvp_dist.launch.trial import FAILURE, SCORES, chosen_point, final_score
 from avvp_dist.text.credentials import redact
 
 _log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ class SweepRecorder(tune.Callback):
             "overrides": list(overrides),
             "data_fingerprint": fingerprint,
         }
-        before = recorded(output)
+        before = recorded_trials(output)
         self._chosen = {row["name"]: (row["setting"], row["seed"]) for row in before}
         begun = {row["seed"] for row in before} if sweep.scheduler.name == "pbt" else ()  # members are no longer as planned
-        self._chosen |= {todo.name: (todo.setting, todo.seed) for todo in planned if todo.seed not in begun}
+        self._chosen |= {todo.name: (todo.point, todo.seed) for todo in planned if todo.seed not in begun}
         self._runs: dict[str, str] = {}  # id of Tune's trial -> the run it is, which in a population changes
         self._ended: dict[str, dict[str, Any]] = {}
         for name in self._chosen:  # what failed before gets another chance
@@ -75,13 +75,13 @@ class SweepRecorder(tune.Callback):
         before, name = self._runs[trial.trial_id], result["run"]
         if name != before:
             self._runs[trial.trial_id] = name
-            here = chosen_setting(trial.config, self._sweep)
+            here = chosen_point(trial.config, self._sweep)
             self._chosen = dict((name, here) if known == before else (known, it) for known, it in self._chosen.items())
             self.write()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """See `tune.Callback`; a scheduler's early end comes here too."""
-        setting, seed = chosen_setting(trial.config, self._sweep)
+        setting, seed = chosen_point(trial.config, self._sweep)
         epochs, reached = self._trial(setting, seed).config.train.epochs, (trial.last_result or {}).get("epoch", 0)
         status = "finished" if reached > epochs else "stopped"
         self._end(self._runs[trial.trial_id], {"status": status}, f"{status} after epoch {min(reached, epochs)} of {epochs}")
@@ -96,14 +96,14 @@ class SweepRecorder(tune.Callback):
     def _run(self, trial: Any) -> str:
         """The run that Tune's trial is at the moment; one whose process never came up is known from here on."""
         if trial.trial_id not in self._runs:
-            setting, seed = chosen_setting(trial.config, self._sweep)
+            setting, seed = chosen_point(trial.config, self._sweep)
             name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(setting, seed).name
             self._runs[trial.trial_id] = name
             self._chosen.setdefault(name, (setting, seed))
         return self._runs[trial.trial_id]
 
-    def _trial(self, setting: Setting, seed: int) -> Trial:
-        return trial(self._sweep, setting, seed, self._overrides, self._fingerprint)
+    def _trial(self, setting: SweepPoint, seed: int) -> Trial:
+        return make_trial(self._sweep, setting, seed, self._overrides, self._fingerprint)
 
     def _end(self, name: str, how: dict[str, Any], line: str) -> None:
         self._ended[name] = how
@@ -117,7 +117,7 @@ class SweepRecorder(tune.Callback):
         storage.write_text(storage.join(self._output, RECORD), json.dumps(content, indent=1))
         return content
 
-    def _row(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
+    def _row(self, name: str, setting: SweepPoint, seed: int) -> dict[str, Any]:
         folder = storage.join(self._output, "runs", name)
         row: dict[str, Any] = {"name": name, "setting": setting, "label": label(setting), "seed": seed, "status": "pending"}
         result, scores = finished(folder), storage.join(folder, SCORES)
@@ -138,7 +138,7 @@ def _reason(error_file: str | None) -> str:
     return redact((raised or lines or ["its process died"])[-1])
 
 
-def recorded(output: str) -> list[Mapping[str, Any]]:
+def recorded_trials(output: str) -> list[Mapping[str, Any]]:
     """The trials that an earlier call wrote down; none where there was none."""
     url = storage.join(output, RECORD)
     return json.loads(storage.read_text(url))["trials"] if storage.exists(url) else []

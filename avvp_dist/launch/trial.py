@@ -24,7 +24,7 @@ from avvp_dist.errors import AvvpError
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
 from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import planned_stages, run_experiment
-from avvp_dist.experiments.sweep import Setting, SweepConfig, applicable, label, trial
+from avvp_dist.experiments.sweep import SweepConfig, SweepPoint, applicable, label, make_trial
 from avvp_dist.launch import ray_train
 from avvp_dist.launch.leases import Lease, leases
 from avvp_dist.launch.ray_metrics import RunMetrics
@@ -42,7 +42,7 @@ _WIND_DOWN = 600  # seconds for a trial that ends early to close what it has ope
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialContext:
     """What all trials of a sweep share.
 
     Attributes:
@@ -74,7 +74,7 @@ class Plan:
             seed: of the trial.
             run: name of the run's folder, where it is not the one that follows from setting and seed.
         """
-        todo = trial(self.sweep, dict(setting), seed, self.overrides, self.fingerprint)
+        todo = make_trial(self.sweep, dict(setting), seed, self.overrides, self.fingerprint)
         tracking, name = todo.config.tracking, run or todo.name
         named = {
             "run_name": f"{label(setting)}, seed {seed}{name.removeprefix(todo.name)}",
@@ -91,35 +91,35 @@ class Plan:
 
 
 @errors_without_secrets()
-def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
-    """The function Tune calls; see `chosen_setting` for what ``chosen`` holds.
+def run_trial(chosen: Mapping[str, Any], *, context: TrialContext) -> None:
+    """The function Tune calls; see `chosen_point` for what ``chosen`` holds.
 
-    A trial that was started before goes on where it stopped; its scores so far are told again first, so that a scheduler
+    A trial that was started before goes on where it stopped; its scores so far are scores again first, so that a scheduler
     which has lost its memory decides as it did.
     """
     set_up_logging()
-    storage.configure(plan.storage)
+    storage.configure(context.storage)
     # Tune waits so long for this trial to end before another takes over its process, and then fails the other; else 2 s
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_WIND_DOWN)
-    setting, seed = chosen_setting(chosen, plan.sweep)
-    population = plan.sweep.scheduler.name == "pbt"
-    config = plan.config(setting, seed, chosen.get("trial", {}).get("run"))
+    setting, seed = chosen_point(chosen, context.sweep)
+    population = context.sweep.scheduler.name == "pbt"
+    config = context.config(setting, seed, chosen.get("trial", {}).get("run"))
     if population and tune.get_checkpoint():  # weights came from a member, be it from itself: a run of its own
-        config = plan.config(setting, seed, _name(plan.config(setting, seed)) + _generation())
+        config = context.config(setting, seed, _name(context.config(setting, seed)) + _generation())
     with _log_file(config.output):
         previous = storage.join(config.output, FAILURE)
         if storage.exists(previous):  # a retry: what was wrong is still wrong
             raise AvvpError(json.loads(storage.read_text(previous)))
         try:
-            score = final_score(_result(config, plan, population), config.evaluate.protocol, plan.sweep.metric)
+            score = final_score(_result(config, context, population), config.evaluate.protocol, context.sweep.metric)
         except AvvpError as error:
             storage.write_text(previous, json.dumps(str(error)))
             raise
     tune.report({"score": score, "epoch": config.train.epochs + 1, "run": _name(config)})
 
 
-def chosen_setting(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[Setting, int]:
-    """Setting and seed of what Tune gave a trial: ``trial`` with both, or a searcher's keys and the number of the seed."""
+def chosen_point(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[SweepPoint, int]:
+    """Point and seed of what Tune gave a trial: ``trial`` with both, or a searcher's keys and the number of the seed."""
     if "trial" in chosen:
         return dict(chosen["trial"]["setting"]), chosen["trial"]["seed"]
     return applicable(sweep, chosen), sweep.seeds[chosen["__trial_index__"]]
@@ -131,18 +131,18 @@ def final_score(result: Mapping[str, Any], protocol: str, metric: str) -> float:
     return result["scores"]["val"][protocol][level][name]
 
 
-def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any]:
-    told = _Scores(config, plan.sweep.metric)
-    told.again()
+def _result(config: RunConfig, context: TrialContext, population: bool) -> Mapping[str, Any]:
+    scores = _ScoreReporter(config, context.sweep.metric)
+    scores.report_previous()
     known = finished(config.output)
     if known:
         return known
     if config.launch.workers > 1:
         beside = config.model_copy(update={"launch": beside_driver(config.launch)})
-        return ray_train.train(beside, [_Forward(told)], plan.lease_server, _WIND_DOWN)
-    torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
+        return ray_train.train(beside, [_ForwardScores(scores)], context.lease_server, _WIND_DOWN)
+    torch.set_num_threads(max(1, int(context.sweep.cpus_per_trial)))
     kind = PopulationRuntime if population else TrialRuntime
-    runtime = kind(config, told, leases(plan.lease_server) if plan.lease_server else None)
+    runtime = kind(config, scores, leases(context.lease_server) if context.lease_server else None)
     try:
         return run_experiment(config, runtime)
     finally:
@@ -155,8 +155,8 @@ def beside_driver(launch: LaunchConfig) -> LaunchConfig:
     return launch.model_copy(update={"cpus_per_worker": share})
 
 
-class _Scores:
-    """Score of each epoch of the last stage: told to Tune, and kept beside the run."""
+class _ScoreReporter:
+    """Score of each epoch of the last stage: scores to Tune, and kept beside the run."""
 
     def __init__(self, config: RunConfig, metric: str) -> None:
         self.stage = planned_stages(config)[-1].stage.name
@@ -167,12 +167,12 @@ class _Scores:
         if storage.exists(self._url):
             self._known = {int(epoch): score for epoch, score in json.loads(storage.read_text(self._url)).items()}
 
-    def again(self) -> None:
-        """Tells what was told before."""
+    def report_previous(self) -> None:
+        """Tells what was scores before."""
         for epoch, score in self._known.items():
             tune.report({"score": score, "epoch": epoch, "run": self._run})
 
-    def add(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         """What to tell of one report of a run; None for nothing: another stage, or no end of an epoch."""
         if metrics.get("stage") != self.stage or metrics["epoch"] in self._known:
             return None
@@ -184,10 +184,10 @@ class _Scores:
 class TrialRuntime(LocalRuntime):
     """One process that is a trial; checkpoints are files of the run, as in local mode."""
 
-    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
+    def __init__(self, config: RunConfig, scores: _ScoreReporter, lease: Lease | None) -> None:
         super().__init__(config.output, config.train.device, World())  # whatever the environment says of ranks
         self.launcher = "ray tune"
-        self._told = told
+        self._scores = scores
         self._lease = lease
         self._metrics = RunMetrics(config.output, rank=0)
 
@@ -205,33 +205,33 @@ class TrialRuntime(LocalRuntime):
         return self._lease(store, key) if self._lease else super().lease(store, key)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """See `Runtime`; Tune is told once the checkpoint is safe. Epochs become Ray's custom metrics too."""
+        """See `Runtime`; Tune is scores once the checkpoint is safe. Epochs become Ray's custom metrics too."""
         super().report(metrics, checkpoint)
         self._metrics.epoch(metrics)
-        told = self._told.add(metrics)
-        if told:
-            self.tell(told, checkpoint)
+        scores = self._scores.record(metrics)
+        if scores:
+            self.report_score(scores, checkpoint)
 
-    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
+    def report_score(self, score: dict[str, Any], checkpoint: bytes | None) -> None:
         """Hands one epoch's score to Tune, which may end the trial here."""
-        tune.report(told)
+        tune.report(score)
 
 
 class PopulationRuntime(TrialRuntime):
     """A member of a population: may go on from another member's weights, under settings of its own."""
 
-    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
-        super().__init__(config, told, lease)
+    def __init__(self, config: RunConfig, scores: _ScoreReporter, lease: Lease | None) -> None:
+        super().__init__(config, scores, lease)
         # weights from elsewhere make the last stage another one than its settings say
         self.lineage = config.output
         self._last = planned_stages(config, self.lineage)[-1]
 
-    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
-        """See `TrialRuntime.tell`; with the checkpoint, which others may take over."""
+    def report_score(self, score: dict[str, Any], checkpoint: bytes | None) -> None:
+        """See `TrialRuntime.report_score`; with the checkpoint, which others may take over."""
         assert checkpoint is not None
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "checkpoint.pt").write_bytes(checkpoint)
-            tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
+            tune.report(score, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def checkpoints(self) -> list[str]:
         """See `Runtime`; a donor's checkpoint is the oldest, as one of this run."""
@@ -246,18 +246,18 @@ class PopulationRuntime(TrialRuntime):
             return checkpoint.rekeyed((Path(folder) / "checkpoint.pt").read_bytes(), self._last.key)
 
 
-class _Forward(TuneReportCallback):
+class _ForwardScores(TuneReportCallback):
     """Tells Tune of the last stage's epochs when the trial's workers are Ray Train's."""
 
-    def __init__(self, told: _Scores) -> None:
+    def __init__(self, scores: _ScoreReporter) -> None:
         super().__init__()
-        self._told = told
+        self._scores = scores
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """See `TuneReportCallback`; the checkpoint stays with Ray Train."""
-        told = self._told.add(metrics[0])
-        if told:
-            super().after_report(run_context, [told], None)
+        scores = self._scores.record(metrics[0])
+        if scores:
+            super().after_report(run_context, [scores], None)
 
 
 def _name(config: RunConfig) -> str:

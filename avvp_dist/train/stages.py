@@ -66,7 +66,7 @@ class Identity:
 
     Attributes:
         data_fingerprint: of the packed data.
-        config: of the run, dumped, without what no artifact depends on, see `recipe.of_stages`.
+        config: of the run, dumped, without what no artifact depends on, see `recipe.stage_config`.
         order: what the order of the training split depends on, see `loading.split.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """

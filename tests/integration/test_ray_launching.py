@@ -111,10 +111,10 @@ def test_resources_in_use_are_waited_for_with_a_limit(cluster, packed, tmp_path,
 
 
 def test_needs_are_counted_by_node():
-    from avvp_dist.launch.resources import Need
+    from avvp_dist.launch.resources import ResourceRequest
 
     def need(count, each, beside=None):
-        return Need("worker", count, each, beside or {}, "")
+        return ResourceRequest("worker", count, each, beside or {}, "")
 
     assert need(2, {"CPU": 1}).fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not need(1, {"CPU": 2}).fits([{"CPU": 1.0}, {"CPU": 1.0}])  # a worker is on one node

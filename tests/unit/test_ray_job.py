@@ -10,7 +10,7 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import result as results
 from avvp_dist.experiments.recipe import load
 from avvp_dist.launch import ray_job
-from avvp_dist.launch.start import launch
+from avvp_dist.launch.start import launch_run
 from avvp_dist.tracking.base import TrackingConfig
 
 
@@ -55,7 +55,7 @@ def test_outside_a_job_everything_is_welcome(monkeypatch, in_job):
 def test_training_in_a_job_refuses_before_it_reads_data(in_job):
     config = load("han", ["data=s3://bucket/nowhere"]).absolute()
     with pytest.raises(ConfigError, match="ends with the job"):
-        launch(config)
+        launch_run(config)
     assert list(in_job.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from avvp_dist.config import Section
-from avvp_dist.experiments.recipe import load, of_stages
+from avvp_dist.experiments.recipe import load, stage_config
 from avvp_dist.methods import METHODS, MethodConfig
 from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.train.stages import Identity
@@ -34,7 +34,7 @@ OTHER = {"refine": "audio", "loss": "weak", "warmup": "linear", "rounding": "car
 
 def keys(config, fingerprint="data", **more):
     method = METHODS[config.method.name](config.method, CLASSES, 10)
-    return {planned.stage.name: planned.key for planned in Identity(fingerprint, of_stages(config), **more).plan(method)}
+    return {planned.stage.name: planned.key for planned in Identity(fingerprint, stage_config(config), **more).plan(method)}
 
 
 def same(one, other):
