@@ -87,7 +87,7 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
             assert last(found, "ray_avvp_videos_per_second", run=run, stage="denoise") > 0
     shown = CliRunner().invoke(cli.app, ["compare", "--sweep", "sweep"])
     assert shown.exit_code == 0, shown.exception
-    assert "2 of the sweep's 4 trials left no result" in " ".join(shown.output.split())
+    assert "2 of the sweep's 4 trials have no result" in " ".join(shown.output.split())
 
 
 def _check_tracking(database):
@@ -227,7 +227,7 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
     driver.send_signal(signal.SIGINT)
     said = driver.communicate()[0]
     assert driver.returncode == 75, said
-    assert f"go on with: avvp sweep --resume {sweep}" in said
+    assert f"resume with: avvp sweep --resume {sweep}" in said
     rows = resume(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]

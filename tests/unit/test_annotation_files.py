@@ -179,7 +179,7 @@ def test_check_and_pack_tell_the_edition_and_mend_it(editions, tmp_path, capsys)
     assert json.loads((tmp_path / "report.json").read_text())["counts"]["older-edition"] == {"AVVP_eval_audio.csv": 3}
     assert avvp(*check, before, "--mend") == 0
     told = capsys.readouterr().out
-    assert "3 rows of AVVP_eval_audio.csv corrected as in the mended edition of 2024-04-16:" in told
+    assert "3 rows of AVVP_eval_audio.csv corrected as in the edition of 2024-04-16:" in told
     assert "older edition" not in told
     fingerprints = []
     for name, annotations, options in (("one", mended, []), ("two", before, ["--mend"]), ("three", before, [])):

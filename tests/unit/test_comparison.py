@@ -162,7 +162,7 @@ def test_the_runs_of_a_sweep_are_those_that_its_record_names(tmp_path, monkeypat
     assert found.metric == "event.visual"
     shown = one_line(avvp_compare("--sweep", "warm"))
     assert "event V minus that of method.temperature=" in shown
-    assert "1 of the sweep's 3 trials left no result" in shown
+    assert "1 of the sweep's 3 trials have no result" in shown
     assert "method.temperature=5" not in shown
 
 
@@ -290,7 +290,7 @@ def test_a_baseline_that_was_not_chosen_is_tested_on_val_only(two, tmp_path):
 def test_select_refuses_what_cannot_be_ranked(two, tmp_path):
     with pytest.raises(DataError, match="different data cannot be ranked"):
         avvp_compare(*two, write_run(tmp_path / "other", fingerprint="fedcba9876543210"), "--select")
-    with pytest.raises(ConfigError, match="--select chooses by val"):
+    with pytest.raises(ConfigError, match="--select ranks by val"):
         avvp_compare(*two, "--select", "--split", "test")
 
 

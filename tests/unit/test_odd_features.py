@@ -59,7 +59,7 @@ def test_each_kind_is_named_and_read_exactly(tmp_path, kind, remote):
         for path in tmp_path.rglob("*.npy"):
             storage.write_bytes(f"{folder}/{path.relative_to(tmp_path)}", path.read_bytes())
     source = OfficialFeatures(folder, TINY)
-    found = source.run_checks(record(0))
+    found = source.examine(record(0))
     assert found.problems == ()
     assert found.odd == (OddFile(kind, f"vggish/{video_id(0)}.npy"),)
     expected = values.astype(np.float16) if kind != "all-zero" else np.zeros((10, 3))
@@ -69,10 +69,10 @@ def test_each_kind_is_named_and_read_exactly(tmp_path, kind, remote):
 def test_kinds_add_up_in_one_file_and_good_files_have_none(tmp_path):
     write_features(tmp_path, [video_id(0)])
     source = OfficialFeatures(tmp_path, TINY)
-    assert source.run_checks(record(0)) == Examined()
+    assert source.examine(record(0)) == Examined()
     np.save(vggish(tmp_path, 0), np.asfortranarray(np.zeros((10, 3), ">f8")))
     more(vggish(tmp_path, 0), b"x")
-    assert [odd.kind for odd in source.run_checks(record(0)).odd] == [
+    assert [odd.kind for odd in source.examine(record(0)).odd] == [
         "float64",
         "big-endian",
         "fortran-order",
@@ -92,7 +92,7 @@ def test_what_cannot_be_used_exactly_is_refused(tmp_path):
         ("holds float128, expected float32", "not a readable .npy array (Object arrays cannot be loaded", "holds complex128",
          "not a readable .npy array")
     ):  # fmt: skip
-        found = source.run_checks(record(number))
+        found = source.examine(record(number))
         assert found.problems[0].startswith(f"vggish/{video_id(number)}.npy: {text}")
         assert found.odd == ()
 
