@@ -278,7 +278,7 @@ def test_options_of_other_formats_are_refused(packed, capsys):
     for options, expected in (
         ([], ["--audio: missing", "--visual: missing"]),
         (["--format", "need-to-change", "--audio", "a", "--keep-outside-weak"],
-         ["--annotations: missing", "--file: missing", "--audio: not used here", "--keep-outside-weak: not used by this format"]),
+         ["--annotations: missing", "--file: missing", "--audio: not used here", "--keep-outside-weak: not used here"]),
         (["--format", "arrays", "--aliasing", "fixed"],
          ["--annotations: missing", "--audio: missing", "--visual: missing", "or --file", "--aliasing: not used here"]),
         (["--format", "arrays", "--file", "f", "--audio", "a", "--annotations", "x"], ["--audio: not used here"]),
