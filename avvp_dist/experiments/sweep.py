@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -16,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from avvp_dist import storage
 from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_identity
+from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_folder
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.text.suggest import did_you_mean
@@ -236,10 +235,8 @@ def make_trial(sweep: SweepConfig, point: SweepPoint, seed: int, overrides: Sequ
     # values as JSON, which is YAML: what overrides are read as
     swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in point.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
-    what = run_identity(config.model_dump(mode="json", exclude={"output"}))
-    key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(point)).strip("-")[:80]
-    return Trial(point, seed, config, f"{slug}-seed{seed}-{key}")
+    return Trial(point, seed, config, run_folder(slug, config, fingerprint))
 
 
 def example(sweep: SweepConfig, overrides: Sequence[str], fingerprint: str) -> Trial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.experiments.paper_tables import PaperTable, configs, only_for_oracles
-from avvp_dist.experiments.recipe import RunConfig, run_identity
+from avvp_dist.experiments.recipe import RunConfig, run_folder
 from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import open_data, read_refined_labels
 from avvp_dist.launch.start import launch_run
@@ -235,12 +234,10 @@ def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: s
     """A row with a seed, in the folder that belongs to both."""
     label, config = table.rows[row].label, rows[row].config.model_copy(update={"seed": seed})
     fingerprint = rows[row].index.fingerprint + rows[row].refined
-    what = run_identity(config.model_dump(mode="json", exclude={"output"}))
-    key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     named = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})
     placed = {
-        "output": storage.join(output, "runs", f"{slug}-seed{seed}-{key}"),
+        "output": storage.join(output, "runs", run_folder(slug, config, fingerprint)),
         "store": config.store or storage.join(output, "stages"),
         "tracking": named,
     }

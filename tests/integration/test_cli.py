@@ -107,7 +107,10 @@ def test_config_prints_what_would_run():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "jomold", "method.warmpu=linear", "optim.lr=-1"], ["method.warmpu: unknown key", "optim.lr:"]),
+        (
+            ["train", "jomold", "method.warmpu=linear", "optim.lr=-1"],
+            ["method.warmpu: unknown key of method 'jomold'", "optim.lr:"],
+        ),
         (["train", "jomold"], ["data: missing; give data=URL"]),
         (["train", "jomold", "data=nowhere"], ["nowhere"]),
         (["train", "jomodl", "data=nowhere"], ["unknown recipe 'jomodl'; did you mean 'jomold'?"]),
