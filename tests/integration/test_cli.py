@@ -93,7 +93,7 @@ def test_compare_names_every_folder_without_a_run(trained):
     missing = avvp("compare", output, output.parent / "nothing", output.parent / "nowhere")
     assert missing.returncode == 2
     for name in ("nothing", "nowhere"):
-        assert f"{name}/result.json: not there" in missing.stderr
+        assert f"{name}/result.json: does not exist" in missing.stderr
     assert "Traceback" not in missing.stderr
 
 
@@ -148,7 +148,7 @@ def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, m
     done = avvp("train", "han", *given, RAY_ADDRESS=address)
     assert done.returncode == 2, done.stderr
     assert f"error: RAY_ADDRESS={message}" in done.stderr
-    assert "mend RAY_ADDRESS" in done.stderr
+    assert "correct RAY_ADDRESS" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -208,7 +208,7 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
 
 def test_a_sweep_whose_trials_no_node_can_hold_is_refused_and_leaves_nothing(on_ray, packed, tmp_path):
     settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    with pytest.raises(ConfigError, match="1 trial with 64 CPUs asked for, which this cluster can never hold"):
+    with pytest.raises(ConfigError, match="1 trial with 64 CPUs requested, which this cluster can never have"):
         on_ray("s", spec(cpus_per_trial=64), settings, str(tmp_path / "sweep"))
     assert not list(tmp_path.iterdir())
 

@@ -97,9 +97,7 @@ def test_a_seed_with_other_scores_counts_once_and_is_told(tmp_path):
         path.write_text(json.dumps(result))
     ((setting,), (note,)) = read_settings([first, other])
     assert [run.url for run in setting.runs] == [first]
-    assert note.startswith(
-        f"{other}: left out; the same setting with the same seed as {first}, but its SCORES DIFFER: test by"
-    )
+    assert note.startswith(f"{other}: left out; same setting and seed as {first}, but its SCORES DIFFER: test by")
     assert float(re.search(r"test by up to ([\d.]+) points", note).group(1)) == pytest.approx(10, abs=1)
     assert "val by" not in note
     assert note.endswith("(world_size 1 and 2)")
@@ -118,7 +116,7 @@ def test_every_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(DataError) as error:
         read_settings([good, bad, old, str(tmp_path / "nowhere")])
     for part in (
-        "nowhere/result.json: not there",
+        "nowhere/result.json: does not exist",
         "nowhere/config.yaml",
         "bad/result.json: not the result",
         "gone: unknown",
@@ -314,7 +312,7 @@ def test_scores_of_videos_that_belong_to_other_networks_are_not_used(tmp_path):
     runs = [write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)]
     (tmp_path / "a" / "per_video.npz").write_bytes((tmp_path / "b" / "per_video.npz").read_bytes())
     shown = one_line(avvp_compare(*runs))
-    assert "not of the same networks as result.json" in shown
+    assert "belongs to another network than result.json" in shown
     assert "minus that of" not in shown
     (tmp_path / "a" / "per_video.npz").write_bytes(b"torn")
     assert "no scores of videos" in one_line(avvp_compare(*runs))

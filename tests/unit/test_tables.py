@@ -110,7 +110,7 @@ rows:
   - {label: one, recipe: han, protocol: joint}
 """,
     )
-    with pytest.raises(ConfigError, match=r"'one' comes twice; row 'one': event.type is published but not in columns"):
+    with pytest.raises(ConfigError, match=r"'one' is duplicated; row 'one': event.type is published but not in columns"):
         paper_tables.read(path)
 
 
@@ -139,7 +139,7 @@ def test_settings_hold_for_all_rows_but_cannot_undo_one():
     assert [problem.split(")")[0] for problem in caught.value.problems] == [
         f"row 'batch {size}' (there" for size in (32, 128, 256)
     ]
-    with pytest.raises(ConfigError, match=r"row 'max pooling' \(there\) sets this itself: model.pooling"):
+    with pytest.raises(ConfigError, match=r"row 'max pooling' \(there\) sets this key itself: model.pooling"):
         paper_tables.configs(SHIPPED["han-ablation"], ["model.pooling=mean"])
     with pytest.raises(ConfigError, match=r"(?s)seed: use --seeds.*output: use --output"):
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
