@@ -38,7 +38,7 @@ def check_reachable(address: str, timeout: float = 5.0) -> str:
     except ValueError as error:
         raise ConfigError(f"RAY_ADDRESS={address}: {error}; {ADVICE}") from error
     except OSError as error:
-        raise ConfigError(f"cannot connect to {shown} ({error.strerror or error}); {ADVICE}") from error
+        raise ConfigError(f"{shown}: cannot connect ({error.strerror or error}); {ADVICE}") from error
     return shown
 
 

@@ -140,7 +140,8 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "message"), [("127.0.0.1:9", "127.0.0.1:9 not reached"), ("nowhere:x", "nowhere:x: Port could not be cast")]
+    ("address", "message"),
+    [("127.0.0.1:9", "127.0.0.1:9: cannot connect"), ("nowhere:x", "nowhere:x: Port could not be cast")],
 )
 def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, message):
     pytest.importorskip("ray")

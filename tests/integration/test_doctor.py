@@ -82,7 +82,7 @@ def test_all_is_wrong(s3, tmp_path):
     assert "no index.json here" in lines["data"]
     for name in ("output", "output by ray"):
         assert "there is no bucket 'no-such-bucket'; make it" in lines[name]
-    assert f"cannot connect to RAY_ADDRESS=127.0.0.1:{port} (Connection refused); start the cluster" in lines["ray"]
+    assert f"RAY_ADDRESS=127.0.0.1:{port}: cannot connect (Connection refused); start the cluster" in lines["ray"]
     assert "start the server, or mend tracking=URI" in lines["mlflow"]
     for name in ("data", "output", "output by ray", "ray", "mlflow"):
         assert lines[name].startswith("fail  ")

@@ -12,7 +12,7 @@ from avvp_dist.models.avslowfast import AvSlowFastConfig
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_shipped_recipe_loads_and_reads_its_own_dump(name, tmp_path):
+def test_every_shipped_recipe_loads_and_loads_from_its_own_dump(name, tmp_path):
     config = load(name)
     path = tmp_path / f"{name}.yaml"
     path.write_text(config.to_yaml())
@@ -156,12 +156,12 @@ def test_all_problems_are_listed_with_path_and_valid_names():
     assert "sede: unknown key; did you mean 'seed'?" in text
 
 
-def test_unknown_method_names_the_known_ones():
+def test_an_unknown_method_is_refused_with_the_valid_names():
     with pytest.raises(ConfigError, match=r"unknown method 'jomoldd'.*'han', 'jomold'"):
         load("han", ["method=jomoldd"])
 
 
-def test_unknown_recipe_names_the_known_ones():
+def test_an_unknown_recipe_is_refused_with_the_valid_names():
     with pytest.raises(ConfigError, match=r"unknown recipe 'jomld'; did you mean 'jomold'\? Valid names: .*han, .*jomold"):
         load("jomld")
 

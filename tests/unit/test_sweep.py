@@ -1,4 +1,4 @@
-"""Search spaces: which settings and trials a sweep file means."""
+"""Search spaces: the settings and trials of a sweep file."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_grid_crosses_all_keys_and_conditions_leave_keys_out():
     ]
 
 
-def test_steps_read_as_written_and_whole_numbers_stay_whole():
+def test_steps_are_rounded_and_integers_stay_integers():
     space = {
         "method.temperature": {"uniform": [0.1, 0.5], "step": 0.1},
         "train.batch_size": {"uniform": [32, 128], "step": 32},
@@ -36,7 +36,7 @@ def test_steps_read_as_written_and_whole_numbers_stay_whole():
     assert all(isinstance(s["train.batch_size"], int) for s in found)
 
 
-def test_random_settings_are_different_in_bounds_and_the_same_again():
+def test_random_settings_are_distinct_within_bounds_and_reproducible():
     space = {"optim.lr": {"loguniform": [1e-5, 1e-3]}, "method.rounding": {"choice": ["floor", "carry"]}}
     sweep = spec(space=space, search={"name": "random", "samples": 50})
     found = sweep_points(sweep)
@@ -52,7 +52,7 @@ def test_random_search_of_a_small_space_ends():
     assert len(sweep_points(spec(search={"name": "random", "samples": 50}))) == 2
 
 
-def test_trials_are_settings_times_seeds_with_names_that_stay():
+def test_trials_are_settings_times_seeds_with_stable_names():
     sweep = spec(seeds=[1, 2])
     found = trials(sweep, sweep_points(sweep), ["data=x"], "fingerprint")
     assert [(t.seed, t.config.method.temperature, t.config.seed) for t in found] == [
@@ -67,12 +67,12 @@ def test_trials_are_settings_times_seeds_with_names_that_stay():
     assert not {t.name for t in trials(sweep, sweep_points(sweep), ["data=x"], "other data")} & {t.name for t in found}
 
 
-def test_budget_of_trials_keeps_whole_seeds_first():
+def test_a_limit_on_trials_completes_one_seed_after_another():
     sweep = spec(seeds=[1, 2], trials=3)
     assert [t.seed for t in trials(sweep, sweep_points(sweep), [], "f")] == [1, 1, 2]
 
 
-def test_all_problems_at_once():
+def test_all_problems_are_reported_together():
     sweep = spec(space={"method.temperture": {"grid": [1]}, "method.audio_threshold": {"grid": [-1.0]}})
     with pytest.raises(ConfigError) as error:
         trials(sweep, sweep_points(sweep), [], "f")
@@ -87,7 +87,7 @@ def test_all_problems_at_once():
         ({"space": {"a": {"grid": [1], "choice": [1]}}}, "exactly one of"),
         ({"space": {"a": {"uniform": [2, 1]}}}, "first bound"),
         ({"space": {"a": {"loguniform": [0, 1]}}, "search": {"name": "random"}}, "above 0"),
-        ({"space": {"a": {"uniform": [0, 1]}}}, "cannot count"),
+        ({"space": {"a": {"uniform": [0, 1]}}}, "needs a finite number of values"),
         ({"space": {"a": {"grid": [1], "when": {"b": 1}}, "b": {"grid": [1]}}}, "listed before it"),
         ({"seeds": [1, 1]}, "distinct integers"),
         ({"scheduler": {"name": "pbt"}}, "search.name=random"),
@@ -95,7 +95,7 @@ def test_all_problems_at_once():
         ({"sedes": [1]}, "sedes"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused(content, message, tmp_path):
+def test_an_invalid_sweep_is_refused(content, message, tmp_path):
     import yaml
 
     base = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1]}}}
@@ -117,6 +117,6 @@ def test_shipped_sweeps_can_be_run(name):
     assert trials(sweep, sweep_points(sweep), ["data=x"], "f")
 
 
-def test_labels_are_short_but_never_ambiguous():
+def test_labels_are_short_but_unambiguous():
     assert label({"method.tau": 0.5, "optim.lr": 1e-4}) == "tau=0.5, lr=0.0001"
     assert label({"method.name": "ma", "model.name": "han"}) == "method.name=ma, model.name=han"
