@@ -57,8 +57,8 @@ _FORMAT = Annotated[
     LabelFormat,
     typer.Option(
         "--format",
-        help="segments: one file per video, as published by VALOR's authors; arrays: [rows, classes] or "
-        "[rows, segments, classes] in the order of AVVP_train.csv; need-to-change: MA's lists of labels to clear.",
+        help="segments: one file per video, as published by VALOR's authors; arrays: rows x classes, or "
+        "rows x segments x classes, in the order of AVVP_train.csv; need-to-change: MA's lists of labels to clear.",
     ),
 ]
 _FILE = Annotated[
