@@ -50,7 +50,7 @@ _EXECUTION_KEYS = {
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
 }
 # likewise, where a run is stored, and how often it validates, saves and polls
-_PLACE_AND_INTERVAL_KEYS = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
+_LOCATION_AND_INTERVAL_KEYS = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
 # by section, further keys that no stage artifact depends on, or only through what its key contains instead: the fingerprints
 # of data and labels, and the order of the videos
 _STAGE_INDEPENDENT_KEYS = {
@@ -204,7 +204,9 @@ def _variant_warnings(content: Mapping[str, Any], merged: Mapping[str, Any]) -> 
         if lost is None:
             continue
         before, after = content[section]["name"], merged[section]["name"]
-        settings = ", ".join(f"{section}.{assignment(key, value)}" for key, value in lost.items())
+        # discarded values are not validated: they can be anything that YAML has, e.g. dates
+        shown = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in lost.items()}
+        settings = ", ".join(f"{section}.{key}={value}" for key, value in shown.items())
         text = f"{section}={after} replaces {section} {before} of recipe {merged['recipe']}"
         if settings:
             text += f"; not applied: {settings}"
@@ -252,7 +254,7 @@ def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Names of run folders contain a hash of `run_identity`, not of this, so that folders of earlier versions are found.
     """
-    return _drop_keys(run_identity(content), _PLACE_AND_INTERVAL_KEYS)
+    return _drop_keys(run_identity(content), _LOCATION_AND_INTERVAL_KEYS)
 
 
 def stage_config(config: RunConfig) -> dict[str, Any]:

@@ -148,12 +148,12 @@ def test_settings_apply_to_all_rows_but_cannot_override_a_rows_own():
 def test_segment_level_labels_apply_only_to_rows_that_train_on_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
-    asked = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
-    assert {label: url for label, url in asked.items() if url} == {"VALOR": f"{tmp_path}/labels.npz"}
-    assert len(asked) > 1
+    refined = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
+    assert {label: url for label, url in refined.items() if url} == {"VALOR": f"{tmp_path}/labels.npz"}
+    assert len(refined) > 1
     assert {config.model.width for config in main} == {32}
-    nobody_asks = paper_tables.configs(SHIPPED["jomold-batch"], ["data.refined=labels.npz"])
-    assert {config.data.refined for config in nobody_asks} == {f"{tmp_path}/labels.npz"}
+    without_oracles = paper_tables.configs(SHIPPED["jomold-batch"], ["data.refined=labels.npz"])
+    assert {config.data.refined for config in without_oracles} == {f"{tmp_path}/labels.npz"}
 
 
 def test_every_shipped_row_on_segment_level_labels_has_an_oracle_noise():
