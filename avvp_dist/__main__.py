@@ -1,4 +1,4 @@
-"""``python -m avvp_dist`` and ``torchrun -m avvp_dist``: the same commands as ``avvp``."""
+"""``python -m avvp_dist`` and ``torchrun -m avvp_dist``: the same command line as ``avvp``."""
 
 import sys
 
@@ -6,7 +6,7 @@ from avvp_dist.errors import INTERRUPTED
 
 
 def main() -> None:
-    """Runs the command line; Ctrl-C ends it without a traceback while its modules are imported, too."""
+    """Run the command line. Ctrl-C prints no traceback even while modules are being imported."""
     try:
         from avvp_dist.cli.main import main as run
     except KeyboardInterrupt:

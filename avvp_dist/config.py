@@ -1,6 +1,6 @@
-"""How a configuration is made: sections, YAML, ``key=value`` overrides, and errors a person can act on.
+"""Configuration: sections, YAML, ``key=value`` overrides, and error messages that name the key and the remedy.
 
-Each section is a pydantic model beside the class it configures; `avvp_dist.experiments.recipe` composes them.
+Each section is a pydantic model beside the class that it configures; `avvp_dist.experiments.recipe` composes them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import types as pytypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -29,11 +29,11 @@ from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.text.urls import malformed
 
 LARGEST = 2**63 - 1
-"""Largest whole number that a setting takes."""
+"""Largest integer that a setting accepts."""
 
 
 class Section(BaseModel):
-    """Base of every section: no unknown keys, finite numbers, no change after it was made, help text under each field."""
+    """Base of all sections: immutable, no unknown keys, finite numbers only; each field's docstring is its help text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -42,40 +42,40 @@ S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Marks a string field that may name a local file or folder, so that a relative path in it can be made absolute.
+class PathMarker:
+    """Marks a string field that can name a local file or folder, so that a relative path in it can be made absolute.
 
     Attributes:
-        absolute: how, for a field that is neither a plain path nor a URL; None for `storage.absolute`.
+        absolute: makes a value absolute if the field is neither a plain path nor a URL; None for `storage.absolute`.
     """
 
     absolute: Callable[[str], str] | None = None
 
 
-def _usable(url: str) -> str:
+def _checked_url(url: str) -> str:
     if holds_credentials(url):
-        raise ValueError(f"credentials do not belong into a URL; {CREDENTIALS_HINT}")
-    wrong = malformed(url)
-    if wrong:
-        raise ValueError(wrong)
+        raise ValueError(f"credentials must not be part of a URL; {CREDENTIALS_HINT}")
+    problem = malformed(url)
+    if problem:
+        raise ValueError(problem)
     return url
 
 
-Url = Annotated[str, AfterValidator(_usable), Place()]
-"""A path or URL; one with credentials in it is refused, and so is what cannot be one.
+Url = Annotated[str, AfterValidator(_checked_url), PathMarker()]
+"""A path or URL. Malformed URLs and URLs with credentials are refused.
 
-Every field that holds one is annotated so: see `convert_places`."""
+All fields that hold paths must have this type or another one with a `PathMarker`, see `convert_paths`."""
 Text = Annotated[str, AfterValidator(redact)]
-"""Free text, which is written down without the credentials that may stand in it."""
+"""Free text; credentials in it are redacted, because configs are written to files."""
 KeyValue = Annotated[str, AfterValidator(redact_setting), AfterValidator(redact)]
-"""A ``key=value`` that is written down, without credentials; those of a tracking server are kept in memory."""
+"""A ``key=value`` override without credentials; those of a tracking server are kept in memory only."""
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """A YAML mapping as a plain dict.
+    """Parse a YAML mapping into a plain dict.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or refused by `checked_yaml.load`; names ``source`` and the line.
+        ConfigError: the text is not YAML, not a mapping, or refused by `checked_yaml.load`; names ``source`` and the line.
     """
     try:
         content = checked_yaml.load(text)
@@ -89,21 +89,21 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without any of the text: there may be a password in it."""
+    """Describe a YAML error and its position without quoting the text, which may contain a password."""
     parts = [getattr(error, name, None) for name in ("context", "problem")]
-    said = ": ".join(part for part in parts if part) or "cannot be read"
-    # YAML's own words for tokens stand in <>, single characters are what a parser stumbled over
+    message = ": ".join(part for part in parts if part) or "cannot be read"
+    # names of tokens in <> and single characters are the parser's own words; other quoted text is from the file
     harmless = re.compile(r".<[a-z ]+>.|.(\\?.)?.")
-    said = re.sub(r"'[^']*'|\"[^\"]*\"", lambda each: each[0] if harmless.fullmatch(each[0]) else "...", said)
+    message = re.sub(r"'[^']*'|\"[^\"]*\"", lambda quoted: quoted[0] if harmless.fullmatch(quoted[0]) else "...", message)
     mark = getattr(error, "problem_mark", None)
-    return said if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+    return message if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: {message}"
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
-    """``["optim.lr=1e-3", ...]`` as ``[(("optim", "lr"), 0.001), ...]``; values are read as YAML.
+    """Parse ``["optim.lr=1e-3", ...]`` into ``[(("optim", "lr"), 0.001), ...]``; values are YAML.
 
     Raises:
-        ConfigError: every override without a key or an ``=``, together.
+        ConfigError: all overrides that cannot be parsed.
     """
     parsed, problems = [], []
     for override in map(redact_setting, overrides):
@@ -117,10 +117,10 @@ def parse_overrides(overrides: Sequence[str]) -> list[tuple[tuple[str, ...], Any
         except checked_yaml.RejectedYAML as error:
             problems.append(f"{key.strip()}: {error}")
         except yaml.YAMLError:
-            # without the value, which may be a secret
+            # the message does not quote the value, which may be a secret
             problems.append(f"{key.strip()}: the value is not valid YAML; quote it for YAML as well as for the shell")
     if problems:
-        raise ConfigError(problems, "overrides that cannot be read")
+        raise ConfigError(problems, "invalid overrides")
     return parsed
 
 
@@ -135,7 +135,7 @@ def _scalar(text: str) -> Any:
 
 
 def assignment(key: str, value: Any) -> str:
-    """``key=value`` that `parse_overrides` reads back."""
+    """Return the ``key=value`` override that `parse_overrides` parses into ``key`` and ``value``."""
     plain = isinstance(value, str) and value == value.strip() and _reads_as(value)
     return f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
@@ -147,62 +147,90 @@ def _reads_as(text: str) -> bool:
         return False
 
 
-def convert_places(kind: Any, value: Any, convert: Callable[[str, Place], str], marks: Sequence[Any] = ()) -> Any:
-    """``value`` with ``convert`` applied to each string in it that a `Place` marks.
+def convert_paths(kind: Any, value: Any, convert: Callable[[str, PathMarker], str], metadata: Sequence[Any] = ()) -> Any:
+    """Return ``value`` with ``convert`` applied to each string that a `PathMarker` marks.
 
     Args:
         kind: type of ``value``: a section, whose content may be incomplete, or the annotation of a field.
-        value: content as read from YAML or dumped.
-        convert: given the string and its mark, what to put in its place; must leave what it returned alone.
-        marks: metadata of ``kind``, where it was taken off the annotation.
+        value: content as parsed from YAML or dumped.
+        convert: maps a string and its marker to the new string; must be idempotent.
+        metadata: metadata of ``kind`` if pydantic has separated it from the annotation.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return convert_places(arguments[0], value, convert, (*marks, *arguments[1:]))
-    mark = next((each for each in marks if isinstance(each, Place)), None)
-    if mark and isinstance(value, str):
-        return convert(value, mark)
+        return convert_paths(arguments[0], value, convert, (*metadata, *arguments[1:]))
+    marker = next((item for item in metadata if isinstance(item, PathMarker)), None)
+    if marker and isinstance(value, str):
+        return convert(value, marker)
     if origin in (Union, pytypes.UnionType):
         for member in arguments:
-            value = convert_places(member, value, convert, marks)
+            value = convert_paths(member, value, convert, metadata)
         return value
     if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, Mapping):
         fields = kind.model_fields
         variants = get_args(fields["name"].annotation) if "name" in fields else ()
         if variants and value.get("name", variants[0]) not in variants:
-            return value  # of another member of the union
+            return value  # belongs to another member of the union
         return {
-            key: convert_places(fields[key].annotation, child, convert, fields[key].metadata) if key in fields else child
+            key: convert_paths(fields[key].annotation, child, convert, fields[key].metadata) if key in fields else child
             for key, child in value.items()
         }
     if origin in (list, tuple) and isinstance(value, list | tuple):
-        return type(value)(convert_places(arguments[0], child, convert) for child in value)
+        return type(value)(convert_paths(arguments[0], child, convert) for child in value)
     if origin is dict and isinstance(value, Mapping):
-        return {key: convert_places(arguments[1], child, convert) for key, child in value.items()}
+        return {key: convert_paths(arguments[1], child, convert) for key, child in value.items()}
     return value
 
 
-def merge(base: Mapping[str, Any], overrides: Iterable[tuple[tuple[str, ...], Any]], shorthand: Mapping[str, str]) -> dict:
-    """``base`` with each override put in its place.
+def merge(
+    base: Mapping[str, Any],
+    overrides: Iterable[tuple[tuple[str, ...], Any]],
+    shorthand: Mapping[str, str],
+    variants: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return ``base`` with the overrides applied.
 
-    ``shorthand`` names, for a section, the key that a bare value stands for: ``{"launch": "name"}`` lets ``launch=ray`` mean
-    ``launch.name=ray``. A new ``name`` in such a section picks another variant of it, so the old variant's keys go; variants
-    are picked before anything else is put, so their keys may stand before or after.
+    Args:
+        base: content of a recipe.
+        overrides: from `parse_overrides`.
+        shorthand: for some sections, the key that a bare value stands for: with ``{"launch": "name"}``, ``launch=ray`` means
+            ``launch.name=ray``.
+        variants: sections whose ``name`` selects a class with keys of its own, such as a network. Another name there
+            discards the keys of ``base``, see `discarded`. Names are applied before all other overrides, in any order.
     """
     merged = _copy(base)
-    places = []
+    assignments = []
     for path, value in overrides:
         key = shorthand.get(path[0])
         if len(path) == 1 and key and not isinstance(value, Mapping):
             path = (path[0], key)
-        places.append((path, value))
-    places.sort(key=lambda place: place[0][1:] != ("name",))  # keeps the order of the others
-    for path, value in places:
-        _put(merged, path, value, shorthand)
+        assignments.append((path, value))
+    names = {path[0]: value for path, value in assignments if path[1:] == ("name",) and path[0] in variants}
+    for section, name in names.items():
+        content = merged.get(section)
+        if isinstance(content, dict) and content.get("name", name) != name:
+            merged[section] = {}
+    assignments.sort(key=lambda assignment: assignment[0][1:] != ("name",))  # stable: keeps the order of the others
+    for path, value in assignments:
+        _assign(merged, path, value, shorthand)
     return merged
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, shorthand: Mapping[str, str]) -> None:
+def discarded(base: Mapping[str, Any], merged: Mapping[str, Any], section: str) -> dict[str, Any] | None:
+    """Return the keys of a section of ``base`` that `merge` discarded and no override set again.
+
+    Returns:
+        keys and values; None if the section still has the same name.
+    """
+    before, after = base.get(section), merged.get(section)
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping) or "name" not in before:
+        return None
+    if before["name"] == after.get("name"):
+        return None
+    return {key: value for key, value in before.items() if key not in after}
+
+
+def _assign(tree: dict[str, Any], path: tuple[str, ...], value: Any, shorthand: Mapping[str, str]) -> None:
     *parents, last = path
     node = tree
     for depth, name in enumerate(parents):
@@ -212,8 +240,6 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any, shorthand: Map
             child = {key: child} if key and child is not None else {}
             node[name] = child
         node = child
-    if last == "name" and shorthand.get(path[0]) == "name" and "name" in node and node["name"] != value:
-        node.clear()
     node[last] = value
 
 
@@ -222,15 +248,15 @@ def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
-    """``content`` as a section.
+    """Validate ``content`` as a section.
 
     Raises:
-        ConfigError: every unknown key, missing key and value out of range at once, with full path and valid names.
+        ConfigError: all unknown keys, missing keys and invalid values, with full path and valid names.
     """
     remember_secrets_in(content)
     too_large = list(_too_large(content))
     if too_large:
-        raise ConfigError(too_large, f"{source}: numbers that no setting takes")
+        raise ConfigError(too_large, f"{source}: numbers out of range")
     try:
         return section.model_validate(content)
     except ValidationError as error:
@@ -239,7 +265,7 @@ def validate(section: type[S], content: Mapping[str, Any], source: str) -> S:
 
 
 def _too_large(content: Any, path: str = "") -> Iterable[str]:
-    """Whole numbers beyond 64 bits, which torch, NumPy and pyarrow take nowhere."""
+    """Yield a problem for each integer beyond 64 bits, which torch, NumPy and pyarrow do not support."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             yield from _too_large(value, f"{path}.{key}".lstrip("."))
@@ -248,7 +274,7 @@ def _too_large(content: Any, path: str = "") -> Iterable[str]:
             yield from _too_large(value, f"{path}.{number}")
     elif isinstance(content, int) and abs(content) > LARGEST:
         shown = str(content) if content.bit_length() < 200 else f"a number of {content.bit_length()} bits"
-        yield f"{path}: too large, a whole number of at most {LARGEST} is meant, got {shown}"
+        yield f"{path}: too large; expected an integer of at most {LARGEST}, got {shown}"
 
 
 def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) -> str:
@@ -258,7 +284,7 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
     if detail["type"] == "extra_forbidden":
         valid = sorted(holder.model_fields) if holder else []
         hint = did_you_mean(path[-1], valid)
-        return f"{name}: unknown key{hint} Valid names: {', '.join(valid)}"
+        return f"{name}: unknown key{_of_variant(path, holder)}{hint} Valid names: {', '.join(valid)}"
     if detail["type"] == "missing":
         return f"{name}: missing; give it as {name}=..."
     if detail["type"] == "union_tag_not_found":
@@ -273,8 +299,15 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
     return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
 
 
+def _of_variant(path: Sequence[str], holder: type[Section] | None) -> str:
+    """For a key of one of several variants, such as a network: `` of model 'ave'``; else empty."""
+    field = holder.model_fields.get("name") if holder else None
+    names = get_args(field.annotation) if field else ()
+    return f" of {path[-2]} {names[0]!r}" if len(names) == 1 and len(path) > 1 else ""
+
+
 def _walk(section: type[Section], content: Any, location: Sequence[int | str]) -> tuple[list[str], type[Section] | None]:
-    """The dotted path of a pydantic location, without union tags, and the section that holds its last key."""
+    """Return the path of a pydantic location, without union tags, and the section that holds its last key."""
     path: list[str] = []
     holder: type[Section] | None = section
     inner: type[Section] | None = section

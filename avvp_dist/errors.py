@@ -1,12 +1,12 @@
-"""One tree of errors; what a command does with each is decided in cli.py.
+"""The exception tree of this package; `cli.errors` turns exceptions into messages and exit codes.
 
 AvvpError
-├── UserError          something the user can mend: message only, exit code 2
-│   ├── ConfigError    a recipe, an override, numbers that cannot work together
+├── UserError          something the user can fix: message only, exit code 2
+│   ├── ConfigError    a recipe, an override, or a combination of values that cannot work
 │   ├── DataError      annotations, features, shards, index
-│   └── StorageError   object storage that refuses or does not answer
-├── TrainingError      the run itself went wrong (loss not finite): exit code 3
-└── Preempted          the command was asked to end and left a checkpoint: exit code 75
+│   └── StorageError   object storage that refuses a request or does not respond
+├── TrainingError      the training itself failed (loss not finite): exit code 3
+└── Preempted          the command stopped on request and wrote a checkpoint: exit code 75
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from avvp_dist.text.credentials import redact, redact_all
 
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended before there was anything to keep, or for the second time."""
+"""Exit code of a command that Ctrl-C ended before there was anything to save, or that a second Ctrl-C ended."""
 
 
 class AvvpError(Exception):
-    """Base of every error this package raises on purpose. Its message holds no credentials."""
+    """Base of all errors that this package raises deliberately. Credentials are removed from its message."""
 
     exit_code = 1
 
@@ -30,11 +30,11 @@ class AvvpError(Exception):
 
 
 class UserError(AvvpError):
-    """A mistake the user can mend; carries every problem found, not just the first.
+    """A problem that the user can fix; carries all problems found, not only the first one.
 
     Args:
-        problems: one line each, naming file, row, field and what to do.
-        title: what was being done when the problems were found.
+        problems: one line each, with file, row, field and remedy.
+        title: what all problems have in common, e.g. the file or the operation.
     """
 
     exit_code = 2
@@ -43,7 +43,7 @@ class UserError(AvvpError):
         self.problems = redact_all([problems] if isinstance(problems, str) else list(problems))
         self.title = redact(title)
         self.limit: int | None = None
-        """Most problems that a terminal is to show; None leaves it to `messages.brief`."""
+        """Maximum number of problems to show on a terminal; None leaves it to `cli.messages.brief`."""
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -52,23 +52,23 @@ class UserError(AvvpError):
         lines = [self.title or f"{len(self.problems)} problems"]
         return "\n".join([*lines, *(f"  - {problem}" for problem in self.problems)])
 
-    def __reduce__(self) -> tuple[Any, ...]:  # pickled across process pools with its problems intact
+    def __reduce__(self) -> tuple[Any, ...]:  # keeps the list of problems when pickled between processes
         return (type(self), (self.problems, self.title))
 
 
 class ConfigError(UserError):
-    """A recipe or an override that cannot be run."""
+    """A recipe, override or option that is invalid."""
 
 
 class DataError(UserError):
-    """Annotations, features, shards or an index that cannot be used."""
+    """Annotations, features, shards or an index that are invalid."""
 
 
 class StorageError(UserError):
-    """Object storage that refuses, is not there, or gave no whole answer in all attempts.
+    """Object storage that refuses a request, does not exist, or did not respond completely in any attempt.
 
     Args:
-        transient: whether the same may work later: nobody answered, or not to the end.
+        transient: whether a later attempt may succeed, because there was no response or an incomplete one.
     """
 
     def __init__(self, problems: str | Sequence[str], title: str = "", transient: bool = False) -> None:
@@ -80,12 +80,12 @@ class StorageError(UserError):
 
 
 class TrainingError(AvvpError):
-    """Training stopped because going on would be worthless (a loss that is not finite)."""
+    """Training stopped because continuing would be useless (the loss is not finite)."""
 
     exit_code = 3
 
 
 class Preempted(AvvpError):
-    """The command was asked to end (SIGTERM, Ctrl-C) and left a checkpoint; the same command goes on from there."""
+    """The command stopped on request (SIGTERM, Ctrl-C) and wrote a checkpoint; running it again resumes from there."""
 
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h

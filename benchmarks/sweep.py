@@ -37,9 +37,9 @@ from avvp_dist.datasets import synthetic
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.experiments.run import run_experiment
-from avvp_dist.experiments.sweep import SweepConfig, settings, trials
+from avvp_dist.experiments.sweep import SweepConfig, sweep_points, trials
 from avvp_dist.launch import ray_train, ray_tune
-from avvp_dist.launch.trial import Plan
+from avvp_dist.launch.trial import TrialContext
 
 SWEEP = SweepConfig.model_validate(
     {
@@ -52,63 +52,63 @@ SWEEP = SweepConfig.model_validate(
 )
 
 
-class Apart(Plan):
+class Apart(TrialContext):
     """A plan whose trials share no stage."""
 
     def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
-        """See `Plan`."""
+        """See `TrialContext`."""
         return super().config(setting, seed, run).model_copy(update={"store": None})
 
 
-def bare(plan: Plan, todo: list[tuple[dict, int]]) -> None:
+def bare(context: TrialContext, todo: list[tuple[dict, int]]) -> None:
     """One of the two plain processes."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     for setting, seed in todo:
-        config = plan.config(setting, seed)
+        config = context.config(setting, seed)
         run_experiment(config, LocalRuntime(config.output, "cpu"))
 
 
-def nested(chosen: Mapping[str, Any], *, plan: Plan) -> None:
+def nested(chosen: Mapping[str, Any], *, context: TrialContext) -> None:
     """The usual trial: a trainer of its own."""
-    config = plan.config(chosen["trial"]["setting"], chosen["trial"]["seed"])
+    config = context.config(chosen["trial"]["setting"], chosen["trial"]["seed"])
     launch = config.launch.model_copy(update={"cpus_per_worker": 0.9})  # with the driver's 0.1: two trials on two cores
     ray_train.train(config.model_copy(update={"launch": launch}))
     tune.report({"score": 0.0})
 
 
-def timed_bare(plan: Plan, todo: list[tuple[dict, int]]) -> float:
+def timed_bare(context: TrialContext, todo: list[tuple[dict, int]]) -> float:
     """Seconds of two processes after both have imported everything."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
         pool.map(time.sleep, [1.0, 1.0], chunksize=1)  # both are up, and have imported this module
         started = time.perf_counter()
-        pool.starmap(bare, [(plan, todo[0::2]), (plan, todo[1::2])], chunksize=1)
+        pool.starmap(bare, [(context, todo[0::2]), (context, todo[1::2])], chunksize=1)
         return time.perf_counter() - started
 
 
-def timed_sweep(kind: type[Plan], overrides: list[str], output: str) -> float:
+def timed_sweep(kind: type[TrialContext], overrides: list[str], output: str) -> float:
     """Seconds of `avvp sweep`."""
-    ray_tune.Plan = kind  # type: ignore[misc]
+    ray_tune.TrialContext = kind  # type: ignore[misc]
     started = time.perf_counter()
     content = ray_tune.run("benchmark", SWEEP, overrides=overrides, output=output)
     assert all(row["status"] == "finished" for row in content["trials"]), content["trials"]
     return time.perf_counter() - started
 
 
-def timed_nested(plan: Plan, todo: list[tuple[dict, int]]) -> float:
+def timed_nested(context: TrialContext, todo: list[tuple[dict, int]]) -> float:
     """Seconds of the usual way."""
     started = time.perf_counter()
     ray_train.start_ray(log_to_driver=False)
     grid = [{"setting": setting, "seed": seed} for setting, seed in todo]
     tune.Tuner(
-        tune.with_resources(tune.with_parameters(nested, plan=plan), {"cpu": 0.1}),
+        tune.with_resources(tune.with_parameters(nested, context=context), {"cpu": 0.1}),
         param_space={"trial": tune.grid_search(grid)},
         tune_config=tune.TuneConfig(max_concurrent_trials=2),
-        run_config=tune.RunConfig(name="tune", storage_path=plan.output, verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=context.output, verbose=0),
     ).fit()
     ray.shutdown()
-    finished = [storage.exists(storage.join(plan.config(*each).output, "result.json")) for each in todo]
+    finished = [storage.exists(storage.join(context.config(*each).output, "result.json")) for each in todo]
     assert all(finished), finished
     return time.perf_counter() - started
 
@@ -124,13 +124,13 @@ def main() -> None:
         data = f"{folder}/data"
         synthetic.write(data, videos=None, splits=(arguments.videos, 100, 100), seed=0, layout="shards")
         overrides = [f"data={data}", f"train.epochs={arguments.epochs}", "tracking=none", "train.device=cpu"]
-        known = trials(SWEEP, settings(SWEEP), overrides, "")
+        known = trials(SWEEP, sweep_points(SWEEP), overrides, "")
         todo = [(each.setting, each.seed) for each in known]
-        plan = Plan("benchmark", SWEEP, tuple(overrides), "", f"{folder}/bare", None, storage.settings())
-        seconds = {"bare": timed_bare(plan, todo)}
-        seconds["shared"] = timed_sweep(Plan, overrides, f"{folder}/shared")
+        context = TrialContext("benchmark", SWEEP, tuple(overrides), "", f"{folder}/bare", None, storage.settings())
+        seconds = {"bare": timed_bare(context, todo)}
+        seconds["shared"] = timed_sweep(TrialContext, overrides, f"{folder}/shared")
         seconds["not shared"] = timed_sweep(Apart, overrides, f"{folder}/apart")
-        seconds["nested"] = timed_nested(Apart(**vars(replace(plan, output=f"{folder}/nested"))), todo)
+        seconds["nested"] = timed_nested(Apart(**vars(replace(context, output=f"{folder}/nested"))), todo)
     report = {
         "videos": arguments.videos,
         "epochs": arguments.epochs,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from avvp_dist.errors import AvvpError, ConfigError
-from avvp_dist.experiments.recipe import RunConfig, differences, load
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, load
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, compare_labels, refinement_row
 from avvp_dist.shards.index import Index, Labels, read_labels
@@ -126,7 +126,7 @@ class Bench:
         result = json.loads((folder / "result.json").read_text())
         config = load(str(folder / "config.yaml"))
         given = RefinedLabels.load(config.data.refined) if config.data.refined else None
-        problems = differences(_asked(config), _asked(load(VARIANTS[name].recipe, self.settings(name, seed))))
+        problems = describe_changes(_asked(config), _asked(load(VARIANTS[name].recipe, self.settings(name, seed))))
         if result["data"]["fingerprint"] != self.index.fingerprint:
             problems.append(f"data: trained on others than {self.data}")
         problems += self._wrong_labels(VARIANTS[name], given)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A cluster on this machine: a Ray head and workers, an S3 server and MLflow, in a network of their own.
+"""A cluster on this machine: a Ray head and workers, an S3 server and MLflow, in their own network namespace.
 
-    cluster/local.py up                  # starts it; a minute on a small machine
-    eval "$(cluster/local.py env)"       # how a client reaches it
+    cluster/local.py up                  # start it; takes a minute on a small machine
+    eval "$(cluster/local.py env)"       # set the environment of a client
     avvp data synth s3://avvp/data --layout shards --splits 512,64,64
     ray job submit --working-dir . -- python jobs/train.py jomold data=s3://avvp/data output=s3://avvp/runs/a
-    cluster/local.py down                # ends it; what was in its S3 is gone
+    cluster/local.py down                # end it; the content of its S3 server is lost
 
-Several Ray nodes on one machine need several addresses. They get them in a network namespace, where nobody else's servers
-are; of this machine's own network only three loopback ports lead inside. A process namespace goes with it: when its first
-process ends, however that happens, the kernel ends everything that was started in it, and nothing else.
+Several Ray nodes on one machine need several addresses. They get them in a network namespace without other servers, which
+can be reached only through three loopback ports of this machine. A process namespace goes with it: when its first process
+ends for whatever reason, the kernel ends all processes that were started in it, and no others.
 
 Needs Linux, util-linux (unshare) and iproute2 (ip), and root or unprivileged user namespaces.
 """
@@ -36,14 +36,14 @@ import psutil
 from services import BUCKET, Cluster, ClusterError, Ports
 
 STATE = Path(tempfile.gettempdir()) / f"avvp-cluster-{os.getuid()}"
-_START = 300.0  # seconds within which a cluster is up on any machine
+_START = 300.0  # seconds until a cluster must be up
 
 
 def enter_namespaces(command: list[str]) -> list[str]:
-    """``command`` in a network and a process namespace of its own; what it leaves running ends with it.
+    """Return a command that runs ``command`` in new network and process namespaces; all its processes end with it.
 
     Raises:
-        ClusterError: a tool is missing, or this user may not make namespaces.
+        ClusterError: a tool is missing, or this user is not allowed to create namespaces.
     """
     missing = [f"{tool} (package {package})" for tool, package in _TOOLS.items() if shutil.which(tool) is None]
     if missing:
@@ -56,14 +56,14 @@ def enter_namespaces(command: list[str]) -> list[str]:
     return [*unshare, sys.executable, str(Path(__file__).resolve()), "init", *command]
 
 
-def be_init(command: list[str]) -> int:
-    """Runs ``command`` as the first process of a process namespace has to: whatever loses its parent ends as its child.
+def run_as_init(command: list[str]) -> int:
+    """Run ``command`` and reap orphaned processes, as the first process of a process namespace must.
 
-    Without it, the driver of a stopped Ray job stays as a zombie, and Ray waits for it until it gives up.
+    Otherwise the driver of a stopped Ray job remains as a zombie, for which Ray waits until it gives up.
     """
     child = subprocess.Popen(command, close_fds=False).pid
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda got, _: os.kill(child, got))
+        signal.signal(number, lambda received, _: os.kill(child, received))
     while True:
         ended, status = os.wait()
         if ended == child:
@@ -74,20 +74,20 @@ _TOOLS = {"unshare": "util-linux", "ip": "iproute2"}
 
 
 def up(workers: int, cpus: int, ports: Ports) -> None:
-    """Starts a cluster in the background and waits until it can be used."""
+    """Start a cluster in the background and wait until it is ready."""
     if _running():
-        raise ClusterError("a local cluster is up already; end it with `cluster/local.py down`")
+        raise ClusterError("a local cluster is already running; end it with `cluster/local.py down`")
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir(mode=0o700)
-    doors = [_listen(port) for port in (ports.dashboard, ports.s3, ports.mlflow)]
-    taken = Ports(*(door.getsockname()[1] for door in doors))
+    listeners = [_listen(port) for port in (ports.dashboard, ports.s3, ports.mlflow)]
+    taken = Ports(*(listener.getsockname()[1] for listener in listeners))
     inner = [sys.executable, __file__, "serve", "--workers", str(workers), "--cpus", str(cpus)]
-    for name, door in zip(("dashboard", "s3", "mlflow"), doors, strict=True):
-        inner += [f"--{name}-port", str(door.getsockname()[1]), f"--{name}-door", str(door.fileno())]
+    for name, listener in zip(("dashboard", "s3", "mlflow"), listeners, strict=True):
+        inner += [f"--{name}-port", str(listener.getsockname()[1]), f"--{name}-socket", str(listener.fileno())]
     with (STATE / "serve.log").open("wb") as log:
         process = subprocess.Popen(
-            enter_namespaces(inner), pass_fds=[door.fileno() for door in doors], stdin=subprocess.DEVNULL, stdout=log,
-            stderr=log, start_new_session=True,
+            enter_namespaces(inner), pass_fds=[listener.fileno() for listener in listeners], stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     state = {"pid": process.pid, "started": psutil.Process(process.pid).create_time(), "ports": list(taken)}
     (STATE / "state.json").write_text(json.dumps(state))
@@ -98,11 +98,11 @@ def up(workers: int, cpus: int, ports: Ports) -> None:
             raise ClusterError(f"the cluster did not start: {_tail(STATE / 'serve.log')}")
         time.sleep(0.2)
     print(f"dashboard http://127.0.0.1:{taken.dashboard}   MLflow http://127.0.0.1:{taken.mlflow}   bucket s3://{BUCKET}")
-    print(f'how to reach it: eval "$({sys.argv[0]} env)"   end it: {sys.argv[0]} down')
+    print(f'client environment: eval "$({sys.argv[0]} env)"   end it: {sys.argv[0]} down')
 
 
 def down() -> bool:
-    """Ends the cluster that `up` started; returns whether there was one."""
+    """End the cluster that `up` started; returns whether there was one."""
     outer = _running()
     if outer:
         inside = outer.children()
@@ -116,35 +116,35 @@ def down() -> bool:
     return outer is not None
 
 
-def serve(workers: int, cpus: int, ports: Ports, doors: Ports) -> None:
-    """The first process of the namespaces: starts everything, lets clients in, and ends everything when told to."""
+def serve(workers: int, cpus: int, ports: Ports, sockets: Ports) -> None:
+    """Start the cluster inside the namespaces, forward connections of clients, and end it at SIGTERM."""
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     with Cluster(STATE, ports) as cluster:
         cluster.start(workers, cpus)
-        for door, port in zip(doors, ports, strict=True):
-            threading.Thread(target=_let_in, args=(socket.socket(fileno=door), port), daemon=True).start()
+        for descriptor, port in zip(sockets, ports, strict=True):
+            threading.Thread(target=_forward, args=(socket.socket(fileno=descriptor), port), daemon=True).start()
         (STATE / "ready").touch()
         while not stopped.wait(1.0):
             if dead := cluster.dead():
-                print(f"ended on its own: {', '.join(dead)}; see {STATE / 'logs'}", flush=True)
+                print(f"ended unexpectedly: {', '.join(dead)}; see {STATE / 'logs'}", flush=True)
                 stopped.wait()
 
 
 def environment() -> dict[str, str]:
-    """What a client's environment needs."""
+    """Return the environment variables of a client."""
     if not _running():
-        raise ClusterError("no local cluster is up; start one with `cluster/local.py up`")
+        raise ClusterError("no local cluster is running; start one with `cluster/local.py up`")
     ports = Ports(*json.loads((STATE / "state.json").read_text())["ports"])
     return Cluster(STATE, ports).client_environment()
 
 
 def _running() -> psutil.Process | None:
-    """The process that holds the namespaces, if it is the one that was noted.
+    """Return the process that holds the namespaces, if it is still the recorded one.
 
     Raises:
-        ClusterError: the folder, which lies in a place that all users share, was made by another one.
+        ClusterError: the state folder, in the shared temporary folder, belongs to another user.
     """
     with contextlib.suppress(FileNotFoundError):
         found = STATE.lstat()
@@ -159,31 +159,33 @@ def _running() -> psutil.Process | None:
 
 
 def _listen(port: int) -> socket.socket:
-    door = socket.socket()
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        door.bind(("127.0.0.1", port))
+        listener.bind(("127.0.0.1", port))
     except OSError as error:
-        raise ClusterError(f"port {port} of 127.0.0.1: {error.strerror}; choose another, 0 takes any (--help)") from None
-    door.listen(64)
-    return door
+        raise ClusterError(
+            f"port {port} of 127.0.0.1: {error.strerror}; choose another one, or 0 for any free port (--help)"
+        ) from None
+    listener.listen(64)
+    return listener
 
 
-def _let_in(door: socket.socket, port: int) -> None:
-    """Passes on what comes to ``door``, a socket of the machine's network, to ``port`` of this one."""
+def _forward(listener: socket.socket, port: int) -> None:
+    """Forward connections to ``listener``, a socket in the machine's network, to ``port`` in this namespace."""
     while True:
-        outside, _ = door.accept()
+        outside, _ = listener.accept()
         try:
             inside = socket.create_connection(("127.0.0.1", port), timeout=10)
         except OSError:
             outside.close()
             continue
         inside.settimeout(None)
-        for one, other in ((outside, inside), (inside, outside)):
-            threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+        for source, sink in ((outside, inside), (inside, outside)):
+            threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _copy(source: socket.socket, sink: socket.socket) -> None:
     try:
         while data := source.recv(1 << 16):
             sink.sendall(data)
@@ -198,27 +200,27 @@ def _tail(path: Path) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run the command."""
     if sys.argv[1:2] == ["init"]:
-        sys.exit(be_init(sys.argv[2:]))
+        sys.exit(run_as_init(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["up", "env", "down", "serve"], help="serve is what up runs in the namespaces")
-    parser.add_argument("--workers", type=int, default=2, help="Ray nodes beside the head")
-    parser.add_argument("--cpus", type=int, default=1, help="CPUs that each of them offers")
+    parser.add_argument("command", choices=["up", "env", "down", "serve"], help="serve is run by up inside the namespaces")
+    parser.add_argument("--workers", type=int, default=2, help="number of Ray nodes in addition to the head")
+    parser.add_argument("--cpus", type=int, default=1, help="CPUs per node")
     for name, port in (("dashboard", 8265), ("s3", 9000), ("mlflow", 5000)):
-        parser.add_argument(f"--{name}-port", type=int, default=port, help="on 127.0.0.1; 0 takes any")
-        parser.add_argument(f"--{name}-door", type=int, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}-port", type=int, default=port, help="port on 127.0.0.1; 0 for any free port")
+        parser.add_argument(f"--{name}-socket", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     ports = Ports(given.dashboard_port, given.s3_port, given.mlflow_port)
     try:
         if given.command == "up":
             up(given.workers, given.cpus, ports)
         elif given.command == "serve":
-            serve(given.workers, given.cpus, ports, Ports(given.dashboard_door, given.s3_door, given.mlflow_door))
+            serve(given.workers, given.cpus, ports, Ports(given.dashboard_socket, given.s3_socket, given.mlflow_socket))
         elif given.command == "env":
             print("\n".join(f"export {name}={value}" for name, value in environment().items()))
         elif not down():
-            print("no local cluster was up")
+            print("no local cluster was running")
     except ClusterError as error:
         sys.exit(f"error: {error}")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A rehearsal of a cluster's life on this machine; see cluster/rehearsal.py. `--short` is for CI.
+# Rehearses failures of a cluster on this machine, see cluster/rehearsal.py. `--short` is for CI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for python in "${PYTHON:-}" .venv/bin/python python3; do
@@ -7,5 +7,5 @@ for python in "${PYTHON:-}" .venv/bin/python python3; do
     exec "$python" cluster/rehearsal.py "$@"
   fi
 done
-echo "error: no Python with Ray, MLflow and moto; run \`make env\`, or name one: PYTHON=... $0" >&2
+echo "error: no Python with Ray, MLflow and moto; run \`make env\`, or set one: PYTHON=... $0" >&2
 exit 1

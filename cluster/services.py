@@ -1,4 +1,4 @@
-"""The services of a cluster on one machine: S3, MLflow, a Ray head and Ray nodes; each a process that can be ended alone."""
+"""The services of a cluster on one machine: S3, MLflow, a Ray head and Ray nodes, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ import psutil
 BUCKET = "avvp"
 _HEAD = "10.77.0.1"  # addresses of nodes, on the loopback interface of a network namespace
 _GCS, _POSTGRES = 6379, 5432
-_PATIENCE = 240.0
-_FOREIGN = ("RAY_", "AWS_", "MLFLOW_", "AVVP_")
+_START_SECONDS = 240.0
+_REMOVED = ("RAY_", "AWS_", "MLFLOW_", "AVVP_")
 _KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -34,7 +34,7 @@ class ClusterError(Exception):
 
 
 class Ports(NamedTuple):
-    """Ports of 127.0.0.1."""
+    """Ports on 127.0.0.1."""
 
     dashboard: int = 8265
     s3: int = 9000
@@ -42,12 +42,12 @@ class Ports(NamedTuple):
 
 
 class Cluster:
-    """Starts the services and ends them; to be used inside a network namespace of its own (`local.enter_namespaces`).
+    """Starts and ends the services; must be used inside a separate network namespace (`local.enter_namespaces`).
 
     Args:
-        folder: for logs, tokens and databases; its path is short, since Unix sockets lie below it.
-        ports: where clients find the dashboard, S3 and MLflow.
-        settings: environment variables of all Ray nodes, on top of those that every cluster needs.
+        folder: folder for logs, tokens and databases; its path must be short, because it contains Unix sockets.
+        ports: ports of dashboard, S3 and MLflow for clients.
+        settings: environment variables of all Ray nodes, in addition to those that every cluster needs.
     """
 
     def __init__(self, folder: Path, ports: Ports, settings: dict[str, str] | None = None) -> None:
@@ -68,7 +68,7 @@ class Cluster:
             self.kill(name)
 
     def start(self, workers: int, cpus: int) -> None:
-        """Everything: S3, MLflow, the head and ``workers`` nodes with ``cpus`` each; returns when all can be used."""
+        """Start S3, MLflow, the head and ``workers`` nodes with ``cpus`` CPUs each; returns when all are ready."""
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         self._start_s3()
         self._start_mlflow()
@@ -81,53 +81,53 @@ class Cluster:
         self._wait("mlflow", lambda: self._answers(f"http://127.0.0.1:{self.ports.mlflow}/health"))
 
     def start_node(self, name: str, cpus: int) -> None:
-        """One more Ray node, at `address` of its name; `alive_nodes` tells when it has joined."""
+        """Start another Ray node at the `address` of its name; `alive_nodes` shows when it has joined."""
         self._start_ray(name, self.address(name), cpus, f"--address={_HEAD}:{_GCS}")
 
     def address(self, name: str) -> str:
-        """Where node ``worker-N`` is."""
+        """Return the address of node ``worker-N``."""
         return f"10.77.0.{int(name.removeprefix('worker-')) + 1}"
 
     def kill(self, name: str) -> None:
-        """Ends a service with all its processes at once, as a machine that loses power would."""
+        """Kill all processes of a service immediately, as if its machine lost power."""
         process = self._processes.pop(name)
         try:
             root = psutil.Process(process.pid)
-            doomed = [*root.children(recursive=True), root]
+            processes = [*root.children(recursive=True), root]
         except psutil.NoSuchProcess:
-            doomed = []
-        for one in doomed:
+            processes = []
+        for child in processes:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended with its parent
-                one.kill()
+                child.kill()
         process.wait()
 
     def dead(self) -> list[str]:
-        """Services that have ended without being told to."""
+        """Return the services that ended unexpectedly."""
         return [name for name, process in self._processes.items() if process.poll() is not None]
 
     def alive_nodes(self) -> int:
-        """Ray nodes that the head takes for alive; 0 while it does not answer."""
+        """Return the number of Ray nodes that the head considers alive; 0 while it does not respond."""
         try:
-            nodes = json.loads(self.ask("/api/v0/nodes?limit=100"))["data"]["result"]["result"]
+            nodes = json.loads(self.get("/api/v0/nodes?limit=100"))["data"]["result"]["result"]
         except (OSError, ValueError):
             return 0
         return sum(node["state"] == "ALIVE" for node in nodes)
 
-    def ask(self, path: str, token: bool = True) -> bytes:
-        """Body of a GET from the head's dashboard.
+    def get(self, path: str, token: bool = True) -> bytes:
+        """Return the body of a GET request to the head's dashboard.
 
         Raises:
-            OSError: not there; `urllib.error.HTTPError` where it refuses.
+            OSError: no connection; `urllib.error.HTTPError` if the request is refused.
         """
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports.dashboard}{path}")
         if token:
             request.add_header("Authorization", f"Bearer {self._token.read_text()}")
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            body: bytes = answer.read()
+        with urllib.request.urlopen(request, timeout=10) as response:
+            body: bytes = response.read()
         return body
 
     def client_environment(self) -> dict[str, str]:
-        """What a client sets to reach the cluster; the nodes' own environment has all but the first line too."""
+        """Return the environment variables of a client; the nodes have all of them except the first."""
         return {
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.ports.dashboard}",
             "RAY_AUTH_MODE": "token",
@@ -145,10 +145,10 @@ class Cluster:
         self._wait("s3", lambda: self._answers(f"http://127.0.0.1:{self.ports.s3}/moto-api/"))
         request = urllib.request.Request(f"http://127.0.0.1:{self.ports.s3}/{BUCKET}", method="PUT")
         request.add_header("Authorization", "AWS4-HMAC-SHA256 Credential=local/20260101/us-east-1/s3/aws4_request")
-        urllib.request.urlopen(request, timeout=10).close()  # moto wants a signature and does not check it
+        urllib.request.urlopen(request, timeout=10).close()  # moto requires a signature but does not check it
 
     def _start_mlflow(self) -> None:
-        """On PostgreSQL where it and its driver are installed; clients need no S3 set-up, the server hands artifacts on."""
+        """Start MLflow, on PostgreSQL if possible. The server proxies artifacts, so clients need no S3 set-up."""
         store, self.database = self._start_postgres()
         command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports.mlflow),
@@ -158,35 +158,35 @@ class Cluster:
         self._run("mlflow", command, environment)
 
     def _start_postgres(self) -> tuple[str, str]:
-        """MLflow's database: its address, and in words which it is and why."""
+        """Start MLflow's database; returns its address, and a description of which database it is and why."""
         sqlite = f"sqlite:///{self.folder / 'mlflow.db'}"
         programs = _postgres_programs()
         if programs is None:
-            return sqlite, "SQLite, since PostgreSQL is not installed (apt-get install postgresql)"
+            return sqlite, "SQLite, because PostgreSQL is not installed (apt-get install postgresql)"
         if find_spec("psycopg2") is None:
-            return sqlite, "SQLite, since PostgreSQL's driver is not installed (pip install 'avvp_dist[server]')"
-        become = _as_postgres()
-        if become is None:
-            return sqlite, "SQLite, since PostgreSQL does not run as root and there is no user postgres"
+            return sqlite, "SQLite, because PostgreSQL's driver is not installed (pip install 'avvp_dist[server]')"
+        prefix = _as_postgres()
+        if prefix is None:
+            return sqlite, "SQLite, because PostgreSQL does not run as root and there is no user postgres"
         password, home = secrets.token_hex(16), self.folder / "postgres"
         home.mkdir(mode=0o700)
         (home / "password").write_text(password)
         if os.getuid() == 0:
-            os.chmod(self.folder, 0o711)  # its user has to pass through
+            os.chmod(self.folder, 0o711)  # its user must be able to traverse it
             user = pwd.getpwnam("postgres")
             for path in (home, home / "password"):
                 os.chown(path, user.pw_uid, user.pw_gid)
         data = str(home / "data")
         initdb = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile", home / "password"]
-        subprocess.run([*become, *map(str, initdb)], check=True, capture_output=True, cwd=home)
+        subprocess.run([*prefix, *map(str, initdb)], check=True, capture_output=True, cwd=home)
         server = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(_POSTGRES), "-k", str(home)]
-        self._run("postgres", [*become, *map(str, server)], {}, cwd=home)
+        self._run("postgres", [*prefix, *map(str, server)], {}, cwd=home)
         self._wait("postgres", lambda: _listens(_POSTGRES))
-        # the driver is named: SQLAlchemy 2.1 takes another one for plain postgresql://
+        # an explicit driver: SQLAlchemy 2.1 uses another one for plain postgresql://
         return f"postgresql+psycopg2://postgres:{password}@127.0.0.1:{_POSTGRES}/postgres", "PostgreSQL"
 
     def _start_ray(self, name: str, address: str, cpus: int, *options: str) -> None:
-        """A node with files of its own, Ray's folder and its home, and with no code but what jobs upload."""
+        """Start a node with its own Ray folder and home, and with no code except what jobs upload."""
         subprocess.run(["ip", "address", "replace", f"{address}/32", "dev", "lo"], check=True)
         tools, shared, own = Path(sys.executable).parent, self.folder / "ray", self.folder / "nodes" / name
         for path in (shared, own):
@@ -200,14 +200,14 @@ class Cluster:
             command.append(f"--temp-dir={shared}")
         environment = self.client_environment() | _RAY | {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(own)}
         del environment["RAY_API_SERVER_ADDRESS"]
-        self._run(name, command, environment | self._settings, foreign=(*_FOREIGN, "PYTHONPATH"))
+        self._run(name, command, environment | self._settings, removed=(*_REMOVED, "PYTHONPATH"))
 
     def _run(
         self, name: str, command: list[str], environment: dict[str, str], cwd: Path | None = None,
-        foreign: tuple[str, ...] = _FOREIGN,
+        removed: tuple[str, ...] = _REMOVED,
     ) -> None:  # fmt: skip
-        """Starts a service with nothing of this process's environment that could lead it elsewhere."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+        """Start a service, without environment variables of this process that could redirect it to other services."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(removed)}
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 command, env=kept | environment, cwd=cwd or self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -215,7 +215,7 @@ class Cluster:
             )  # fmt: skip
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _START_SECONDS
         while not ready():
             dead = self.dead()
             if dead or time.monotonic() > end:
@@ -235,8 +235,8 @@ class Cluster:
 
 _MLFLOW = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 _RAY = {
-    "RAY_JOB_STOP_WAIT_TIME_S": "120",  # a stopped job has so long to write its checkpoint, not Ray's three seconds
-    "RAY_raylet_start_wait_time_s": "120",  # this machine's cores start all nodes at the same time
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",  # time for a stopped job to write its checkpoint; Ray's default is three seconds
+    "RAY_raylet_start_wait_time_s": "120",  # all nodes start at the same time on this machine
     "AWS_EC2_METADATA_DISABLED": "true",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
@@ -244,7 +244,7 @@ _RAY = {
 
 
 def _postgres_programs() -> Path | None:
-    """Where Debian, or anyone else, put PostgreSQL's programs."""
+    """Return the folder of PostgreSQL's programs, as installed by Debian or on the PATH; None if not installed."""
     for found in (*sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True), shutil.which("initdb")):
         if found:
             return Path(found).resolve().parent
@@ -252,7 +252,7 @@ def _postgres_programs() -> Path | None:
 
 
 def _as_postgres() -> list[str] | None:
-    """What comes before a command of PostgreSQL, which refuses to run as root; None where nothing helps."""
+    """Return the prefix of PostgreSQL's commands, which must not run as root; None if they cannot be run."""
     if os.getuid():
         return []
     try:

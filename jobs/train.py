@@ -1,10 +1,10 @@
-r"""Trains a recipe as a Ray job; the arguments are those of `avvp train`, with launch=ray unless they say otherwise.
+r"""Trains a recipe as a Ray job; takes the arguments of `avvp train`, with launch=ray as the default.
 
     ray job submit --working-dir . -- \
         python jobs/train.py jomold data=s3://bucket/llp output=s3://bucket/runs/a launch.workers=4
 
-The job's log has an epoch a line, the MLflow run and the table of scores. It succeeds (exit code 0) when the run is
-finished. Submitted again with the same output, it goes on where it stopped.
+The job's log contains one line per epoch, the id of the MLflow run and the table of scores. The job succeeds (exit code 0)
+when the run is finished. If it is submitted again with the same output, the run resumes.
 """
 
 import sys

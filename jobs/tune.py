@@ -1,9 +1,9 @@
-"""Runs a sweep as a Ray job; the arguments are those of `avvp sweep`.
+"""Runs a sweep as a Ray job; takes the arguments of `avvp sweep`.
 
     ray job submit --working-dir . -- python jobs/tune.py jomold-denoising data=s3://bucket/llp --output s3://bucket/sweeps/a
 
-The job's log ends with the table of trials. Submitted again with the same output (or `--resume s3://bucket/sweeps/a`), it
-goes on with the trials that are left.
+The job's log ends with the table of trials. If it is submitted again with the same output (or
+`--resume s3://bucket/sweeps/a`), the sweep resumes with the trials that are left.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The commands below ``avvp cache``: look at this node's cache of shards, empty it."""
+"""The commands below ``avvp cache``: inspect and empty this node's cache of shards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from avvp_dist.cli.output import say, usable
+from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 cache = typer.Typer(
     name="cache",
-    help="Look at this node's cache of remote shards, or empty it.",
+    help="Inspect or empty this node's cache of remote shards.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -24,46 +24,46 @@ _FOLDER = Annotated[
     typer.Option(
         "--cache",
         metavar="DIR",
-        help="A run's data.cache; default $AVVP_CACHE or avvp_dist in the user's cache directory.",
-        callback=usable,
+        help="Cache folder (data.cache of a run); default $AVVP_CACHE, or avvp_dist in the user's cache directory.",
+        callback=valid_url,
     ),
 ]
 
 
 @cache.command()
 def info(folder: _FOLDER = None) -> None:
-    """Print where the cache is, what it holds and what it may hold.
+    """Print the cache's folder, content and size limit.
 
-    The limit is a run's own data.cache_gb; it is enforced whenever a shard is added.
+    The limit is the data.cache_gb of each run; it is enforced whenever a shard is added.
     """
     from avvp_dist.shards.cache import DEFAULT_GB
 
-    found = _open(folder)
-    say(f"folder: {found.folder}")
-    entries, held = found.usage()
-    say(f"shards: {entries}")
-    say(f"bytes: {held:,}")
-    say(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
+    opened = _open(folder)
+    echo(f"folder: {opened.folder}")
+    entries, size = opened.usage()
+    echo(f"shards: {entries}")
+    echo(f"bytes: {size:,}")
+    echo(f"limit: {DEFAULT_GB:g} GB, unless a run sets data.cache_gb")
 
 
 @cache.command()
 def clear(folder: _FOLDER = None) -> None:
-    """Delete the cached shards, but for those that a run is reading now."""
-    found = _open(folder)
-    before = found.usage()
-    left = found.clear()
-    say(f"folder: {found.folder}")
-    say(f"shards deleted: {before.entries - left.entries}")
-    say(f"bytes deleted: {before.bytes - left.bytes:,}")
+    """Delete the cached shards, except those that a run is reading."""
+    opened = _open(folder)
+    before = opened.usage()
+    left = opened.clear()
+    echo(f"folder: {opened.folder}")
+    echo(f"shards deleted: {before.entries - left.entries}")
+    echo(f"bytes deleted: {before.bytes - left.bytes:,}")
     if left.entries:
-        say(f"shards kept, being read: {left.entries}")
+        echo(f"shards kept because they are being read: {left.entries}")
 
 
 def _open(folder: str | None) -> ShardCache:
     from avvp_dist import storage
     from avvp_dist.shards.cache import ShardCache
 
-    here = None if folder is None else storage.local_path(folder)
-    if folder is not None and (here is None or (here.exists() and not here.is_dir())):
+    path = None if folder is None else storage.local_path(folder)
+    if folder is not None and (path is None or (path.exists() and not path.is_dir())):
         raise ConfigError(f"--cache {folder}: must be a folder on this machine")
     return ShardCache(folder)

@@ -1,7 +1,8 @@
-"""The command ``avvp compare``: finished runs side by side, over seeds, with the certainty of their differences."""
+"""The command ``avvp compare``: compares finished runs over seeds and tests their differences."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from avvp_dist import storage
-from avvp_dist.cli.output import console, say, usable
+from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:
-    from avvp_dist.report.compare import Comparison
+    from avvp_dist.report.compare import Comparison, View
 
 
 class _Split(StrEnum):
@@ -40,94 +41,131 @@ class _Rule(StrEnum):
     ALL = "all"
 
 
+_RUNS = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=valid_url)
+]
+_SWEEP = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER", help="Compare the finished runs of the sweep with this name or folder.", callback=valid_url
+    ),
+]
+_SCORE = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LEVEL.METRIC", help="Score to test, rank and plot by; default the sweep's metric, or segment.type."
+    ),
+]
+_BASELINE = Annotated[
+    str | None, typer.Option(metavar="LABEL|RUN", help="Setting to test the others against; default the first.")
+]
+_SELECT = Annotated[
+    bool, typer.Option("--select", help="Rank by val, and show only the test score of the setting that is best on val.")
+]
+_SPLIT = Annotated[_Split, typer.Option(help="Split whose scores are shown.")]
+_PROTOCOL = Annotated[
+    _Rule, typer.Option(help="Evaluation protocol; own: for all settings, that of --baseline or of the first run.")
+]
+_LEVEL = Annotated[_Level, typer.Option(help="Level of the scores; own: that of --score.")]
+_WITHOUT_SPEECH = Annotated[bool, typer.Option("--without-speech", help="Also show the scores without class Speech.")]
+_PER_CLASS = Annotated[bool, typer.Option("--per-class", help="Also show the scores of each class.")]
+_PUBLISHED = Annotated[bool, typer.Option("--published", help="Also show the published figures for LLP.")]
+_CSV = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write all scores to this file, one per row.", callback=valid_url)
+]
+_MARKDOWN = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write the tables as Markdown to this file.", callback=valid_url)
+]
+_LATEX = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Write the tables as LaTeX to this file.", callback=valid_url)
+]
+_FIGURES = Annotated[
+    str | None,
+    typer.Option("--pictures", metavar="FOLDER", help="Write figures of the scores to this folder.", callback=valid_url),
+]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files and folders to write a comparison to; None for those not requested."""
+
+    csv: str | None
+    markdown: str | None
+    latex: str | None
+    figures: str | None
+
+    def refuse_unwritable(self) -> None:
+        from avvp_dist.storage.probe import refuse_unwritable
+
+        files = {"--csv": self.csv, "--markdown": self.markdown, "--latex": self.latex}
+        refuse_unwritable(files=files, folders={"--pictures": self.figures})
+
+
 def compare(
-    runs: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=usable)
-    ] = None,
-    sweep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|FOLDER", help="Finished runs of the sweep in this folder, or of this name.", callback=usable
-        ),
-    ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(metavar="LEVEL.METRIC", help="Score to test, choose and draw by; default segment.type or the sweep's."),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="LABEL|RUN", help="Setting to test the others against; default the first.")
-    ] = None,
-    select: Annotated[
-        bool, typer.Option("--select", help="Rank by val; show the test score of the best on val, and of no other.")
-    ] = False,
-    split: Annotated[_Split, typer.Option(help="Whose scores to show.")] = _Split.BOTH,
-    protocol: Annotated[
-        _Rule, typer.Option(help="own: that of --baseline or of the first run, for every setting.")
-    ] = _Rule.OWN,
-    level: Annotated[_Level, typer.Option(help="own: that of --score.")] = _Level.OWN,
-    without_speech: Annotated[bool, typer.Option("--without-speech", help="Also the scores without Speech.")] = False,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class.")] = False,
-    published: Annotated[bool, typer.Option("--published", help="Also what papers print for LLP.")] = False,
-    csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write every score to this file, one a row.", callback=usable)
-    ] = None,
-    markdown: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
-    ] = None,
-    latex: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write the tables to this file.", callback=usable)
-    ] = None,
-    pictures: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Draw the scores into this folder.", callback=usable)
-    ] = None,
+    runs: _RUNS = None,
+    sweep: _SWEEP = None,
+    score: _SCORE = None,
+    baseline: _BASELINE = None,
+    select: _SELECT = False,
+    split: _SPLIT = _Split.BOTH,
+    protocol: _PROTOCOL = _Rule.OWN,
+    level: _LEVEL = _Level.OWN,
+    without_speech: _WITHOUT_SPEECH = False,
+    per_class: _PER_CLASS = False,
+    published: _PUBLISHED = False,
+    csv: _CSV = None,
+    markdown: _MARKDOWN = None,
+    latex: _LATEX = None,
+    pictures: _FIGURES = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Put finished runs side by side: mean, spread and interval over seeds, paired tests over videos.
+    """Compare finished runs: mean, spread and confidence interval over seeds, and paired tests over videos.
 
-    Runs that differ only in their seed are one setting. Shows val and test; choose by val, with --select.
+    Runs that differ only in their seed form one setting. Both val and test scores are shown; to choose a setting by its val
+    score, use --select.
     """
     if not runs and not sweep:
         raise ConfigError("runs: missing; give folders of finished runs, or --sweep FOLDER")
     if select and split is _Split.TEST:
-        raise ConfigError("--select chooses by val: leave --split test away")
-    from avvp_dist.experiments import comparison as reading  # torch and its friends take seconds to import
-    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
+        raise ConfigError("--select ranks by val; it cannot be combined with --split test")
+    from avvp_dist.experiments import comparison as reading  # importing torch takes seconds
     from avvp_dist.report import compare as comparing
-    from avvp_dist.storage.probe import refuse_unwritable
     from avvp_dist.train.evaluate import SCORES
 
     if score and score not in SCORES:
         raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
-    refuse_unwritable(files={"--csv": csv, "--markdown": markdown, "--latex": latex}, folders={"--pictures": pictures})
-    found = reading.read_sweep(sweep) if sweep else None
-    settings, notes = reading.read_settings([*(runs or []), *(found.runs if found else [])])
-    if found and found.trials and found.trials > len(found.runs):
-        notes.append(f"{found.trials - len(found.runs)} of the sweep's {found.trials} trials left no result")
-    against = reading.named(settings, baseline) if baseline else None
-    score = score or (found.metric if found else None) or "segment.type"
-    own = (against or settings[0]).protocol
-    view = comparing.View(
+    files = _Files(csv, markdown, latex, pictures)
+    files.refuse_unwritable()
+    finished = reading.read_sweep(sweep) if sweep else None
+    settings, notes = reading.read_settings([*(runs or []), *(finished.runs if finished else [])])
+    if finished and finished.trials and finished.trials > len(finished.runs):
+        notes.append(f"{finished.trials - len(finished.runs)} of the sweep's {finished.trials} trials have no result")
+    reference = reading.find_setting(settings, baseline) if baseline else None
+    score = score or (finished.metric if finished else None) or "segment.type"
+    view = _view(split, protocol, (reference or settings[0]).protocol, level, score, without_speech, per_class)
+    comparison = comparing.side_by_side(settings, view, baseline=reference, select=select, notes=notes)
+    _write_comparison(comparison, published, files)
+
+
+def _view(
+    split: _Split, protocol: _Rule, own_protocol: str, level: _Level, score: str, without_speech: bool, per_class: bool
+) -> View:
+    """Resolve the options that select which scores are shown."""
+    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
+    from avvp_dist.report.compare import View
+
+    return View(
         splits=("val", "test") if split is _Split.BOTH else (split.value,),
-        protocols=PROTOCOLS if protocol is _Rule.ALL else (own if protocol is _Rule.OWN else protocol.value,),
+        protocols=PROTOCOLS if protocol is _Rule.ALL else (own_protocol if protocol is _Rule.OWN else protocol.value,),
         levels=LEVELS if level is _Level.ALL else (score.partition(".")[0] if level is _Level.OWN else level.value,),
         score=score,
         without_speech=without_speech,
         per_class=per_class,
     )
-    comparison = comparing.side_by_side(settings, view, baseline=against, select=select, notes=notes)
-    _tell(comparison, published=published, csv=csv, markdown=markdown, latex=latex, pictures=pictures)
 
 
-def _tell(
-    comparison: Comparison,
-    *,
-    published: bool,
-    csv: str | None,
-    markdown: str | None,
-    latex: str | None,
-    pictures: str | None,
-) -> None:
-    """Prints the comparison, and writes it to the files asked for."""
+def _write_comparison(comparison: Comparison, published: bool, files: _Files) -> None:
+    """Print the comparison and write it to the requested files."""
     from avvp_dist.report import compare_pictures, compare_tables, sheets
     from avvp_dist.report.published import published_scores
 
@@ -140,20 +178,20 @@ def _tell(
         stdout.print(sheets.terminal(table))
     for line in lines:
         stdout.print(cell(f"- {line}"))
-    if csv:
-        _write("csv", csv, compare_tables.csv_text(comparison))
-    if markdown:
-        _write("markdown", markdown, sheets.markdown(tables, lines))
-    if latex:
-        _write("latex", latex, sheets.latex(tables, lines))
-    if pictures:
+    if files.csv:
+        _write("csv", files.csv, compare_tables.csv_text(comparison))
+    if files.markdown:
+        _write("markdown", files.markdown, sheets.markdown(tables, lines))
+    if files.latex:
+        _write("latex", files.latex, sheets.latex(tables, lines))
+    if files.figures:
         with TemporaryDirectory() as scratch:
             drawn = compare_pictures.draw(Path(scratch), comparison)
-            for picture in drawn:
-                storage.write_bytes(storage.join(pictures, picture.name), picture.read_bytes())
-        say(f"pictures {', '.join(storage.join(pictures, picture.name) for picture in drawn)}")
+            for figure in drawn:
+                storage.write_bytes(storage.join(files.figures, figure.name), figure.read_bytes())
+        echo(f"figures {', '.join(storage.join(files.figures, figure.name) for figure in drawn)}")
 
 
-def _write(what: str, place: str, content: str) -> None:
-    storage.write_text(place, content)
-    say(f"{what} {place}")
+def _write(kind: str, url: str, content: str) -> None:
+    storage.write_text(url, content)
+    echo(f"{kind} {url}")

@@ -1,4 +1,4 @@
-"""What the commands below ``avvp data`` show: flaws of annotations, bad features, what a packed data set holds."""
+"""Output of the commands below ``avvp data``: flaws of annotations, bad features, the content of a packed data set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.table import Table
 
 from avvp_dist.text.escape import cell
 
-if TYPE_CHECKING:  # pyarrow and torch take seconds to load
+if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.datasets.llp import Annotations
     from avvp_dist.shards.index import Index, Labels, LeftOut
 
 
 def flaw_counts(annotated: Annotations) -> dict[str, dict[str, int]]:
-    """How often each kind of flaw occurs, by kind and file."""
+    """Return the number of flaws by kind and file."""
     counts: dict[str, dict[str, int]] = {}
     for (kind, file), number in sorted(annotated.count().items()):
         counts.setdefault(kind, {})[file] = number
@@ -26,15 +26,15 @@ def flaw_counts(annotated: Annotations) -> dict[str, dict[str, int]]:
 
 
 def describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any]:
-    """What ``inspect`` tells, as JSON would have it."""
+    """Return the content of a packed data set as ``inspect --json`` prints it."""
     splits = {}
     for name, split in labels.items():
-        mine = [shard for shard in index.shards if shard.split == name]
+        shards = [shard for shard in index.shards if shard.split == name]
         known = split.audio is not None and split.visual is not None
         splits[name] = {
             "videos": len(split.ids),
-            "shards": len(mine),
-            "bytes": sum(shard.bytes for shard in mine),
+            "shards": len(shards),
+            "bytes": sum(shard.bytes for shard in shards),
             "segments_with_truth": len(split.ids) * index.segments if known else 0,
         }
     return {
@@ -55,7 +55,7 @@ def describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> Table:
-    """A table of whatever stands in files; ``numbers`` are the columns of numbers."""
+    """Make a table of untrusted text, with control characters escaped; ``numbers`` are the right-aligned columns."""
     table = Table(title=cell(title, style="italic"), title_justify="left")
     for column in columns:
         table.add_column(cell(column), justify="right" if column in numbers else "left", overflow="fold")
@@ -65,7 +65,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 
 def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
-    """Counts of flaws, and the first ``limit`` of them."""
+    """Print the number of flaws by kind and file, and the first ``limit`` flaws."""
     from avvp_dist.datasets.llp import FLAWS
 
     counts = annotated.count()
@@ -81,7 +81,7 @@ def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> 
 
 
 def print_left_out(console: Console, videos: Sequence[LeftOut], title: str, limit: int | None = None) -> None:
-    """The first ``limit`` videos that are bad, with the reasons."""
+    """Print the first ``limit`` bad videos with the reasons."""
     shown = videos[:limit]
     rows = ((video.split, video.id, video.reason) for video in shown)
     console.print(table(f"{title}: {len(videos)} videos", ("split", "id", "reason"), rows))
@@ -90,7 +90,7 @@ def print_left_out(console: Console, videos: Sequence[LeftOut], title: str, limi
 
 
 def print_inspection(console: Console, index: Index, content: dict[str, Any]) -> None:
-    """What `describe` tells, as tables."""
+    """Print the result of `describe` as tables."""
     splits = content["splits"]
     columns = ["split", "videos", "shards", "bytes", "segments with truth"]
     rows = [[name, *split.values()] for name, split in splits.items()]

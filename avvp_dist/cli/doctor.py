@@ -1,4 +1,4 @@
-"""The command ``avvp doctor``: looks at a machine before a long run is trusted to it."""
+"""The command ``avvp doctor``: checks a machine before a long run."""
 
 from __future__ import annotations
 
@@ -13,46 +13,49 @@ import typer
 
 from avvp_dist.text.escape import visible
 
-_COLOURS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+_COLORS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+
+_SETTINGS = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="What to check: data=URL, output=URL, tracking=URI, timeout=SECONDS, storage.endpoint=URL, ...",
+    ),
+]
 
 
 def doctor(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="data=URL, output=URL, tracking=URI, timeout=SECONDS, storage.endpoint=URL, ..."
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of lines.")] = False,
+    settings: _SETTINGS = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Look whether this machine can do what a run will ask of it: storage, MLflow, Ray, processes, GPU, disk, packages.
+    """Check what a run needs from this machine: storage, MLflow, Ray, process groups, GPU, disk and packages.
 
-    Each check does the real thing and cleans up after itself. Exit code 1 if one fails.
+    Each check performs the real operation and removes what it wrote. Exit code 1: a check failed.
     """
     from avvp_dist.config import merge, parse_overrides, validate
     from avvp_dist.experiments.recipe import absolute
-    from avvp_dist.launch.doctor import DoctorConfig, examine  # torch and its friends take seconds to import
+    from avvp_dist.launch.doctor import DoctorConfig, run_checks  # importing torch takes seconds
 
     content = merge({}, parse_overrides(settings or []), {})
     config = absolute(validate(DoctorConfig, content, "doctor"))
-    seen = []
-    for checked in examine(config):
-        seen.append(checked)
+    done = []
+    for checked in run_checks(config):
+        done.append(checked)
         finding = checked.finding
         if not as_json:
-            status = typer.style(f"{finding.status:4}", fg=_COLOURS[finding.status])
+            status = typer.style(f"{finding.status:4}", fg=_COLORS[finding.status])
             advice = f"; {finding.advice}" if finding.advice else ""
             typer.echo(f"{status}  {checked.check:14} {visible(f'{finding.figure}{advice}')}")
-    failed = any(checked.finding.status == "fail" for checked in seen)
+    failed = any(checked.finding.status == "fail" for checked in done)
     if as_json:
-        rows = [{"check": checked.check, **asdict(checked.finding)} for checked in seen]
+        rows = [{"check": checked.check, **asdict(checked.finding)} for checked in done]
         typer.echo(json.dumps({"ok": not failed, "checks": rows}, indent=1))
-    _end_hanging(int(failed))
+    _exit_if_a_check_hangs(int(failed))
     raise typer.Exit(int(failed))
 
 
-def _end_hanging(code: int) -> None:
-    """Ends the process when a check still hangs in its thread, which Python might wait for."""
+def _exit_if_a_check_hangs(code: int) -> None:
+    """End the process if a check still hangs in its thread, for which Python might wait at exit."""
     if any(thread.name.startswith("check ") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""What of an error reaches a terminal: equal problems grouped, long lines cut, and the whole in a file that is named."""
+"""Shortens error messages for a terminal: groups similar problems, cuts long lines, and writes the full text to a file."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from avvp_dist.text.credentials import redact
 from avvp_dist.text.escape import line, shortened
 
 LINES = 20
-"""Most lines of a message, title and the name of the file included."""
+"""Maximum number of lines of a message, including its title and the name of the file with the full text."""
 WIDTH = 320
-"""Most characters of a line."""
-_EXAMPLES = 3  # of one kind of problem
-# what tells a problem from another of its kind: quoted values, paths, ids, numbers, names with capitals inside
+"""Maximum number of characters of a line."""
+_EXAMPLES = 3  # shown of similar problems
+# what may differ between similar problems: quoted values, paths, ids, numbers, names with inner capitals
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\S*[/\d_]\S*|\S+[A-Z]\S*")
 
 
 def brief(error: AvvpError) -> str:
-    """An error as a terminal shows it: `LINES` lines at most, of `WIDTH` characters, without control characters.
+    """Return an error's message for a terminal: at most `LINES` lines of `WIDTH` characters, no control characters.
 
-    A `UserError`'s problems that are the same but for ids, rows and numbers are counted, and the first of them shown. Where
-    anything is left out, all of it is written to a file, which the message names.
+    Problems of a `UserError` that differ only in ids, rows and numbers are counted, and the first ones shown. If anything is
+    left out, the full text is written to a file that the message names.
     """
     if isinstance(error, UserError):
         problems = [line(problem) for problem in error.problems]
         single = len(problems) == 1 and not error.title
         title = line(error.title) or f"{len(problems):,} problems"
-        whole = problems if single else [title, *(f"  - {problem}" for problem in problems)]
+        full = problems if single else [title, *(f"  - {problem}" for problem in problems)]
         most = min(LINES - 2, len(problems) if error.limit is None else error.limit)
-        shown = problems if single else [title, *_listed(problems, most)]
+        shown = problems if single else [title, *_grouped(problems, most)]
     else:
-        whole = [line(each) for each in str(error).split("\n")]
-        shown = whole[: LINES - 1]
-    shown = [shortened(redact(each), WIDTH) for each in shown]
-    if shown != [redact(each) for each in whole]:
-        where = write_aside("problems", "\n".join(whole) + "\n")
-        shown.append(f"all of it: {where}" if where else "all of it could not be written to a file: no temporary folder")
+        full = [line(text) for text in str(error).split("\n")]
+        shown = full[: LINES - 1]
+    shown = [shortened(redact(text), WIDTH) for text in shown]
+    if shown != [redact(text) for text in full]:
+        path = write_temporary("problems", "\n".join(full) + "\n")
+        shown.append(f"full message: {path}" if path else "the full message could not be written to a temporary file")
     return "\n".join(shown)
 
 
-def write_aside(kind: str, content: str) -> str | None:
-    """Writes a text to a new file in the temporary folder that only this user can read.
+def write_temporary(kind: str, content: str) -> str | None:
+    """Write a text to a new file in the temporary folder, readable by this user only.
 
     Returns:
-        its path; None where none can be written.
+        its path; None if it could not be written.
     """
     try:
         handle, path = tempfile.mkstemp(prefix=f"avvp-{kind}-", suffix=".txt")
@@ -58,28 +58,28 @@ def write_aside(kind: str, content: str) -> str | None:
     return path
 
 
-def _listed(problems: Sequence[str], most: int) -> list[str]:
-    """The problems in at most ``most`` lines and one that counts the rest."""
+def _grouped(problems: Sequence[str], most: int) -> list[str]:
+    """The problems in at most ``most`` lines, plus one line that counts the rest."""
     if len(problems) <= most:
         return [f"  - {problem}" for problem in problems]
-    kinds: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for problem in problems:
-        kinds.setdefault(_VALUE.sub("…", problem[: 4 * WIDTH]), []).append(problem)
+        groups.setdefault(_VALUE.sub("…", problem[: 4 * WIDTH]), []).append(problem)
     for examples in range(_EXAMPLES, 0, -1):
-        lines = [shown for alike in kinds.values() for shown in _of_kind(alike, examples)]
+        lines = [shown for similar in groups.values() for shown in _group_lines(similar, examples)]
         if len(lines) <= most:
             return lines
-    lines, told = [], 0
-    for alike in kinds.values():
-        more = _of_kind(alike, 1)
+    lines, covered = [], 0
+    for similar in groups.values():
+        more = _group_lines(similar, 1)
         if len(lines) + len(more) > min(most, LINES - 3):
             break
         lines += more
-        told += len(alike)
-    return [*lines, f"  … and {len(problems) - told:,} {'other ' if lines else ''}problems"]
+        covered += len(similar)
+    return [*lines, f"  … and {len(problems) - covered:,} {'other ' if lines else ''}problems"]
 
 
-def _of_kind(alike: Sequence[str], examples: int) -> list[str]:
-    left = len(alike) - examples
-    lines = [f"  - {problem}" for problem in alike[:examples]]
+def _group_lines(similar: Sequence[str], examples: int) -> list[str]:
+    left = len(similar) - examples
+    lines = [f"  - {problem}" for problem in similar[:examples]]
     return [*lines, f"    … and {left:,} more like {'this' if examples == 1 else 'these'}"] if left > 0 else lines

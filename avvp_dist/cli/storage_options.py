@@ -1,4 +1,4 @@
-"""The option by which commands without a run's config are told how object storage is reached."""
+"""The ``--storage`` option of commands that have no run config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from avvp_dist.storage.config import storage_settings
 
 
 def configure(overrides: Sequence[str]) -> None:
-    """Takes the ``storage.KEY=VALUE`` among a command's overrides, when they are needed before the rest can be read."""
+    """Apply the ``storage.KEY=VALUE`` among a command's overrides, for files that are read before the others are parsed."""
     storage.configure(storage_settings(overrides))
 
 
@@ -27,7 +27,8 @@ STORAGE = Annotated[
         "--storage",
         metavar="KEY=VALUE",
         callback=_from_option,
-        help="How object storage is reached: endpoint, region, addressing, ...; default what the AWS variables say.",
+        help="Object storage setting: endpoint, region, addressing, ...; can be repeated. Default: the AWS environment "
+        "variables.",
     ),
 ]
-"""To be a parameter of a command that need not look at it."""
+"""Type of a parameter that applies the option when it is parsed; the command itself need not use it."""

@@ -1,67 +1,80 @@
-"""The command ``avvp sweep``: trains a recipe over a search space and seeds."""
+"""The command ``avvp sweep``: trains a recipe over a search space and several seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from avvp_dist import storage
-from avvp_dist.cli.output import say, seed_list, usable
+from avvp_dist.cli.output import echo, seed_list, valid_url
 from avvp_dist.cli.storage_options import configure
-from avvp_dist.errors import ConfigError
+from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage import json_files
 from avvp_dist.text.escape import cell
 
-_RECORDED = {"name": str, "spec": dict, "overrides": list, "trials": list}  # what --resume needs of sweep.json
-_UNFINISHED = 75  # "try again": what is left goes on with the same command
+if TYPE_CHECKING:
+    from avvp_dist.experiments.sweep import SweepConfig
+
+_RECORDED = {"name": str, "spec": dict, "overrides": list, "trials": list}  # content of sweep.json that --resume needs
+
+_NAME = Annotated[str | None, typer.Argument(help="Name of a shipped sweep (see --list) or path of a .yaml file.")]
+_OVERRIDES = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides for all trials; data=URL is required."),
+]
+_OUTPUT = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=valid_url),
+]
+_RESUME = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Resume the sweep in this folder, with its recorded settings.", callback=valid_url),
+]
+_SEEDS = Annotated[str | None, typer.Option(metavar="S,S,...", help="Seeds; every setting is trained with each of them.")]
+_SAMPLES = Annotated[int | None, typer.Option(min=1, help="Number of settings that a random or Optuna search tries.")]
+_CONCURRENCY = Annotated[int | None, typer.Option(min=1, help="Maximum number of concurrent trials.")]
+_HOURS = Annotated[float | None, typer.Option(help="Stop after this time; --resume continues the sweep.")]
+_TRIALS = Annotated[int | None, typer.Option(min=1, help="Maximum number of trials in total.")]
+_CPUS = Annotated[float | None, typer.Option(help="CPU cores per trial.")]
+_GPUS = Annotated[float | None, typer.Option(help="GPUs per trial; 0.25 places four trials on one GPU.")]
+_DRY_RUN = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only print the trials, the stages to compute and to reuse, and the estimated cost."),
+]
+_LIST = Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")]
 
 
 def sweep(
-    name: Annotated[str | None, typer.Argument(help="Name of a shipped sweep (see --list) or path of a .yaml file.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of all trials, at least data=URL.")
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=usable),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Go on with the sweep in this folder; needs nothing else.", callback=usable),
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="S,S,...", help="Seeds of every setting.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Settings that a random or Optuna search tries.")] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="Most trials at once.")] = None,
-    hours: Annotated[float | None, typer.Option(help="Stop after this time; --resume goes on.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="Most trials in all.")] = None,
-    cpus: Annotated[float | None, typer.Option(help="CPU cores of a trial.")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs of a trial; 0.25 puts four on one.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print trials, stages to compute and to reuse, and what it will cost.")
-    ] = False,
-    list_sweeps: Annotated[bool, typer.Option("--list", help="List the shipped sweeps.")] = False,
+    name: _NAME = None,
+    overrides: _OVERRIDES = None,
+    output: _OUTPUT = None,
+    resume: _RESUME = None,
+    seeds: _SEEDS = None,
+    samples: _SAMPLES = None,
+    concurrency: _CONCURRENCY = None,
+    hours: _HOURS = None,
+    trials: _TRIALS = None,
+    cpus: _CPUS = None,
+    gpus: _GPUS = None,
+    dry_run: _DRY_RUN = False,
+    list_sweeps: _LIST = False,
 ) -> None:
-    """Train a recipe over a search space and seeds, on Ray Tune: on this machine, or on the cluster of RAY_ADDRESS.
+    """Train a recipe over a search space and several seeds with Ray Tune, on this machine or the cluster of RAY_ADDRESS.
 
-    Trials share the stages that no swept key touches. The same command (or --resume DIR) goes on where it was stopped;
-    finished trials are not run again. Compare settings with `avvp compare --sweep DIR`.
+    Trials share the stages that do not depend on a swept key. The same command (or --resume DIR) resumes an interrupted
+    sweep without repeating finished trials. To compare its settings, use `avvp compare --sweep DIR`.
 
-    Exit code 0: all trials ended; 1: some failed; 75: some are left, for want of time or because it was interrupted.
+    Exit code 0: all trials ended; 1: some trials failed; 75: some trials are left, because time ran out or the sweep was
+    interrupted.
     """
-    from avvp_dist.experiments import sweep as sweeps
-
     if list_sweeps:
-        for known in sweeps.sweeps():
-            _, shipped = sweeps.read(known)
-            typer.echo(f"{known:24} {shipped.title} ({', '.join(shipped.space)})")
+        _list_sweeps()
         return
-    if (name is None) == (resume is None):
-        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.sweeps())}), the path of a .yaml file, or --resume DIR")
-    given = {
+    changes = {
         "seeds": None if seeds is None else seed_list(seeds),
         "search.samples": samples,
         "concurrency": concurrency,
@@ -70,49 +83,71 @@ def sweep(
         "cpus_per_trial": cpus,
         "gpus_per_trial": gpus,
     }
-    changes = {key: value for key, value in given.items() if value is not None}
-    if resume:
-        short, spec, settings, output = _recorded(resume, overrides, output, changes)
-    else:
-        assert name
-        configure(overrides or [])  # the file itself may lie in an object store
-        short, spec = sweeps.read(name, changes)
-        settings, output = list(overrides or []), output or f"outputs/sweeps/{short}"
-    configure([*spec.overrides, *settings])  # and the recipe
-    spec, settings = sweeps.absolute(spec, settings)
-    output = storage.absolute(output)
+    short, spec, settings, output = _read(
+        name, resume, overrides, output, {k: v for k, v in changes.items() if v is not None}
+    )
     if dry_run:
-        _dry_run(short, spec, settings, output)
+        _print_plan(short, spec, settings, output)
         return
-    from avvp_dist.launch.start import launch_sweep  # ray and torch take seconds to import
+    from avvp_dist.launch.start import launch_sweep  # importing ray and torch takes seconds
 
     content = launch_sweep(short, spec, settings, output)
-    _show(content)
-    say(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
+    _print_trials(content)
+    echo(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        say(f"{states.count('pending')} trials are left; go on with: avvp sweep --resume {output}", err=True)
-        raise typer.Exit(_UNFINISHED)
+        echo(f"{states.count('pending')} trials are left; resume with: avvp sweep --resume {output}", err=True)
+        raise typer.Exit(Preempted.exit_code)
     raise typer.Exit(1 if "failed" in states else 0)
 
 
-def _recorded(
-    folder: str, overrides: Sequence[str] | None, output: str | None, changes: dict[str, Any]
-) -> tuple[str, Any, list[str], str]:
-    """Name, sweep, overrides and folder of a sweep that was started before."""
+def _list_sweeps() -> None:
     from avvp_dist.experiments import sweep as sweeps
 
-    if overrides or output:
-        raise ConfigError("--resume takes settings and folder from the sweep itself; give no others")
+    for name in sweeps.sweeps():
+        _, shipped = sweeps.read(name)
+        typer.echo(f"{name:24} {shipped.title} ({', '.join(shipped.space)})")
+
+
+def _read(
+    name: str | None, resume: str | None, overrides: Sequence[str] | None, output: str | None, changes: Mapping[str, Any]
+) -> tuple[str, SweepConfig, list[str], str]:
+    """Return short name, config, overrides and folder of a new or a resumed sweep, with all paths absolute.
+
+    Raises:
+        ConfigError: neither or both of ``name`` and ``resume`` were given, or all problems of the sweep.
+    """
+    from avvp_dist.experiments import sweep as sweeps
+
+    if (name is None) == (resume is None):
+        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.sweeps())}), the path of a .yaml file, or --resume DIR")
+    if resume:
+        if overrides or output:
+            raise ConfigError("--resume uses the sweep's own overrides and folder; do not give others")
+        short, spec, settings, output = _recorded(resume, changes)
+    else:
+        assert name
+        configure(overrides or [])  # the sweep file may be in object storage
+        short, spec = sweeps.read(name, changes)
+        settings, output = list(overrides or []), output or f"outputs/sweeps/{short}"
+    configure([*spec.overrides, *settings])  # so may the recipe
+    spec, settings = sweeps.with_absolute_paths(spec, settings)
+    return short, spec, settings, storage.absolute(output)
+
+
+def _recorded(folder: str, changes: Mapping[str, Any]) -> tuple[str, SweepConfig, list[str], str]:
+    """Name, config, overrides and folder of a sweep that was started before."""
+    from avvp_dist.experiments import sweep as sweeps
+
     url = storage.join(folder, "sweep.json")
     if not storage.exists(url):
-        raise ConfigError(f"{url}: not there, no sweep was started in this folder")
-    content = json_files.read_object(url, _RECORDED, "start the sweep anew in another folder")
-    return content["name"], sweeps.changed(content["spec"], changes, url), content["overrides"], folder
+        raise ConfigError(f"{url}: does not exist; no sweep was started in this folder")
+    content = json_files.read_object(url, _RECORDED, "start the sweep again in another folder")
+    return content["name"], sweeps.with_changes(content["spec"], changes, url), content["overrides"], folder
 
 
-def _show(content: dict[str, Any]) -> None:
-    """Trials in the order of their score."""
+def _print_trials(content: Mapping[str, Any]) -> None:
+    """Print the trials, best score first."""
     table = Table(title=cell(content["title"], style="italic"), title_justify="left")
     for column in ("setting", "seed", "status", content["metric"]):
         table.add_column(cell(column), justify="right" if column in ("seed", content["metric"]) else "left")
@@ -125,7 +160,7 @@ def _show(content: dict[str, Any]) -> None:
     Console().print(table)
 
 
-def _dry_run(short: str, spec: Any, overrides: list[str], output: str) -> None:
+def _print_plan(short: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> None:
     from avvp_dist.launch.start import plan_sweep
 
     plan = plan_sweep(spec, overrides, output)

@@ -1,4 +1,4 @@
-"""Reports how a run's training goes, to the console and to the tracking server."""
+"""Reports the progress of a run to the console and to the tracking server."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LOGGER = logging.getLogger(__name__)
 
 
 class RunCallback:
-    """Reports to console and tracker how training goes; both only on rank 0.
+    """Reports training progress to console and tracker, on rank 0 only.
 
     Args:
-        config: of the run.
-        facts: further tags of the tracked run.
-        rank_0: whether this is rank 0; the others report nothing.
+        config: config of the run.
+        facts: additional tags of the tracked run.
+        rank_0: whether this is rank 0; other ranks report nothing.
     """
 
     def __init__(self, config: RunConfig, facts: Mapping[str, Any], rank_0: bool) -> None:
@@ -33,14 +33,14 @@ class RunCallback:
         self._console = TrainingConsole(config.evaluate.monitored) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
-        self._told = False
+        self._run_id_logged = False
         if self._sampler:
             self._sampler.start()
-        # places are tags: as params that differ in every run they would be an axis of MLflow's comparisons
-        places = {"output": config.output} | ({"store": config.store} if config.store else {})
+        # locations are tags: as params, which differ in every run, they would be an axis in MLflow's comparisons
+        locations = {"output": config.output} | ({"store": config.store} if config.store else {})
         self.tracker.params(config.model_dump(exclude={"tracking", "storage", "output", "store"}))
         self.tracker.text("config.yaml", config.to_yaml())
-        self.tracker.tags({**facts, **places, **config.tracking.tags})
+        self.tracker.tags({**facts, **locations, **config.tracking.tags})
 
     def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
         """See `train.loop.Callback`."""
@@ -64,28 +64,28 @@ class RunCallback:
         self._console.epoch(row, best)
         values = {f"{row['stage']}/{name}": value for name, value in row.items() if isinstance(value, float)}
         self.tracker.metrics(values, step=row["epoch"])
-        self._tell_run()
+        self._log_run_id()
 
     def finish(self, status: Status) -> None:
-        """Ends the console's position and the tracked run, whose journal is kept."""
+        """Close the console's progress bar and the tracked run, whose journal is kept."""
         if self._sampler:
             self._sampler.stop()
         if self._console:
             self._console.close()
         self.tracker.finish(status)
-        self._tell_run()
+        self._log_run_id()
         if self._home:
             self._home.keep()
 
-    def _tell_run(self) -> None:
-        """Says once which tracked run this is, as soon as the server has given it an id."""
-        if self.tracker.run_id and not self._told:
-            self._told = True
+    def _log_run_id(self) -> None:
+        """Log the id of the tracked run once, as soon as the server has assigned it."""
+        if self.tracker.run_id and not self._run_id_logged:
+            self._run_id_logged = True
             LOGGER.info("MLflow run %s", self.tracker.run_id)
 
 
 def _tracking_home(config: RunConfig) -> TrackingHome | None:
-    """Where this run's tracking files lie; None when it is not tracked, which must not stop it."""
+    """Open the folder of the run's tracking files; None if the run is not tracked. A failure here must not stop the run."""
     if config.tracking.name == "none":
         return None
     try:

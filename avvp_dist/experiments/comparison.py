@@ -1,4 +1,4 @@
-"""Reads finished runs and makes settings of them: what was run, with which seeds, and in what the settings differ."""
+"""Reads finished runs and groups them into settings: runs whose configs differ only in the seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
-from avvp_dist.experiments.recipe import RunConfig, changed, load, result_identity
+from avvp_dist.experiments.recipe import RunConfig, changed_keys, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
 from avvp_dist.metrics.parsing import PROTOCOLS
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
@@ -24,21 +24,23 @@ from avvp_dist.tracking.base import flatten
 from avvp_dist.train.evaluate import SCORES
 
 _SWEEPS = "outputs/sweeps"
-_ABSENT = object()  # no such key: not the same as a key whose value is null
-_EQUAL = 1e-6  # points by which scores of the same networks may differ
-_HOW = ("world_size", "launcher", "device", "torch", "avvp_dist", "git_commit")  # of provenance: what may change scores
-# besides what decides nothing about what comes out; data are told apart by their fingerprint
-_ASIDE = {"seed", "recipe"}
+_ABSENT = object()  # for a missing key, as opposed to a key whose value is null
+_TOLERANCE = 1e-6  # points by which scores of one network may differ
+# keys of the provenance that can change scores
+_PROVENANCE_KEYS = ("world_size", "launcher", "device", "torch", "avvp_dist", "git_commit")
+# keys of the config that do not identify a setting, in addition to those that do not change the results; data are identified
+# by their fingerprint
+_IGNORED_KEYS = {"seed", "recipe"}
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What lies in a sweep's folder.
+class FinishedSweep:
+    """The finished runs of a sweep.
 
     Attributes:
         runs: folders of its finished runs.
-        metric: the score it was run for, such as ``segment.type``; None where sweep.json does not say.
-        trials: how many runs it planned; None where sweep.json does not say.
+        metric: the score that it optimizes, such as ``segment.type``; None if there is no sweep.json.
+        trials: number of planned runs; None if there is no sweep.json.
     """
 
     runs: list[str]
@@ -46,63 +48,67 @@ class Sweep:
     trials: int | None
 
 
-def read_sweep(sweep: str) -> Sweep:
-    """Finds the finished runs of a sweep: those that its sweep.json names and no others.
+def read_sweep(sweep: str) -> FinishedSweep:
+    """Find the finished runs of a sweep: those that its sweep.json lists and no others.
 
     Args:
-        sweep: folder or URL of a sweep, or the name of one in ``outputs/sweeps``; or a folder without a sweep.json, whose
-            runs are the folders below it that hold a result.json and a config.yaml, but none inside a run.
+        sweep: folder or URL of a sweep, or the name of one in ``outputs/sweeps``. For a folder without a sweep.json, all
+            folders below it with a result.json and a config.yaml count as runs, except those inside another run.
 
     Raises:
-        DataError: no such folder, nothing finished in it, or a sweep.json that is none.
+        DataError: the folder does not exist or has no finished run, or its sweep.json is invalid.
     """
-    places = [sweep, *([] if "/" in sweep else [storage.join(_SWEEPS, sweep)])]
-    folder = next((place for place in places if storage.exists(place)), None)
+    candidates = [sweep, *([] if "/" in sweep else [storage.join(_SWEEPS, sweep)])]
+    folder = next((candidate for candidate in candidates if storage.exists(candidate)), None)
     if folder is None:
-        raise DataError(f"no sweep {sweep!r}: looked for {' and '.join(places)}")
+        raise DataError(
+            f"no sweep {sweep!r}: neither {' nor '.join(candidates)} exists"
+            if len(candidates) > 1
+            else f"no sweep {sweep!r}"
+        )
     url = storage.join(folder, "sweep.json")
     if "sweep.json" not in storage.names(folder):
-        found = Sweep(_runs_below(folder), None, None)
+        found = FinishedSweep(_runs_below(folder), None, None)
     else:
         try:
             about = json.loads(storage.read_text(url))
             metric = str(about["metric"]).removeprefix("val ")
             names = [str(row["name"]) for row in about["trials"]]
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{url}: expected an object with metric and trials; not the record of a sweep") from None
-        places = [storage.join(folder, "runs", name) for name in names]
-        finished = [place for place in places if storage.exists(storage.join(place, "result.json"))]
-        found = Sweep(finished, metric if metric in SCORES else None, len(names))
+            raise DataError(f"{url}: not the record of a sweep; expected an object with metric and trials") from None
+        runs = [storage.join(folder, "runs", name) for name in names]
+        finished = [run for run in runs if storage.exists(storage.join(run, "result.json"))]
+        found = FinishedSweep(finished, metric if metric in SCORES else None, len(names))
     if not found.runs:
-        raise DataError(f"{folder}: no finished run of it (no result.json)")
+        raise DataError(f"{folder}: no finished run (no result.json)")
     return found
 
 
 def _runs_below(folder: str) -> list[str]:
-    """Folders of runs in ``folder``. What lies inside a run, such as the copies in its tracking journal, is no other run."""
+    """Return the run folders below ``folder``. Copies inside a run, such as those in its tracking journal, do not count."""
     configs = set(storage.find(folder, "config.yaml"))
     runs: list[str] = []
     for url in sorted(storage.find(folder, "result.json"), key=len):
-        place = url.removesuffix("/result.json")
-        if f"{place}/config.yaml" in configs and not any(place.startswith(f"{run}/") for run in runs):
-            runs.append(place)
+        folder_of_run = url.removesuffix("/result.json")
+        if f"{folder_of_run}/config.yaml" in configs and not any(folder_of_run.startswith(f"{run}/") for run in runs):
+            runs.append(folder_of_run)
     return sorted(runs)
 
 
 def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
-    """Groups finished runs into settings, in the order of their first runs.
+    """Group finished runs into settings, in the order of their first runs.
 
-    Runs are of one setting when their configs differ in nothing but the seed and in where and how they were run, and their
-    data are the same.
+    Runs belong to one setting if their data are the same and their configs differ only in the seed and in where and how they
+    were executed.
 
     Args:
         runs: folders or URLs of finished runs.
 
     Returns:
-        the settings, and notes on what was left out.
+        the settings, and notes on runs that were left out.
 
     Raises:
-        DataError: runs that are not finished or cannot be read; all of them at once.
+        DataError: all runs that are not finished or cannot be read.
     """
     found, problems = [], []
     for url in dict.fromkeys(storage.absolute(run.rstrip("/")) for run in runs):
@@ -115,17 +121,18 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
     groups: list[tuple[dict[str, Any], RunConfig, list[Run]]] = []
     notes = []
     for config, run in found:
-        what = _what(config, run)
-        group = next((group for group in groups if not changed(group[0], what)), None)
+        identity = _setting_identity(config, run)
+        group = next((group for group in groups if not changed_keys(group[0], identity)), None)
         if group is None:
-            groups.append((what, config, [run]))
+            groups.append((identity, config, [run]))
             continue
-        twin = next((other for other in group[2] if other.result["seed"] == run.result["seed"]), None)
-        if twin:
-            notes.append(f"{run.url}: left out; the same setting with the same seed as {twin.url}{_other_scores(twin, run)}")
+        duplicate = next((other for other in group[2] if other.result["seed"] == run.result["seed"]), None)
+        if duplicate:
+            difference = _other_scores(duplicate, run)
+            notes.append(f"{run.url}: left out; same setting and seed as {duplicate.url}{difference}")
         else:
             group[2].append(run)
-    keys = _keys([what for what, _, _ in groups], [config.recipe for _, config, _ in groups])
+    keys = _differing_keys([identity for identity, _, _ in groups], [config.recipe for _, config, _ in groups])
     labels = _labels(keys, [config.recipe for _, config, _ in groups])
     settings = [
         Setting(label, of_setting, config.evaluate.protocol, tuple(runs_of))
@@ -135,30 +142,30 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
 
 
 def _other_scores(one: Run, other: Run) -> str:
-    """By how much the scores of two runs of one setting and seed differ, and in what they were run otherwise."""
+    """Describe how the scores of two runs of one setting and seed differ, and how their execution differed."""
     differ = []
     for split in one.result["scores"].keys() & other.result["scores"].keys():
         here, there = (flatten(run.result["scores"][split]) for run in (one, other))
         pairs = [(here[key], there[key]) for key in here.keys() & there.keys()]
         by = max((abs(a - b) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)), default=0.0)
-        differ += [f"{split} by up to {by:.3g} points"] if by > _EQUAL else []
+        differ += [f"{split} by up to {by:.3g} points"] if by > _TOLERANCE else []
     if not differ:
         return ""
     before, after = (run.result.get("provenance", {}) for run in (one, other))
-    known = [key for key in _HOW if key in before and key in after]
-    how = [f"{key} {before[key]} and {after[key]}" for key in known if before[key] != after[key]]
-    return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(how)})" if how else "")
+    known = [key for key in _PROVENANCE_KEYS if key in before and key in after]
+    execution = [f"{key} {before[key]} and {after[key]}" for key in known if before[key] != after[key]]
+    return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(execution)})" if execution else "")
 
 
-def named(settings: Sequence[Setting], wanted: str) -> Setting:
-    """The setting that a user names by its label, or by the folder of one of its runs.
+def find_setting(settings: Sequence[Setting], wanted: str) -> Setting:
+    """Find a setting by its label, or by the name or folder of one of its runs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such setting.
     """
     for setting in settings:
-        places = {name for run in setting.runs for name in (run.name, run.url)}
-        if wanted == setting.label or wanted.rstrip("/") in places or storage.absolute(wanted.rstrip("/")) in places:
+        names = {name for run in setting.runs for name in (run.name, run.url)}
+        if wanted == setting.label or wanted.rstrip("/") in names or storage.absolute(wanted.rstrip("/")) in names:
             return setting
     labels = [setting.label for setting in settings]
     hint = did_you_mean(wanted, labels)
@@ -166,22 +173,20 @@ def named(settings: Sequence[Setting], wanted: str) -> Setting:
 
 
 def _read(url: str) -> tuple[RunConfig, Run]:
-    """A run and its config, with the defaults of settings that were not there yet when it was run."""
+    """Read a run and its config; keys that did not exist when it was run get their defaults."""
     result_url, config_url = storage.join(url, "result.json"), storage.join(url, "config.yaml")
-    missing = [f"{each}: not there" for each in (result_url, config_url) if not storage.exists(each)]
+    missing = [f"{file}: does not exist" for file in (result_url, config_url) if not storage.exists(file)]
     if missing:
-        raise DataError([f"{each}; train the run first, or name its folder" for each in missing])
+        raise DataError([f"{problem}; train the run first, or give the folder of a finished run" for problem in missing])
     result = read_result(url)
     try:
         seed, data, scores = result["seed"], result["data"], result["scores"]
         if not isinstance(seed, int) or not {"fingerprint", "dataset", "synthetic"} <= data.keys() or not scores:
             raise ValueError
-        for scored in (of_protocol for of_split in scores.values() for of_protocol in of_split.values()):
+        for scored in (by_protocol for by_split in scores.values() for by_protocol in by_split.values()):
             figures = [scored["segment_threshold"], scored["video_threshold"]]
-            for where in (scored, scored.get("without_speech")):
-                figures += (
-                    [where[level][metric] for level, metric in (score.split(".") for score in SCORES)] if where else []
-                )
+            for view in (scored, scored.get("without_speech")):
+                figures += [view[level][metric] for level, metric in (score.split(".") for score in SCORES)] if view else []
             if not all(isinstance(figure, int | float) for figure in figures):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -195,62 +200,64 @@ def _read(url: str) -> tuple[RunConfig, Run]:
 
 
 def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
-    """A run with the scores of its videos, or with the reason why they cannot be had."""
-    where, how = storage.join(url, PER_VIDEO), f"`avvp evaluate {url}` makes it"
-    if not storage.exists(where):
-        return Run(url, result, None, f"{where}: not there; {how}")
+    """Return a run with its per-video scores, or with the reason why they are not available."""
+    file, remedy = storage.join(url, PER_VIDEO), f"`avvp evaluate {url}` writes it"
+    if not storage.exists(file):
+        return Run(url, result, None, f"{file}: does not exist; {remedy}")
     try:
-        per_video = PerVideo.from_bytes(integrity.read_listed(url, PER_VIDEO, result), where)
+        per_video = PerVideo.from_bytes(integrity.read_listed(url, PER_VIDEO, result), file)
     except DataError as error:
-        return Run(url, result, None, f"{error}; {how} anew")
+        return Run(url, result, None, f"{error}; {remedy} again")
     for split, protocols in result["scores"].items():
         for protocol in PROTOCOLS:
             scores = per_video.scores(split, protocol, "segment", "type")
             recorded = protocols.get(protocol, {}).get("segment", {}).get("type")
             if recorded is not None and (scores is None or not abs(float(np.mean(scores)) - recorded) <= 1e-6):
-                return Run(url, result, None, f"{where}: not of the same networks as result.json; {how} anew")
+                return Run(url, result, None, f"{file}: belongs to another network than result.json; {remedy} again")
     return Run(url, result, per_video)
 
 
-def _what(config: RunConfig, run: Run) -> dict[str, Any]:
-    """All of a config that decides what comes out, the seed aside."""
-    content = result_identity(config.model_dump(mode="json", exclude=_ASIDE))
+def _setting_identity(config: RunConfig, run: Run) -> dict[str, Any]:
+    """Return the part of a config that determines the results, except the seed."""
+    content = result_identity(config.model_dump(mode="json", exclude=_IGNORED_KEYS))
     content["data"] = {key: value for key, value in content["data"].items() if key != "url"}
     content["data"]["fingerprint"] = str(run.result["data"]["fingerprint"])[:12]
     return content
 
 
-def _keys(whats: Sequence[dict[str, Any]], recipes: Sequence[str]) -> list[dict[str, Any]]:
-    """For each setting its values of all keys in which settings of one recipe differ, and the recipe where several are."""
+def _differing_keys(identities: Sequence[dict[str, Any]], recipes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return, for each setting, the keys in which settings of one recipe differ, and the recipe if there are several."""
     wanted: set[str] = set()
-    for (one, of_one), (other, of_other) in itertools.combinations(zip(whats, recipes, strict=True), 2):
-        for key in changed(one, other) if of_one == of_other else ():
+    for (one, of_one), (other, of_other) in itertools.combinations(zip(identities, recipes, strict=True), 2):
+        for key in changed_keys(one, other) if of_one == of_other else ():
             name = f"{key.partition('.')[0]}.name"
-            if key == name or _at(one, name) == _at(other, name):  # another method has other keys: its name says it all
+            # methods of different names have different keys: the name alone is enough
+            if key == name or _lookup(one, name) == _lookup(other, name):
                 wanted.add(key)
-    order = list(dict.fromkeys(key for what in whats for key in flatten(what)))
+    order = list(dict.fromkeys(key for identity in identities for key in flatten(identity)))
     keys = sorted(wanted, key=lambda key: order.index(key) if key in order else -1)  # as a config is written
     several = len(set(recipes)) > 1
     return [
-        ({"recipe": recipe} if several else {}) | {key: value for key in keys if (value := _at(what, key)) is not _ABSENT}
-        for what, recipe in zip(whats, recipes, strict=True)
+        ({"recipe": recipe} if several else {})
+        | {key: value for key in keys if (value := _lookup(identity, key)) is not _ABSENT}
+        for identity, recipe in zip(identities, recipes, strict=True)
     ]
 
 
-def _at(content: Any, key: str) -> Any:
+def _lookup(content: Any, key: str) -> Any:
     for part in key.split("."):
         content = content.get(part, _ABSENT) if isinstance(content, Mapping) else _ABSENT
     return content
 
 
 def _labels(keys: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> list[str]:
-    """The recipe where there are several, then what differs among the settings of that recipe."""
+    """Make labels: the recipe if there are several, then the keys in which settings of that recipe differ."""
     labels = []
     for recipe, of_setting in zip(recipes, keys, strict=True):
-        alike = [other for name, other in zip(recipes, keys, strict=True) if name == recipe]
-        parts = [recipe] if "recipe" in of_setting or len(alike) == 1 else []
+        same_recipe = [other for name, other in zip(recipes, keys, strict=True) if name == recipe]
+        parts = [recipe] if "recipe" in of_setting or len(same_recipe) == 1 else []
         for key, value in of_setting.items():
-            values = [other.get(key, _ABSENT) for other in alike]
+            values = [other.get(key, _ABSENT) for other in same_recipe]
             if key != "recipe" and any(other != value for other in values):
                 parts.append(f"{key}={_short(value, values)}")
         labels.append(" ".join(parts))
@@ -258,7 +265,7 @@ def _labels(keys: Sequence[Mapping[str, Any]], recipes: Sequence[str]) -> list[s
 
 
 def _short(value: Any, values: Sequence[Any]) -> str:
-    """A value as a label shows it: short, where that still tells it from the others."""
+    """Return a value for a label: shortened if the shortened values are still distinct."""
     shown = {_brief(other) for other in values}
     return _brief(value) if len(shown) == len({str(other) for other in values}) else str(value)
 

@@ -1,8 +1,12 @@
-"""A whole run's configuration: every room's section together, read from a recipe and overrides."""
+"""The configuration of a run: the sections of all packages, loaded from a recipe and overrides."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -10,12 +14,13 @@ from pydantic import Field, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import (
-    Place,
+    PathMarker,
     Section,
     Text,
     Url,
     assignment,
-    convert_places,
+    convert_paths,
+    discarded,
     merge,
     parse_overrides,
     parse_yaml,
@@ -31,69 +36,71 @@ from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
-_FOLDER = "recipes"  # of the shipped ones
+_log = logging.getLogger(__name__)
+_FOLDER = "recipes"  # of the shipped recipes
 S = TypeVar("S", bound=Section)
 
-# what a bare value stands for: launch=ray is launch.name=ray
+# the key that a bare value stands for: launch=ray is launch.name=ray
 _SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
-# by section, what changes nothing in what comes out
-_HOW = {
+_VARIANTS = ("model", "method")  # sections whose name selects a class with keys of its own
+# by section, keys that do not change the results
+_EXECUTION_KEYS = {
     "": ("tracking", "launch", "store", "storage"),
     "train": ("device",),
     "data": ("workers", "prefetch", "on_bad", "cache", "cache_gb", "share"),
 }
-# likewise, where a run lies, and how often it looks after itself
-_PACE = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
-# by section, what no artifact of a stage depends on besides, or only through what is recorded in its place: fingerprints of
-# data and labels, and the order of the videos
-_NOT_OF_STAGES = {
+# likewise, where a run is stored, and how often it validates, saves and polls
+_LOCATION_AND_INTERVAL_KEYS = {"": ("output",), "train": ("check_every", "checkpoint_every"), "evaluate": ("batch_size",)}
+# by section, further keys that no stage artifact depends on, or only through what its key contains instead: the fingerprints
+# of data and labels, and the order of the videos
+_STAGE_INDEPENDENT_KEYS = {
     "": ("recipe",),
     "data": ("url", "dataset", "refined", "mode", "memory_gb", "streams", "window"),
 }
 
 
 class LaunchConfig(Section):
-    """Who starts the workers."""
+    """How the workers are started."""
 
     name: Literal["local", "ray"] = "local"
-    """local: this process, or each of torchrun's; ray: Ray Train, on the cluster of RAY_ADDRESS or on this machine."""
+    """local: this process, or each process of torchrun; ray: Ray Train, on the cluster of RAY_ADDRESS or on this machine."""
     workers: int = Field(1, ge=1)
-    """Ray workers; the global batch is divided among them."""
+    """Number of Ray workers; the global batch is divided among them."""
     min_workers: int | None = Field(None, ge=1)
-    """Ray workers with which a run goes on where nodes for all of ``workers`` are not there; null waits for all of them."""
+    """Smallest number of Ray workers to continue with if there are no nodes for all ``workers``; null waits for all."""
     resize_every: float = Field(60.0, gt=0)
-    """Seconds between two looks whether Ray can run more of them; if so, all start again, from the last checkpoint."""
+    """Seconds between two checks whether Ray can run more workers; if so, all restart from the last checkpoint."""
     gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs of a Ray worker; 0 trains on CPU."""
+    """GPUs per Ray worker; 0 trains on CPU."""
     cpus_per_worker: float = Field(1.0, gt=0)
-    """CPUs a Ray worker asks for."""
+    """CPUs per Ray worker."""
     wait: float = Field(1800.0, ge=0)
-    """Seconds to wait for what others use or new nodes are to bring; what a cluster can never give is refused at once."""
+    """Seconds to wait for resources in use or for new nodes; resources that the cluster can never have are refused."""
     max_failures: int = Field(3, ge=-1)
-    """Times Ray starts the workers again after a failure, from the last checkpoint; -1 without end."""
+    """Number of times Ray restarts the workers after a failure, from the last checkpoint; -1 for no limit."""
 
     @model_validator(mode="after")
     def _check_min_workers(self) -> LaunchConfig:
         if self.min_workers is None:
             return self
         if self.name != "ray":
-            raise ValueError(f"min_workers={self.min_workers} needs name=ray: only Ray changes the number of workers")
+            raise ValueError(f"min_workers={self.min_workers} needs name=ray: only Ray can change the number of workers")
         if self.min_workers > self.workers:
             raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}")
         return self
 
 
 class RunConfig(Section):
-    """One reproducible run."""
+    """Config of one reproducible run."""
 
     recipe: Text
-    """Name of the recipe this came from."""
+    """Name of the recipe that this config was loaded from."""
     seed: int = Field(0, ge=0)
-    """Root of all randomness: fresh weights, order of videos, dropout."""
+    """Random seed of initial weights, order of videos and dropout."""
     output: Url
-    """Folder or URL of the run: result.json, model, stages, checkpoints, pictures."""
+    """Folder or URL of the run: result.json, model, stages, checkpoints, figures."""
     store: Url | None = None
-    """Folder or URL of finished stages, to share them among runs; null for <output>/stages."""
+    """Folder or URL of finished stages, which several runs can share; null for <output>/stages."""
     data: DataConfig = DataConfig()
     model: ModelConfig
     method: MethodConfig
@@ -105,31 +112,31 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
 
     def to_yaml(self) -> str:
-        """The resolved config, without credentials; `load` reads it back."""
+        """Return the resolved config as YAML, without credentials; `load` accepts it as a recipe."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
     def absolute(self) -> RunConfig:
-        """See `absolute`."""
+        """Return the config with absolute local paths, see `absolute`."""
         return absolute(self)
 
     def relative(self) -> dict[str, str]:
-        """Dotted keys that hold a relative local path, each with the absolute one."""
-        return {key: new for key, (_, new) in changed(self.model_dump(), self.absolute().model_dump()).items()}
+        """Return the keys that hold a relative local path, each with the absolute path."""
+        return {key: new for key, (_, new) in changed_keys(self.model_dump(), self.absolute().model_dump()).items()}
 
 
 def absolute(section: S) -> S:
-    """A section with every local path in it made absolute.
+    """Return a section with all local paths made absolute.
 
-    Called once, where a command starts: workers and trials run in other folders, and config.yaml is read from elsewhere.
+    Called once when a command starts: workers and trials run in other folders, and config.yaml is read from other folders.
     """
-    return type(section).model_validate(convert_places(type(section), section.model_dump(), _absolute))
+    return type(section).model_validate(convert_paths(type(section), section.model_dump(), _absolute))
 
 
 def absolute_overrides(overrides: Sequence[str]) -> list[str]:
-    """``key=value`` overrides of a run with every local path in them made absolute; the others stay as they were written.
+    """Return ``key=value`` overrides with all local paths made absolute; overrides without such paths are unchanged.
 
     Raises:
-        ConfigError: every override that cannot be read.
+        ConfigError: all overrides that cannot be parsed.
     """
     found = []
     for override, (path, value) in zip(overrides, parse_overrides(overrides), strict=True):
@@ -139,75 +146,124 @@ def absolute_overrides(overrides: Sequence[str]) -> list[str]:
 
 
 def absolute_value(path: Sequence[str], value: Any) -> Any:
-    """The value of one key of a run, e.g. ``("data", "refined")``, with every local path in it made absolute."""
+    """Return the value of a config key, e.g. ``("data", "refined")``, with all local paths in it made absolute."""
     short = _SHORTHAND.get(path[0]) if len(path) == 1 and not isinstance(value, Mapping) else None
     keys = [*path, *([short] if short else [])]
     content = value
     for key in reversed(keys):
         content = {key: content}
-    content = convert_places(RunConfig, content, _absolute)
+    content = convert_paths(RunConfig, content, _absolute)
     for key in keys:
         content = content[key]
     return content
 
 
-def _absolute(url: str, place: Place) -> str:
-    return (place.absolute or storage.absolute)(url) if url else url
+def _absolute(url: str, marker: PathMarker) -> str:
+    return (marker.absolute or storage.absolute)(url) if url else url
 
 
 def recipes() -> dict[str, str]:
-    """The shipped recipes: name -> YAML text."""
+    """Return the shipped recipes: name -> YAML text."""
     return shipped(_FOLDER)
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A recipe with overrides.
+    """Load a recipe with overrides.
+
+    If an override selects another network or method than the recipe's, the recipe's settings for it are discarded, and a
+    warning names them: the new one starts from its own defaults.
 
     Args:
-        recipe: name of a shipped recipe, or the path or URL of a YAML file (a run's config.yaml, say).
+        recipe: name of a shipped recipe, or the path or URL of a YAML file, such as a run's config.yaml.
         overrides: ``key=value``, e.g. ``optim.lr=1e-3``, ``launch=ray``.
 
     Raises:
-        ConfigError: everything that is wrong with them, at once.
+        ConfigError: all problems of recipe and overrides, among them keys that the selected network or method does not have.
     """
     name, text = read_yaml(recipe, "recipe", _FOLDER)
     content = parse_yaml(text, recipe)
     content.setdefault("recipe", name)
-    merged = merge(content, parse_overrides(overrides), _SHORTHAND)
+    merged = merge(content, parse_overrides(overrides), _SHORTHAND, _VARIANTS)
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
-    return validate(RunConfig, merged, f"recipe {recipe}")
+    config = validate(RunConfig, merged, f"recipe {recipe}")
+    for warning in _variant_warnings(content, merged):
+        _warn_once(warning)
+    return config
 
 
-def changed(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys in which two dumped configs differ, with both values; None where one lacks the key."""
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Log a warning once per process: sweeps and tables load the same recipe many times."""
+    _log.warning(message)
+
+
+def _variant_warnings(content: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what no longer applies because overrides selected another network or method than the recipe's."""
+    for section in _VARIANTS:
+        lost = discarded(content, merged, section)
+        if lost is None:
+            continue
+        before, after = content[section]["name"], merged[section]["name"]
+        # discarded values are not validated: they can be anything that YAML has, e.g. dates
+        shown = {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in lost.items()}
+        settings = ", ".join(f"{section}.{key}={value}" for key, value in shown.items())
+        text = f"{section}={after} replaces {section} {before} of recipe {merged['recipe']}"
+        if settings:
+            text += f"; not applied: {settings}"
+        text += f"; {section} {after} uses its own defaults for all keys that are not set explicitly"
+        if section == "method":
+            text += f"; train and optim settings are still those chosen for {before}"
+            if after in recipes():
+                text += f" (recipe {after} has the published settings of {after})"
+        yield text
+
+
+def changed_keys(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys in which two dumped configs differ, with both values; None if a config lacks the key."""
     if isinstance(one, dict) and isinstance(other, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in dict.fromkeys([*one, *other]):
-            found |= changed(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+            found |= changed_keys(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
         return found
     return {} if one == other else {path: (one, other)}
 
 
 def run_identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A dumped config without what only says how the run is run: who starts it, where it is read from and told to."""
-    return _without(content, _HOW)
+    """Return a dumped config without the keys that only say how a run is executed, tracked and stored."""
+    return _drop_keys(content, _EXECUTION_KEYS)
+
+
+def run_folder(slug: str, config: RunConfig, fingerprint: str) -> str:
+    """Return the name of a run's folder: ``<slug>-seed<seed>-<key>``.
+
+    The key is a hash of the config (see `run_identity`, without ``output``) and of the data, so runs that differ in either
+    never share a folder, and the same run always finds its own folder again.
+
+    Args:
+        slug: readable part of the name.
+        config: config of the run.
+        fingerprint: fingerprint of its data, and of its refined labels if it has any.
+    """
+    identity = run_identity(config.model_dump(mode="json", exclude={"output"}))
+    key = hashlib.sha256(f"{fingerprint} {json.dumps(identity, sort_keys=True)}".encode()).hexdigest()[:8]
+    return f"{slug}-seed{config.seed}-{key}"
 
 
 def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`run_identity` without its place and its pace as well: two runs in which nothing else differs leave the same.
+    """Return `run_identity` without location and intervals as well: runs that differ only in them have the same results.
 
-    Names of run folders hash `run_identity`, so that those of earlier versions are found again.
+    Names of run folders contain a hash of `run_identity`, not of this, so that folders of earlier versions are found.
     """
-    return _without(run_identity(content), _PACE)
+    return _drop_keys(run_identity(content), _LOCATION_AND_INTERVAL_KEYS)
 
 
-def of_stages(config: RunConfig) -> dict[str, Any]:
-    """All of a dumped config that artifacts of stages may depend on; each stage drops what of the method it does without."""
-    return _without(result_identity(config.model_dump(mode="json")), _NOT_OF_STAGES)
+def stage_config(config: RunConfig) -> dict[str, Any]:
+    """Return the part of a config that stage artifacts can depend on; each stage drops the method keys it does not use."""
+    return _drop_keys(result_identity(config.model_dump(mode="json")), _STAGE_INDEPENDENT_KEYS)
 
 
-def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
-    """A dumped config without the keys named by section."""
+def _drop_keys(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return a dumped config without some keys, given by section."""
     kept = {key: value for key, value in content.items() if key not in names.get("", ())}
     for section in kept.keys() & names.keys():
         if isinstance(kept[section], Mapping):
@@ -215,6 +271,6 @@ def _without(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -
     return kept
 
 
-def differences(one: Any, other: Any) -> list[str]:
-    """Dotted keys in which two dumped configs differ, with both values, a line each."""
-    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed(one, other).items()]
+def describe_changes(one: Any, other: Any) -> list[str]:
+    """Return one line for each dotted key in which two dumped configs differ, with both values."""
+    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed_keys(one, other).items()]

@@ -1,4 +1,4 @@
-"""What a finished run leaves: result.json, scores of videos, the model, pictures, and the end of its tracked run."""
+"""The results of a run: result.json, per-video scores, the model, figures, and the end of its tracked run."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class RunResult:
     """A run after its last stage.
 
     Attributes:
-        probabilities: of the best network, by evaluated split.
-        trained, collected: what each stage left, by its name, in order.
-        given: the refined labels of ``data.refined``, where the run has them.
-        left_out: bad videos that the run did without.
-        cross_modal: forward option of the network, in evaluation.
+        probabilities: predictions of the best network, by evaluated split.
+        trained, collected: results of the stages by their names, in order.
+        given: the refined labels of ``data.refined``, if any.
+        left_out: bad videos that the run left out.
+        cross_modal: forward option of the network in evaluation.
         provenance: see `provenance`.
     """
 
@@ -67,22 +67,22 @@ class RunResult:
         return list(self.trained.values())[-1]
 
     def removed(self) -> dict[str, Levels]:
-        """Training labels taken away as noise, by result.json's name for what they are worth; empty without any.
+        """Score the removal of training labels as noise, by the key of result.json; empty if no labels were removed.
 
-        ``denoising``: what the run took away itself, in its last epoch or by a refining stage; ``denoising_given``: what the
-        labels of ``data.refined`` lack.
+        ``denoising``: labels that the run removed, in its last epoch or by a refining stage; ``denoising_given``: labels
+        that ``data.refined`` does not have.
         """
         train = self.labels["train"]
         found = [labels for labels in (self._last_epoch(), *self.collected.values()) if isinstance(labels, RefinedLabels)]
         levels: dict[str, Levels] = {}
         for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
             if labels is not None:
-                mine = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
-                levels[name] = compare_labels(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows)
+                rows = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
+                levels[name] = compare_labels(train.weak, rows.audio, rows.visual, train.audio, train.visual, rows.windows)
         return levels
 
     def _last_epoch(self) -> RefinedLabels | None:
-        """The weak labels without those that the final stage removed in its last epoch."""
+        """Return the weak labels without those that the final stage removed in its last epoch; None if it removes none."""
         removed, train = self.final.removed, self.labels["train"]
         if removed is None:
             return None
@@ -90,7 +90,7 @@ class RunResult:
         return RefinedLabels.from_removed(removed, train.weak, train.ids, self.index.classes, about)
 
     def result(self) -> dict[str, Any]:
-        """The content of result.json."""
+        """Return the content of result.json."""
         config, index = self.config, self.index
         removed = self.removed()
         return {
@@ -105,7 +105,7 @@ class RunResult:
                 "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
-            "evaluation": {"cross_modal": self.cross_modal},  # with config.yaml, all it takes to score the model again
+            "evaluation": {"cross_modal": self.cross_modal},  # together with config.yaml, enough to score the model again
             "scores": {
                 name: all_scores(found, self.labels[name], config.evaluate, index.classes)
                 for name, found in self.probabilities.items()
@@ -116,14 +116,14 @@ class RunResult:
         }
 
     def per_video(self) -> PerVideo:
-        """The scores of every video that those in result.json are means of."""
+        """Return the per-video scores whose means are the scores in result.json."""
         return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
 
     def publish(self, result: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
-        """Writes and tracks everything, result.json last: it lists the checksums of what `evaluate` and `compare` read.
+        """Write and track all results, result.json last: it lists the checksums of the files that are read later.
 
         Returns:
-            the content of result.json: ``result`` with ``files`` and a ``checksum`` of its own.
+            the content of result.json: ``result`` with ``files`` and its own ``checksum``.
         """
         output = self.config.output
         model = weights_bytes(self.final.weights)
@@ -136,9 +136,9 @@ class RunResult:
         history = [row for stage in self.trained.values() for row in stage.history]
         storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
         with tempfile.TemporaryDirectory() as scratch:
-            for picture in self._draw(Path(scratch), history, result):
-                storage.write_bytes(storage.join(output, "pictures", picture.name), picture.read_bytes())
-                tracker.artifact(picture, "pictures")
+            for figure in self._draw(Path(scratch), history, result):
+                storage.write_bytes(storage.join(output, "pictures", figure.name), figure.read_bytes())
+                tracker.artifact(figure, "pictures")
             weights = Path(scratch) / WEIGHTS
             weights.write_bytes(model)
             tracker.artifact(weights, "checkpoints")
@@ -162,10 +162,10 @@ class RunResult:
 
 
 def read_result(output: str) -> dict[str, Any]:
-    """The checked content of a finished run's result.json.
+    """Return the content of a finished run's result.json, verified by its checksum.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no result.json.
         DataError: it is damaged.
     """
     try:
@@ -175,7 +175,7 @@ def read_result(output: str) -> dict[str, Any]:
 
 
 def finished(output: str) -> dict[str, Any] | None:
-    """As `read_result`; None where there is none or, with a warning, a damaged one: then the run has to end again."""
+    """Return the result as `read_result`; None if there is none or, with a warning, if it is damaged."""
     try:
         return integrity.read_sealed(storage.join(output, RESULT))
     except FileNotFoundError:
@@ -186,10 +186,10 @@ def finished(output: str) -> dict[str, Any] | None:
 
 
 def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Compares files of a finished run with the checksums in its result.json; one of an earlier version lists none.
+    """Verify files of a finished run by the checksums in its result.json, which earlier versions did not write.
 
     Raises:
-        DataError: they are missing or damaged; all of them.
+        DataError: all files that are missing or damaged.
     """
     problems = []
     for name in names:
@@ -202,10 +202,10 @@ def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) ->
 
 
 def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """What it takes to make the run again: commit, data, versions, and how it was run."""
+    """Return what is needed to reproduce the run: commit, data, versions, and how it was executed."""
     try:
         version = metadata.version("avvp_dist")
-    except metadata.PackageNotFoundError:  # run from files alone, as a Ray job's upload is
+    except metadata.PackageNotFoundError:  # running from files that are not installed, such as a Ray job's upload
         version = "unknown"
     return {
         "git_commit": _commit() or os.environ.get("AVVP_COMMIT") or "unknown",
@@ -221,12 +221,12 @@ def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, A
 
 
 def _commit() -> str | None:
-    """Commit of the checkout this package lies in; None where there is no checkout, or no git."""
+    """Return the commit of the checkout that contains this package; None without a checkout or git."""
     here = str(Path(__file__).parent)
     try:
         commit, status = (
-            subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+            subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain"])
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -234,7 +234,7 @@ def _commit() -> str | None:
 
 
 def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:
-    """The final figures under the run's own protocol, under names that MLflow's table sorts well."""
+    """Return the final metrics under the run's own protocol, with names that sort well in MLflow's table."""
     found: dict[str, float] = {}
     for split, protocols in result["scores"].items():
         scores = protocols[config.evaluate.protocol]

@@ -1,4 +1,4 @@
-"""Composition root: a RunConfig and a Runtime in, a finished run out."""
+"""Composition root: assembles and executes a run from a RunConfig and a Runtime."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.callbacks import RunCallback
-from avvp_dist.experiments.recipe import RunConfig, differences, of_stages, result_identity
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, result_identity, stage_config
 from avvp_dist.experiments.result import CONFIG, RESULT, RunResult, check_files, finished, provenance
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
@@ -32,27 +32,27 @@ from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner,
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
-_NAMED = 20  # bad videos the log names
+_MAX_LOGGED = 20  # bad videos listed in the log
 
 
 def run_experiment(config: RunConfig, runtime: Runtime) -> dict[str, Any]:
-    """Trains all stages, scores the best network, leaves result.json, model, pictures and a tracked run.
+    """Train all stages, score the best network, and write result.json, the model, figures and a tracked run.
 
-    Every rank calls it; only rank 0 writes.
+    All ranks must call it; only rank 0 writes.
 
     Returns:
         the content of result.json.
 
     Raises:
-        ConfigError, DataError: before anything is written.
-        TrainingError: the loss stopped being finite.
-        Preempted: the runtime was asked to stop; a checkpoint is left.
+        ConfigError, DataError: the run is invalid; raised before anything is written.
+        TrainingError: the loss is no longer finite.
+        Preempted: a stop was requested through the runtime; a checkpoint was written.
     """
     index, labels, method, refined = check_experiment(config, runtime.collective.world_size)
     rank_0 = runtime.collective.rank == 0
     with runtime.hold(config.output) if rank_0 else nullcontext():
         if rank_0:
-            _claim(config)
+            _write_config(config)
         return _train(config, index, labels, refined, method, runtime)
 
 
@@ -64,10 +64,12 @@ def _train(
     method: Method,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """What `run` does once everything is checked and the output is this run's."""
+    """Train and score, once the run is checked and its output folder is locked."""
     rank_0 = runtime.collective.rank == 0
-    labels, left_out = _sound(config, index, labels, runtime)
-    splits: dict[str, SplitReader] = {name: _load(config, index, labels[name], runtime) for name in ("train", *EVALUATED)}
+    labels, left_out = _exclude_bad_videos(config, index, labels, runtime)
+    splits: dict[str, SplitReader] = {
+        name: _open_split(config, index, labels[name], runtime) for name in ("train", *EVALUATED)
+    }
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
     callback = RunCallback(config, provenance(index, config, runtime), rank_0)
@@ -79,14 +81,14 @@ def _train(
             train=config.train,
             optim=config.optim,
             evaluate=config.evaluate,
-            build=lambda: _build(config, index),
+            build=lambda: _build_network(config, index),
             splits=splits,
             runtime=runtime,
             callback=callback,
         )
         trained, collected = runner.run(method)
         final = method.stages[-1]
-        model = _build(config, index).to(runtime.device)
+        model = _build_network(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
         outcome = RunResult(
@@ -106,7 +108,7 @@ def _train(
             result = outcome.publish(result, callback.tracker)
         callback.finish("FINISHED")
     except BaseException as error:
-        # a trial that its sweep ends early leaves by SystemExit
+        # SystemExit: the sweep ends this trial early
         stopped = isinstance(error, KeyboardInterrupt | SystemExit | Preempted)
         callback.finish("KILLED" if stopped else "FAILED")
         raise
@@ -118,11 +120,11 @@ def _train(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished run's model, scored again.
+    """Scores of a finished run's model, computed again.
 
     Attributes:
-        scores: the ``scores`` of result.json.
-        per_video: what they are means of.
+        scores: in the form of ``scores`` in result.json.
+        per_video: the per-video scores, of which they are means.
     """
 
     scores: dict[str, Any]
@@ -130,61 +132,73 @@ class Evaluation:
 
 
 def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
-    """Scores the model in ``config.output`` on the data of ``config.data``.
+    """Score the model in ``config.output`` on the data of ``config.data``.
 
-    Files that only its training read (noise ratios, refined labels) may be gone.
+    Files that are needed only for training (noise ratios, refined labels) need not exist any more.
 
     Raises:
-        DataError: no finished run there, or data it cannot read.
+        DataError: there is no finished run, or the data cannot be read or do not fit the model.
     """
     index, labels = open_data(config)
     url = storage.join(config.output, WEIGHTS)
     if not storage.exists(url):
         raise DataError(f"{config.output}: no model.safetensors; train a run into this folder first")
     check_files(config.output, finished(config.output) or {}, [WEIGHTS])
-    model = _build(config, index).to(runtime.device)
+    model = _build_network(config, index).to(runtime.device)
     try:
         model.load_state_dict(read_weights(url))
     except RuntimeError as error:
         raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
-        cross_modal = _method(config, index).stages[-1].cross_modal
-    labels, _ = _sound(config, index, {name: labels[name] for name in EVALUATED}, runtime)
+        cross_modal = _build_method(config, index).stages[-1].cross_modal
+    labels, _ = _exclude_bad_videos(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     found = {}
     for name in EVALUATED:
-        with closing(_load(config, index, labels[name], runtime)) as split:
+        with closing(_open_split(config, index, labels[name], runtime)) as split:
             found[name] = _predict(model, split, config, runtime, cross_modal)
     scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
     return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
 
 
 def _recorded_cross_modal(config: RunConfig) -> bool | None:
-    """Forward option with which the run's network was evaluated; None where a version wrote its result that did not say."""
+    """Return the forward option that the run was evaluated with; None if an earlier version wrote the result without it."""
     url = storage.join(config.output, "result.json")
     result = json.loads(storage.read_text(url)) if storage.exists(url) else {}
     return result.get("evaluation", {}).get("cross_modal")
 
 
 def check_experiment(config: RunConfig, world: int) -> tuple[Index, dict[str, Labels], Method, RefinedLabels | None]:
-    """Refuses what could not be run by ``world`` workers, before any video is read; gives what it opened for that.
+    """Check that ``world`` workers can execute the run, before any video is read.
+
+    Returns:
+        index, labels, method, and refined labels of the run.
 
     Raises:
-        ConfigError, DataError: data, method or numbers that cannot work together.
+        ConfigError, DataError: data, method or values that cannot work together.
     """
-    index, labels = open_data(config)
-    check_plan(config.data, index, labels, config.train.batch_size, world)
-    method = _method(config, index)
+    index, labels = open_checked_data(config, world)
+    method = _build_method(config, index)
     return index, labels, method, read_refined_labels(config, index, labels["train"])
 
 
-def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
-    """Index and labels of the run's data, checked for what training and scoring need.
+def open_checked_data(config: RunConfig, world: int) -> tuple[Index, dict[str, Labels]]:
+    """Open the run's data and check that ``world`` workers can divide its batches and shards.
 
     Raises:
-        ConfigError: no data named.
-        DataError: it is not a packed data set, not the one asked for, or lacks a split or its truth, or a stream that the
-            network reads.
+        ConfigError, DataError: see `open_data` and `loading.split.check_plan`.
+    """
+    index, labels = open_data(config)
+    check_plan(config.data, index, labels, config.train.batch_size, world)
+    return index, labels
+
+
+def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
+    """Open index and labels of the run's data, and check that they have what training and scoring need.
+
+    Raises:
+        ConfigError: data.url is not set.
+        DataError: not a packed data set, another data set than data.dataset, or a missing split, ground truth or stream.
     """
     url = config.data.url
     if not url:
@@ -193,56 +207,56 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
     labels = read_labels(url, index)
     problems = [f"split {name}: missing" for name in ("train", *EVALUATED) if name not in labels]
     problems += [
-        f"split {name}: no segment annotations to score against"
+        f"split {name}: no segment annotations, which scoring needs"
         for name in EVALUATED
         if name in labels and (labels[name].audio is None or labels[name].visual is None)
     ]
     if config.data.dataset not in (None, index.dataset):
-        problems.append(f"data set {index.dataset}: recipe {config.recipe} asks for {config.data.dataset} (data.dataset)")
-    held = [stream.name for stream in index.streams]
+        problems.append(f"data set {index.dataset}: recipe {config.recipe} requires {config.data.dataset} (data.dataset)")
+    available = [stream.name for stream in index.streams]
     problems += [
-        f"stream {name}: missing, network {config.model.name} reads it; the data set has {', '.join(held)}"
+        f"stream {name}: missing, but network {config.model.name} reads it; the data set has {', '.join(available)}"
         for name in config.model.streams
-        if name not in held
+        if name not in available
     ]
     if problems:
-        raise DataError(problems, f"{url}: cannot train on it")
+        raise DataError(problems, f"{url}: cannot be used for this run")
     return index, labels
 
 
 def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLabels | None:
-    """The run's refined labels, checked against its data and its method.
+    """Read the run's refined labels and check them against its data and method; None if it has none.
 
     Raises:
-        ConfigError: the method needs labels of segments and has none.
-        DataError: there is no such file, or it does not fit the data.
+        ConfigError: the method requires segment-level labels, but there are none.
+        DataError: the file does not exist or does not fit the data.
     """
-    url, wanted = config.data.refined, config.method.segment_labels
-    needed = f"method {config.method.name} trains on labels of segments"
-    how = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
+    url, required = config.data.refined, config.method.segment_labels
+    reason = f"method {config.method.name} trains on segment-level labels"
+    remedy = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
     if not url:
-        if wanted:
-            raise ConfigError(f"data.refined: missing; {needed}; {how}")
+        if required:
+            raise ConfigError(f"data.refined: missing; {reason}; {remedy}")
         return None
     refined = RefinedLabels.load(url)
-    if wanted and not refined.has_segment_labels:
-        raise ConfigError(f"data.refined: {needed}, those in {url} are of whole videos or of windows; {how}")
-    refined.aligned(train.ids, index.classes, index.segments, url)  # refuses what does not fit before anything is written
+    if required and not refined.has_segment_labels:
+        raise ConfigError(f"data.refined: {reason}, but those in {url} are of whole videos or of windows; {remedy}")
+    refined.aligned(train.ids, index.classes, index.segments, url)  # raises if they do not fit, before anything is written
     return refined
 
 
 def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
-    """The stages that `run` would go through, with their keys in ``store(config)``, if no video is bad.
+    """Return the stages of a run with their cache keys, assuming that no video is bad.
 
     Raises:
-        ConfigError, DataError: the run could not start.
+        ConfigError, DataError: the run is invalid.
     """
     index, labels, method, refined = check_experiment(config, config.launch.workers)
     return _identity(config, index, labels["train"], refined, (), lineage).plan(method)
 
 
 def stage_store(config: RunConfig) -> str:
-    """Folder or URL of the run's stage artifacts."""
+    """Return the folder or URL of the run's stage artifacts."""
     return config.store or storage.join(config.output, "stages")
 
 
@@ -257,45 +271,45 @@ def _identity(
     fingerprint = index.fingerprint + "".join(f" -{bad.id}" for bad in left_out if bad.split != "test")
     return Identity(
         data_fingerprint=fingerprint + (refined.fingerprint if refined else ""),
-        config=of_stages(config),
+        config=stage_config(config),
         order=order_settings(config.data, index, train),
         lineage=lineage,
     )
 
 
-def _method(config: RunConfig, index: Index) -> Method:
+def _build_method(config: RunConfig, index: Index) -> Method:
     return config.method.build(index.classes, index.segments)
 
 
-def _sound(
+def _exclude_bad_videos(
     config: RunConfig, index: Index, labels: Mapping[str, Labels], runtime: Runtime
 ) -> tuple[dict[str, Labels], tuple[LeftOut, ...]]:
-    """The labels without bad videos, and those; all ranks look for them together, each at its share of the shards."""
+    """Return the labels without bad videos, and the bad videos. Each rank inspects its share of the shards."""
     labels = {name: labels[name] for name in labels if name in ("train", *EVALUATED)}
     if config.data.on_bad == "fail":
         return labels, ()
     collective = runtime.collective
-    mine = inspect(config.data.store(), index, labels, collective.rank, collective.world_size)
-    lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in mine], runtime.device)
+    bad_here = inspect(config.data.store(), index, labels, collective.rank, collective.world_size)
+    lines = gather_lines(collective, [json.dumps([bad.id, bad.split, bad.reason]) for bad in bad_here], runtime.device)
     left_out = tuple(LeftOut(*json.loads(line)) for line in sorted(lines))
     videos = sum(len(of_split.ids) for of_split in labels.values())
     LOGGER.log(
         logging.WARNING if left_out else logging.INFO,
-        "data.on_bad=skip: %d of %d videos are bad and left out%s",
+        "data.on_bad=skip: %d of %d videos are bad and were left out%s",
         len(left_out),
         videos,
-        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_NAMED])
-        + (f"\n  ... and {len(left_out) - _NAMED} more, see result.json" if len(left_out) > _NAMED else ""),
+        "".join(f"\n  - {bad.split} {bad.id}: {bad.reason}" for bad in left_out[:_MAX_LOGGED])
+        + (f"\n  ... and {len(left_out) - _MAX_LOGGED} more, see result.json" if len(left_out) > _MAX_LOGGED else ""),
     )
     return {name: exclude(of_split, left_out) for name, of_split in labels.items()}, left_out
 
 
-def _load(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
+def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtime) -> SplitReader:
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     return open_split(config.data, index, labels, runtime.device, dtype)
 
 
-def _build(config: RunConfig, index: Index) -> nn.Module:
+def _build_network(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
@@ -310,22 +324,26 @@ def _predict(model: nn.Module, split: SplitReader, config: RunConfig, runtime: R
     )
 
 
-def _claim(config: RunConfig) -> None:
-    """Writes config.yaml, unless the folder belongs to another run; beside a result.json, it is written with the next one.
+def _write_config(config: RunConfig) -> None:
+    """Write config.yaml, unless the folder belongs to another run.
+
+    If there is a result.json, config.yaml is kept until the next result is written.
 
     Raises:
-        ConfigError: names the keys in which that run differs, or its config cannot be read.
+        ConfigError: the folder belongs to another run (the message lists the differing keys), or its config is damaged.
     """
     storage.remove_abandoned(config.output)
     url = storage.join(config.output, CONFIG)
     if storage.exists(url):
         try:
-            there = parse_yaml(storage.read_text(url), url)
+            existing = parse_yaml(storage.read_text(url), url)
         except (ConfigError, DataError) as error:
-            raise ConfigError(f"{url}: damaged ({error}); restore it, choose another output, or delete this one") from None
-        changed = differences(result_identity(there), result_identity(config.model_dump(mode="json")))
-        if changed:
-            raise ConfigError(changed, f"output={config.output} holds another run; choose another output or delete it")
+            raise ConfigError(
+                f"{url}: damaged ({error}); restore it, choose another output, or delete this folder"
+            ) from None
+        changes = describe_changes(result_identity(existing), result_identity(config.model_dump(mode="json")))
+        if changes:
+            raise ConfigError(changes, f"output={config.output} holds another run; choose another output or delete it")
         if storage.exists(storage.join(config.output, RESULT)):
             return
     storage.write_text(url, config.to_yaml())

@@ -1,4 +1,4 @@
-"""The search space of a sweep: values of config keys, how settings are chosen, which trials are ended early."""
+"""The search space of a sweep: values of config keys, search algorithm, and early stopping of trials."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pydantic import Field, field_validator, model_validator
 
 from avvp_dist.config import Section
 
-_CHECKED = (0.0, 0.37, 1.0)  # places in a range without steps at which its values are checked
-_MOST_VALUES = 10_000  # of a range with steps
+_CHECKED = (0.0, 0.37, 1.0)  # relative positions in a continuous range whose values are checked
+_MOST_VALUES = 10_000  # of a range with a step
 
 
 class Dimension(Section):
-    """Values of one config key. Exactly one of grid, choice, uniform, loguniform."""
+    """Values of one config key: exactly one of grid, choice, uniform and loguniform."""
 
     grid: tuple[Any, ...] | None = None
-    """Every one of these values."""
+    """All of these values."""
     choice: tuple[Any, ...] | None = None
-    """One of these values; under search=grid the same as grid."""
+    """One of these values; the same as grid if search.name=grid."""
     uniform: tuple[float, float] | None = None
     """A number between two bounds."""
     loguniform: tuple[float, float] | None = None
-    """A number between two bounds above 0 whose logarithm is uniform."""
+    """A number between two positive bounds, uniform in its logarithm."""
     step: float | None = Field(None, gt=0)
-    """uniform: distance between the values it can take, counted from the lower bound; whole numbers stay whole."""
+    """uniform: distance between possible values, starting at the lower bound; integer bounds and steps give integers."""
     when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """The key is swept only where each of these other swept keys has one of these values; elsewhere the recipe's holds."""
+    """The key is swept only if each of these swept keys has one of these values; otherwise the recipe's value is used."""
 
     @field_validator("when", mode="before")
     @classmethod
@@ -44,10 +44,10 @@ class Dimension(Section):
         if len(kinds) != 1:
             raise ValueError(f"needs exactly one of grid, choice, uniform, loguniform; has {', '.join(kinds) or 'none'}")
         if self.step and not self.uniform:
-            raise ValueError("step goes with uniform")
+            raise ValueError("step can be used only with uniform")
         bounds = self.uniform or self.loguniform
         if self.uniform and self.step and (self.uniform[1] - self.uniform[0]) / self.step > _MOST_VALUES:
-            raise ValueError(f"step={self.step:g} gives more than {_MOST_VALUES:,} values; give a larger one, or none")
+            raise ValueError(f"step={self.step:g} gives more than {_MOST_VALUES:,} values; give a larger step, or none")
         if self.values is not None and not self.values:
             raise ValueError(f"{kinds[0]} is empty")
         if bounds and not bounds[0] < bounds[1]:
@@ -58,7 +58,7 @@ class Dimension(Section):
 
     @property
     def values(self) -> tuple[Any, ...] | None:
-        """All values it can take; None where they cannot be counted."""
+        """All possible values; None for a continuous range."""
         if self.grid is not None or self.choice is not None:
             return self.grid if self.grid is not None else self.choice
         if self.uniform is None or self.step is None:
@@ -66,12 +66,12 @@ class Dimension(Section):
         low, high = self.uniform
         whole = all(float(number).is_integer() for number in (low, self.step))
         count = math.floor((high - low) / self.step + 1e-9) + 1
-        # rounded: 0.1 + 2 * 0.1 must read 0.3 in tables and folders
-        numbers = [round(low + place * self.step, 12) for place in range(count)]
+        # rounded: 0.1 + 2 * 0.1 must be written as 0.3 in tables and folder names
+        numbers = [round(low + index * self.step, 12) for index in range(count)]
         return tuple(int(number) for number in numbers) if whole else tuple(numbers)
 
     def values_to_check(self) -> tuple[Any, ...]:
-        """All values it can take; of a range without steps its bounds and one between them."""
+        """Return all possible values; for a continuous range, its bounds and one value between them."""
         if self.values is not None:
             return self.values
         bounds = self.uniform or self.loguniform
@@ -79,7 +79,7 @@ class Dimension(Section):
         return tuple(bounds[0] + fraction * (bounds[1] - bounds[0]) for fraction in _CHECKED)
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One value at random."""
+        """Draw a random value."""
         if self.values is not None:
             return self.values[int(rng.integers(len(self.values)))]
         if self.loguniform:
@@ -90,25 +90,25 @@ class Dimension(Section):
 
 
 class SearchConfig(Section):
-    """How settings are chosen."""
+    """Search algorithm of a sweep."""
 
     name: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination; random: draws; optuna: each next setting from the scores of those before it (TPE)."""
+    """grid: all combinations; random: random draws; optuna: each setting chosen from the scores of earlier ones (TPE)."""
     samples: int = Field(16, ge=1, le=1_000_000)
-    """random, optuna: settings to try, each with every seed."""
+    """random, optuna: number of settings to try, each with all seeds."""
     seed: int = Field(0, ge=0)
-    """random, optuna: root of the draws."""
+    """random, optuna: random seed of the search."""
 
 
 class SchedulerConfig(Section):
-    """Which trials are ended early."""
+    """Early stopping of trials."""
 
     name: Literal["fifo", "asha", "pbt"] = "fifo"
-    """fifo: none; asha: those that are behind after some epochs (successive halving); pbt: those behind take over weights
-    and changed settings of those in front (population-based training)."""
+    """fifo: no early stopping; asha: stop the worst trials after some epochs (successive halving); pbt: the worst trials
+    copy the weights and perturbed settings of the best ones (population-based training)."""
     grace_epochs: int = Field(5, ge=1)
-    """asha: epochs of the last stage that every trial gets."""
+    """asha: number of epochs of the last stage that every trial runs."""
     reduction: int = Field(3, ge=2)
-    """asha: of this many trials one goes on at each rung."""
+    """asha: at each rung, one in this number of trials continues."""
     perturb_every: int = Field(4, ge=1)
-    """pbt: epochs of the last stage between two exchanges."""
+    """pbt: number of epochs of the last stage between two exchanges."""

@@ -1,4 +1,4 @@
-"""The YAML files that come with the package: recipes, sweeps and tables."""
+"""The YAML files shipped with the package: recipes, sweeps and tables."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from avvp_dist.text.suggest import did_you_mean
 
 
 def shipped(folder: str) -> dict[str, str]:
-    """Name -> text of the YAML files in a folder of this package, sorted by name."""
+    """Return name -> text of the YAML files in a folder of this package, sorted by name."""
     files = {item.name.removesuffix(".yaml"): item for item in (resources.files(__package__) / folder).iterdir()}
     return {name: files[name].read_text(encoding="utf-8") for name in sorted(files) if files[name].name.endswith(".yaml")}
 
 
 def read_yaml(given: str, kind: str, folder: str) -> tuple[str, str]:
-    """Short name and text of a shipped YAML file or of a user's own.
+    """Return short name and text of a shipped YAML file or of a file of the user.
 
     Args:
-        given: name of a shipped file, or the path or URL of another one.
+        given: name of a shipped file, or the path or URL of another file.
         kind: ``recipe``, ``sweep`` or ``table``, for messages.
-        folder: where the shipped files of this kind are.
+        folder: folder of the shipped files of this kind.
 
     Raises:
         ConfigError: there is no such file.

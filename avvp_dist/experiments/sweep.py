@@ -1,8 +1,7 @@
-"""Sweeps: a recipe, a search space over its keys, seeds, and how to search. Pure: a sweep file in, trials out."""
+"""Sweeps: from a sweep file (recipe, search space, seeds, search algorithm) to a list of trials, without side effects."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -16,50 +15,50 @@ from pydantic import Field, field_validator, model_validator
 from avvp_dist import storage
 from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, validate
 from avvp_dist.errors import ConfigError
-from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_identity
+from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_folder
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.train.evaluate import SCORES
 
-_FOLDER = "sweeps"  # of the shipped ones
-Setting = dict[str, Any]
-"""Swept keys with their values, in the order of the space."""
+_FOLDER = "sweeps"  # of the shipped sweeps
+SweepPoint = dict[str, Any]
+"""One point of the search space: swept keys with their values, in the order of the space. Users know it as a setting."""
 
-# keys that a sweep gives each trial itself -> how to choose them
-_RESERVED = {"seed": "use seeds", "output": "use --output", "store": "a sweep shares the stages of all its trials itself"}
-_ONE_SERVER = "all trials are tracked by one server; give it as tracking.uri=..."
+# keys that the sweep sets for each trial -> what to use instead
+_RESERVED = {"seed": "use seeds", "output": "use --output", "store": "a sweep always shares the stages of its trials"}
+_ONE_SERVER = "one server tracks all trials; set it as an override tracking.uri=..."
 
 
 class SweepConfig(Section):
-    """One sweep."""
+    """Config of a sweep."""
 
     title: Text
-    """What is asked, in one line."""
+    """Purpose of the sweep, in one line."""
     recipe: str
-    """Recipe of all trials."""
+    """Recipe of all trials: a name, or the path or URL of a YAML file."""
     overrides: tuple[KeyValue, ...] = ()
-    """``key=value`` for all trials, on top of the recipe."""
+    """``key=value`` overrides of the recipe for all trials."""
     space: dict[str, Dimension] = Field(min_length=1)
-    """Swept keys, e.g. method.temperature, with their values."""
+    """Swept keys, e.g. method.temperature, and their values."""
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
-    """Every setting is trained with each of them."""
+    """Every setting is trained with each of these seeds."""
     metric: str = "segment.type"
-    """Score on val, under the recipe's protocol, by which settings are ranked; its best epoch counts."""
+    """Score on val, under the recipe's protocol, by which settings are ranked; the best epoch counts."""
     mode: Literal["max", "min"] = "max"
-    """Whether more of it is better."""
+    """Whether the metric is to be maximized or minimized."""
     search: SearchConfig = SearchConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     cpus_per_trial: float = Field(1.0, gt=0)
-    """CPU cores of a trial (of each worker, where launch.workers is more than 1); also its compute threads."""
+    """CPU cores per trial, or per worker if launch.workers is more than 1; also the number of compute threads."""
     gpus_per_trial: float = Field(0.0, ge=0)
-    """GPUs of a trial; 0.25 puts four trials on one."""
+    """GPUs per trial; 0.25 places four trials on one GPU."""
     concurrency: int | None = Field(None, ge=1)
-    """Most trials at once; null for as many as the resources hold."""
+    """Maximum number of concurrent trials; null for as many as the resources allow."""
     hours: float | None = Field(None, gt=0)
-    """No trial starts or goes on after this time; what is running then can be resumed."""
+    """Time limit of the sweep; trials that are running then stop and can be resumed."""
     trials: int | None = Field(None, ge=1)
-    """Most trials in all, counting each seed of a setting."""
+    """Maximum number of trials in total; each seed of a setting counts."""
 
     @field_validator("metric")
     @classmethod
@@ -78,21 +77,23 @@ class SweepConfig(Section):
         before: list[str] = []
         for key, dimension in self.space.items():
             problems += [
-                f"space.{key}.when: {other!r} must be a swept key that stands before it"
+                f"space.{key}.when: {other!r} must be a swept key listed before it"
                 for other in dimension.when
                 if other not in before
             ]
             before.append(key)
-            endless = dimension.values is None and self.search.name == "grid"
+            continuous = dimension.values is None and self.search.name == "grid"
             problems += (
-                [f"space.{key}: search=grid cannot count its values; give step, or search.name=random"] if endless else []
+                [f"space.{key}: search.name=grid needs a finite number of values; give step, or use search.name=random"]
+                if continuous
+                else []
             )
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            problems.append(f"seeds: {list(self.seeds)} must be different whole numbers from 0 on")
+            problems.append(f"seeds: {list(self.seeds)} must be distinct integers from 0 on")
         if self.scheduler.name == "pbt" and (self.search.name != "random" or any(d.when for d in self.space.values())):
-            problems.append("scheduler.name=pbt changes settings as it goes: it needs search.name=random and no when")
+            problems.append("scheduler.name=pbt changes settings during training: it needs search.name=random and no when")
         if self.scheduler.name != "fifo" and "train.epochs" in self.space:
-            problems.append("space.train.epochs: only scheduler.name=fifo can compare trials of different length")
+            problems.append("space.train.epochs: only scheduler.name=fifo supports trials of different lengths")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -100,43 +101,43 @@ class SweepConfig(Section):
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting with one seed.
+    """One point of the search space with one seed.
 
     Attributes:
-        config: complete, but for ``output`` and ``store``, which belong to the sweep's folder.
-        name: of its folder; the same setting, seed and data always have the same one.
+        config: complete except for ``output`` and ``store``, which depend on the sweep's folder.
+        name: name of the run's folder; the same point, seed and data always have the same name.
     """
 
-    setting: Setting
+    point: SweepPoint
     seed: int
     config: RunConfig
     name: str
 
 
 def sweeps() -> dict[str, str]:
-    """The shipped sweeps: name -> YAML text."""
+    """Return the shipped sweeps: name -> YAML text."""
     return shipped(_FOLDER)
 
 
 def read(sweep: str, changes: Mapping[str, Any] | None = None) -> tuple[str, SweepConfig]:
-    """A sweep and its short name.
+    """Read a sweep; returns its short name and its config.
 
     Args:
         sweep: name of a shipped sweep, or the path or URL of a YAML file.
-        changes: keys of the sweep itself to put in the place of the file's (seeds, search.samples, ...), dotted.
+        changes: dotted keys of the sweep itself (seeds, search.samples, ...) that replace those of the file.
 
     Raises:
-        ConfigError: there is no such sweep, or everything that is wrong with it.
+        ConfigError: there is no such sweep, or all problems with it.
     """
     name, text = read_yaml(sweep, "sweep", _FOLDER)
-    return name, changed(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
+    return name, with_changes(parse_yaml(text, sweep), changes or {}, f"sweep {name}")
 
 
-def changed(content: dict[str, Any], changes: Mapping[str, Any], source: str) -> SweepConfig:
-    """A sweep's content with other values for some of its own keys, dotted.
+def with_changes(content: dict[str, Any], changes: Mapping[str, Any], source: str) -> SweepConfig:
+    """Validate a sweep's content with other values for some of its own dotted keys.
 
     Raises:
-        ConfigError: everything that is wrong with it.
+        ConfigError: all problems with the sweep.
     """
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -147,27 +148,27 @@ def changed(content: dict[str, Any], changes: Mapping[str, Any], source: str) ->
     return validate(SweepConfig, content, source)
 
 
-def absolute(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
-    """A sweep and the user's overrides with every local path made absolute: trials run, and go on, in other folders.
+def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
+    """Return a sweep and the user's overrides with all local paths made absolute: trials run and resume in other folders.
 
-    Relative paths that only the recipe file or a default names become overrides of the sweep.
+    Relative paths in the recipe file, or in defaults, become overrides of the sweep.
 
     Raises:
-        ConfigError: no run can be made of recipe and overrides.
+        ConfigError: recipe and overrides are invalid.
     """
-    mine, own = absolute_overrides(overrides), absolute_overrides(sweep.overrides)
+    given, own = absolute_overrides(overrides), absolute_overrides(sweep.overrides)
     recipe = storage.absolute(sweep.recipe) if sweep.recipe.endswith((".yaml", ".yml")) else sweep.recipe
-    base = load(recipe, [*own, *mine])
+    base = load(recipe, [*own, *given])
     moved = {key: value for key, value in base.relative().items() if key not in _RESERVED}
     fixed = [key for key in moved if {(name := key.partition(".")[0]), f"{name}.name"} & sweep.space.keys()]
     if fixed:
         raise ConfigError(
-            [f"{key}: give an absolute path in {recipe}, since the sweep varies {key.partition('.')[0]}" for key in fixed],
-            f"sweep {sweep.title!r}: relative paths that are not of every trial",
+            [f"{key}: give an absolute path in {recipe}, because the sweep varies {key.partition('.')[0]}" for key in fixed],
+            f"sweep {sweep.title!r}: relative paths that do not apply to every trial",
         )
     space = {key: _absolute(key, dimension) for key, dimension in sweep.space.items()}
     own += [assignment(key, value) for key, value in moved.items()]
-    return sweep.model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), mine
+    return sweep.model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), given
 
 
 def _absolute(key: str, dimension: Dimension) -> Dimension:
@@ -179,125 +180,123 @@ def _absolute(key: str, dimension: Dimension) -> Dimension:
     return dimension.model_copy(update={**update, "when": when})
 
 
-def settings(sweep: SweepConfig) -> list[Setting]:
-    """The settings of a grid, or the draws of a random search; each once, in a fixed order."""
+def sweep_points(sweep: SweepConfig) -> list[SweepPoint]:
+    """Return the points of a grid or of a random search, without duplicates, in a fixed order."""
     if sweep.search.name == "grid":
-        found: list[Setting] = [{}]
+        found: list[SweepPoint] = [{}]
         for key, dimension in sweep.space.items():
-            assert dimension.values is not None  # SweepConfig refuses it
+            assert dimension.values is not None  # checked by SweepConfig
             found = [
-                {**setting, **({key: value} if value is not _ABSENT else {})}
-                for setting in found
-                for value in (dimension.values if _applies(dimension, setting) else (_ABSENT,))
+                {**point, **({key: value} if value is not _ABSENT else {})}
+                for point in found
+                for value in (dimension.values if _applies(dimension, point) else (_ABSENT,))
             ]
         return found
     rng = np.random.default_rng(sweep.search.seed)
-    drawn: dict[str, Setting] = {}
-    for _ in range(100 * sweep.search.samples):  # a small space may hold fewer settings than are asked for
+    drawn: dict[str, SweepPoint] = {}
+    for _ in range(100 * sweep.search.samples):  # a small space may have fewer points than requested
         if len(drawn) == sweep.search.samples:
             break
-        setting = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
-        drawn.setdefault(json.dumps(setting, sort_keys=True), setting)
+        point = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
+        drawn.setdefault(json.dumps(point, sort_keys=True), point)
     return list(drawn.values())
 
 
-def trials(sweep: SweepConfig, chosen: Sequence[Setting], overrides: Sequence[str], fingerprint: str) -> list[Trial]:
-    """Every setting with every seed, setting by setting within a seed, cut to the sweep's budget of trials.
+def trials(sweep: SweepConfig, points: Sequence[SweepPoint], overrides: Sequence[str], fingerprint: str) -> list[Trial]:
+    """Return the trials of all points with all seeds, seed by seed, up to the sweep's maximum number of trials.
 
     Args:
         sweep: the sweep.
-        chosen: its settings.
-        overrides: the user's own ``key=value``, on top of the sweep's.
-        fingerprint: of the data.
+        points: points of its search space.
+        overrides: the user's ``key=value`` overrides, applied after the sweep's.
+        fingerprint: fingerprint of the data.
 
     Raises:
-        ConfigError: settings that no run can have; overrides of what the sweep sets itself; all of them at once.
+        ConfigError: all points without a valid config, or all overrides of keys that the sweep sets.
     """
     problems = refused_overrides(sweep, overrides)
     if problems:
-        raise ConfigError(problems, "these belong to the sweep")
+        raise ConfigError(problems, "overrides of keys that the sweep sets")
     found: list[Trial] = []
-    for seed, setting in itertools.product(sweep.seeds, chosen):
+    for seed, point in itertools.product(sweep.seeds, points):
         try:
-            found.append(trial(sweep, setting, seed, overrides, fingerprint))
+            found.append(make_trial(sweep, point, seed, overrides, fingerprint))
         except ConfigError as error:
-            problems += [f"setting {label(setting)}: {problem}" for problem in error.problems]
+            problems += [f"setting {label(point)}: {problem}" for problem in error.problems]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), f"sweep {sweep.title!r}: settings that cannot be run")
     return found[: sweep.trials]
 
 
-def trial(sweep: SweepConfig, setting: Setting, seed: int, overrides: Sequence[str], fingerprint: str) -> Trial:
-    """One setting with one seed.
+def make_trial(sweep: SweepConfig, point: SweepPoint, seed: int, overrides: Sequence[str], fingerprint: str) -> Trial:
+    """Make the trial of one point and seed.
 
     Raises:
-        ConfigError: what is wrong with its config.
+        ConfigError: all problems with its config.
     """
-    # values as JSON, which is YAML: what overrides are read as
-    swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in setting.items()]
+    # JSON is valid YAML, which is how overrides are parsed
+    swept = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in point.items()]
     config = load(sweep.recipe, [*sweep.overrides, *overrides, *swept, f"seed={seed}"])
-    what = run_identity(config.model_dump(mode="json", exclude={"output"}))
-    key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(setting)).strip("-")[:80]
-    return Trial(setting, seed, config, f"{slug}-seed{seed}-{key}")
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", label(point)).strip("-")[:80]
+    return Trial(point, seed, config, run_folder(slug, config, fingerprint))
 
 
 def example(sweep: SweepConfig, overrides: Sequence[str], fingerprint: str) -> Trial:
-    """One trial that stands for those a searcher has yet to choose."""
+    """Return an arbitrary trial as an example of those that a search algorithm will choose."""
     rng = np.random.default_rng(0)
-    setting = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
-    return trial(sweep, setting, sweep.seeds[0], overrides, fingerprint)
+    point = applicable(sweep, {key: dimension.draw(rng) for key, dimension in sweep.space.items()})
+    return make_trial(sweep, point, sweep.seeds[0], overrides, fingerprint)
 
 
-def settings_to_check(sweep: SweepConfig) -> list[Setting]:
-    """Settings in which every value of every key comes at least once, see `Dimension.values_to_check`.
+def points_to_check(sweep: SweepConfig) -> list[SweepPoint]:
+    """Return points that contain each value of each key at least once, see `Dimension.values_to_check`.
 
-    They stand for those that a searcher or a population has yet to choose.
+    They are checked in advance in place of those that a search algorithm or a population will choose.
     """
-    found: list[Setting] = []
+    found: list[SweepPoint] = []
     first = {key: dimension.values_to_check()[0] for key, dimension in sweep.space.items()}
     for key, dimension in sweep.space.items():
         for value in dimension.values_to_check():
-            setting = applicable(sweep, {**first, **_conditions(sweep, key), key: value})
-            if setting not in found:
-                found.append(setting)
+            point = applicable(sweep, {**first, **_conditions(sweep, key), key: value})
+            if point not in found:
+                found.append(point)
     return found
 
 
-def _conditions(sweep: SweepConfig, key: str) -> Setting:
-    """Values of other keys with which ``key`` is swept."""
-    found: Setting = {}
+def _conditions(sweep: SweepConfig, key: str) -> SweepPoint:
+    """Return values of other keys under which ``key`` is swept."""
+    found: SweepPoint = {}
     for other, values in sweep.space[key].when.items():
         found |= {**_conditions(sweep, other), other: values[0]}
     return found
 
 
-def applicable(sweep: SweepConfig, values: Mapping[str, Any]) -> Setting:
-    """A setting of ``values`` of all keys: without those whose conditions do not hold."""
-    setting: Setting = {}
+def applicable(sweep: SweepConfig, values: Mapping[str, Any]) -> SweepPoint:
+    """Make a point from values of all keys, leaving out keys whose conditions (``when``) do not hold."""
+    point: SweepPoint = {}
     for key, dimension in sweep.space.items():
-        if key in values and _applies(dimension, setting):
-            setting[key] = values[key]
-    return setting
+        if key in values and _applies(dimension, point):
+            point[key] = values[key]
+    return point
 
 
 def refused_overrides(sweep: SweepConfig, overrides: Sequence[str]) -> list[str]:
-    """Problems with overrides of keys that the sweep varies or sets itself."""
+    """Return problems with overrides of keys that the sweep varies or sets."""
     keys = [override.partition("=")[0].strip() for override in overrides]
     problems = [f"{key}: {_RESERVED[key]}" for key in keys if key in _RESERVED]
     return problems + [f"{key}: the sweep varies it; change its space instead" for key in keys if key in sweep.space]
 
 
-def label(setting: Mapping[str, Any]) -> str:
-    """A setting in a few words: the last part of each key where that is clear, and its value."""
-    last = [key.rsplit(".", 1)[-1] for key in setting]
-    names = [short if last.count(short) == 1 else key for short, key in zip(last, setting, strict=True)]
-    values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in setting.values()]
+def label(point: Mapping[str, Any]) -> str:
+    """Return a short text for a point: the last part of each key, if that is unambiguous, and its value."""
+    last = [key.rsplit(".", 1)[-1] for key in point]
+    names = [short if last.count(short) == 1 else key for short, key in zip(last, point, strict=True)]
+    values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in point.values()]
     return ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True)) or "as the recipe"
 
 
 _ABSENT = object()
 
 
-def _applies(dimension: Dimension, setting: Setting) -> bool:
-    return all(setting.get(key, _ABSENT) in values for key, values in dimension.when.items())
+def _applies(dimension: Dimension, point: SweepPoint) -> bool:
+    return all(point.get(key, _ABSENT) in values for key, values in dimension.when.items())

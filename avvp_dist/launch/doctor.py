@@ -1,4 +1,4 @@
-"""Runs the checks of `avvp doctor` side by side, each for a limited time."""
+"""Runs the checks of `avvp doctor` concurrently, each with a time limit."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from avvp_dist.text.credentials import redact
 from avvp_dist.tracking.base import TrackingConfig, TrackingUri
 from avvp_dist.tracking.journal import explain
 
-# where the user said nothing: a check looks once, a training may wait
-_HURRY = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}
+# unless the user sets them: a check tries once, whereas training can wait
+_SHORT_TIMEOUTS = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}
 
 
 class DoctorConfig(Section):
-    """What to look at."""
+    """What to check."""
 
     data: Url | None = None
-    """Packed data set to be read; null for none."""
+    """Packed data set to read; null for none."""
     output: Url = "outputs"
-    """Folder or URL to be written to: where runs are to go."""
+    """Folder or URL for runs, to which the checks write."""
     tracking: TrackingUri = TrackingConfig().uri
-    """MLflow tracking URI; none for no look at MLflow."""
+    """MLflow tracking URI; none skips the MLflow check."""
     experiment: Text = TrackingConfig().experiment
-    """MLflow experiment of the throwaway run."""
+    """MLflow experiment for the temporary run."""
     timeout: PositiveFloat = 25.0
-    """Seconds that each check may take; they run side by side."""
+    """Time limit of each check in seconds; they run concurrently."""
     storage: StorageConfig = StorageConfig()
 
 
 @dataclass(frozen=True)
-class Checked:
+class NamedFinding:
     """A finding and the name of its check."""
 
     check: str
     finding: Finding
 
 
-def examine(config: DoctorConfig) -> Iterator[Checked]:
-    """All findings, in a fixed order, each as soon as it and those before it are there.
+def run_checks(config: DoctorConfig) -> Iterator[NamedFinding]:
+    """Run all checks and yield their findings in a fixed order, each as soon as it and all earlier ones are available.
 
-    A check that hangs is left behind in its thread; whoever calls should end the process.
+    A check that hangs is abandoned in its thread, so the caller should end the process.
     """
     given = config.storage.model_fields_set
-    hurried = {key: value for key, value in _HURRY.items() if key not in given}
+    hurried = {key: value for key, value in _SHORT_TIMEOUTS.items() if key not in given}
     storage.configure(config.storage.model_copy(update=hurried))
-    storage.arrow_filesystem(config.output)  # imports what threads must not import at the same time
-    # processes of a check end before the check's own time does
-    plan: dict[str, Callable[[], Finding]] = {
+    storage.arrow_filesystem(config.output)  # imports modules that threads must not import concurrently
+    # subprocesses of a check end before the check's own time limit
+    checks: dict[str, Callable[[], Finding]] = {
         "python": doctor_checks.python,
         "shared memory": doctor_checks.shared_memory,
         "disk": doctor_checks.disk,
@@ -68,14 +68,14 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
         "output by ray": lambda: doctor_checks.ray_output(config.output),
     }
     if config.tracking != "none":
-        plan["mlflow"] = lambda: doctor_checks.mlflow(config.tracking, config.experiment)
+        checks["mlflow"] = lambda: doctor_checks.mlflow(config.tracking, config.experiment)
     if config.data is not None:
         url = config.data
-        plan["data"] = lambda: doctor_checks.data(url)
+        checks["data"] = lambda: doctor_checks.data(url)
     found: dict[str, Finding] = {}
     threads = {
-        name: threading.Thread(target=_look, args=(found, name, check), name=f"check {name}", daemon=True)
-        for name, check in plan.items()
+        name: threading.Thread(target=_run_check, args=(found, name, check), name=f"check {name}", daemon=True)
+        for name, check in checks.items()
     }
     for thread in threads.values():
         thread.start()
@@ -83,22 +83,22 @@ def examine(config: DoctorConfig) -> Iterator[Checked]:
     for name, thread in threads.items():
         thread.join(max(end - time.monotonic(), 0.0))
         late = Finding(
-            "fail", f"no answer in {config.timeout:g} s", "mend what does not answer, or give it longer: timeout=120"
+            "fail", f"no response in {config.timeout:g} s", "fix what does not respond, or allow more time: timeout=120"
         )
-        seen = found.get(name, late)
-        yield Checked(name, replace(seen, figure=redact(seen.figure), advice=redact(seen.advice)))
+        finding = found.get(name, late)
+        yield NamedFinding(name, replace(finding, figure=redact(finding.figure), advice=redact(finding.advice)))
 
 
-def _look(found: dict[str, Finding], name: str, check: Callable[[], Finding]) -> None:
+def _run_check(found: dict[str, Finding], name: str, check: Callable[[], Finding]) -> None:
     try:
         found[name] = check()
     except AvvpError as error:
         found[name] = Finding("fail", *_split(str(error)))
     except Exception as error:
-        found[name] = Finding("fail", explain(error), "see the figure; nothing that needs this will work")
+        found[name] = Finding("fail", explain(error), "unexpected error; nothing that needs this will work")
 
 
 def _split(message: str) -> tuple[str, str]:
-    """Our own errors say what is wrong, then, after a semicolon, what to do."""
+    """Split a message of this package at the semicolon between problem and remedy."""
     figure, _, advice = " ".join(message.split()).partition("; ")
     return figure, advice

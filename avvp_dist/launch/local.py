@@ -1,4 +1,4 @@
-"""Trains in this process: alone, or as one of torchrun's or srun's ranks."""
+"""Trains in this process, alone or as one rank of torchrun or srun."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.launch.signals import stop_on_signals
 
-WHAT_HAPPENS = "a checkpoint is written at the next step that all ranks agree on"
+STOP_EFFECT = "a checkpoint is written at the next step that all ranks agree on"
 
 
 def train(config: RunConfig) -> dict[str, Any]:
-    """Runs to the end and returns the content of result.json.
+    """Run to the end and return the content of result.json.
 
     Raises:
-        ConfigError: several workers are asked for, which this process is not.
-        Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
+        ConfigError: the config requests several workers, but this is one process.
+        Preempted: SIGTERM or Ctrl-C was received; a checkpoint was written.
     """
     if config.launch.workers > 1:
         raise ConfigError(
-            f"launch.workers={config.launch.workers}: launch=local is one process; use launch=ray, or, without it, "
+            f"launch.workers={config.launch.workers}: launch=local is a single process; use launch=ray, or "
             f"`torchrun --nproc-per-node {config.launch.workers} -m avvp_dist train {config.recipe}`"
         )
     runtime = LocalRuntime(config.output, config.train.device)
     try:
-        with stop_on_signals(runtime.stop.set, WHAT_HAPPENS):
+        with stop_on_signals(runtime.stop.set, STOP_EFFECT):
             return run_experiment(config, runtime)
     finally:
         runtime.close()

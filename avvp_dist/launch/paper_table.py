@@ -1,8 +1,7 @@
-"""Makes a paper's table: runs its rows over seeds, one after another, and puts the scores beside the published ones."""
+"""Reproduces a paper's table: runs its rows with several seeds, one after another, and compares with published scores."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,10 +17,10 @@ from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
 from avvp_dist.experiments.paper_tables import PaperTable, configs, only_for_oracles
-from avvp_dist.experiments.recipe import RunConfig, run_identity
+from avvp_dist.experiments.recipe import RunConfig, run_folder
 from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import open_data, read_refined_labels
-from avvp_dist.launch.start import launch
+from avvp_dist.launch.start import launch_run
 from avvp_dist.loading.split import check_plan
 from avvp_dist.report.paper import summary
 from avvp_dist.shards.index import Index, Labels
@@ -29,17 +28,17 @@ from avvp_dist.storage import locks
 from avvp_dist.text.credentials import redact_setting
 
 _log = logging.getLogger(__name__)
-_SPLITS = (2500, 649, 1200)  # all of LLP's val and test, a quarter of its train
+_SPLITS = (2500, 649, 1200)  # the sizes of LLP's val and test, and a quarter of its train
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with the data that it runs on.
+    """A row with its data.
 
     Attributes:
-        labels: of segments, as table.json tells of them: where they are, and the share of the truth turned over to make
-            them; None for a row on weak labels.
-        refined: fingerprint of the labels that it is trained on in place of the weak ones.
+        labels: segment-level labels as recorded in table.json: their URL, and the fraction of the ground truth that was
+            flipped; None for a row on weak labels.
+        refined: fingerprint of the labels that replace the weak ones in training; empty for weak labels.
     """
 
     config: RunConfig
@@ -55,7 +54,7 @@ class _Row:
             "dataset": self.index.dataset,
             "fingerprint": self.index.fingerprint,
             "synthetic": self.index.synthetic,
-            "videos": {split: len(of_split.ids) for split, of_split in self.splits.items()},
+            "videos": {name: len(split.ids) for name, split in self.splits.items()},
         }
 
 
@@ -71,31 +70,33 @@ class _Run:
 def run(
     name: str, table: PaperTable, *, urls: Sequence[str], output: str, seeds: Sequence[int], settings: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Runs what is not finished yet, seed by seed, so that a whole table of one seed is there first.
+    """Run all unfinished runs, seed by seed, so that a complete table of one seed is available first.
 
-    A run's folder is ``<output>/runs/<row>-seed<seed>-<key>``; its key hashes config and data, so other settings never meet
-    in one folder. Stages are shared through ``<output>/stages``, or the ``store`` that ``settings`` name.
+    A run's folder is ``<output>/runs/<row>-seed<seed>-<key>``, see `recipe.run_folder`. Stages are shared through
+    ``<output>/stages``, or the ``store`` in ``settings``.
 
     Args:
         name: short name of the table.
         table: the table.
-        urls: packed data sets, absolute. A row that asks for one (``data.dataset``) takes the first of that name, any other
-            row the first of all.
-        output: folder or URL for runs, stages and table.json, absolute.
-        seeds: every row runs with each of them.
-        settings: ``key=value`` for all rows, on top of each row's own.
+        urls: absolute URLs of packed data sets. A row that requires one (``data.dataset``) uses the first of that name, any
+            other row the first of all.
+        output: absolute folder or URL for runs, stages and table.json.
+        seeds: every row is trained with each of them.
+        settings: ``key=value`` overrides for all rows, applied after each row's own.
 
     Returns:
-        the content of ``<output>/table.json``, written anew after every run: the table's facts, ``data`` of the first row,
-        ``seeds``, ``changes`` (settings that depart from the rows'), and ``rows`` with ``published`` figures, ``ours`` (see
-        `report.paper.summary`; None for a row without a finished run), ``data`` where they are others, and ``labels`` of
-        segments with their ``url`` and, where they were made of the truth, ``oracle_noise``.
+        the content of ``<output>/table.json``, which is rewritten after every run: the table's facts, ``data`` of the first
+        row, ``seeds``, ``changes`` (settings that differ from the rows' own), and ``rows`` with ``published`` figures,
+        ``ours`` (see `report.paper.summary`; None for a row without a finished run), ``data`` if different from the first
+        row's, and segment-level ``labels`` with their ``url`` and, if derived from the ground truth, ``oracle_noise``.
 
     Raises:
-        ConfigError, DataError: rows, settings or data that cannot be used; before anything runs.
+        ConfigError, DataError: rows, settings or data are invalid; raised before anything runs.
     """
     if read(os.environ).size > 1:
-        raise ConfigError("a table starts its runs itself; for several workers use --set launch=ray --set launch.workers=N")
+        raise ConfigError(
+            "`avvp table` starts its runs itself; for several workers use --set launch=ray --set launch.workers=N"
+        )
     settings = [redact_setting(setting) for setting in settings]
     wanted = configs(table, settings)
     storage.configure(wanted[0].storage)
@@ -107,7 +108,7 @@ def run(
 def _run_all(
     name: str, table: PaperTable, placed: Sequence[_Row], output: str, seeds: Sequence[int], settings: Sequence[str]
 ) -> dict[str, Any]:
-    """What `run` does once everything is checked and the output is this table's."""
+    """Run the table, once it is checked and its output folder is locked."""
     rows = _with_labels(table, placed, output)
     facts = _facts(name, table, rows[0], seeds, settings)
     runs = [_run(table, rows, row, seed, output) for seed in seeds for row in range(len(rows))]
@@ -127,26 +128,27 @@ def synthetic_data(
     videos: int | tuple[int, int, int] | None = None,
     annotations: str | None = None,
 ) -> list[str]:
-    """Makes a synthetic LLP in shards below ``output`` for each feature set that rows ask for, unless it is there already.
+    """Generate a synthetic LLP in shards below ``output`` for each feature set that rows require, unless it exists.
 
     Args:
         output: folder or URL of the table.
-        configs: of the rows.
-        videos: in all, shared out over the splits as in LLP; or of train, val and test. None for 2500, 649, 1200.
-        annotations: folder of LLP's annotation files, whose labels are then taken.
+        configs: configs of the rows.
+        videos: total number of videos, divided among the splits as in LLP; or the numbers of train, val and test. None for
+            2500, 649, 1200.
+        annotations: folder of LLP's annotation files, to use their labels.
 
     Returns:
-        where they are.
+        the folders or URLs of the data sets.
 
     Raises:
-        ConfigError: a row asks for a data set that cannot be made up.
+        ConfigError: a row requires a data set that cannot be generated.
         ConfigError, DataError: as `avvp_dist.datasets.synthetic.write`.
     """
     known = {dataset.name: streams for streams, dataset in FEATURE_SETS.items()}
     wanted = list(dict.fromkeys(config.data.dataset or LLP.name for config in configs))
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ConfigError([f"data.dataset={name}: no such synthetic data; give --data URL" for name in unknown])
+        raise ConfigError([f"data.dataset={name}: cannot be generated; give --data URL" for name in unknown])
     splits = _SPLITS if videos is None else videos
     parts = [str(splits)] if isinstance(splits, int) else [str(count) for count in splits]
     folders = []
@@ -167,62 +169,62 @@ def synthetic_data(
 
 
 def _with_data(table: PaperTable, rows: Sequence[RunConfig], urls: Sequence[str]) -> list[_Row]:
-    """Each row with its data, checked for what the row needs."""
-    held = {url: Index.load(url) for url in urls}
+    """Return each row with its data, checked against the row's requirements."""
+    indexes = {url: Index.load(url) for url in urls}
     found, problems = [], []
     for row, config in zip(table.rows, rows, strict=True):
         wanted = config.data.dataset
-        url = next((url for url, index in held.items() if wanted in (None, index.dataset)), None)
+        url = next((url for url, index in indexes.items() if wanted in (None, index.dataset)), None)
         if url is None:
-            given = ", ".join(f"{index.dataset} ({url})" for url, index in held.items())
-            problems.append(f"row {row.label!r} runs on {wanted}; give one more --data, besides {given}")
+            given = ", ".join(f"{index.dataset} ({url})" for url, index in indexes.items())
+            problems.append(f"row {row.label!r} requires {wanted}; give another --data in addition to {given}")
             continue
         placed = _with(config, url=url)
         index, splits = open_data(placed)
         check_plan(placed.data, index, splits, config.train.batch_size, config.launch.workers)
         found.append(_Row(placed, index, splits))
-    if len({index.synthetic for index in held.values()}) > 1:
-        problems.append("synthetic and real data do not go into one table")
+    if len({index.synthetic for index in indexes.values()}) > 1:
+        problems.append("synthetic and real data cannot be mixed in one table")
     if problems:
         raise ConfigError(problems, f"{table.title}: cannot be run on these data")
     return found
 
 
 def _with_labels(table: PaperTable, rows: Sequence[_Row], output: str) -> list[_Row]:
-    """The rows with the labels of segments that some ask for: those given or, on made-up data, those made of the truth."""
+    """Add segment-level labels to rows that need them: the given ones or, on synthetic data, the noisy ground truth."""
     problems: list[str] = []
-    for row, each in zip(table.rows, rows, strict=True):
-        if row.oracle_noise is not None and not each.config.data.refined and not each.index.synthetic:
+    for row, placed in zip(table.rows, rows, strict=True):
+        if row.oracle_noise is not None and not placed.config.data.refined and not placed.index.synthetic:
             problems.append(
-                f"row {row.label!r} trains on labels of segments, and {each.config.data.url} has none: give them with "
-                "--set data.refined=FILE, which goes to such rows only (`avvp data labels` makes it of what VALOR's authors "
-                "publish), or run a copy of the table without the row"
+                f"row {row.label!r} trains on segment-level labels, and {placed.config.data.url} has none: give them with "
+                "--set data.refined=FILE, which applies only to such rows (`avvp data labels` makes it from the files of "
+                "VALOR's authors), or run a copy of the table without the row"
             )
     if problems:
         raise ConfigError(problems, f"{table.title}: cannot be run")
     found = []
-    for row, each in zip(table.rows, rows, strict=True):
-        config, labels = each.config, None
+    for row, placed in zip(table.rows, rows, strict=True):
+        config, labels = placed.config, None
         if row.oracle_noise is not None:
             flip = None if config.data.refined else row.oracle_noise
-            url = config.data.refined or _oracle(each, row.oracle_noise, output)
+            url = config.data.refined or _oracle(placed, row.oracle_noise, output)
             config, labels = _with(config, refined=url), {"url": url, "oracle_noise": flip}
         try:
-            refined = read_refined_labels(config, each.index, each.splits["train"])
+            refined = read_refined_labels(config, placed.index, placed.splits["train"])
         except UserError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
-        found.append(replace(each, config=config, labels=labels, refined=refined.fingerprint if refined else ""))
+        found.append(replace(placed, config=config, labels=labels, refined=refined.fingerprint if refined else ""))
     if problems:
-        raise ConfigError(problems, f"{table.title}: labels that cannot be used")
+        raise ConfigError(problems, f"{table.title}: invalid labels")
     return found
 
 
 def _oracle(row: _Row, flip: float, output: str) -> str:
-    """Labels of segments of the training videos: the truth with noise, made once below ``output``."""
+    """Derive segment-level labels of the training videos from the ground truth, with noise, once below ``output``."""
     url = storage.join(output, "labels", f"truth-flip{flip:g}-{row.index.fingerprint[:12]}.npz")
     if not storage.exists(url):
-        _log.info("labels of segments %s: the truth, %g turned over", url, flip)
+        _log.info("segment-level labels %s: ground truth with %g of the labels flipped", url, flip)
         storage.write_bytes(url, noisy_segment_labels(row.config.data.url or "", flip, seed=0).to_bytes())
     return url
 
@@ -232,34 +234,32 @@ def _with(config: RunConfig, **data: str) -> RunConfig:
 
 
 def _run(table: PaperTable, rows: Sequence[_Row], row: int, seed: int, output: str) -> _Run:
-    """A row with a seed, in the folder that belongs to both."""
+    """Return the run of a row and a seed, in its own folder."""
     label, config = table.rows[row].label, rows[row].config.model_copy(update={"seed": seed})
     fingerprint = rows[row].index.fingerprint + rows[row].refined
-    what = run_identity(config.model_dump(mode="json", exclude={"output"}))
-    key = hashlib.sha256(f"{fingerprint} {json.dumps(what, sort_keys=True)}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-    named = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})
-    placed = {
-        "output": storage.join(output, "runs", f"{slug}-seed{seed}-{key}"),
+    tracking = config.tracking.model_copy(update={"run_name": config.tracking.run_name or f"{label}, seed {seed}"})
+    update = {
+        "output": storage.join(output, "runs", run_folder(slug, config, fingerprint)),
         "store": config.store or storage.join(output, "stages"),
-        "tracking": named,
+        "tracking": tracking,
     }
-    return _Run(row, seed, config.model_copy(update=placed))
+    return _Run(row, seed, config.model_copy(update=update))
 
 
 def _result(todo: _Run, where: str) -> Mapping[str, Any]:
-    """The run's result.json: of a finished run, or of this one."""
+    """Return the content of the run's result.json, after running it unless it is finished."""
     known = finished(todo.config.output)
     if known:
-        _log.info("%s: finished before, %s", where, todo.config.output)
+        _log.info("%s: already finished, %s", where, todo.config.output)
         return known
     _log.info("%s: %s", where, todo.config.output)
-    return launch(todo.config)
+    return launch_run(todo.config)
 
 
 def _facts(name: str, table: PaperTable, first: _Row, seeds: Sequence[int], settings: Sequence[str]) -> dict[str, Any]:
-    """All of table.json but its rows; ``first`` of them."""
-    apart = ("tracking", "launch", "store", "storage", "train.device")
+    """Return the content of table.json except its rows; ``first`` is the first row."""
+    execution = ("tracking", "launch", "store", "storage", "train.device")
     return {
         "table": name,
         "title": table.title,
@@ -270,7 +270,7 @@ def _facts(name: str, table: PaperTable, first: _Row, seeds: Sequence[int], sett
         "data": first.data,
         "seeds": list(seeds),
         "changes": [
-            setting for setting in settings if not setting.startswith(apart) and not only_for_oracles(table, setting)
+            setting for setting in settings if not setting.startswith(execution) and not only_for_oracles(table, setting)
         ],
     }
 

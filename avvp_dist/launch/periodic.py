@@ -1,4 +1,4 @@
-"""Small work that goes on beside training."""
+"""Periodic background work during training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ _log = logging.getLogger(__name__)
 
 
 class PeriodicTask:
-    """Calls ``work`` again and again on a thread of its own, from `start` to `stop` or to the end of the process.
+    """Calls ``work`` periodically on its own thread, from `start` to `stop` or the end of the process.
 
-    What goes wrong is logged, once until it goes well again, and tried again.
+    An exception is logged, once until the next success, and does not stop the task.
 
     Args:
-        name: what it is, for the log.
+        name: description of the work, for the log.
+        work: called without arguments.
         every: seconds between two calls.
     """
 
@@ -27,23 +28,23 @@ class PeriodicTask:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins, with a call at once; does nothing where it has begun."""
+        """Start with an immediate call; does nothing if already started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Ends after the call that is under way, for which it does not wait."""
+        """Stop after the current call, without waiting for it."""
         self._stopped.set()
 
     def _run(self) -> None:
-        well = True
+        succeeded = True
         while not self._stopped.is_set():
             try:
                 self._work()
-                well = True
-            except Exception as error:  # nobody would hear of it here, and training need not end for it
-                if well:
-                    _log.warning("%s: %s; tried again every %g s", self._name, error, self._every)
-                well = False
+                succeeded = True
+            except Exception as error:  # an exception on this thread would be lost, and must not stop the training
+                if succeeded:
+                    _log.warning("%s: %s; retrying every %g s", self._name, error, self._every)
+                succeeded = False
             self._stopped.wait(self._every)

@@ -1,4 +1,4 @@
-"""What a Ray of this machine needs of its environment, set before ray is imported: a token, a temporary folder, loopback."""
+"""Environment of a Ray instance on this machine, set before ray is imported: token, temporary folder, loopback only."""
 
 from __future__ import annotations
 
@@ -13,69 +13,69 @@ from pathlib import Path
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage import user_folders
 
-LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
-_SOCKET_PATH = 107  # bytes of a UNIX socket's path on Linux
-# below RAY_TMPDIR, with a process id of seven digits and the longest name that Ray 2.60 gives a socket
-_BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
-_LONGEST = _SOCKET_PATH - _BELOW
-_INSTEAD = ("/tmp", "/var/tmp", "/dev/shm")
+_SOCKET_PATH = 107  # maximum length in bytes of a UNIX socket's path on Linux
+# path below RAY_TMPDIR, with a process id of seven digits and the longest socket name of Ray 2.60
+_SUFFIX = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
+_LONGEST = _SOCKET_PATH - _SUFFIX
+_FALLBACKS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def prepare() -> None:
-    """Sets what Ray reads from the environment when it is imported or started, unless it joins a cluster (RAY_ADDRESS).
+    """Set the environment variables that Ray reads at import and start; few of them if it joins a cluster (RAY_ADDRESS).
 
     Raises:
-        ConfigError: no folder is fit for Ray's temporary files, or its token cannot be kept to this user.
+        ConfigError: there is no suitable folder for Ray's temporary files, or its token file cannot be made private.
     """
     user_folders.ensure_home()
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # tables of its own, which verbose=0 does not end
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # CSV and JSON files of its own: MLflow has it all
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Ray's own tables, which verbose=0 does not disable
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK__logS", "1")  # Ray's own CSV and JSON files; MLflow has the same data
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # this package handles Ctrl-C
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         return
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # listens on loopback only
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default, about which it warns
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default; setting it avoids Ray's warning
     os.environ["RAY_TMPDIR"] = _temporary_folder()
     if os.environ["RAY_AUTH_MODE"].lower() == "token" and not os.environ.get("RAY_AUTH_TOKEN"):
-        _keep_token_private()
+        _make_token_private()
 
 
 def _temporary_folder() -> str:
-    """Where Ray puts its sessions: RAY_TMPDIR, or TMPDIR where Ray can use it, or else another usual folder."""
+    """Return the folder for Ray's sessions: RAY_TMPDIR, or TMPDIR if suitable, or else another common temporary folder."""
     if chosen := os.environ.get("RAY_TMPDIR"):
-        problem = _unfit(chosen)
+        problem = _why_unsuitable(chosen)
         if problem:
-            raise ConfigError(f"RAY_TMPDIR={chosen}: {problem}; give a short path of a folder that can be written")
+            raise ConfigError(f"RAY_TMPDIR={chosen}: {problem}; set it to the short path of a writable folder")
         return chosen
     problems: list[str] = []
-    for folder in dict.fromkeys([os.environ.get("TMPDIR") or tempfile.gettempdir(), *_INSTEAD]):
-        problem = _unfit(folder)
+    for folder in dict.fromkeys([os.environ.get("TMPDIR") or tempfile.gettempdir(), *_FALLBACKS]):
+        problem = _why_unsuitable(folder)
         if problem is None:
             if problems:
-                LOGGER.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
-                os.environ["TMPDIR"] = folder  # Ray's dashboard opens sockets of its own there
+                _log.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
+                os.environ["TMPDIR"] = folder  # Ray's dashboard opens its own sockets there
             return folder
         problems.append(f"{folder}: {problem}")
-    raise ConfigError(problems, "no folder for Ray's temporary files; set RAY_TMPDIR to a short path that can be written")
+    raise ConfigError(problems, "no folder for Ray's temporary files; set RAY_TMPDIR to the short path of a writable folder")
 
 
-def _unfit(folder: str) -> str | None:
-    """Why Ray cannot have its sessions below ``folder``; None where it can."""
+def _why_unsuitable(folder: str) -> str | None:
+    """Return why Ray cannot store its sessions below ``folder``; None if it can."""
     length = len(os.fsencode(os.path.abspath(folder)))
     if length > _LONGEST:
-        return f"{length} bytes, too long for Ray's sockets, which leave {_LONGEST}"
+        return f"{length} bytes long, but paths of Ray's sockets allow at most {_LONGEST}"
     sessions = Path(folder) / "ray"
-    place = sessions if sessions.is_dir() else Path(folder)
-    if not place.is_dir():
+    target = sessions if sessions.is_dir() else Path(folder)
+    if not target.is_dir():
         return "no such folder"
-    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+    return None if os.access(target, os.W_OK | os.X_OK) else f"{target} is not writable"
 
 
-def _keep_token_private() -> None:
-    """Makes the file of Ray's token, which Ray itself would make readable to all, or closes one that is.
+def _make_token_private() -> None:
+    """Create Ray's token file with mode 600 (Ray itself would make it readable by all), or restrict an existing one.
 
-    Whoever has the token can run anything as this user.
+    Anyone with the token can run any code as this user.
     """
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path.home() / ".ray" / "auth_token"
@@ -83,24 +83,28 @@ def _keep_token_private() -> None:
         found = path.stat()
     except FileNotFoundError:
         if named:
-            raise ConfigError(f"RAY_AUTH_TOKEN_PATH={named}: no such file; make one for you alone, or unset it") from None
+            raise ConfigError(
+                f"RAY_AUTH_TOKEN_PATH={named}: no such file; create it readable by you only, or unset the variable"
+            ) from None
         _make_token(path)
         return
     except OSError as error:
-        raise ConfigError(f"{path}: Ray's token cannot be looked at ({error.strerror}); set RAY_AUTH_TOKEN_PATH") from None
-    opened = stat.S_IMODE(found.st_mode) & 0o077
-    if not opened:
+        raise ConfigError(
+            f"{path}: Ray's token file is not accessible ({error.strerror}); set RAY_AUTH_TOKEN_PATH"
+        ) from None
+    readable_by_others = stat.S_IMODE(found.st_mode) & 0o077
+    if not readable_by_others:
         return
     try:
         path.chmod(0o600)
     except OSError as error:
         raise ConfigError(
-            f"{path}: Ray's token can be read by other users (mode {stat.S_IMODE(found.st_mode):o}) and its mode not be "
+            f"{path}: other users can read Ray's token (mode {stat.S_IMODE(found.st_mode):o}), and its mode cannot be "
             f"changed ({error.strerror}); set RAY_AUTH_TOKEN_PATH to a file that only you can read"
         ) from None
-    LOGGER.warning(
-        "%s: Ray's token could be read by other users (mode %o), who could have run anything as you; now it is 600. "
-        "If others use this machine, end the Ray clusters with this token and delete the file: the next start makes one",
+    _log.warning(
+        "%s: other users could read Ray's token (mode %o) and run code as you; the mode is now 600. If this machine has "
+        "other users, stop the Ray clusters that use this token and delete the file; the next start creates a new one",
         path,
         stat.S_IMODE(found.st_mode),
     )
@@ -110,9 +114,9 @@ def _make_token(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _write(path)
-    except FileExistsError:  # another process was quicker; it wrote all of it before anyone could see it
+    except FileExistsError:  # another process created it first, atomically
         return
-    except OSError:  # a home that is not there, or read-only
+    except OSError:  # no home folder, or a read-only one
         path = user_folders.private() / "ray_auth_token"
         with contextlib.suppress(FileExistsError):
             _write(path)
@@ -120,11 +124,11 @@ def _make_token(path: Path) -> None:
 
 
 def _write(path: Path) -> None:
-    aside = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(secrets.token_hex(32))
-        os.link(aside, path)
+        os.link(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""An epoch's figures as custom metrics of Ray, which every node serves to Prometheus under ``ray_avvp_...``."""
+"""Metrics of an epoch as custom metrics of Ray, which every node exports to Prometheus under ``ray_avvp_...``."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.types import MODALITIES
 
 _TAGS = ("run", "stage", "rank")
-_AGAIN = 4.0  # seconds; Ray drops a gauge that was not set within two of its report intervals, of ten seconds each
-_OF_RANKS = {
-    "time/data_wait_seconds": "until the next batch was there",
+_REFRESH_SECONDS = 4.0  # Ray drops a gauge that is not set within two of its report intervals, of ten seconds each
+_RANK_METRICS = {
+    "time/data_wait_seconds": "waiting for the next batch",
     "time/step_seconds": "in training steps",
     "time/ranking_seconds": "choosing targets, part of the steps",
     "time/exchange_seconds": "exchanging what is ranked with other ranks, part of the ranking",
-    "time/all_reduce_seconds": "while gradients were under way between ranks, part of the steps",
+    "time/all_reduce_seconds": "reducing gradients between ranks, part of the steps",
 }
 
 
 class RunMetrics:
-    """The last epoch's figures of one rank: seconds of each phase; of rank 0 also videos/s and removed labels of all ranks.
+    """Exports metrics of the last epoch of one rank: seconds of each phase; rank 0 adds videos/s and removed labels.
 
-    They are told again every few seconds until `close`, and nobody tells those of a stage any more once another one has
-    had an epoch; so a series ends soon after what it speaks of.
+    The gauges are set again every few seconds until `close`. Once another stage has had an epoch, those of the previous
+    stage are no longer set, so a series ends soon after the stage that it describes.
 
     Args:
-        run: names the run in the tag ``run``: its output.
-        rank: of this process.
+        run: value of the tag ``run``: the run's output.
+        rank: rank of this process.
     """
 
     def __init__(self, run: str, rank: int) -> None:
         self._tags = {"run": run, "rank": str(rank)}
-        self._of_ranks = {
+        self._rank_gauges = {
             key: Gauge(f"avvp_{key.removeprefix('time/')}", f"Seconds of the last epoch {what}.", _TAGS)
-            for key, what in _OF_RANKS.items()
+            for key, what in _RANK_METRICS.items()
         }
-        self._speed = Gauge("avvp_videos_per_second", "Training videos of all ranks a second, in the last epoch.", _TAGS)
+        self._speed = Gauge("avvp_videos_per_second", "Training videos per second of all ranks in the last epoch.", _TAGS)
         self._removed = Gauge("avvp_removed_labels", "Labels removed as noise in the last epoch.", (*_TAGS, "modality"))
         self._row: Mapping[str, Any] = {}
-        self._again = PeriodicTask("metrics for Prometheus", self._tell, _AGAIN)
+        self._refresh = PeriodicTask("metrics for Prometheus", self._set_gauges, _REFRESH_SECONDS)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Takes an epoch's row of metrics; the report of a checkpoint amid an epoch, which has none, is left out."""
+        """Export an epoch's metrics; a report in the middle of an epoch, which has none, is ignored."""
         if "stage" not in row:
             return
         self._row = dict(row)
-        self._tell()
-        self._again.start()
+        self._set_gauges()
+        self._refresh.start()
 
     def close(self) -> None:
-        """Ends the telling."""
-        self._again.stop()
+        """Stop setting the gauges."""
+        self._refresh.stop()
 
-    def _tell(self) -> None:
+    def _set_gauges(self) -> None:
         row = self._row
         tags = {**self._tags, "stage": row["stage"]}
-        for key, gauge in self._of_ranks.items():
+        for key, gauge in self._rank_gauges.items():
             gauge.set(row[key], tags)
         if tags["rank"] != "0":
             return

@@ -1,4 +1,4 @@
-"""Packs on Ray: the jobs of a pack as Ray tasks, wherever the cluster has a CPU to spare."""
+"""Packs on Ray: runs the jobs of a pack as Ray tasks on any free CPU of the cluster."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ray.exceptions import RayError, RayTaskError
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError
 from avvp_dist.launch.ray_start import start_ray
-from avvp_dist.launch.resources import Need, wait_for
+from avvp_dist.launch.resources import ResourceRequest, wait_for
 from avvp_dist.shards.worker_pool import Pool, call_in_task
 
-_AT_ONCE = 500  # tasks that Ray knows of: enough to fill a large cluster, and to make a small one grow
-_RETRIES = 3  # of a task whose process or node died
-_TASK = Need("task", 1, {"CPU": 1.0}, {}, "a cluster with CPUs for work")
+_MAX_TASKS = 500  # submitted at the same time: enough to fill a large cluster, or to make a small one grow
+_RETRIES = 3  # of a task whose process or node dies
+_TASK = ResourceRequest("task", 1, {"CPU": 1.0}, {}, "use a cluster with CPUs for tasks")
 
 
 @contextmanager
 def pool(workers: int | None, wait: float) -> Iterator[Pool]:
-    """Ray tasks of one CPU each, on the cluster that RAY_ADDRESS names or on this machine.
+    """Provide a pool of Ray tasks with one CPU each, on the cluster of RAY_ADDRESS or on this machine.
 
     Args:
-        workers: tasks at once; None for as many as there are CPUs.
-        wait: seconds until the first of them can start.
+        workers: maximum number of concurrent tasks; None for as many as there are CPUs.
+        wait: seconds to wait until the first task can start.
 
     Raises:
         ConfigError: no task can start.
-        AvvpError: Ray has lost a task again and again.
+        AvvpError: Ray lost a task repeatedly.
     """
     started_here = not ray.is_initialized()
     if started_here:
@@ -40,13 +40,13 @@ def pool(workers: int | None, wait: float) -> Iterator[Pool]:
     tasks = _Tasks()
     try:
         wait_for(_TASK, wait, "launch.wait")
-        yield Pool(tasks, workers or _AT_ONCE)
-    except RayTaskError:  # a mistake of ours; those of users arrive as they are
+        yield Pool(tasks, workers or _MAX_TASKS)
+    except RayTaskError:  # a bug in a task; user errors are returned as values
         raise
     except RayError as error:
         raise AvvpError(
-            f"Ray lost a task {_RETRIES + 1} times, perhaps from lack of memory: {error}; run the command again with fewer "
-            "--workers, and it resumes"
+            f"Ray lost a task {_RETRIES + 1} times, perhaps because memory ran out: {error}; run the command again with "
+            "fewer --workers; it resumes"
         ) from error
     finally:
         tasks.shutdown(cancel_futures=True)
@@ -55,10 +55,10 @@ def pool(workers: int | None, wait: float) -> Iterator[Pool]:
 
 
 class _Tasks(Executor):
-    """`Executor` over Ray: one task a call, started again by Ray where its process or node dies."""
+    """`Executor` on Ray: one task per call, which Ray restarts if its process or node dies."""
 
     def __init__(self) -> None:
-        # spread: packing waits for disks and network of a node more than for its CPU
+        # spread: packing is limited by disk and network of a node more than by its CPU
         self._task = ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")(call_in_task)
         self._pending: set[ObjectRef] = set()
 
@@ -68,23 +68,23 @@ class _Tasks(Executor):
         self._pending.add(ref)
         future: Future[Any] = Future()
 
-        def settle(answer: Future[Any]) -> None:
+        def settle(done: Future[Any]) -> None:
             self._pending.discard(ref)
             try:
-                result, mistake = answer.result()
+                result, user_error = done.result()
             except BaseException as error:
                 future.set_exception(error)
                 return
-            if mistake is None:
+            if user_error is None:
                 future.set_result(result)
             else:
-                future.set_exception(mistake)
+                future.set_exception(user_error)
 
         ref.future().add_done_callback(settle)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See `Executor`; what has begun ends by itself, and nobody waits for it."""
+        """See `Executor`; running tasks are not waited for."""
         if cancel_futures and ray.is_initialized():
             for ref in list(self._pending):
                 ray.cancel(ref, force=False)

@@ -1,4 +1,4 @@
-"""Trains on Ray: W workers of Ray Train run the same loop as a plain process."""
+"""Trains on Ray: the workers of Ray Train run the same loop as a single process."""
 
 from __future__ import annotations
 
@@ -26,28 +26,27 @@ from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollecti
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
 from avvp_dist.experiments.result import read_result
-from avvp_dist.experiments.run import open_data, run_experiment
+from avvp_dist.experiments.run import open_checked_data, run_experiment
 from avvp_dist.launch import resources
 from avvp_dist.launch.leases import Lease, leases
-from avvp_dist.launch.local import WHAT_HAPPENS
+from avvp_dist.launch.local import STOP_EFFECT
 from avvp_dist.launch.periodic import PeriodicTask
 from avvp_dist.launch.ray_group import GroupConfig
 from avvp_dist.launch.ray_metrics import RunMetrics
 from avvp_dist.launch.ray_start import start_ray
 from avvp_dist.launch.signals import stop_on_signals
-from avvp_dist.loading.split import check_plan
 from avvp_dist.report.console import set_up_logging
 from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
 from avvp_dist.text.redacted_output import redacted_errors
 
-LOGGER = logging.getLogger(__name__)
-_KINDS = (ConfigError, DataError, StorageError, TrainingError, Preempted)
-_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _KINDS}
-_EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # folders of Ray's, and a file of ours in them
-_LOOK_EVERY = 2.0  # seconds between two looks for the mark that asks a run to stop
-_RECORD = "checkpoint_manager_snapshot.json"  # Ray's list of the checkpoints it knows
-# Ray looks for dead nodes every 20 seconds and until then waits for them, by default a minute a time
+_log = logging.getLogger(__name__)
+_ERROR_TYPES = (ConfigError, DataError, StorageError, TrainingError, Preempted)
+_ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _ERROR_TYPES}
+_EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # Ray's folders, and this package's file in them
+_STOP_POLL_SECONDS = 2.0  # between two checks for the marker file that requests a run to stop
+_CHECKPOINT_RECORD = "checkpoint_manager_snapshot.json"  # Ray's list of its checkpoints
+# Ray detects dead nodes every 20 seconds and until then waits for them, by default for a minute each time
 _WAIT_FOR_NODES = ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
 
 
@@ -58,11 +57,11 @@ class RayRuntime:
     lineage = ""
 
     def __init__(self, output: str, group: str, lease: Lease | None = None) -> None:
-        self._mark = _stop_mark(output)
+        self._stop_marker = _stop_marker(output)
         self._folder = storage.join(output, "ray", _EXPERIMENT)
-        self._asked = threading.Event()
-        # an object store answers in 20 to 100 ms, for which no step should wait
-        self._watch = PeriodicTask("looking for the mark that asks this run to stop", self._look, _LOOK_EVERY)
+        self._stop = threading.Event()
+        # an object store responds in 20 to 100 ms, for which no step should wait
+        self._watch = PeriodicTask("polling for a stop request", self._poll_stop_marker, _STOP_POLL_SECONDS)
         self._lease, self._group = lease, group
         self.device: torch.device = get_device()
         several = ray.train.get_context().get_world_size() > 1
@@ -70,12 +69,12 @@ class RayRuntime:
         self._metrics = RunMetrics(output, self.collective.rank)
 
     def close(self) -> None:
-        """Ends what goes on beside the run."""
+        """Stop the background tasks."""
         self._watch.stop()
         self._metrics.close()
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """See `Runtime`; a barrier, since Ray waits for all ranks. Epochs become Ray's custom metrics too."""
+        """See `Runtime`; a barrier, since Ray waits for all ranks. Also exports epochs as Ray's custom metrics."""
         self._metrics.epoch(metrics)
         if checkpoint is None:
             ray.train.report(dict(metrics))
@@ -85,7 +84,7 @@ class RayRuntime:
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
     def checkpoints(self) -> list[str]:
-        """See `Runtime`; Ray names the newest. Without Ray's record (`_drop_damaged_record`) all in the folder count."""
+        """See `Runtime`; Ray knows the newest. Without Ray's record (`_drop_damaged_record`), all in the folder count."""
         names = [name for name in storage.names(self._folder) if name.startswith(_CHECKPOINT)]
         found = ray.train.get_checkpoint()
         if found is not None:
@@ -98,25 +97,25 @@ class RayRuntime:
         return storage.read_bytes(name)
 
     def stop_requested(self) -> bool:
-        """See `Runtime`; the driver leaves a mark in the run's folder, and a thread of rank 0 looks for it."""
+        """See `Runtime`; the driver writes a marker file to the run's folder, and a thread of rank 0 polls for it."""
         if self.collective.rank == 0:
             self._watch.start()
-        return self._asked.is_set()
+        return self._stop.is_set()
 
     def hold(self, output: str) -> AbstractContextManager[None]:
-        """See `Runtime`; the driver holds it, and its workers come and go."""
+        """See `Runtime`; the driver holds the lock, because workers can be restarted."""
         return nullcontext()
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; a lock in the store, and before it the sweep's lease_server where there is one."""
+        """See `Runtime`; the sweep's lease server if there is one, otherwise a lock in the store."""
         return self._lease(store, key) if self._lease else locks.lock_stage(store, key, self._group, self.stop_requested)
 
     def clear_checkpoints(self) -> None:
-        """See `Runtime`; Ray keeps the newest two by itself."""
+        """See `Runtime`; does nothing: Ray keeps only the newest two."""
 
-    def _look(self) -> None:
-        if storage.exists(self._mark):
-            self._asked.set()
+    def _poll_stop_marker(self) -> None:
+        if storage.exists(self._stop_marker):
+            self._stop.set()
 
 
 def train(
@@ -125,38 +124,36 @@ def train(
     lease_server: ActorHandle | None = None,
     patience: float | None = None,
 ) -> dict[str, Any]:
-    """Runs ``config`` on Ray workers and returns the content of result.json.
+    """Run ``config`` on Ray workers and return the content of result.json.
 
-    Uses the cluster that RAY_ADDRESS names (as it does inside a Ray job), or starts Ray on this machine for the run.
+    Connects to the cluster of RAY_ADDRESS (which is set inside a Ray job), or starts Ray on this machine for the run.
 
     Args:
-        config: the run.
-        callbacks: told of every report of the workers.
-        lease_server: gives out the stages that this run shares with others (see `launch.claims`).
+        config: config of the run.
+        callbacks: called for every report of the workers.
+        lease_server: gives leases of the stages that this run shares with others, see `launch.leases`.
         patience: see `locks.lock_folder`.
 
     Raises:
-        ConfigError, DataError: before any worker starts where that can be known; too few resources; or another run works on
-            the output.
-        Preempted: SIGTERM or Ctrl-C came; a checkpoint is left.
-        TrainingError: a worker's loss stopped being finite, or Ray gave up on the workers.
+        ConfigError, DataError: the run is invalid, resources are insufficient, or another run is using the output.
+        Preempted: SIGTERM or Ctrl-C was received; a checkpoint was written.
+        TrainingError: a worker's loss is no longer finite, or Ray gave up restarting the workers.
     """
-    index, labels = open_data(config)
-    check_plan(config.data, index, labels, config.train.batch_size, config.launch.workers)
+    open_checked_data(config, config.launch.workers)
     with locks.lock_folder(config.output, patience=patience):
         return _train(config, callbacks, lease_server)
 
 
 def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> dict[str, Any]:
-    """What `train` does once it has the output for itself."""
-    for leftover in (_failure(config), _stop_mark(config.output)):
+    """Train, once the output folder is locked."""
+    for leftover in (_failure(config), _stop_marker(config.output)):
         storage.remove(leftover)
     started_here = not ray.is_initialized()
     if started_here:
         start_ray()
     try:
-        if lease_server is None:  # else a trial: its sweep has asked for all of them
-            resources.wait_for(_need(config.launch), config.launch.wait, "launch.wait")
+        if lease_server is None:  # otherwise a trial, whose sweep has requested the resources
+            resources.wait_for(_resource_request(config.launch), config.launch.wait, "launch.wait")
         _drop_damaged_record(config.output)
         _fit(_trainer(config, callbacks, lease_server), config.output)
     except ray.train.TrainingFailedError as error:
@@ -171,13 +168,13 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server
 
 
 def _drop_damaged_record(output: str) -> None:
-    """Removes Ray's record of its checkpoints if Ray could not start from it.
+    """Remove Ray's record of its checkpoints if Ray could not resume from it.
 
     Ray overwrites the record in place: a driver killed at that moment leaves an empty or truncated file. The checkpoints
-    themselves lie beside it, each with its checksum.
+    are in the same folder, each with its checksum.
     """
     folder = storage.join(output, "ray", _EXPERIMENT)
-    record = storage.join(folder, _RECORD)
+    record = storage.join(folder, _CHECKPOINT_RECORD)
     try:
         listed = {result["checkpoint_dir_name"] for result in json.loads(storage.read_bytes(record))["checkpoint_results"]}
         missing = listed - set(storage.names(folder))
@@ -186,19 +183,19 @@ def _drop_damaged_record(output: str) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         missing = {"its own content"}
     if missing:
-        LOGGER.warning(
-            "%s: damaged, lacks %s; using the checkpoints in the folder instead", record, ", ".join(sorted(missing))
+        _log.warning(
+            "%s: damaged, %s missing; using the checkpoints in the folder instead", record, ", ".join(sorted(missing))
         )
         storage.remove(record)
 
 
-def _need(launch: LaunchConfig) -> resources.Need:
-    """What a run needs to start; an elastic one starts with less than it asks for."""
-    fewer = "fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
-    return resources.Need("worker", launch.min_workers or launch.workers, _each(launch), {}, fewer)
+def _resource_request(launch: LaunchConfig) -> resources.ResourceRequest:
+    """Return the resources that a run needs to start; an elastic run can start with its minimum number of workers."""
+    remedy = "use fewer launch.workers, or less for each (launch.cpus_per_worker, launch.gpus_per_worker)"
+    return resources.ResourceRequest("worker", launch.min_workers or launch.workers, _worker_resources(launch), {}, remedy)
 
 
-def _each(launch: LaunchConfig) -> dict[str, float]:
+def _worker_resources(launch: LaunchConfig) -> dict[str, float]:
     return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
@@ -210,19 +207,21 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
         workers = (launch.min_workers, launch.workers)
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": launch.resize_every}
     return TorchTrainer(
-        _work,
+        _worker_main,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "storage": storage.settings().model_dump(),
             "lease_server": lease_server,
-            "group": uuid.uuid4().hex,  # workers that are started again take over what those before them had locked
+            "group": uuid.uuid4().hex,  # restarted workers take over the locks of their predecessors
         },
         torch_config=GroupConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
-        scaling_config=ScalingConfig(**scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=_each(launch)),
+        scaling_config=ScalingConfig(
+            **scaling, use_gpu=bool(launch.gpus_per_worker), resources_per_worker=_worker_resources(launch)
+        ),
         run_config=ray.train.RunConfig(
-            # an explicit name: the same output goes on where it stopped, another starts anew
+            # an explicit name: the same output resumes, another output starts from scratch
             name=_EXPERIMENT,
-            **place(storage.join(config.output, "ray")),
+            **storage_arguments(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=callbacks,  # type: ignore[arg-type]  # Ray's own base class is private
@@ -230,8 +229,8 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
     )
 
 
-def place(url: str) -> dict[str, Any]:
-    """Where Ray keeps checkpoints, through our filesystem and its settings: Ray's own knows neither them nor our retries."""
+def storage_arguments(url: str) -> dict[str, Any]:
+    """Return Ray's arguments for storing at ``url`` through this package's filesystem, with its settings and retries."""
     if storage.local_path(url) is not None:
         return {"storage_path": url}
     filesystem, path = storage.arrow_filesystem(url)
@@ -239,12 +238,12 @@ def place(url: str) -> dict[str, Any]:
 
 
 @redacted_errors()
-def _work(arguments: dict[str, Any]) -> None:
-    """What each worker runs. Mistakes and losses gone bad would come again on every restart, so they end the run instead.
+def _worker_main(arguments: dict[str, Any]) -> None:
+    """Run one worker. User errors and losses that are not finite would recur on every restart, so they end the run.
 
-    They may come to one worker alone (a bad shard), while the others wait for it: then it fails, Ray ends them all, and the
-    workers that Ray starts in their place find the failure written down and return. Not so an object store that was away:
-    the workers are started again, from the last checkpoint.
+    Such an error may occur on one worker only (a bad shard) while the others wait for it. It is then written to a file and
+    raised: Ray ends all workers, and the restarted ones find the file and return. If the object store was unavailable, the
+    restarted workers resume from the last checkpoint instead.
     """
     set_up_logging()
     storage.configure(StorageConfig.model_validate(arguments["storage"]))
@@ -263,31 +262,31 @@ def _work(arguments: dict[str, Any]) -> None:
         lines = error.problems if isinstance(error, UserError) else [str(error)]
         title = error.title if isinstance(error, UserError) else ""
         storage.write_text(_failure(config), json.dumps({"error": kind, "lines": lines, "title": title}))
-        if runtime.collective.world_size > 1 and not isinstance(error, Preempted):  # which all workers agree upon
+        if runtime.collective.world_size > 1 and not isinstance(error, Preempted):  # which all workers raise together
             raise
     finally:
         runtime.close()
 
 
-def _stop_mark(output: str) -> str:
+def _stop_marker(output: str) -> str:
     return storage.join(output, "ray", "stop")
 
 
 def _fit(trainer: TorchTrainer, output: str) -> None:
-    """Trains; SIGTERM and Ctrl-C of the driver ask the workers to stop.
+    """Train; SIGTERM and Ctrl-C of the driver request the workers to stop.
 
-    A trial of a sweep is no main thread and leaves signals alone. In the main thread Ray Train would take Ctrl-C for an
-    order to end without a checkpoint, so it gets a thread of its own there.
+    A trial of a sweep does not run in the main thread and does not handle signals. In the main thread, Ray Train would end
+    on Ctrl-C without a checkpoint, so it runs in another thread there.
     """
     if threading.current_thread() is not threading.main_thread():
         trainer.fit()
         return
-    with ThreadPoolExecutor(1, "train") as thread, stop_on_signals(lambda: _ask_to_stop(output), WHAT_HAPPENS):
+    with ThreadPoolExecutor(1, "train") as thread, stop_on_signals(lambda: _request_stop(output), STOP_EFFECT):
         thread.submit(trainer.fit).result()
 
 
-def _ask_to_stop(output: str) -> None:
-    storage.write_text(_stop_mark(output), "")
+def _request_stop(output: str) -> None:
+    storage.write_text(_stop_marker(output), "")
 
 
 def _failure(config: RunConfig) -> str:
@@ -297,8 +296,8 @@ def _failure(config: RunConfig) -> str:
 def _raise_failure(config: RunConfig) -> None:
     if not storage.exists(_failure(config)):
         return
-    told = json.loads(storage.read_text(_failure(config)))
-    kind = _ERRORS[told["error"]]
+    failure = json.loads(storage.read_text(_failure(config)))
+    kind = _ERRORS[failure["error"]]
     if issubclass(kind, UserError):
-        raise kind(told["lines"], told["title"])
-    raise kind("\n".join(told["lines"]))
+        raise kind(failure["lines"], failure["title"])
+    raise kind("\n".join(failure["lines"]))

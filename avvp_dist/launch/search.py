@@ -1,4 +1,4 @@
-"""How Tune chooses settings: Optuna's next one from scores so far, and exchanges within a population."""
+"""Search algorithms on Ray Tune: Optuna and population-based training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avvp_dist.experiments.sweep import SweepConfig
 
 
 def optuna_search(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> tune.TuneConfig | None:
-    """Optuna over what is left to try, knowing the scores of what was tried; None where nothing is left."""
+    """Return Optuna's search over the points left to try, given the scores so far; None if none are left."""
     scores: dict[str, list[float]] = {}
     for row in rows:
         scores.setdefault(json.dumps(row["setting"], sort_keys=True), []).extend([row["score"]] if "score" in row else [])
@@ -27,9 +27,8 @@ def optuna_search(sweep: SweepConfig, rows: Sequence[Mapping[str, Any]]) -> tune
     if left <= 0:
         return None
     rng = np.random.default_rng(0)
-    unused = {
-        key: dimension.draw(rng) for key, dimension in sweep.space.items()
-    }  # keys that a setting's conditions left out
+    # values of keys that the conditions of a point left out
+    unused = {key: dimension.draw(rng) for key, dimension in sweep.space.items()}
     scored = {setting: found for setting, found in scores.items() if found}
     searcher = OptunaSearch(
         space={key: _distribution(dimension) for key, dimension in sweep.space.items()},
@@ -51,7 +50,7 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
     if dimension.uniform and dimension.values is None:
         return optuna.distributions.FloatDistribution(*dimension.uniform)
     assert dimension.values is not None
-    numbers = dimension.uniform is not None  # their order tells the sampler something
+    numbers = dimension.uniform is not None  # an ordered scale, which the sampler can use
     if numbers and all(isinstance(value, int) for value in dimension.values):
         step = dimension.values[1] - dimension.values[0] if len(dimension.values) > 1 else 1
         return optuna.distributions.IntDistribution(dimension.values[0], dimension.values[-1], step=step)
@@ -60,14 +59,14 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
     return optuna.distributions.CategoricalDistribution(dimension.values)
 
 
-def exchange(sweep: SweepConfig) -> PopulationBasedTraining:
-    """Population-based training over the sweep's space."""
+def population_based_training(sweep: SweepConfig) -> PopulationBasedTraining:
+    """Return the scheduler for population-based training over the sweep's space."""
 
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         setting = config["trial"]["setting"]
         for key, dimension in sweep.space.items():
             bounds = dimension.uniform or dimension.loguniform
-            if bounds and dimension.values is None:  # a step of 1.2 or 0.8 may leave the space
+            if bounds and dimension.values is None:  # a factor of 1.2 or 0.8 may leave the space
                 setting[key] = min(max(setting[key], bounds[0]), bounds[1])
         return config
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: both ask a command to end well, a second Ctrl-C ends it at once."""
+"""Signal handling: SIGTERM and Ctrl-C request a graceful stop, a second Ctrl-C ends the process immediately."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-LOGGER = logging.getLogger(__name__)
+from avvp_dist.errors import INTERRUPTED
 
-INTERRUPTED = 130  # exit code of a second Ctrl-C, as shells give it
-_SAME = 0.1  # seconds within which a second SIGINT is the same Ctrl-C, passed on by a parent that got it too
+_log = logging.getLogger(__name__)
+
+_SAME = 0.1  # seconds within which a second SIGINT is the same Ctrl-C, forwarded by a parent process
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: Callable[[], None], what: str) -> Iterator[None]:
-    """Calls ``stop``, once and on a thread, when this process is asked to end; a second Ctrl-C ends the process at once.
+def stop_on_signals(stop: Callable[[], None], effect: str) -> Iterator[None]:
+    """Call ``stop`` once, on a thread, at SIGTERM or Ctrl-C; a second Ctrl-C ends the process immediately.
 
-    That holds while the main thread waits in native code too, for other ranks say, where Python runs no signal handler.
-    Afterwards signals do what they did before. Nothing changes outside the main thread, and Ctrl-C stays ignored where it
-    is, as in the background of a shell script.
+    This also works while the main thread waits in native code, e.g. for other ranks, where Python runs no signal handler.
+    The previous handlers are restored at the end. Does nothing outside the main thread. If Ctrl-C is ignored, as in the
+    background of a shell script, it stays ignored.
 
     Args:
-        stop: asks for the end.
-        what: what happens then, for the log.
+        stop: requests the stop.
+        effect: what happens then, for the log.
     """
-    with _watched(stop, what, lambda *_: None):
+    with _watched(stop, effect, lambda *_: None):
         yield
 
 
 @contextlib.contextmanager
-def interrupt_on_signals(what: str) -> Iterator[None]:
-    """Raises KeyboardInterrupt in the block, once, when this process is asked to end; otherwise as `stop_on_signals`."""
+def interrupt_on_signals(effect: str) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block, once, at SIGTERM or Ctrl-C; otherwise as `stop_on_signals`."""
     raised = False
 
     def interrupt(*_: object) -> None:
@@ -46,41 +47,41 @@ def interrupt_on_signals(what: str) -> Iterator[None]:
             raised = True
             raise KeyboardInterrupt
 
-    with _watched(lambda: None, what, interrupt):
+    with _watched(lambda: None, effect, interrupt):
         yield
 
 
 def end_on_ctrl_c() -> None:
-    """From now on Ctrl-C ends this process at once and without a traceback: it is about to end anyway."""
+    """Let Ctrl-C end this process immediately and without a traceback from now on, because it is about to end."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
-def _watched(stop: Callable[[], None], what: str, handler: Callable[..., None]) -> Iterator[None]:
+def _watched(stop: Callable[[], None], effect: str, handler: Callable[..., None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    watch = threading.Thread(target=_watch, args=(ours, stop, what), name="signals", daemon=True)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    watch = threading.Thread(target=_watch, args=(reader, stop, effect), name="signals", daemon=True)
     watch.start()
-    heard = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in heard}
-    descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
+    descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(descriptor)
         for number, action in before.items():
             signal.signal(number, action)
-        theirs.close()  # which ends the thread
+        writer.close()  # ends the thread
         watch.join()
 
 
-def _watch(numbers: socket.socket, stop: Callable[[], None], what: str) -> None:
-    """Reads the number of each signal as it comes."""
-    asked, first = False, None
+def _watch(numbers: socket.socket, stop: Callable[[], None], effect: str) -> None:
+    """Read the number of each received signal."""
+    requested, first = False, None
     with numbers:
         while byte := numbers.recv(1):
             number = byte[0]
@@ -91,16 +92,16 @@ def _watch(numbers: socket.socket, stop: Callable[[], None], what: str) -> None:
                 if first is not None and now - first > _SAME:
                     _end()
                 first = first or now
-            if not asked:
-                asked = True
-                LOGGER.info("asked to stop: %s; Ctrl-C (again) ends it at once", what)
+            if not requested:
+                requested = True
+                _log.info("stop requested: %s; press Ctrl-C (again) to end immediately", effect)
                 stop()
 
 
 def _end() -> None:
-    """Ends the process without any of its ends: what is safe by now is safe, and children end with their parent."""
+    """End the process without cleanup: what is already saved remains, and child processes end with their parent."""
     with contextlib.suppress(OSError):
-        if sys.stderr.isatty():  # a bar of progress hides it
+        if sys.stderr.isatty():  # a progress bar hides it
             os.write(2, _SHOW_CURSOR)
-        os.write(2, b"ended at once; the same command goes on from what was safe before\n")
+        os.write(2, b"ended immediately; the same command resumes from what was saved before\n")
     os._exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Starts runs: in this process, under torchrun, or on Ray."""
+"""Starts runs and sweeps: in this process, under torchrun, or on Ray."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from avvp_dist.launch.sweep_plan import SweepPlan
 
 
-def launch(config: RunConfig) -> dict[str, Any]:
-    """Trains ``config`` the way its launch section says; returns the content of result.json.
+def launch_run(config: RunConfig) -> dict[str, Any]:
+    """Run ``config`` as its launch section says and return the content of result.json.
 
     Raises:
-        ConfigError: it cannot be run so, its tracking server's address can never work, or a Ray job would leave its results
-            in its own folder.
+        ConfigError: the run is invalid, the address of its tracking server can never work, or its output is in the folder of
+            a Ray job.
     """
     storage.configure(config.storage)
     check_address(config.tracking)
-    config = _in_job(config)
+    config = _for_ray_job(config)
     if rank(os.environ) == 0:
-        refuse_unwritable(folders=_written(config), files=_in_the_way(config))
+        refuse_unwritable(folders=_output_folders(config), files=_files_blocked_by_folders(config))
     if config.launch.name == "ray":
         ray_environment.prepare()
         from avvp_dist.launch.ray_train import train  # ray takes seconds to import and may not be installed
@@ -45,19 +45,19 @@ def launch(config: RunConfig) -> dict[str, Any]:
 
 
 def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output: str) -> dict[str, Any]:
-    """Runs a sweep, whose paths are absolute (see `sweep.absolute`), on Ray Tune; see `launch.ray_tune.run`.
+    """Run a sweep with absolute paths (see `sweep.with_absolute_paths`) on Ray Tune; see `launch.ray_tune.run`.
 
     Raises:
-        ConfigError: it cannot be run so, or a Ray job would leave its results in its own folder.
+        ConfigError: the sweep is invalid, or its output is in the folder of a Ray job.
     """
     overrides = [redact_setting(override) for override in overrides]
     base = load(spec.recipe, [*spec.overrides, *overrides])
     check_address(base.tracking)
     if ray_job.submission_id():
-        _check_places(base, output)
+        _refuse_job_folder(base, output)
     storage.configure(base.storage)
     refuse_unwritable(folders={"--output": output})
-    overrides = redact_all(overrides)  # Ray Tune keeps them in a file
+    overrides = redact_all(overrides)  # Ray Tune writes them to a file
     ray_environment.prepare()
     from avvp_dist.launch import ray_tune
 
@@ -66,11 +66,11 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
 
 
 def pack_pool(name: str, wait: float = LaunchConfig().wait) -> worker_pool.OpenPool:
-    """``open_pool`` of `shards.pack.pack`: for ``local`` processes of this machine, for ``ray`` tasks of a cluster.
+    """Return the ``open_pool`` of `shards.pack.pack`: local processes, or tasks of a Ray cluster.
 
     Args:
         name: ``local`` or ``ray``.
-        wait: seconds until a cluster has to have room for a task.
+        wait: seconds to wait until a cluster can run a task.
     """
     if name == "local":
         return worker_pool.pool
@@ -81,7 +81,7 @@ def pack_pool(name: str, wait: float = LaunchConfig().wait) -> worker_pool.OpenP
 
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
-    """What `launch_sweep` would do; see `launch.sweep_plan.plan`."""
+    """Return what `launch_sweep` would do, see `launch.sweep_plan.plan`."""
     check_address(load(spec.recipe, [*spec.overrides, *overrides]).tracking)
     ray_environment.prepare()
     from avvp_dist.launch import sweep_plan
@@ -89,31 +89,31 @@ def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> Swee
     return sweep_plan.plan(spec, overrides, output)
 
 
-def _in_job(config: RunConfig) -> RunConfig:
-    """In a Ray job: results must outlast it, and the tracked run names it."""
-    _check_places(config, config.output)
+def _for_ray_job(config: RunConfig) -> RunConfig:
+    """Check that results outlast the Ray job, if this is one, and tag the tracked run with it."""
+    _refuse_job_folder(config, config.output)
     tags = {**config.tracking.tags, **ray_job.tags()}
     return config.model_copy(update={"tracking": config.tracking.model_copy(update={"tags": tags})})
 
 
-def _written(config: RunConfig) -> dict[str, str | None]:
-    """Folders that a run writes into, by the key that places them; on a disk those that its output has already, too."""
+def _output_folders(config: RunConfig) -> dict[str, str | None]:
+    """Return the folders that a run writes to, by the key that sets them; on disk, including existing subfolders."""
     folders = {"output": config.output, "store": config.store}
-    here = storage.local_path(config.output)
-    if here is not None:
+    path = storage.local_path(config.output)
+    if path is not None:
         own = ["checkpoints", "pictures", *(["stages"] if config.store is None else [])]
         own += ["tracking"] if config.tracking.name != "none" else []
-        folders |= {f"output ({name})": str(here / name) for name in own if os.path.lexists(here / name)}
+        folders |= {f"output ({name})": str(path / name) for name in own if os.path.lexists(path / name)}
     return folders
 
 
-def _in_the_way(config: RunConfig) -> dict[str, str | None]:
-    """Files of a run in whose place a folder lies."""
-    here = storage.local_path(config.output)
+def _files_blocked_by_folders(config: RunConfig) -> dict[str, str | None]:
+    """Return the files of a run that cannot be written because a folder of their name exists."""
+    path = storage.local_path(config.output)
     names = ("config.yaml", "result.json", "model.safetensors", "per_video.npz", "history.json")
-    return {f"output ({name})": str(here / name) for name in names if here is not None and (here / name).is_dir()}
+    return {f"output ({name})": str(path / name) for name in names if path is not None and (path / name).is_dir()}
 
 
-def _check_places(config: RunConfig, output: str) -> None:
+def _refuse_job_folder(config: RunConfig, output: str) -> None:
     uri = config.tracking.uri if config.tracking.name != "none" else None
     ray_job.refuse_own_folder({"output": output, "store": config.store, "tracking.uri": uri})

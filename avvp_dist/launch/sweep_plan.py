@@ -18,7 +18,7 @@ from avvp_dist.experiments.recipe import RunConfig, load
 from avvp_dist.experiments.run import planned_stages, stage_store
 from avvp_dist.experiments.sweep import SweepConfig, example, label
 from avvp_dist.launch.ray_tune import prepare
-from avvp_dist.launch.trial import Plan
+from avvp_dist.launch.trial import TrialContext
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Stage, TrainStage
 from avvp_dist.models.co_trained import build_networks
@@ -55,14 +55,14 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
     """
     storage.configure(load(sweep.recipe, [*sweep.overrides, *overrides]).storage)
     index, known = prepare(sweep, overrides)
-    shared = Plan("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
+    shared = TrialContext("", sweep, tuple(overrides), index.fingerprint, output, None, storage.settings())
     trials = known or [example(sweep, overrides, index.fingerprint)]
     stages: dict[str, str] = {}  # folder -> "new" or "stored", as the first trial that uses the stage finds it
     costs: dict[str, float] = {}  # folder -> seconds
     measured: dict[tuple, float] = {}
     rows = []
     for trial in trials:
-        config = shared.config(trial.setting, trial.seed)
+        config = shared.config(trial.point, trial.seed)
         finished = storage.exists(storage.join(config.output, "result.json"))
         states = []
         all_stages = planned_stages(config)
@@ -80,7 +80,7 @@ def plan(sweep: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan
                 if kind not in measured:
                     measured[kind] = _seconds(config, index, stage, [each.stage for each in all_stages])
                 costs[folder] = measured[kind]
-        rows.append(PlannedTrial(label(trial.setting), trial.seed, ("finished",) if finished else tuple(states)))
+        rows.append(PlannedTrial(label(trial.point), trial.seed, ("finished",) if finished else tuple(states)))
     return SweepPlan(tuple(rows) if known else (), _summary(sweep, rows, stages, costs, bool(known)))
 
 

@@ -1,4 +1,4 @@
-"""A sweep's own record: sweep.json, written anew whenever a trial ends."""
+"""The record of a sweep, sweep.json, which is rewritten whenever a trial ends."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ray import tune
 
 from avvp_dist import storage
 from avvp_dist.experiments.result import finished
-from avvp_dist.experiments.sweep import Setting, SweepConfig, Trial, label, trial
-from avvp_dist.launch.trial import FAILURE, SCORES, chosen_setting, final_score
+from avvp_dist.experiments.sweep import SweepConfig, SweepPoint, Trial, label, make_trial
+from avvp_dist.launch.trial import FAILURE, SCORES, chosen_point, final_score
 from avvp_dist.text.credentials import redact
 
 _log = logging.getLogger(__name__)
@@ -22,15 +22,15 @@ RECORD = "sweep.json"
 
 
 class SweepRecorder(tune.Callback):
-    """Writes sweep.json, and one log line whenever a trial ends.
+    """Writes sweep.json and one log line whenever a trial ends.
 
     Args:
         name: short name of the sweep.
         sweep: the sweep.
-        overrides: the user's ``key=value``.
+        overrides: the user's ``key=value`` overrides.
         output: folder or URL of the sweep.
-        fingerprint: of the data.
-        planned: trials known before the first one runs.
+        fingerprint: fingerprint of the data.
+        planned: trials that are known in advance.
     """
 
     def __init__(
@@ -56,13 +56,15 @@ class SweepRecorder(tune.Callback):
             "overrides": list(overrides),
             "data_fingerprint": fingerprint,
         }
-        before = recorded(output)
-        self._chosen = {row["name"]: (row["setting"], row["seed"]) for row in before}
-        begun = {row["seed"] for row in before} if sweep.scheduler.name == "pbt" else ()  # members are no longer as planned
-        self._chosen |= {todo.name: (todo.setting, todo.seed) for todo in planned if todo.seed not in begun}
-        self._runs: dict[str, str] = {}  # id of Tune's trial -> the run it is, which in a population changes
+        before = recorded_trials(output)
+        self._points = {row["name"]: (row["setting"], row["seed"]) for row in before}
+        begun = (
+            {row["seed"] for row in before} if sweep.scheduler.name == "pbt" else ()
+        )  # members no longer have their planned points
+        self._points |= {todo.name: (todo.point, todo.seed) for todo in planned if todo.seed not in begun}
+        self._runs: dict[str, str] = {}  # id of Tune's trial -> name of its run, which changes in a population
         self._ended: dict[str, dict[str, Any]] = {}
-        for name in self._chosen:  # what failed before gets another chance
+        for name in self._points:  # failed trials are tried again
             storage.remove(storage.join(output, "runs", name, FAILURE))
         self.write()
 
@@ -71,18 +73,18 @@ class SweepRecorder(tune.Callback):
         self._run(trial)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """See `tune.Callback`; a member that took over weights is another run from then on."""
+        """See `tune.Callback`; a member that copied weights is another run from then on."""
         before, name = self._runs[trial.trial_id], result["run"]
         if name != before:
             self._runs[trial.trial_id] = name
-            here = chosen_setting(trial.config, self._sweep)
-            self._chosen = dict((name, here) if known == before else (known, it) for known, it in self._chosen.items())
+            point = chosen_point(trial.config, self._sweep)
+            self._points = dict((name, point) if key == before else (key, value) for key, value in self._points.items())
             self.write()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """See `tune.Callback`; a scheduler's early end comes here too."""
-        setting, seed = chosen_setting(trial.config, self._sweep)
-        epochs, reached = self._trial(setting, seed).config.train.epochs, (trial.last_result or {}).get("epoch", 0)
+        """See `tune.Callback`; also called if a scheduler ends the trial early."""
+        point, seed = chosen_point(trial.config, self._sweep)
+        epochs, reached = self._trial(point, seed).config.train.epochs, (trial.last_result or {}).get("epoch", 0)
         status = "finished" if reached > epochs else "stopped"
         self._end(self._runs[trial.trial_id], {"status": status}, f"{status} after epoch {min(reached, epochs)} of {epochs}")
 
@@ -94,35 +96,35 @@ class SweepRecorder(tune.Callback):
         self._end(name, {"status": "failed", "reason": reason}, f"FAILED: {reason}")
 
     def _run(self, trial: Any) -> str:
-        """The run that Tune's trial is at the moment; one whose process never came up is known from here on."""
+        """Return the current run of Tune's trial, and register it if its process never started."""
         if trial.trial_id not in self._runs:
-            setting, seed = chosen_setting(trial.config, self._sweep)
-            name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(setting, seed).name
+            point, seed = chosen_point(trial.config, self._sweep)
+            name = trial.config["trial"]["run"] if "trial" in trial.config else self._trial(point, seed).name
             self._runs[trial.trial_id] = name
-            self._chosen.setdefault(name, (setting, seed))
+            self._points.setdefault(name, (point, seed))
         return self._runs[trial.trial_id]
 
-    def _trial(self, setting: Setting, seed: int) -> Trial:
-        return trial(self._sweep, setting, seed, self._overrides, self._fingerprint)
+    def _trial(self, point: SweepPoint, seed: int) -> Trial:
+        return make_trial(self._sweep, point, seed, self._overrides, self._fingerprint)
 
-    def _end(self, name: str, how: dict[str, Any], line: str) -> None:
-        self._ended[name] = how
+    def _end(self, name: str, status: dict[str, Any], line: str) -> None:
+        self._ended[name] = status
         content = self.write()
         done = sum(row["status"] != "pending" for row in content["trials"])
         _log.info("trial %d of %d, %s: %s", done, len(content["trials"]), name, line)
 
     def write(self) -> dict[str, Any]:
-        """Writes sweep.json and returns its content."""
-        content = self._facts | {"trials": [self._row(name, *chosen) for name, chosen in self._chosen.items()]}
+        """Write sweep.json and return its content."""
+        content = self._facts | {"trials": [self._row(name, *value) for name, value in self._points.items()]}
         storage.write_text(storage.join(self._output, RECORD), json.dumps(content, indent=1))
         return content
 
-    def _row(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
+    def _row(self, name: str, point: SweepPoint, seed: int) -> dict[str, Any]:
         folder = storage.join(self._output, "runs", name)
-        row: dict[str, Any] = {"name": name, "setting": setting, "label": label(setting), "seed": seed, "status": "pending"}
+        row: dict[str, Any] = {"name": name, "setting": point, "label": label(point), "seed": seed, "status": "pending"}
         result, scores = finished(folder), storage.join(folder, SCORES)
         if result:
-            protocol = self._trial(setting, seed).config.evaluate.protocol
+            protocol = self._trial(point, seed).config.evaluate.protocol
             score = final_score(result, protocol, self._sweep.metric)
             return row | {"status": "finished", "score": score}
         if storage.exists(scores):
@@ -132,13 +134,13 @@ class SweepRecorder(tune.Callback):
 
 
 def _reason(error_file: str | None) -> str:
-    """The line of Ray's report that says most: what Python raised, or else its last one."""
+    """Return the most informative line of Ray's error file: the exception that Python raised, or else the last line."""
     lines = Path(error_file).read_text().strip().splitlines() if error_file else []
     raised = [line for line in lines if re.match(r"\w+(Error|Exception): ", line)]
-    return redact((raised or lines or ["its process died"])[-1])
+    return redact((raised or lines or ["the trial's process died"])[-1])
 
 
-def recorded(output: str) -> list[Mapping[str, Any]]:
-    """The trials that an earlier call wrote down; none where there was none."""
+def recorded_trials(output: str) -> list[Mapping[str, Any]]:
+    """Return the trials that an earlier call recorded; empty if there was none."""
     url = storage.join(output, RECORD)
     return json.loads(storage.read_text(url))["trials"] if storage.exists(url) else []

@@ -1,4 +1,4 @@
-"""What runs inside one trial of a sweep: the same `run_experiment` as everywhere, telling Ray Tune how far it came."""
+"""Runs one trial of a sweep with `run_experiment`, and reports its scores to Ray Tune."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avvp_dist.errors import AvvpError
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
 from avvp_dist.experiments.result import finished
 from avvp_dist.experiments.run import planned_stages, run_experiment
-from avvp_dist.experiments.sweep import Setting, SweepConfig, applicable, label, trial
+from avvp_dist.experiments.sweep import SweepConfig, SweepPoint, applicable, label, make_trial
 from avvp_dist.launch import ray_train
 from avvp_dist.launch.leases import Lease, leases
 from avvp_dist.launch.ray_metrics import RunMetrics
@@ -35,25 +35,26 @@ from avvp_dist.text.escape import VisibleRecords
 from avvp_dist.text.redacted_output import redacted_errors
 from avvp_dist.train import checkpoint
 
-DRIVER_CPUS = 0.1  # of a trial whose workers are Ray Train's
+DRIVER_CPUS = 0.1  # CPUs of a trial's own process if its workers belong to Ray Train
 SCORES, FAILURE = "scores.json", "failure.json"
-_DONOR = "checkpoint of the trial whose weights are taken over"
-_WIND_DOWN = 600  # seconds for a trial that ends early to close what it has open, a tracking server that is slow included
+_DONOR = "checkpoint of the trial whose weights are copied"
+_SHUTDOWN_SECONDS = 600  # for a trial that ends early to close its files and its connection to a slow tracking server
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialContext:
     """What all trials of a sweep share.
 
     Attributes:
         name: short name of the sweep.
-        overrides: the user's ``key=value``.
-        fingerprint: of the data.
-        output: folder or URL of the sweep, absolute.
-        parent: names the sweep's own tracked run, for ``tracking.parent_run``; None without.
-        storage: how the driver reaches object storage.
-        lease_server: gives out shared stages.
-        tracking_uri: the driver's MLflow tracking URI: a trial's own environment may name another one; None for that one.
+        sweep: the sweep, with absolute paths.
+        overrides: the user's ``key=value`` overrides.
+        fingerprint: fingerprint of the data.
+        output: absolute folder or URL of the sweep.
+        parent: reference of the sweep's own tracked run, for ``tracking.parent_run``; None without one.
+        storage: the driver's settings of object storage.
+        lease_server: gives leases of shared stages.
+        tracking_uri: the driver's MLflow tracking URI, since a trial's environment may define another one; None to use that.
     """
 
     name: str
@@ -66,97 +67,97 @@ class Plan:
     lease_server: ActorHandle | None = None
     tracking_uri: str | None = None
 
-    def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
-        """A trial's config, with its place in the sweep's folder and below the sweep's tracked run.
+    def config(self, point: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
+        """Return a trial's config, with its folder in the sweep's folder and its parent in tracking.
 
         Args:
-            setting: swept keys with their values.
-            seed: of the trial.
-            run: name of the run's folder, where it is not the one that follows from setting and seed.
+            point: swept keys with their values.
+            seed: seed of the trial.
+            run: name of the run's folder; None for the name that follows from point and seed.
         """
-        todo = trial(self.sweep, dict(setting), seed, self.overrides, self.fingerprint)
+        todo = make_trial(self.sweep, dict(point), seed, self.overrides, self.fingerprint)
         tracking, name = todo.config.tracking, run or todo.name
-        named = {
-            "run_name": f"{label(setting)}, seed {seed}{name.removeprefix(todo.name)}",
+        tracked = {
+            "run_name": f"{label(point)}, seed {seed}{name.removeprefix(todo.name)}",
             "parent_run": self.parent,
             "uri": self.tracking_uri or tracking.uri,
-            "tags": {**tracking.tags, "sweep": self.name, "setting": label(setting)},
+            "tags": {**tracking.tags, "sweep": self.name, "setting": label(point)},
         }
-        placed = {
+        update = {
             "output": storage.join(self.output, "runs", name),
             "store": storage.join(self.output, "stages"),
-            "tracking": tracking.model_copy(update=named),
+            "tracking": tracking.model_copy(update=tracked),
         }
-        return todo.config.model_copy(update=placed)
+        return todo.config.model_copy(update=update)
 
 
 @redacted_errors()
-def run_trial(chosen: Mapping[str, Any], *, plan: Plan) -> None:
-    """The function Tune calls; see `chosen_setting` for what ``chosen`` holds.
+def run_trial(chosen: Mapping[str, Any], *, context: TrialContext) -> None:
+    """Run one trial; Tune calls this with a config ``chosen``, see `chosen_point`.
 
-    A trial that was started before goes on where it stopped; its scores so far are told again first, so that a scheduler
-    which has lost its memory decides as it did.
+    A trial that was started before resumes. It first reports its earlier scores again, so that a restarted scheduler makes
+    the same decisions.
     """
     set_up_logging()
-    storage.configure(plan.storage)
-    # Tune waits so long for this trial to end before another takes over its process, and then fails the other; else 2 s
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_WIND_DOWN)
-    setting, seed = chosen_setting(chosen, plan.sweep)
-    population = plan.sweep.scheduler.name == "pbt"
-    config = plan.config(setting, seed, chosen.get("trial", {}).get("run"))
-    if population and tune.get_checkpoint():  # weights came from a member, be it from itself: a run of its own
-        config = plan.config(setting, seed, _name(plan.config(setting, seed)) + _generation())
+    storage.configure(context.storage)
+    # time for this trial to end before the next one reuses its process; Tune's default of 2 s would make the next one fail
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_SHUTDOWN_SECONDS)
+    point, seed = chosen_point(chosen, context.sweep)
+    population = context.sweep.scheduler.name == "pbt"
+    config = context.config(point, seed, chosen.get("trial", {}).get("run"))
+    if population and tune.get_checkpoint():  # weights copied from a member, possibly itself: a separate run
+        config = context.config(point, seed, _name(context.config(point, seed)) + _generation())
     with _log_file(config.output):
-        previous = storage.join(config.output, FAILURE)
-        if storage.exists(previous):  # a retry: what was wrong is still wrong
-            raise AvvpError(json.loads(storage.read_text(previous)))
+        failure = storage.join(config.output, FAILURE)
+        if storage.exists(failure):  # a retry by Tune, which would fail in the same way
+            raise AvvpError(json.loads(storage.read_text(failure)))
         try:
-            score = final_score(_result(config, plan, population), config.evaluate.protocol, plan.sweep.metric)
+            score = final_score(_result(config, context, population), config.evaluate.protocol, context.sweep.metric)
         except AvvpError as error:
-            storage.write_text(previous, json.dumps(str(error)))
+            storage.write_text(failure, json.dumps(str(error)))
             raise
     tune.report({"score": score, "epoch": config.train.epochs + 1, "run": _name(config)})
 
 
-def chosen_setting(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[Setting, int]:
-    """Setting and seed of what Tune gave a trial: ``trial`` with both, or a searcher's keys and the number of the seed."""
+def chosen_point(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[SweepPoint, int]:
+    """Return point and seed from Tune's config: ``trial`` with both, or a search algorithm's keys and the seed's index."""
     if "trial" in chosen:
         return dict(chosen["trial"]["setting"]), chosen["trial"]["seed"]
     return applicable(sweep, chosen), sweep.seeds[chosen["__trial_index__"]]
 
 
 def final_score(result: Mapping[str, Any], protocol: str, metric: str) -> float:
-    """The score on val of a finished run's best epoch; ``metric`` is level and name, e.g. segment.type."""
+    """Return the val score of a finished run's best epoch; ``metric`` is level and name, e.g. segment.type."""
     level, name = metric.split(".")
     return result["scores"]["val"][protocol][level][name]
 
 
-def _result(config: RunConfig, plan: Plan, population: bool) -> Mapping[str, Any]:
-    told = _Scores(config, plan.sweep.metric)
-    told.again()
+def _result(config: RunConfig, context: TrialContext, population: bool) -> Mapping[str, Any]:
+    scores = _ScoreReporter(config, context.sweep.metric)
+    scores.report_previous()
     known = finished(config.output)
     if known:
         return known
     if config.launch.workers > 1:
-        beside = config.model_copy(update={"launch": beside_driver(config.launch)})
-        return ray_train.train(beside, [_Forward(told)], plan.lease_server, _WIND_DOWN)
-    torch.set_num_threads(max(1, int(plan.sweep.cpus_per_trial)))
-    kind = PopulationRuntime if population else TrialRuntime
-    runtime = kind(config, told, leases(plan.lease_server) if plan.lease_server else None)
+        reserved = config.model_copy(update={"launch": reserve_driver_cpus(config.launch)})
+        return ray_train.train(reserved, [_ForwardScores(scores)], context.lease_server, _SHUTDOWN_SECONDS)
+    torch.set_num_threads(max(1, int(context.sweep.cpus_per_trial)))
+    runtime_class = PopulationRuntime if population else TrialRuntime
+    runtime = runtime_class(config, scores, leases(context.lease_server) if context.lease_server else None)
     try:
         return run_experiment(config, runtime)
     finally:
         runtime.close()
 
 
-def beside_driver(launch: LaunchConfig) -> LaunchConfig:
-    """A trial's workers leave its own process what it asks for: two cores must hold a trial of two workers."""
+def reserve_driver_cpus(launch: LaunchConfig) -> LaunchConfig:
+    """Reduce the workers' CPUs by those of the trial's own process: two cores must be enough for two workers."""
     share = max(launch.cpus_per_worker - DRIVER_CPUS / launch.workers, DRIVER_CPUS)
     return launch.model_copy(update={"cpus_per_worker": share})
 
 
-class _Scores:
-    """Score of each epoch of the last stage: told to Tune, and kept beside the run."""
+class _ScoreReporter:
+    """Collects the score of each epoch of the last stage: for reports to Tune, and in a file of the run."""
 
     def __init__(self, config: RunConfig, metric: str) -> None:
         self.stage = planned_stages(config)[-1].stage.name
@@ -167,13 +168,13 @@ class _Scores:
         if storage.exists(self._url):
             self._known = {int(epoch): score for epoch, score in json.loads(storage.read_text(self._url)).items()}
 
-    def again(self) -> None:
-        """Tells what was told before."""
+    def report_previous(self) -> None:
+        """Report the scores of earlier attempts to Tune."""
         for epoch, score in self._known.items():
             tune.report({"score": score, "epoch": epoch, "run": self._run})
 
-    def add(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What to tell of one report of a run; None for nothing: another stage, or no end of an epoch."""
+    def record(self, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Record a run's report; returns the report for Tune, or None if it is not the end of an epoch of the last stage."""
         if metrics.get("stage") != self.stage or metrics["epoch"] in self._known:
             return None
         self._known[metrics["epoch"]] = metrics[self._metric]
@@ -182,12 +183,12 @@ class _Scores:
 
 
 class TrialRuntime(LocalRuntime):
-    """One process that is a trial; checkpoints are files of the run, as in local mode."""
+    """Runtime of a trial with one process; checkpoints are files of the run, as in local mode."""
 
-    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
-        super().__init__(config.output, config.train.device, World())  # whatever the environment says of ranks
+    def __init__(self, config: RunConfig, scores: _ScoreReporter, lease: Lease | None) -> None:
+        super().__init__(config.output, config.train.device, World())  # ignores ranks in the environment
         self.launcher = "ray tune"
-        self._told = told
+        self._scores = scores
         self._lease = lease
         self._metrics = RunMetrics(config.output, rank=0)
 
@@ -197,44 +198,44 @@ class TrialRuntime(LocalRuntime):
         super().close()
 
     def hold(self, output: str) -> AbstractContextManager[None]:
-        """See `Runtime`; the process that had this trial before may be winding down."""
-        return locks.lock_folder(output, patience=_WIND_DOWN, stop_requested=self.stop_requested)
+        """See `Runtime`; the previous process of this trial may still be shutting down."""
+        return locks.lock_folder(output, patience=_SHUTDOWN_SECONDS, stop_requested=self.stop_requested)
 
     def lease(self, store: str, key: str) -> AbstractContextManager[None]:
-        """See `Runtime`; the sweep's lease_server serves the whole cluster."""
+        """See `Runtime`; the sweep's lease server serves the whole cluster."""
         return self._lease(store, key) if self._lease else super().lease(store, key)
 
     def report(self, metrics: Mapping[str, Any], checkpoint: bytes | None) -> None:
-        """See `Runtime`; Tune is told once the checkpoint is safe. Epochs become Ray's custom metrics too."""
+        """See `Runtime`; reports to Tune once the checkpoint is saved. Also exports epochs as Ray's custom metrics."""
         super().report(metrics, checkpoint)
         self._metrics.epoch(metrics)
-        told = self._told.add(metrics)
-        if told:
-            self.tell(told, checkpoint)
+        score = self._scores.record(metrics)
+        if score:
+            self.report_score(score, checkpoint)
 
-    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
-        """Hands one epoch's score to Tune, which may end the trial here."""
-        tune.report(told)
+    def report_score(self, score: dict[str, Any], checkpoint: bytes | None) -> None:
+        """Report one epoch's score to Tune, which may end the trial here."""
+        tune.report(score)
 
 
 class PopulationRuntime(TrialRuntime):
-    """A member of a population: may go on from another member's weights, under settings of its own."""
+    """Runtime of a member of a population, which can continue from another member's weights with its own settings."""
 
-    def __init__(self, config: RunConfig, told: _Scores, lease: Lease | None) -> None:
-        super().__init__(config, told, lease)
-        # weights from elsewhere make the last stage another one than its settings say
+    def __init__(self, config: RunConfig, scores: _ScoreReporter, lease: Lease | None) -> None:
+        super().__init__(config, scores, lease)
+        # with copied weights, the last stage is not determined by the settings alone
         self.lineage = config.output
         self._last = planned_stages(config, self.lineage)[-1]
 
-    def tell(self, told: dict[str, Any], checkpoint: bytes | None) -> None:
-        """See `TrialRuntime.tell`; with the checkpoint, which others may take over."""
+    def report_score(self, score: dict[str, Any], checkpoint: bytes | None) -> None:
+        """See `TrialRuntime.report_score`; with the checkpoint, which other members can copy."""
         assert checkpoint is not None
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "checkpoint.pt").write_bytes(checkpoint)
-            tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
+            tune.report(score, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def checkpoints(self) -> list[str]:
-        """See `Runtime`; a donor's checkpoint is the oldest, as one of this run."""
+        """See `Runtime`; a donor's checkpoint counts as the oldest of this run."""
         return [*super().checkpoints(), *([_DONOR] if tune.get_checkpoint() else [])]
 
     def read_checkpoint(self, name: str) -> bytes:
@@ -246,33 +247,33 @@ class PopulationRuntime(TrialRuntime):
             return checkpoint.rekeyed((Path(folder) / "checkpoint.pt").read_bytes(), self._last.key)
 
 
-class _Forward(TuneReportCallback):
-    """Tells Tune of the last stage's epochs when the trial's workers are Ray Train's."""
+class _ForwardScores(TuneReportCallback):
+    """Reports the last stage's epochs to Tune if the trial's workers belong to Ray Train."""
 
-    def __init__(self, told: _Scores) -> None:
+    def __init__(self, scores: _ScoreReporter) -> None:
         super().__init__()
-        self._told = told
+        self._scores = scores
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """See `TuneReportCallback`; the checkpoint stays with Ray Train."""
-        told = self._told.add(metrics[0])
-        if told:
-            super().after_report(run_context, [told], None)
+        score = self._scores.record(metrics[0])
+        if score:
+            super().after_report(run_context, [score], None)
 
 
 def _name(config: RunConfig) -> str:
-    """Of the run's folder."""
+    """Return the name of the run's folder."""
     return config.output.rsplit("/", 1)[-1]
 
 
 def _generation() -> str:
-    """Sets the runs of a population's member apart, one for each takeover."""
+    """Return a suffix that distinguishes the runs of a population's member, one for each copy of weights."""
     return f"-{tune.get_context().get_trial_id()}-{Path(tune.get_checkpoint().path).name.rsplit('_', 1)[-1]}"
 
 
 @contextmanager
 def _log_file(output: str) -> Iterator[None]:
-    """Keeps the trial's log lines in its folder: many trials talk at once."""
+    """Write the trial's log to a file in its folder, because several trials log at the same time."""
     folder = storage.local_path(output)
     if folder is None:
         yield

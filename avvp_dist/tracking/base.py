@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import AfterValidator, Field, PositiveFloat
 
 from avvp_dist import storage
-from avvp_dist.config import Place, Section, Text
+from avvp_dist.config import PathMarker, Section, Text
 from avvp_dist.text.credentials import detach
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def absolute_uri(uri: str) -> str:
     return f"{SQLITE}{storage.absolute(path)}" if path != uri and path and not path.startswith(":") else uri
 
 
-TrackingUri = Annotated[str, AfterValidator(detach), Place(absolute_uri)]
+TrackingUri = Annotated[str, AfterValidator(detach), PathMarker(absolute_uri)]
 """Address of a tracking server; what a config holds of it are scheme, host, port and path (see `credentials.detach`)."""
 
 

@@ -66,8 +66,8 @@ class Identity:
 
     Attributes:
         data_fingerprint: of the packed data.
-        config: of the run, dumped, without keys that no artifact depends on, see `recipe.of_stages`.
-        order: settings that affect the order of the training split, see `loading.split.order_settings`.
+        config: of the run, dumped, without what no artifact depends on, see `recipe.stage_config`.
+        order: what the order of the training split depends on, see `loading.split.order_settings`.
         lineage: see `dist.runtime.Runtime`.
     """
 

@@ -7,7 +7,7 @@ import pytest
 from avvp_dist.datasets import synthetic
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.experiments.recipe import load, of_stages
+from avvp_dist.experiments.recipe import load, stage_config
 from avvp_dist.experiments.run import evaluate_experiment, open_data, run_experiment
 from avvp_dist.loading import resident
 from avvp_dist.train.stages import Identity, StageRunner
@@ -51,7 +51,7 @@ def train(config):
         splits["train"] = splits["train"].with_refined(given, index.classes, "labels")
     runner = StageRunner(
         store=config.output,
-        identity=Identity(index.fingerprint, of_stages(config)),
+        identity=Identity(index.fingerprint, stage_config(config)),
         seed=config.seed,
         train=config.train,
         optim=config.optim,

@@ -8,7 +8,7 @@ import pytest
 from avvp_dist import storage
 from avvp_dist.errors import DataError, StorageError
 from avvp_dist.experiments.recipe import load
-from avvp_dist.launch.start import launch
+from avvp_dist.launch.start import launch_run
 from avvp_dist.shards.verify import verify
 from avvp_dist.storage.config import StorageConfig
 from benchmarks.fault_proxy import FaultProxy
@@ -42,7 +42,7 @@ def network(s3_server, monkeypatch):
 
 def train(data, tmp_path, name, *settings):
     where = [f"data={data}", f"output={tmp_path / name}", f"data.cache={tmp_path / name}-cache"]
-    launch(load("han", [*where, *SMALL, *settings]))
+    launch_run(load("han", [*where, *SMALL, *settings]))
     return json.loads((tmp_path / name / "result.json").read_text())["scores"]
 
 

@@ -93,7 +93,7 @@ def test_compare_names_every_folder_without_a_run(trained):
     missing = avvp("compare", output, output.parent / "nothing", output.parent / "nowhere")
     assert missing.returncode == 2
     for name in ("nothing", "nowhere"):
-        assert f"{name}/result.json: not there" in missing.stderr
+        assert f"{name}/result.json: does not exist" in missing.stderr
     assert "Traceback" not in missing.stderr
 
 
@@ -107,7 +107,10 @@ def test_config_prints_what_would_run():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "jomold", "method.warmpu=linear", "optim.lr=-1"], ["method.warmpu: unknown key", "optim.lr:"]),
+        (
+            ["train", "jomold", "method.warmpu=linear", "optim.lr=-1"],
+            ["method.warmpu: unknown key of method 'jomold'", "optim.lr:"],
+        ),
         (["train", "jomold"], ["data: missing; give data=URL"]),
         (["train", "jomold", "data=nowhere"], ["nowhere"]),
         (["train", "jomodl", "data=nowhere"], ["unknown recipe 'jomodl'; did you mean 'jomold'?"]),
@@ -137,7 +140,8 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("address", "message"), [("127.0.0.1:9", "127.0.0.1:9 not reached"), ("nowhere:x", "nowhere:x: Port could not be cast")]
+    ("address", "message"),
+    [("127.0.0.1:9", "127.0.0.1:9: cannot connect"), ("nowhere:x", "nowhere:x: Port could not be cast")],
 )
 def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, message):
     pytest.importorskip("ray")
@@ -145,7 +149,7 @@ def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, m
     done = avvp("train", "han", *given, RAY_ADDRESS=address)
     assert done.returncode == 2, done.stderr
     assert f"error: RAY_ADDRESS={message}" in done.stderr
-    assert "mend RAY_ADDRESS" in done.stderr
+    assert "correct RAY_ADDRESS" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -82,8 +82,8 @@ def test_all_is_wrong(s3, tmp_path):
     lines = {line[6:20].strip(): line for line in done.stdout.splitlines()}
     assert "no index.json here" in lines["data"]
     for name in ("output", "output by ray"):
-        assert "there is no bucket 'no-such-bucket'; create it" in lines[name]
-    assert f"RAY_ADDRESS=127.0.0.1:{port} not reached (Connection refused); start the cluster" in lines["ray"]
+        assert "there is no bucket 'no-such-bucket'; make it" in lines[name]
+    assert f"RAY_ADDRESS=127.0.0.1:{port}: cannot connect (Connection refused); start the cluster" in lines["ray"]
     assert "start the server, or mend tracking=URI" in lines["mlflow"]
     for name in ("data", "output", "output by ray", "ray", "mlflow"):
         assert lines[name].startswith("fail  ")
@@ -98,7 +98,7 @@ def test_what_does_not_answer_is_not_waited_for(tmp_path):
         settings = ["output=s3://bucket/runs", f"storage.endpoint=http://{address}", "storage.read_timeout=1000"]
         done = doctor(*settings, "tracking=none", "timeout=8", cwd=tmp_path, RAY_ADDRESS=address, **ENVIRONMENT)
     assert done.returncode == 1
-    assert "no answer in 8 s" in next(line for line in done.stdout.splitlines() if " output " in line)
+    assert "no response in 8 s" in next(line for line in done.stdout.splitlines() if " output " in line)
     assert "mlflow" not in done.stdout
 
 
@@ -133,8 +133,8 @@ def test_packages_are_held_against_what_is_asked_for(monkeypatch):
     monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: asked)
     finding = doctor_checks.python()
     assert finding.status == "fail"
-    assert "1 packages in the versions asked for" in finding.figure
-    assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
+    assert "1 packages in the required versions" in finding.figure
+    assert "required >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
     monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [asked[1], asked[3]])
     assert doctor_checks.python().status == "warn"
 

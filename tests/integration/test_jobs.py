@@ -166,7 +166,7 @@ def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(h
     log = head.wait(job)
     details = head.ask(f"/api/jobs/{job}")
     assert (details["status"], details["driver_exit_code"]) == ("FAILED", 2)
-    assert "lies in the job's own folder, which ends with the job" in log
+    assert "is in the job's own folder, which is deleted with the job" in log
     assert "Traceback" not in log
 
 
@@ -210,4 +210,4 @@ def test_a_sweep_as_a_job(head, packed, tmp_path):
     (trial,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
     assert trial["status"] == "finished"
     refused = head.submit("tune", "lr-tau", f"data={packed}")  # by default in the job's own folder
-    assert "lies in the job's own folder" in head.wait(refused)
+    assert "is in the job's own folder" in head.wait(refused)

@@ -81,7 +81,7 @@ def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp
     with pytest.raises(ConfigError) as caught:
         avvp_table(*both)
     (problem,) = caught.value.problems
-    assert "row 'deep' trains on labels of segments" in problem
+    assert "row 'deep' trains on segment-level labels" in problem
     assert "--set data.refined=FILE, which goes to such rows only" in problem
     with pytest.raises(ConfigError, match="row 'deep': .*two.npz: no such file"):
         avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")

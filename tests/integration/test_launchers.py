@@ -115,9 +115,9 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_the_same(packed, tmp_path
     os.killpg(process.pid, number)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "asked to stop: a checkpoint is written" in told
-    assert "error: stopped on request at stage train" in told
-    assert "the same command resumes from there" in told
+    assert "stop requested: a checkpoint is written" in told
+    assert "error: asked to stop at stage train" in told
+    assert "the same command goes on from there" in told
     assert "Traceback" not in told
 
 
@@ -138,7 +138,7 @@ def test_a_second_ctrl_c_ends_at_once_even_where_a_rank_waits_for_others(packed,
         second.kill()
         second.communicate()
     assert first.returncode == 130
-    assert "ended at once" in told
+    assert "ended immediately" in told
     assert "Traceback" not in told
 
 

@@ -51,7 +51,7 @@ def test_a_run_on_its_own_ray_is_closed_to_others_and_stops_on_ctrl_c(packed, tm
     assert driver.returncode == (130 if second else 75), told
     ours = [line for line in told.splitlines() if not re.search(r"\(\w+ pid=\d+\)", line)]  # not those of Ray's own actors
     assert not [line for line in ours if "Traceback" in line or "KeyboardInterrupt" in line], told
-    assert ("ended at once" if second else "error: stopped on request at stage train") in told
+    assert ("ended immediately" if second else "error: asked to stop at stage train") in told
     deadline = time.monotonic() + 60
     while listening(driver, mark):  # Ray ends with its driver
         assert time.monotonic() < deadline
@@ -81,17 +81,17 @@ def failed(capsys, *arguments) -> str:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        (["launch.workers=3"], "3 workers with 1 CPU each asked for"),
-        (["launch.workers=4", "launch.min_workers=3"], "3 workers with 1 CPU each asked for"),
-        (["launch.cpus_per_worker=2.5"], "1 worker with 2.5 CPUs asked for"),
-        (["launch.gpus_per_worker=1", "train.device=auto"], "1 worker with 1 CPU and 1 GPU asked for"),
+        (["launch.workers=3"], "3 workers with 1 CPU each requested"),
+        (["launch.workers=4", "launch.min_workers=3"], "3 workers with 1 CPU each requested"),
+        (["launch.cpus_per_worker=2.5"], "1 worker with 2.5 CPUs requested"),
+        (["launch.gpus_per_worker=1", "train.device=auto"], "1 worker with 1 CPU and 1 GPU requested"),
     ],
 )
 def test_what_a_cluster_can_never_give_is_refused_at_once(cluster, packed, tmp_path, capsys, asked, told):
     began = time.monotonic()
     said = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *asked)
     assert time.monotonic() - began < 30
-    assert f"{told}, which this cluster can never hold: it has 1 node with 2 CPUs" in said
+    assert f"{told}, which this cluster can never have: it has 1 node with 2 CPUs" in said
     assert "launch.workers" in said
 
 
@@ -101,20 +101,22 @@ def test_resources_in_use_are_waited_for_with_a_limit(cluster, packed, tmp_path,
     settings = [f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", "launch.workers=2", "launch.wait=2"]
     with caplog.at_level("INFO"):
         said = failed(capsys, "train", "han", *settings)
-        assert "there was no room within 2 s (others use them)" in said
+        assert "not available within 2 s (other processes use them)" in said
         assert "launch.wait=SECONDS" in said
-        assert "waiting for others to end, 1 of 2 s: 2 workers with 1 CPU each asked for" in " ".join(caplog.messages)
+        assert "waiting for other processes to end, 1 of 2 s: 2 workers with 1 CPU each requested" in " ".join(
+            caplog.messages
+        )
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # whose monitor says that nothing starts nodes
     said = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
-    assert "which this cluster can never hold" in said
+    assert "which this cluster can never have" in said
     ray.kill(holder)
 
 
 def test_needs_are_counted_by_node():
-    from avvp_dist.launch.resources import Need
+    from avvp_dist.launch.resources import ResourceRequest
 
     def need(count, each, beside=None):
-        return Need("worker", count, each, beside or {}, "")
+        return ResourceRequest("worker", count, each, beside or {}, "")
 
     assert need(2, {"CPU": 1}).fits([{"CPU": 1.0}, {"CPU": 1.0}])
     assert not need(1, {"CPU": 2}).fits([{"CPU": 1.0}, {"CPU": 1.0}])  # a worker is on one node

@@ -164,8 +164,8 @@ def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
         ("{bucket}/data", ["storage.endpoint={refusing}"], "does not accept these credentials (SignatureDoesNotMatch)"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run"], "there is no bucket 'no-such-bucket'"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run", "launch=ray"], "there is no bucket 'no-such-bucket'"),
-        ("s3://me:hunter2@bucket/data", ["storage.key=hunter2"], "data.url: credentials do not belong into a URL"),
-        ("s4://bucket/data", [], "index.json: not a usable URL: Protocol not known: s4"),
+        ("s3://me:hunter2@bucket/data", ["storage.key=hunter2"], "data.url: credentials must not be part of a URL"),
+        ("s4://bucket/data", [], "index.json: not a URL that can be used: Protocol not known: s4"),
     ],
 )
 def test_mistakes_are_one_message_and_soon(bucket, data, settings, message):

@@ -93,7 +93,7 @@ def test_bad_shards_end_a_run_or_are_left_out_and_counted(packed, tmp_path, mode
     left_out = result["data"]["left_out"]
     assert left_out["count"] == 16
     assert {bad["id"] for bad in left_out["videos"]} == set(labels.ids[16:32])
-    assert "16 of 90 videos are bad and left out" in caplog.text
+    assert "16 of 90 videos are bad and were left out" in caplog.text
     assert "train-000001.tar: missing" in caplog.text
     sound = run("han", packed, tmp_path / "sound", *settings)
     assert sound["data"]["left_out"] == {"count": 0, "videos": []}

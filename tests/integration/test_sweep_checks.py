@@ -96,7 +96,7 @@ def test_a_sweep_in_a_job_refuses_relative_places(here, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "raysubmit_1"}}))
     done = sweep()
     for place in (f"output={here}/out", f"tracking.uri=sqlite:///{here}/mlflow.db"):
-        assert f"{place}: lies in the job's own folder" in str(done.exception)
+        assert f"{place}: is in the job's own folder" in str(done.exception)
     assert sorted(path.name for path in here.iterdir()) == ["data", "s.yaml"]
 
 

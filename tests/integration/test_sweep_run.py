@@ -87,7 +87,7 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
             assert last(found, "ray_avvp_videos_per_second", run=run, stage="denoise") > 0
     shown = CliRunner().invoke(cli.app, ["compare", "--sweep", "sweep"])
     assert shown.exit_code == 0, shown.exception
-    assert "2 of the sweep's 4 trials left no result" in " ".join(shown.output.split())
+    assert "2 of the sweep's 4 trials have no result" in " ".join(shown.output.split())
 
 
 def _check_tracking(database):
@@ -208,7 +208,7 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
 
 def test_a_sweep_whose_trials_no_node_can_hold_is_refused_and_leaves_nothing(on_ray, packed, tmp_path):
     settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
-    with pytest.raises(ConfigError, match="1 trial with 64 CPUs asked for, which this cluster can never hold"):
+    with pytest.raises(ConfigError, match="1 trial with 64 CPUs requested, which this cluster can never have"):
         on_ray("s", spec(cpus_per_trial=64), settings, str(tmp_path / "sweep"))
     assert not list(tmp_path.iterdir())
 
@@ -227,7 +227,7 @@ def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, 
     driver.send_signal(signal.SIGINT)
     said = driver.communicate()[0]
     assert driver.returncode == 75, said
-    assert f"go on with: avvp sweep --resume {sweep}" in said
+    assert f"resume with: avvp sweep --resume {sweep}" in said
     rows = resume(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]

@@ -78,14 +78,14 @@ def test_a_second_run_trains_nothing_and_a_lost_one_is_made_again(finished, capl
     with caplog.at_level("INFO", logger="avvp_dist"):
         assert avvp_table(*command) == first
     assert [path.stat().st_mtime_ns for path in results] == written
-    assert caplog.text.count("finished before, ") == 4
-    assert "row 2 of 2 (carry), seed 2, run 4 of 4: finished before" in caplog.text
+    assert caplog.text.count("already finished, ") == 4
+    assert "row 2 of 2 (carry), seed 2, run 4 of 4: already finished" in caplog.text
     assert "stage " not in caplog.text
     results[0].unlink()
     caplog.clear()
     with caplog.at_level("INFO", logger="avvp_dist"):
         assert avvp_table(*command) == first
-    assert caplog.text.count("finished before, ") == 3
+    assert caplog.text.count("already finished, ") == 3
     assert caplog.text.count("reused") == 3
 
 
@@ -108,7 +108,7 @@ def test_other_settings_run_in_other_folders(finished):
         ([], "missing; valid names: .*main"),
         (["main", "--seeds", "1,x"], "--seeds"),
         (["main", "--videos", "1,2"], "--videos"),
-        (["main", "--data", "nowhere", "--videos", "3"], "for --data synthetic only"),
+        (["main", "--data", "nowhere", "--videos", "3"], "only with --data synthetic"),
         (["main", "--data", "nowhere"], "nowhere: no index.json"),
         (["main", "--set", "seed=3"], "seed: use --seeds"),
         (["main", "--set", "optim.lrr=3"], "row 'HAN': optim.lrr: unknown key"),

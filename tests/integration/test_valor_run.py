@@ -67,7 +67,7 @@ def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
 
 
 def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_path):
-    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on labels of segments; make such"):
+    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on segment-level labels; make such"):
         run(packed, tmp_path / "run")
     found = RefinedLabels.load(labels)
     of_videos = RefinedLabels(found.ids, found.classes, None, found.audio.max(1), found.visual.max(1), {})
@@ -76,7 +76,7 @@ def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_pat
     for name, other in (("videos", of_videos), ("windows", of_windows)):
         (tmp_path / name).write_bytes(other.to_bytes())
         with pytest.raises(
-            ConfigError, match="method valor trains on labels of segments, those in .* are of whole videos or"
+            ConfigError, match="method valor trains on segment-level labels, but those in .* are of whole videos or"
         ):
             run(packed, tmp_path / "run", f"data.refined={tmp_path / name}")
     few = RefinedLabels(found.ids[:-1], found.classes, None, found.audio[:-1], found.visual[:-1], {})
@@ -104,7 +104,7 @@ def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_pa
 
 def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(packed, labels, tmp_path):
     config = load("valor-plus-plus", [f"data={packed}", f"data.refined={labels}", f"output={tmp_path / 'run'}"])
-    with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus asks for llp-clip-clap"):
+    with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus requires llp-clip-clap"):
         run_experiment(config, LocalRuntime(config.output, "cpu"))
     for name in ("index.json", "labels.parquet"):
         (tmp_path / name).write_bytes(Path(packed, name).read_bytes())

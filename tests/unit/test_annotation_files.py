@@ -180,9 +180,9 @@ def test_check_and_pack_report_and_correct_the_edition(editions, tmp_path, capsy
     assert "--mend" in output
     assert json.loads((tmp_path / "report.json").read_text())["counts"]["older-edition"] == {"AVVP_eval_audio.csv": 3}
     assert avvp(*check, before, "--mend") == 0
-    output = capsys.readouterr().out
-    assert "3 rows of AVVP_eval_audio.csv corrected as in the mended edition of 2024-04-16:" in output
-    assert "older edition" not in output
+    told = capsys.readouterr().out
+    assert "3 rows of AVVP_eval_audio.csv corrected as in the edition of 2024-04-16:" in told
+    assert "older edition" not in told
     fingerprints = []
     for name, annotations, options in (("one", current, []), ("two", before, ["--mend"]), ("three", before, [])):
         pack = ["data", "pack", "llp", "--annotations", annotations, "--features", tmp_path, "--out", tmp_path / name]

@@ -1,4 +1,4 @@
-"""The files of cluster/ and jobs/: against published schemas, one version of Ray everywhere, nothing that is not there."""
+"""The files of cluster/ and jobs/: valid under published schemas, one version of Ray, no references to missing files."""
 
 import re
 import shlex
@@ -62,7 +62,7 @@ def test_kubernetes_manifests_have_only_fields_that_exist(path):
     jsonschema.validate(content, SCHEMAS[content["kind"]])
 
 
-def test_the_schema_refuses_what_kuberay_would():
+def test_the_schema_refuses_what_kuberay_refuses():
     content = parsed(CLUSTER / "kuberay" / "rayjob.yaml")
     content["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0  # KubeRay wants strings
     with pytest.raises(jsonschema.ValidationError, match="0 is not of type 'string'"):
@@ -73,7 +73,7 @@ def test_the_schema_refuses_what_kuberay_would():
         jsonschema.validate(content, SCHEMAS["RayJob"])
 
 
-def test_heads_have_no_gpu_and_workers_scale_from_nothing():
+def test_heads_have_no_gpu_and_workers_scale_from_zero():
     for name, spec in cluster_specs():
         assert spec["authOptions"] == {"mode": "token"}, name
         assert spec["enableInTreeAutoscaling"] is True, name
@@ -146,7 +146,7 @@ def ray_starts():
     "ignore::pydantic.warnings.PydanticDeprecatedSince20"
 )  # of Ray Serve, which Ray's commands import
 @pytest.mark.parametrize(("where", "words"), list(ray_starts()), ids=lambda value: value if isinstance(value, str) else "")
-def test_ray_start_takes_its_options(where, words):
+def test_ray_start_accepts_its_options(where, words):
     from ray.scripts.scripts import cli
 
     program, command, *options = words
@@ -174,7 +174,7 @@ def test_compose_has_every_service_pinned_secrets_from_outside_and_ports_on_loop
     assert mounted == set(content["volumes"])
 
 
-def test_dockerfile_copies_what_is_there_installs_what_is_pinned_and_ends_as_a_user():
+def test_dockerfile_copies_existing_files_installs_pinned_packages_and_runs_as_a_user():
     text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
     steps = [line.split(maxsplit=1) for line in text.splitlines() if re.match(r"[A-Z]+ ", line)]
     for words in (rest.split() for step, rest in steps if step == "COPY"):
@@ -192,7 +192,7 @@ def test_dockerfile_copies_what_is_there_installs_what_is_pinned_and_ends_as_a_u
     assert steps[-1] == ["CMD", '["avvp", "--help"]']
 
 
-def test_entrypoints_of_jobs_on_kubernetes_are_scripts_of_ours_with_settings_that_exist():
+def test_entrypoints_of_kubernetes_jobs_are_shipped_scripts_with_valid_settings():
     entries = {path.name: parsed(path)["spec"]["entrypoint"] for path in MANIFESTS if parsed(path)["kind"] == "RayJob"}
     words = {name: shlex.split(entry) for name, entry in entries.items()}
     assert {name: found[:2] for name, found in words.items()} == {

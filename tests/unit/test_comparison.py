@@ -1,4 +1,4 @@
-"""`avvp compare` on made-up finished runs: what is one setting, what is tested, what is shown."""
+"""`avvp compare` on synthetic finished runs: grouping into settings, tests, output."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def test_runs_that_differ_in_seed_and_place_are_one_setting(tmp_path):
     assert not notes
 
 
-def test_labels_tell_what_differs(tmp_path):
+def test_labels_show_the_differences(tmp_path):
     runs = [
         write_run(tmp_path / "a", "method.temperature=0.1", "optim.lr=1e-3"),
         write_run(tmp_path / "b", "method.temperature=0.25", "optim.lr=1e-3"),
@@ -52,14 +52,14 @@ def test_labels_tell_what_differs(tmp_path):
     ]
 
 
-def test_labels_differ_even_where_short_values_would_not(tmp_path):
+def test_labels_differ_even_if_short_values_would_not(tmp_path):
     close = [write_run(tmp_path / str(n), f"optim.lr={lr}") for n, lr in enumerate((0.000312345, 0.000312346))]
     files = [write_run(tmp_path / f"{n}-r", f"data.refined={n}/labels.npz") for n in "ab"]
     assert labels(*close) == ["optim.lr=0.000312345", "optim.lr=0.000312346"]
     assert labels(*files) == ["data.refined=a/labels.npz", "data.refined=b/labels.npz"]
 
 
-def test_another_method_is_told_by_its_name_alone(tmp_path):
+def test_another_method_is_labeled_by_its_name_alone(tmp_path):
     recipe = tmp_path / "mine.yaml"
     runs = []
     for name in ("han", "jomold"):
@@ -84,11 +84,11 @@ def test_a_seed_counts_once(tmp_path):
     ((setting,), (note,)) = read_settings([first, first + "/", again])
     assert len(setting.runs) == 1
     assert str(tmp_path / "again") in note
-    assert "same seed" in note
+    assert "same setting and seed" in note
     assert "DIFFER" not in note
 
 
-def test_a_seed_with_other_scores_counts_once_and_is_told(tmp_path):
+def test_a_seed_with_other_scores_counts_once_and_is_noted(tmp_path):
     first = write_run(tmp_path / "first", seed=1)
     other = write_run(tmp_path / "other", seed=1, val=0.0, test=0.1)
     for run, world in ((first, 1), (other, 2)):
@@ -97,9 +97,7 @@ def test_a_seed_with_other_scores_counts_once_and_is_told(tmp_path):
         path.write_text(json.dumps(result))
     ((setting,), (note,)) = read_settings([first, other])
     assert [run.url for run in setting.runs] == [first]
-    assert note.startswith(
-        f"{other}: left out; the same setting with the same seed as {first}, but its SCORES DIFFER: test by"
-    )
+    assert note.startswith(f"{other}: left out; same setting and seed as {first}, but its SCORES DIFFER: test by")
     assert float(re.search(r"test by up to ([\d.]+) points", note).group(1)) == pytest.approx(10, abs=1)
     assert "val by" not in note
     assert note.endswith("(world_size 1 and 2)")
@@ -111,14 +109,14 @@ def test_other_data_are_another_setting(tmp_path):
     assert labels(*runs) == ["data.fingerprint=0123456789ab", "data.fingerprint=fedcba987654"]
 
 
-def test_every_folder_that_is_no_run_is_named(tmp_path):
+def test_all_folders_without_a_run_are_listed(tmp_path):
     good, bad, old = write_run(tmp_path / "good"), write_run(tmp_path / "bad"), write_run(tmp_path / "old")
     (tmp_path / "bad" / "result.json").write_text("{}")
     (tmp_path / "old" / "config.yaml").write_text((tmp_path / "old" / "config.yaml").read_text() + "gone: 1\n")
     with pytest.raises(DataError) as error:
         read_settings([good, bad, old, str(tmp_path / "nowhere")])
     for part in (
-        "nowhere/result.json: not there",
+        "nowhere/result.json: does not exist",
         "nowhere/config.yaml",
         "bad/result.json: not the result",
         "gone: unknown",
@@ -127,7 +125,7 @@ def test_every_folder_that_is_no_run_is_named(tmp_path):
     assert "good" not in str(error.value)
 
 
-def test_runs_and_sweeps_may_lie_in_an_object_store(tmp_path):
+def test_runs_and_sweeps_can_be_in_an_object_store(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, seed=ord(name))
         for path in (tmp_path / name).iterdir():
@@ -148,7 +146,7 @@ def record(folder, names, metric="val event.visual"):
     (folder / "sweep.json").write_text(json.dumps({"name": folder.name, "metric": metric, "mode": "max", "trials": rows}))
 
 
-def test_the_runs_of_a_sweep_are_those_that_its_record_names(tmp_path, monkeypatch):
+def test_the_runs_of_a_sweep_are_those_in_its_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "warm"
     runs = [write_run(folder / "runs" / f"trial-{n}", f"method.temperature={n}") for n in (1, 2)]
@@ -162,11 +160,11 @@ def test_the_runs_of_a_sweep_are_those_that_its_record_names(tmp_path, monkeypat
     assert found.metric == "event.visual"
     shown = one_line(avvp_compare("--sweep", "warm"))
     assert "event V minus that of method.temperature=" in shown
-    assert "1 of the sweep's 3 trials left no result" in shown
+    assert "1 of the sweep's 3 trials have no result" in shown
     assert "method.temperature=5" not in shown
 
 
-def test_without_a_record_runs_are_folders_that_hold_one(tmp_path):
+def test_without_a_record_all_run_folders_count(tmp_path):
     runs = [write_run(tmp_path / name, f"method.temperature={number}") for number, name in enumerate("ab", start=1)]
     write_run(tmp_path / "a" / "tracking" / "kept")
     (tmp_path / "copy").mkdir()
@@ -175,7 +173,7 @@ def test_without_a_record_runs_are_folders_that_hold_one(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"metric": "segment.type", "trials": ["a"]}', '{"trials": []}'])
-def test_a_sweep_that_is_not_there_or_empty_is_refused(tmp_path, content):
+def test_a_missing_or_empty_sweep_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="outputs/sweeps/nothing"):
         read_sweep("nothing")
     with pytest.raises(DataError, match="no finished run"):
@@ -215,7 +213,7 @@ def test_options_show_the_rest(two):
     assert "test split" not in shown
 
 
-def test_one_seed_is_said_to_have_no_interval(tmp_path):
+def test_one_seed_has_no_interval_and_a_note_says_so(tmp_path):
     shown = one_line(avvp_compare(write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)))
     assert "one seed, so no spread and no interval: optim.lr=0.001, optim.lr=0.0005" in shown
     assert "train more seeds" in shown
@@ -233,7 +231,7 @@ def difference(path, **wanted):
     return {key: float(value) if re.fullmatch(r"[-+.e\d]+", value) else value for key, value in row.items()}
 
 
-def test_better_settings_are_found_better_and_equal_ones_not(two, tmp_path):
+def test_better_settings_differ_significantly_and_equal_ones_do_not(two, tmp_path):
     out = tmp_path / "scores.csv"
     avvp_compare(*two, *seeds(tmp_path, "equal", "method.temperature=0.3"), "--csv", out)
     better = difference(out, split="test", setting="method.temperature=0.2")
@@ -255,7 +253,7 @@ def test_one_more_setting_raises_p_values_but_moves_no_interval(two, tmp_path):
     assert other["seeds_low"] == pytest.approx(one["seeds_low"])
 
 
-def test_the_baseline_is_the_one_asked_for(two):
+def test_the_baseline_is_the_requested_one(two):
     by_label = avvp_compare(*two, "--baseline", "method.temperature=0.2")
     assert "minus that of method.temperature=0.2" in one_line(by_label)
     assert by_label == avvp_compare(*two, "--baseline", two[4])
@@ -290,7 +288,7 @@ def test_a_baseline_that_was_not_chosen_is_tested_on_val_only(two, tmp_path):
 def test_select_refuses_what_cannot_be_ranked(two, tmp_path):
     with pytest.raises(DataError, match="different data cannot be ranked"):
         avvp_compare(*two, write_run(tmp_path / "other", fingerprint="fedcba9876543210"), "--select")
-    with pytest.raises(ConfigError, match="--select chooses by val"):
+    with pytest.raises(ConfigError, match="--select ranks by val"):
         avvp_compare(*two, "--select", "--split", "test")
 
 
@@ -303,24 +301,24 @@ def test_runs_on_other_data_are_shown_but_not_tested(two, tmp_path):
     assert "method.temperature=0.1 (synthetic)" in shown
 
 
-def test_runs_without_scores_of_videos_say_how_to_make_them(two, tmp_path):
+def test_a_note_says_how_to_write_missing_per_video_scores(two, tmp_path):
     bare = write_run(tmp_path / "bare", "method.temperature=0.3", per_video=False)
     shown = "".join(avvp_compare(*two, bare).split())
-    assert f"`avvpevaluate{bare}`makesit" in shown
+    assert f"`avvpevaluate{bare}`writesit" in shown
     assert "minusthatofmethod.temperature=0.1" in shown  # the others are tested
 
 
-def test_scores_of_videos_that_belong_to_other_networks_are_not_used(tmp_path):
+def test_per_video_scores_of_other_networks_are_not_used(tmp_path):
     runs = [write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)]
     (tmp_path / "a" / "per_video.npz").write_bytes((tmp_path / "b" / "per_video.npz").read_bytes())
     shown = one_line(avvp_compare(*runs))
-    assert "not of the same networks as result.json" in shown
+    assert "belongs to another network than result.json" in shown
     assert "minus that of" not in shown
     (tmp_path / "a" / "per_video.npz").write_bytes(b"torn")
     assert "not a file of scores per video" in one_line(avvp_compare(*runs))
 
 
-def test_protocols_that_differ_are_told_and_one_is_taken(tmp_path):
+def test_different_protocols_are_noted_and_one_is_used(tmp_path):
     runs = [write_run(tmp_path / "han", recipe="han"), write_run(tmp_path / "jomold")]
     shown = one_line(avvp_compare(*runs))
     assert "PROTOCOLS DIFFER" in shown
@@ -330,7 +328,7 @@ def test_protocols_that_differ_are_told_and_one_is_taken(tmp_path):
     assert "modality protocol: F" in avvp_compare(*reversed(runs))
 
 
-def test_mistakes_are_named(two):
+def test_invalid_options_are_reported(two):
     with pytest.raises(ConfigError, match="runs: missing"):
         avvp_compare()
     with pytest.raises(ConfigError, match="segment.tpye"):

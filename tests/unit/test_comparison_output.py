@@ -1,4 +1,4 @@
-"""What `avvp compare` writes: published figures, the file of per-video scores, Markdown, LaTeX, pictures."""
+"""Output of `avvp compare`: published figures, per-video scores, Markdown, LaTeX, figures."""
 
 import re
 
@@ -26,7 +26,7 @@ def two(tmp_path):
 # published figures
 
 
-def test_published_figures_stand_apart_with_protocol_features_and_a_warning(two):
+def test_published_figures_are_separate_with_protocol_features_and_a_warning(two):
     shown = avvp_compare(*two, "--published")
     table = shown[shown.index("PUBLISHED figures") :]
     assert "method.temperature" not in table.split("- data:")[0]
@@ -35,7 +35,7 @@ def test_published_figures_stand_apart_with_protocol_features_and_a_warning(two)
     assert "ours here of SYNTHETIC DATA: not comparable" in one_line(shown)
 
 
-def test_published_figures_are_what_they_say():
+def test_published_figures_match_their_source():
     published = published_scores()
     assert len(published.rows) > 25
     assert all(row.protocol is None or not row.rule for row in published.rows)
@@ -79,7 +79,7 @@ def test_markdown_has_rows_as_long_as_their_heads(two, tmp_path):
     assert "- SYNTHETIC DATA" in out.read_text()
 
 
-def test_latex_escapes_what_means_something_to_it(two, tmp_path):
+def test_latex_special_characters_are_escaped(two, tmp_path):
     out = tmp_path / "out.tex"
     avvp_compare(*two, "--per-class", "--published", "--latex", out)
     code = "\n".join(line for line in out.read_text().splitlines() if not line.startswith("%"))
@@ -96,7 +96,7 @@ def test_latex_escapes_what_means_something_to_it(two, tmp_path):
         assert {line.count(" & ") + 1 for line in lines} == {len(table[0])}
 
 
-def test_text_that_looks_like_code_stays_text():
+def test_text_that_resembles_markup_stays_text():
     sheet = Sheet("a_b & 50 %", ["x"], [["[1, 2]"], ["a|b\n[3, 4]"], [r"\input{x}"]])
     code, text = latex([sheet], []), markdown([sheet], [])
     assert r"a\_b \& 50 \%" in code
@@ -111,7 +111,7 @@ def pixels(path, colour):
     return int((np.abs(image - np.array(to_rgb(colour))) < 1 / 255).all(axis=-1).sum())
 
 
-def test_pictures_of_one_key(two, tmp_path):
+def test_figures_of_one_key(two, tmp_path):
     avvp_compare(*two, "--pictures", tmp_path / "all")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["against.png", "settings.png"]
     avvp_compare(*two, "--select", "--pictures", tmp_path / "chosen")
@@ -121,7 +121,7 @@ def test_pictures_of_one_key(two, tmp_path):
         assert pixels(tmp_path / "all" / name, BLUE) > 300
 
 
-def test_pictures_of_two_keys_show_where_they_meet_and_which_matters(tmp_path):
+def test_figures_of_two_keys_show_interaction_and_importance(tmp_path):
     runs = [
         run
         for lr in ("1e-4", "1e-3")

@@ -1,8 +1,9 @@
-"""Recipes, overrides, and what a user's mistake looks like."""
+"""Recipes, overrides, and error messages about them."""
 
 import pytest
 
 from avvp_dist.errors import ConfigError
+from avvp_dist.experiments import recipe as recipe_module
 from avvp_dist.experiments.recipe import load, recipes
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.han import HanMethodConfig
@@ -11,7 +12,7 @@ from avvp_dist.models.avslowfast import AvSlowFastConfig
 
 
 @pytest.mark.parametrize("name", recipes())
-def test_every_shipped_recipe_loads_and_reads_its_own_dump(name, tmp_path):
+def test_every_shipped_recipe_loads_and_loads_from_its_own_dump(name, tmp_path):
     config = load(name)
     path = tmp_path / f"{name}.yaml"
     path.write_text(config.to_yaml())
@@ -36,7 +37,7 @@ def test_published_hyper_parameters():
     assert (jomold.method.audio_threshold, jomold.method.visual_threshold, jomold.method.warmup_epochs) == (0.6, 1.8, 0.9)
 
 
-def test_overrides_reach_nested_keys_and_shorthands():
+def test_overrides_of_nested_keys_and_shorthands():
     config = load(
         "jomold", ["launch=ray", "launch.workers=2", "optim.lr=1e-3", "data=s3://bucket/llp", "method.rounding=carry"]
     )
@@ -63,18 +64,73 @@ def test_another_network_starts_from_its_own_defaults(recipe, name, variant):
     assert load(recipe, ["model.width=32", f"model={name}"]).model == variant(width=32)
 
 
+@pytest.fixture
+def warnings(caplog):
+    recipe_module._warn_once.cache_clear()
+    caplog.set_level("WARNING", "avvp_dist")
+    return caplog
+
+
+def test_a_warning_names_the_settings_of_the_recipe_that_another_network_does_not_use(warnings):
+    load("valor", ["model=ave", "model.visual_dropout=0.5"])
+    [warning] = warnings.messages
+    assert warning.startswith(
+        "model=ave replaces model han of recipe valor; not applied: model.width=512, model.feedforward=1024"
+    )
+    assert "visual_dropout" not in warning  # set explicitly
+    assert "model ave uses its own defaults" in warning
+
+
+def test_a_warning_says_that_a_recipe_was_written_for_another_method(warnings):
+    config = load("jomold", ["method=ma", "method.refine=audio"])
+    assert config.method.refine == "audio"
+    [warning] = warnings.messages
+    assert "method=ma replaces method jomold of recipe jomold; not applied: method.audio_threshold=0.6" in warning
+    assert "train and optim settings are still those chosen for jomold" in warning
+    assert "recipe ma has the published settings of ma" in warning
+
+
+def test_warnings_about_a_recipe_are_logged_once(warnings):
+    for _ in range(3):
+        load("jomold", ["method=han"])
+    assert len(warnings.messages) == 1
+
+
+def test_the_network_and_method_of_the_recipe_itself_give_no_warning(warnings):
+    load("jomold", ["model=han", "method=jomold", "model.heads=8"])
+    load("jomold", ["model=ave", "model=han"])  # the last one counts
+    assert load("jomold", ["model=ave", "model=han"]).model == load("jomold").model
+    assert not warnings.messages
+
+
+def test_a_method_refuses_the_keys_of_another():
+    with pytest.raises(ConfigError, match=r"method.warmup: unknown key of method 'ma'. Valid names: .*refine"):
+        load("jomold", ["method=ma", "method.warmup=linear"])
+
+
+def test_another_launcher_or_tracker_keeps_the_settings_of_the_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "model: han\nmethod: {name: han}\nlaunch: {name: local, cpus_per_worker: 2}\n"
+        "tracking: {name: none, experiment: mine}\n"
+    )
+    config = load(str(path), ["launch=ray", "tracking=mlflow", "model=han"])
+    assert (config.launch.name, config.launch.cpus_per_worker) == ("ray", 2)
+    assert (config.tracking.name, config.tracking.experiment) == ("mlflow", "mine")
+
+
 def test_a_network_refuses_the_keys_of_another():
     with pytest.raises(ConfigError) as caught:
         load("jomold", ["model=ave", "model.heads=8", "model.width=15"])
     assert sorted(caught.value.problems) == [
-        "model.heads: unknown key. Valid names: name, visual_dropout, width",
+        "model.heads: unknown key of model 'ave'. Valid names: name, visual_dropout, width",
         "model.width: Input should be a multiple of 2, got 15",
     ]
     with pytest.raises(ConfigError, match=r"unknown model 'alexnet'.*'han', 'ave', 'avslowfast'"):
         load("jomold", ["model=alexnet"])
 
 
-def test_a_recipe_without_a_network_is_told_which_there_are(tmp_path):
+def test_a_recipe_without_a_network_is_refused_with_the_valid_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {width: 32}\nmethod: {name: han}\n")
     with pytest.raises(
@@ -89,8 +145,8 @@ def test_all_problems_are_listed_with_path_and_valid_names():
     problems = caught.value.problems
     assert len(problems) == 5
     text = "\n".join(problems)
-    assert "method.warmpu: unknown key; did you mean 'warmup'?" in text
-    assert "rounding" in text  # the valid names of the section the typo stands in
+    assert "method.warmpu: unknown key of method 'jomold'; did you mean 'warmup'?" in text
+    assert "rounding" in text  # the valid names of the section with the typo
     assert "optim.lr:" in text
     assert "greater than 0" in text
     assert "train.epochs:" in text
@@ -100,17 +156,17 @@ def test_all_problems_are_listed_with_path_and_valid_names():
     assert "sede: unknown key; did you mean 'seed'?" in text
 
 
-def test_unknown_method_names_the_known_ones():
+def test_an_unknown_method_is_refused_with_the_valid_names():
     with pytest.raises(ConfigError, match=r"unknown method 'jomoldd'.*'han', 'jomold'"):
         load("han", ["method=jomoldd"])
 
 
-def test_unknown_recipe_names_the_known_ones():
+def test_an_unknown_recipe_is_refused_with_the_valid_names():
     with pytest.raises(ConfigError, match=r"unknown recipe 'jomld'; did you mean 'jomold'\? Valid names: .*han, .*jomold"):
         load("jomld")
 
 
-def test_overrides_that_cannot_be_read_are_all_named():
+def test_all_invalid_overrides_are_listed():
     with pytest.raises(ConfigError) as caught:
         load("han", ["optim.lr", "=3", "optim..lr=2"])
     assert len(caught.value.problems) == 3
@@ -138,6 +194,6 @@ def test_elastic_workers_need_ray_and_a_range():
 
 @pytest.mark.parametrize("value", ["inf", "-inf", ".nan", "nan", "1e999"])
 @pytest.mark.parametrize("key", ["optim.lr", "data.memory_gb", "evaluate.segment_threshold", "method.visual_smoothing"])
-def test_numbers_that_are_not_finite_are_refused_by_their_key(key, value):
+def test_numbers_that_are_not_finite_are_refused_with_their_key(key, value):
     with pytest.raises(ConfigError, match=f"{key}: Input should be a finite number"):
         load("han", [f"{key}={value}"])

@@ -161,7 +161,7 @@ def test_missing_features_are_reported_by_their_folders(official):
 def test_splits_that_are_not_numbers(tmp_path):
     refused = avvp_data("synth", tmp_path / "out", "--splits", "4,2")
     assert isinstance(refused.exception, ConfigError)
-    assert "expected three whole numbers" in str(refused.exception)
+    assert "expected three integers" in str(refused.exception)
 
 
 @pytest.mark.parametrize("command", ["pack", "inspect", "check", "synth"])

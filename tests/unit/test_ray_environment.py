@@ -1,4 +1,4 @@
-"""What is set before a Ray of this machine starts: its token for this user alone, a temporary folder that fits, a home."""
+"""The environment set before Ray starts on this machine: a private token, a suitable temporary folder, a home."""
 
 import os
 import stat
@@ -24,7 +24,7 @@ def mode(path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_token_is_made_for_this_user_alone(tmp_path, environment):
+def test_the_token_is_readable_by_this_user_only(tmp_path, environment):
     old = os.umask(0)
     try:
         ray_environment.prepare()
@@ -40,7 +40,7 @@ def test_the_token_is_made_for_this_user_alone(tmp_path, environment):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_an_open_token_is_closed_with_a_warning(tmp_path, environment, caplog, named):
+def test_a_readable_token_is_made_private_with_a_warning(tmp_path, environment, caplog, named):
     token = tmp_path / ("mine" if named else ".ray/auth_token")
     token.parent.mkdir(exist_ok=True)
     token.write_text("secret")
@@ -50,11 +50,11 @@ def test_an_open_token_is_closed_with_a_warning(tmp_path, environment, caplog, n
     ray_environment.prepare()
     assert mode(token) == 0o600
     assert token.read_text() == "secret"
-    assert "could be read by other users (mode 644)" in caplog.text
+    assert "other users could read Ray's token (mode 644)" in caplog.text
     assert "secret" not in caplog.text
 
 
-def test_without_a_home_that_can_be_written_the_token_is_temporary(tmp_path, environment):
+def test_without_a_writable_home_the_token_is_temporary(tmp_path, environment):
     environment["HOME"] = "/proc/nowhere"
     ray_environment.prepare()
     assert mode(user_folders.private() / "ray_auth_token") == 0o600
@@ -62,7 +62,7 @@ def test_without_a_home_that_can_be_written_the_token_is_temporary(tmp_path, env
 
 
 @pytest.mark.parametrize("ours", [{"RAY_ADDRESS": "10.0.0.1:6379"}, {"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "t"}])
-def test_no_token_is_made_where_none_is_used_or_it_is_given(tmp_path, environment, ours):
+def test_no_token_is_created_if_none_is_used_or_one_is_given(tmp_path, environment, ours):
     environment.update(ours)
     ray_environment.prepare()
     assert not (tmp_path / ".ray").exists()
@@ -78,16 +78,16 @@ def test_a_long_temporary_folder_is_replaced(tmp_path, environment):
         assert environment["RAY_TMPDIR"] in ("/tmp", "/var/tmp", "/dev/shm")
 
 
-def test_a_folder_chosen_for_ray_is_refused_where_it_cannot_be_used(tmp_path, environment):
+def test_an_unsuitable_folder_chosen_for_ray_is_refused(tmp_path, environment):
     environment["RAY_TMPDIR"] = str(tmp_path / ("x" * 60))
-    with pytest.raises(ConfigError, match="RAY_TMPDIR=.*too long for Ray's sockets"):
+    with pytest.raises(ConfigError, match="RAY_TMPDIR=.*paths of Ray's sockets allow"):
         ray_environment.prepare()
     environment["RAY_TMPDIR"] = "/nowhere"
     with pytest.raises(ConfigError, match="RAY_TMPDIR=/nowhere: no such folder"):
         ray_environment.prepare()
 
 
-def test_a_private_folder_of_somebody_else_is_left_alone(tmp_path, monkeypatch):
+def test_a_private_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     user_folders.private.cache_clear()
     try:

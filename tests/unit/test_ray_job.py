@@ -1,4 +1,4 @@
-"""Inside a Ray job: its id, and results that would go with its folder."""
+"""Inside a Ray job: its id, and results that would be deleted with its folder."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import result as results
 from avvp_dist.experiments.recipe import load
 from avvp_dist.launch import ray_job
-from avvp_dist.launch.start import launch
+from avvp_dist.launch.start import launch_run
 from avvp_dist.tracking.base import TrackingConfig
 
 
@@ -25,13 +25,13 @@ def in_job(tmp_path, monkeypatch):
     return folder
 
 
-def test_a_job_knows_its_id_and_nobody_else_has_one(monkeypatch, in_job):
+def test_only_a_job_has_a_submission_id(monkeypatch, in_job):
     assert ray_job.submission_id() == "raysubmit_1"
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     assert ray_job.submission_id() is None
 
 
-def test_results_that_would_go_with_the_job_are_refused_all_at_once(in_job):
+def test_all_results_in_the_jobs_folder_are_refused_together(in_job):
     places = {"output": "outputs/a", "store": str(in_job / "stages"), "tracking.uri": "sqlite:///mlflow.db", "x": None}
     with pytest.raises(ConfigError) as refused:
         ray_job.refuse_own_folder(places)
@@ -40,26 +40,26 @@ def test_results_that_would_go_with_the_job_are_refused_all_at_once(in_job):
     assert "MLFLOW_TRACKING_URI" in refused.value.problems[2]
 
 
-def test_results_elsewhere_are_welcome(in_job, tmp_path):
+def test_results_outside_the_jobs_folder_are_accepted(in_job, tmp_path):
     ray_job.refuse_own_folder(
         {"output": "s3://bucket/run", "store": str(tmp_path / "stages"), "tracking.uri": "http://mlflow:5000"}
     )
     ray_job.refuse_own_folder({"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
 
 
-def test_outside_a_job_everything_is_welcome(monkeypatch, in_job):
+def test_outside_a_job_all_folders_are_accepted(monkeypatch, in_job):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     ray_job.refuse_own_folder({"output": "outputs/a"})
 
 
-def test_training_in_a_job_refuses_before_it_reads_data(in_job):
+def test_training_in_a_job_refuses_its_folder_before_reading_data(in_job):
     config = load("han", ["data=s3://bucket/nowhere"]).absolute()
-    with pytest.raises(ConfigError, match="ends with the job"):
-        launch(config)
+    with pytest.raises(ConfigError, match="deleted with the job"):
+        launch_run(config)
     assert list(in_job.iterdir()) == []
 
 
-def test_mlflow_is_where_its_own_variable_says_unless_a_run_says_otherwise(monkeypatch):
+def test_the_tracking_uri_is_mlflows_variable_unless_a_run_sets_it(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert TrackingConfig().uri == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
@@ -67,7 +67,7 @@ def test_mlflow_is_where_its_own_variable_says_unless_a_run_says_otherwise(monke
     assert load("jomold", ["tracking.uri=http://other:5000"]).tracking.uri == "http://other:5000"
 
 
-def test_the_commit_of_an_upload_is_what_its_submitter_says(monkeypatch, tmp_path):
+def test_the_commit_of_an_upload_comes_from_its_submitter(monkeypatch, tmp_path):
     def commit() -> str:
         return results.provenance(index, load("han"), LocalRuntime("run", "cpu"))["git_commit"]
 

@@ -244,7 +244,7 @@ def test_arrays_that_do_not_match_are_refused_with_all_reasons(official, packed,
     assert f" of 7 rows: row 0 ({video_id(0)}_10_20), row 1 (" in message
     assert "--keep-outside-weak" in message
     assert avvp(*command, "--file", tmp_path / "both.npz", "--keep-outside-weak") == 0
-    assert "labels lie outside their video's weak label; kept" in capsys.readouterr().out
+    assert "labels are not in their video's weak label; they were kept" in capsys.readouterr().out
     np.savez(tmp_path / "names.npz", a=good, v=good)
     assert avvp(*command, "--file", tmp_path / "names.npz") == 2
     assert "no array 'audio'; it contains a, v" in capsys.readouterr().err
@@ -282,10 +282,10 @@ def test_options_of_other_formats_are_refused(packed, capsys):
     for options, expected in (
         ([], ["--audio: missing", "--visual: missing"]),
         (["--format", "need-to-change", "--audio", "a", "--keep-outside-weak"],
-         ["--annotations: missing", "--file: missing", "--audio: of no use here", "--keep-outside-weak: of no use here"]),
+         ["--annotations: missing", "--file: missing", "--audio: not used here", "--keep-outside-weak: not used here"]),
         (["--format", "arrays", "--aliasing", "fixed"],
-         ["--annotations: missing", "--audio: missing", "--visual: missing", "or --file", "--aliasing: of no use here"]),
-        (["--format", "arrays", "--file", "f", "--audio", "a", "--annotations", "x"], ["--audio: of no use here"]),
+         ["--annotations: missing", "--audio: missing", "--visual: missing", "or --file", "--aliasing: not used here"]),
+        (["--format", "arrays", "--file", "f", "--audio", "a", "--annotations", "x"], ["--audio: not used here"]),
     ):  # fmt: skip
         assert avvp(*command, *options) == 2
         message = capsys.readouterr().err

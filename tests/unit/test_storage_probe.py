@@ -1,4 +1,4 @@
-"""Output targets are probed before the work: all that cannot be written are reported together, and no files remain."""
+"""Targets are probed before the work: all that cannot be written are reported together, and nothing is left behind."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ def refused(**targets):
     return error.value.problems
 
 
-def test_probing_does_not_change_good_targets(tmp_path):
+def test_writable_targets_are_left_unchanged(tmp_path):
     (tmp_path / "there.json").write_text("x")
     refuse_unwritable(
         folders={"a": tmp_path, "b": tmp_path / "new" / "deep", "c": None, "d": f"file://{tmp_path}/e"},
@@ -40,14 +40,14 @@ def test_all_unwritable_targets_are_reported_together(tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
 
 
-def test_a_pipe_without_a_reader_is_not_waited_for(tmp_path):
+def test_a_pipe_without_a_reader_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     [problem] = refused(files={"--json": str(tmp_path / "pipe")})
     assert "no process reads from it" in problem
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_probing_leaves_a_bucket_empty(s3):
+def test_a_bucket_is_probed_and_left_empty(s3):
     refuse_unwritable(folders={"output": f"{s3}/runs/a"}, files={"--json": f"{s3}/x.json"})
     assert storage.names(s3) == []
     [problem] = refused(folders={"output": f"{s3}-nowhere/runs/a"})
@@ -55,7 +55,7 @@ def test_probing_leaves_a_bucket_empty(s3):
     assert "there is no bucket" in problem
 
 
-def test_devices_are_written_in_place(tmp_path):
+def test_devices_are_written_to_and_not_replaced(tmp_path):
     null, full = device(tmp_path / "null", NULL), device(tmp_path / "full", FULL)
     storage.write_text(null, "x")
     with pytest.raises(OSError, match="No space left") as error:
@@ -64,7 +64,7 @@ def test_devices_are_written_in_place(tmp_path):
     assert all(stat.S_ISCHR(path.stat().st_mode) for path in (null, full))
 
 
-def test_standard_output_can_be_named_as_a_file():
+def test_standard_output_can_be_given_as_a_file():
     code = "from avvp_dist import storage; storage.write_text('/dev/stdout', 'x' * 100_000)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "x" * 100_000

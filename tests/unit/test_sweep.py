@@ -1,10 +1,10 @@
-"""Search spaces: which settings and trials a sweep file means."""
+"""Search spaces: the settings and trials of a sweep file."""
 
 import pytest
 
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import sweep as sweeps
-from avvp_dist.experiments.sweep import SweepConfig, label, settings, trials
+from avvp_dist.experiments.sweep import SweepConfig, label, sweep_points, trials
 
 
 def spec(**content):
@@ -18,43 +18,43 @@ def test_grid_crosses_all_keys_and_conditions_leave_keys_out():
         "method.warmup": {"grid": ["published", "linear"]},
         "method.warmup_epochs": {"choice": [1.0, 2.0], "when": {"method.warmup": "linear"}},
     }
-    assert settings(spec(space=space)) == [
+    assert sweep_points(spec(space=space)) == [
         {"method.warmup": "published"},
         {"method.warmup": "linear", "method.warmup_epochs": 1.0},
         {"method.warmup": "linear", "method.warmup_epochs": 2.0},
     ]
 
 
-def test_steps_read_as_written_and_whole_numbers_stay_whole():
+def test_steps_are_rounded_and_integers_stay_integers():
     space = {
         "method.temperature": {"uniform": [0.1, 0.5], "step": 0.1},
         "train.batch_size": {"uniform": [32, 128], "step": 32},
     }
-    found = settings(spec(space=space))
+    found = sweep_points(spec(space=space))
     assert [s["method.temperature"] for s in found[::4]] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert [s["train.batch_size"] for s in found[:4]] == [32, 64, 96, 128]
     assert all(isinstance(s["train.batch_size"], int) for s in found)
 
 
-def test_random_settings_are_different_in_bounds_and_the_same_again():
+def test_random_settings_are_distinct_within_bounds_and_reproducible():
     space = {"optim.lr": {"loguniform": [1e-5, 1e-3]}, "method.rounding": {"choice": ["floor", "carry"]}}
     sweep = spec(space=space, search={"name": "random", "samples": 50})
-    found = settings(sweep)
-    assert found == settings(sweep)
+    found = sweep_points(sweep)
+    assert found == sweep_points(sweep)
     assert len({s["optim.lr"] for s in found}) == 50
     assert all(1e-5 <= s["optim.lr"] <= 1e-3 for s in found)
     assert 15 < sum(s["optim.lr"] < 1e-4 for s in found) < 35  # uniform in the logarithm
-    more = settings(spec(space=space, search={"name": "random", "samples": 60}))
+    more = sweep_points(spec(space=space, search={"name": "random", "samples": 60}))
     assert more[:50] == found  # more samples keep the ones already trained
 
 
 def test_random_search_of_a_small_space_ends():
-    assert len(settings(spec(search={"name": "random", "samples": 50}))) == 2
+    assert len(sweep_points(spec(search={"name": "random", "samples": 50}))) == 2
 
 
-def test_trials_are_settings_times_seeds_with_names_that_stay():
+def test_trials_are_settings_times_seeds_with_stable_names():
     sweep = spec(seeds=[1, 2])
-    found = trials(sweep, settings(sweep), ["data=x"], "fingerprint")
+    found = trials(sweep, sweep_points(sweep), ["data=x"], "fingerprint")
     assert [(t.seed, t.config.method.temperature, t.config.seed) for t in found] == [
         (1, 0.1, 1),
         (1, 0.2, 1),
@@ -62,20 +62,20 @@ def test_trials_are_settings_times_seeds_with_names_that_stay():
         (2, 0.2, 2),
     ]
     assert len({t.name for t in found}) == 4
-    again = trials(spec(seeds=[2, 3]), settings(sweep), ["data=x"], "fingerprint")
+    again = trials(spec(seeds=[2, 3]), sweep_points(sweep), ["data=x"], "fingerprint")
     assert {t.name for t in again} & {t.name for t in found} == {t.name for t in found if t.seed == 2}
-    assert not {t.name for t in trials(sweep, settings(sweep), ["data=x"], "other data")} & {t.name for t in found}
+    assert not {t.name for t in trials(sweep, sweep_points(sweep), ["data=x"], "other data")} & {t.name for t in found}
 
 
-def test_budget_of_trials_keeps_whole_seeds_first():
+def test_a_limit_on_trials_completes_one_seed_after_another():
     sweep = spec(seeds=[1, 2], trials=3)
-    assert [t.seed for t in trials(sweep, settings(sweep), [], "f")] == [1, 1, 2]
+    assert [t.seed for t in trials(sweep, sweep_points(sweep), [], "f")] == [1, 1, 2]
 
 
-def test_all_problems_at_once():
+def test_all_problems_are_reported_together():
     sweep = spec(space={"method.temperture": {"grid": [1]}, "method.audio_threshold": {"grid": [-1.0]}})
     with pytest.raises(ConfigError) as error:
-        trials(sweep, settings(sweep), [], "f")
+        trials(sweep, sweep_points(sweep), [], "f")
     assert "did you mean 'temperature'" in str(error.value)
     assert "audio_threshold" in str(error.value)
 
@@ -87,15 +87,15 @@ def test_all_problems_at_once():
         ({"space": {"a": {"grid": [1], "choice": [1]}}}, "exactly one of"),
         ({"space": {"a": {"uniform": [2, 1]}}}, "first bound"),
         ({"space": {"a": {"loguniform": [0, 1]}}, "search": {"name": "random"}}, "above 0"),
-        ({"space": {"a": {"uniform": [0, 1]}}}, "cannot count"),
-        ({"space": {"a": {"grid": [1], "when": {"b": 1}}, "b": {"grid": [1]}}}, "stands before it"),
-        ({"seeds": [1, 1]}, "different whole numbers"),
+        ({"space": {"a": {"uniform": [0, 1]}}}, "needs a finite number of values"),
+        ({"space": {"a": {"grid": [1], "when": {"b": 1}}, "b": {"grid": [1]}}}, "listed before it"),
+        ({"seeds": [1, 1]}, "distinct integers"),
         ({"scheduler": {"name": "pbt"}}, "search.name=random"),
         ({"scheduler": {"name": "asha"}, "space": {"train.epochs": {"grid": [1]}}}, "different length"),
         ({"sedes": [1]}, "sedes"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused(content, message, tmp_path):
+def test_an_invalid_sweep_is_refused(content, message, tmp_path):
     import yaml
 
     base = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1]}}}
@@ -114,9 +114,9 @@ def test_overrides_cannot_set_what_the_sweep_varies():
 @pytest.mark.parametrize("name", sweeps.sweeps())
 def test_shipped_sweeps_can_be_run(name):
     _, sweep = sweeps.read(name)
-    assert trials(sweep, settings(sweep), ["data=x"], "f")
+    assert trials(sweep, sweep_points(sweep), ["data=x"], "f")
 
 
-def test_labels_are_short_but_never_ambiguous():
+def test_labels_are_short_but_unambiguous():
     assert label({"method.tau": 0.5, "optim.lr": 1e-4}) == "tau=0.5, lr=0.0001"
     assert label({"method.name": "ma", "model.name": "han"}) == "method.name=ma, model.name=han"

@@ -49,7 +49,7 @@ def test_what_can_never_work_is_refused_with_one_message(command, uri, message, 
     told = capsys.readouterr()
     assert caught.value.code == 2
     first, *rest = told.err.splitlines()
-    assert not rest or (len(rest) == 1 and rest[0].startswith("all of it: "))  # the path alone may be too long for a line
+    assert not rest or (len(rest) == 1 and rest[0].startswith("full message: "))  # the path alone may be too long for a line
     assert "tracking.uri=" in first
     assert message in told.err
     assert not (tmp / "out").exists()

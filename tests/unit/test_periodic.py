@@ -1,4 +1,4 @@
-"""Work beside training: begins at once, outlives its failures, ends when told to."""
+"""Periodic tasks: start immediately, survive failures, stop on request."""
 
 import threading
 import time
@@ -13,37 +13,37 @@ def wait_for(condition):
         time.sleep(0.01)
 
 
-def test_it_begins_at_once_goes_on_after_a_failure_and_ends(caplog):
+def test_a_task_starts_immediately_survives_failures_and_stops(caplog):
     calls = []
 
     def work():
         calls.append(threading.current_thread())
         if len(calls) in (2, 3):
-            raise OSError("the store is away")
+            raise OSError("the store is unavailable")
 
-    repeating = PeriodicTask("looking", work, every=0.05)
+    task = PeriodicTask("polling", work, every=0.05)
     assert not calls
-    repeating.start()
-    repeating.start()
+    task.start()
+    task.start()
     wait_for(lambda: len(calls) >= 5)
     assert len(set(calls)) == 1
     assert threading.main_thread() not in calls
-    repeating.stop()
+    task.stop()
     wait_for(lambda: not calls[0].is_alive())
-    assert caplog.text.count("looking: the store is away; tried again") == 1
+    assert caplog.text.count("polling: the store is unavailable; retrying") == 1
 
 
-def test_stopping_waits_for_nothing():
-    hangs, begun = threading.Event(), threading.Event()
+def test_stopping_does_not_wait_for_the_current_call():
+    hangs, started_work = threading.Event(), threading.Event()
 
     def work():
-        begun.set()
+        started_work.set()
         hangs.wait(60)
 
-    repeating = PeriodicTask("looking", work, every=60)
-    repeating.start()
-    assert begun.wait(120)
+    task = PeriodicTask("polling", work, every=60)
+    task.start()
+    assert started_work.wait(120)
     started = time.monotonic()
-    repeating.stop()
+    task.stop()
     assert time.monotonic() - started < 40
     hangs.set()

@@ -1,4 +1,4 @@
-"""Relative paths: made absolute once, where a command starts, in every key that may hold one."""
+"""Relative paths: made absolute once, when a command starts, in every key that can hold one."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Annotated, get_args, get_origin
 import pytest
 import yaml
 
-from avvp_dist.config import Place, Section, convert_places
+from avvp_dist.config import PathMarker, Section, convert_paths
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import paper_tables
 from avvp_dist.experiments import sweep as sweeps
@@ -35,11 +35,11 @@ def strings(kind, path=()):
         for name, field in kind.model_fields.items():
             text = repr(field.annotation) + repr(field.metadata)
             if re.search(r"\bstr\b|<class 'str'>", text) and "Literal" not in text:
-                yield ".".join((*path, name)), field.description or "", "Place(" in text
+                yield ".".join((*path, name)), field.description or "", "PathMarker(" in text
             yield from strings(field.annotation, (*path, name))
 
 
-def test_every_key_that_says_it_holds_a_path_is_marked_as_one():
+def test_every_key_whose_help_mentions_a_path_has_a_marker():
     found = {key: (help_text, marked) for key, help_text, marked in strings(RunConfig)}
     assert {key for key, (_, marked) in found.items() if marked} == {
         "output", "store", "data.url", "data.refined", "data.cache", "method.ratios", "tracking.uri"
@@ -47,7 +47,7 @@ def test_every_key_that_says_it_holds_a_path_is_marked_as_one():
     assert not [key for key, (text, marked) in found.items() if re.search(r"\b[Ff]older\b|\b[Pp]ath\b", text) and not marked]
 
 
-def test_a_run_is_absolute_in_all_of_them(here):
+def test_all_paths_of_a_run_become_absolute(here):
     relative = [
         "output=o",
         "store=s",
@@ -68,7 +68,7 @@ def test_a_run_is_absolute_in_all_of_them(here):
     assert kept.absolute() == kept
 
 
-def test_overrides_become_absolute_and_stay_readable(here):
+def test_overrides_become_absolute_and_can_be_parsed_again(here):
     given = ["data=d", "method={name: jomold, ratios: m}", "data.refined='a #b: c'"]
     given += ["optim.lr=1e-3", "launch=ray", "method=ma", "store=s3://b/s", "data.cache=null", "no.such=key"]
     assert absolute_overrides(given) == [
@@ -80,8 +80,8 @@ def test_overrides_become_absolute_and_stay_readable(here):
     assert load("han", absolute_overrides(given[:1] + given[2:3])).data.refined == f"{here}/a #b: c"
 
 
-def test_places_in_lists_tables_and_unions_are_found():
-    mark = Annotated[str, Place()]
+def test_paths_in_lists_mappings_and_unions_are_found():
+    mark = Annotated[str, PathMarker()]
 
     class One(Section):
         name: str = "one"
@@ -90,7 +90,7 @@ def test_places_in_lists_tables_and_unions_are_found():
         words: tuple[str, ...] = ()
 
     content = {"name": "one", "files": ["a", "b"], "by_name": {"x": "c", "y": None}, "words": ["d"], "unknown": "e"}
-    assert convert_places(One, content, lambda text, _: text.upper()) == {
+    assert convert_paths(One, content, lambda text, _: text.upper()) == {
         "name": "one", "files": ["A", "B"], "by_name": {"x": "C", "y": None}, "words": ["d"], "unknown": "e"
     }  # fmt: skip
 
@@ -104,18 +104,18 @@ def sweep_of(folder, **content):
 def planned(*arguments, **more):
     """What the trials of a sweep share, as its driver gives it to them."""
     os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})  # before ray is imported
-    from avvp_dist.launch.trial import Plan
+    from avvp_dist.launch.trial import TrialContext
 
-    return Plan(*arguments, **more)
+    return TrialContext(*arguments, **more)
 
 
 def trial_configs(sweep, overrides, output):
     """What trials would run, made in whatever folder this process is in, as a trial does."""
     plan = planned("t", sweep, tuple(overrides), "f", output, None, StorageConfig())
-    return [plan.config(todo.setting, todo.seed) for todo in sweeps.trials(sweep, sweeps.settings(sweep), overrides, "f")]
+    return [plan.config(todo.point, todo.seed) for todo in sweeps.trials(sweep, sweeps.sweep_points(sweep), overrides, "f")]
 
 
-def test_trials_of_a_sweep_see_the_paths_of_the_folder_it_was_started_in(here, monkeypatch):
+def test_paths_of_trials_are_relative_to_the_folder_where_the_sweep_started(here, monkeypatch):
     (here / "mine.yaml").write_text(
         yaml.safe_dump({"recipe": "mine", "model": {"name": "han"}, "method": {"name": "jomold"}, "data": {"cache": "c"}})
     )
@@ -124,9 +124,9 @@ def test_trials_of_a_sweep_see_the_paths_of_the_folder_it_was_started_in(here, m
         "method.ratios": {"choice": ["r.json"], "when": {"data.refined": "a.npz"}},
     }
     read = sweep_of(here, recipe="mine.yaml", overrides=["data.url=other", "optim.lr=0.5"], space=space)
-    sweep, overrides = sweeps.absolute(read, ["data=packed"])
+    sweep, overrides = sweeps.with_absolute_paths(read, ["data=packed"])
     monkeypatch.chdir(here.parent / "elsewhere")
-    again = sweeps.absolute(sweep, overrides)
+    again = sweeps.with_absolute_paths(sweep, overrides)
     assert again == (sweep, overrides)  # goes on in any folder
     first, second, third = trial_configs(sweep, overrides, f"{here}/out")
     assert {config.data.url for config in (first, second, third)} == {f"{here}/packed"}
@@ -138,10 +138,10 @@ def test_trials_of_a_sweep_see_the_paths_of_the_folder_it_was_started_in(here, m
     assert all(not config.relative() for config in (first, second, third))
 
 
-def test_a_trial_tells_the_server_that_the_driver_names(here, monkeypatch):
+def test_a_trial_uses_the_tracking_server_of_the_driver(here, monkeypatch):
     """On a node of a cluster whose environment names another server, or none; and the address is written nowhere."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@server:5000")
-    sweep, overrides = sweeps.absolute(sweep_of(here), ["data=d"])
+    sweep, overrides = sweeps.with_absolute_paths(sweep_of(here), ["data=d"])
     assert "hunter2" not in json.dumps([sweep.model_dump(mode="json"), overrides])
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     plan = planned(
@@ -150,14 +150,14 @@ def test_a_trial_tells_the_server_that_the_driver_names(here, monkeypatch):
     assert plan.config({"method.temperature": 0.1}, 1).tracking.uri == "http://me:hunter2@server:5000"
 
 
-def test_a_relative_path_that_is_not_of_every_trial_is_refused(here):
+def test_a_relative_path_that_does_not_apply_to_every_trial_is_refused(here):
     (here / "mine.yaml").write_text(
         yaml.safe_dump({"model": {"name": "han"}, "method": {"name": "jomold", "ratios": "r.json"}})
     )
     with pytest.raises(
-        ConfigError, match=r"method.ratios: give an absolute path in .*mine.yaml, since the sweep varies method"
+        ConfigError, match=r"method.ratios: give an absolute path in .*mine.yaml, because the sweep varies method"
     ):
-        sweeps.absolute(sweep_of(here, recipe="mine.yaml", space={"method.name": {"grid": ["jomold", "ma"]}}), [])
+        sweeps.with_absolute_paths(sweep_of(here, recipe="mine.yaml", space={"method.name": {"grid": ["jomold", "ma"]}}), [])
 
 
 def test_rows_of_a_table_are_absolute(here):

@@ -1,0 +1,60 @@
+"""Options that commands below ``avvp data`` share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from avvp_dist.cli.output import valid_url
+from avvp_dist.datasets.catalog import DATASETS, FEATURE_SETS, LLP
+from avvp_dist.errors import ConfigError
+from avvp_dist.shards.spec import Dataset
+from avvp_dist.text.suggest import did_you_mean
+
+WIDTH = 160  # of tables on a stdout that is not a terminal
+MOST_VIDEOS = 10**9  # of a data set
+
+
+class Streams(StrEnum):
+    """The keys of `FEATURE_SETS`."""
+
+    vggish_resnet = "vggish-resnet"
+    clip_clap = "clip-clap"
+
+
+DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
+ANNOTATIONS = Annotated[
+    str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).", callback=valid_url)
+]
+WORKERS = Annotated[
+    int | None,
+    typer.Option(min=1, max=10_000, help="Number of worker processes; default one per core, 1 uses only this process."),
+]
+SHARD_VIDEOS = Annotated[int, typer.Option(min=1, max=MOST_VIDEOS, help="Number of videos in a shard.")]
+STREAMS = Annotated[
+    Streams,
+    typer.Option(
+        help="Features: VGGish and ResNet-152, or CLAP and CLIP as published by VALOR's authors; R(2+1)D is in both."
+    ),
+]
+URL = Annotated[
+    str, typer.Argument(metavar="URL", help="Packed data set: a local folder or object-store URL.", callback=valid_url)
+]
+MEND = Annotated[
+    bool,
+    typer.Option("--mend", help="Correct the rows of the older AVVP_eval_audio.csv that LLP's authors corrected in 2024."),
+]
+
+
+def find_dataset(name: str, streams: Streams) -> Dataset:
+    """Return the data set of a name, with the chosen features if it is LLP.
+
+    Raises:
+        ConfigError: there is no such data set.
+    """
+    if name in DATASETS:
+        return FEATURE_SETS[streams.value] if name == LLP.name else DATASETS[name]
+    hint = did_you_mean(name, DATASETS)
+    raise ConfigError(f"unknown data set {name!r}{hint} Valid names: {', '.join(DATASETS)}")
