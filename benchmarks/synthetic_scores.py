@@ -27,11 +27,10 @@ from avvp_dist.errors import AvvpError, ConfigError
 from avvp_dist.experiments.recipe import RunConfig, differences, load
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, compare_labels, refinement_row
+from avvp_dist.metrics.names import LEVELS, METRIC_HEADS, METRICS
 from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
-LEVELS = ("segment", "event")
-METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
 ELEMENTS = {WHOLE: "whole videos", WINDOWS: "windows", SEGMENTS: "segments"}
 NOISE = {"flip": 0.18, "seed": 0}
 
@@ -232,7 +231,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def _scores(rows: dict[str, Any], level: str) -> Iterator[str]:
-    heads = [*METRICS.values(), *(f"{head}, no Speech" for head in METRICS.values())]
+    heads = [*METRIC_HEADS.values(), *(f"{head}, no Speech" for head in METRIC_HEADS.values())]
     yield f"| method | protocol | seeds | {' | '.join(heads)} |"
     yield f"|{'---|' * 3}{'--:|' * len(heads)}"
     for entry in rows.values():

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from avvp_dist.cli.compare import compare
 from avvp_dist.experiments.recipe import load
-from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
+from avvp_dist.metrics.names import KINDS, LEVELS, METRICS, PROTOCOLS
 from avvp_dist.metrics.per_video import PerVideo
 
 VIDEOS = {"val": 40, "test": 60}
@@ -85,8 +85,7 @@ def one_line(text):
 
 def _scores(kept: PerVideo, split: str, protocol: str) -> dict:
     def level(name: str, without_speech: bool = False) -> dict:
-        metrics = (*KINDS, "type", "event")
-        return {each: float(np.mean(kept.scores(split, protocol, name, each, without_speech))) for each in metrics}
+        return {each: float(np.mean(kept.scores(split, protocol, name, each, without_speech))) for each in METRICS}
 
     official = {name: level(name) for name in LEVELS}
     per_class = {name: {each: {kind: official[each][kind] for kind in KINDS} for each in LEVELS} for name in CLASSES}

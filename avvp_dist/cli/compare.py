@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,31 +12,16 @@ from avvp_dist import storage
 from avvp_dist.cli.output import console, say, usable
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
+from avvp_dist.metrics.names import DEFAULT_SCORE, LEVELS, PROTOCOLS, SCORES, Level, Protocol
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:
     from avvp_dist.report.compare import Comparison
 
 
-class _Split(StrEnum):
-    BOTH = "both"
-    VAL = "val"
-    TEST = "test"
-
-
-class _Level(StrEnum):
-    OWN = "own"
-    SEGMENT = "segment"
-    EVENT = "event"
-    ALL = "all"
-
-
-class _Rule(StrEnum):
-    OWN = "own"
-    JOINT = "joint"
-    MODALITY = "modality"
-    NONE = "none"
-    ALL = "all"
+_Split = Literal["both", "val", "test"]
+_Level = Literal["own", Level, "all"]
+_Protocol = Literal["own", Protocol, "all"]
 
 
 def compare(
@@ -60,11 +44,11 @@ def compare(
     select: Annotated[
         bool, typer.Option("--select", help="Rank by val; show the test score of the best on val, and of no other.")
     ] = False,
-    split: Annotated[_Split, typer.Option(help="Whose scores to show.")] = _Split.BOTH,
+    split: Annotated[_Split, typer.Option(help="Whose scores to show.")] = "both",
     protocol: Annotated[
-        _Rule, typer.Option(help="own: that of --baseline or of the first run, for every setting.")
-    ] = _Rule.OWN,
-    level: Annotated[_Level, typer.Option(help="own: that of --score.")] = _Level.OWN,
+        _Protocol, typer.Option(help="own: that of --baseline or of the first run, for every setting.")
+    ] = "own",
+    level: Annotated[_Level, typer.Option(help="own: that of --score.")] = "own",
     without_speech: Annotated[bool, typer.Option("--without-speech", help="Also the scores without Speech.")] = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also the scores of each class.")] = False,
     published: Annotated[bool, typer.Option("--published", help="Also what papers print for LLP.")] = False,
@@ -88,13 +72,11 @@ def compare(
     """
     if not runs and not sweep:
         raise ConfigError("runs: missing; give folders of finished runs, or --sweep FOLDER")
-    if select and split is _Split.TEST:
+    if select and split == "test":
         raise ConfigError("--select chooses by val: leave --split test away")
     from avvp_dist.experiments import comparison as reading  # torch and its friends take seconds to import
-    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
     from avvp_dist.report import compare as comparing
     from avvp_dist.storage.probe import refuse_unwritable
-    from avvp_dist.train.evaluate import SCORES
 
     if score and score not in SCORES:
         raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
@@ -104,12 +86,12 @@ def compare(
     if found and found.trials and found.trials > len(found.runs):
         notes.append(f"{found.trials - len(found.runs)} of the sweep's {found.trials} trials left no result")
     against = reading.named(settings, baseline) if baseline else None
-    score = score or (found.metric if found else None) or "segment.type"
+    score = score or (found.metric if found else None) or DEFAULT_SCORE
     own = (against or settings[0]).protocol
     view = comparing.View(
-        splits=("val", "test") if split is _Split.BOTH else (split.value,),
-        protocols=PROTOCOLS if protocol is _Rule.ALL else (own if protocol is _Rule.OWN else protocol.value,),
-        levels=LEVELS if level is _Level.ALL else (score.partition(".")[0] if level is _Level.OWN else level.value,),
+        splits=("val", "test") if split == "both" else (split,),
+        protocols=PROTOCOLS if protocol == "all" else (own if protocol == "own" else protocol,),
+        levels=LEVELS if level == "all" else (score.partition(".")[0] if level == "own" else level,),
         score=score,
         without_speech=without_speech,
         per_class=per_class,

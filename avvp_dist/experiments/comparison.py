@@ -14,14 +14,13 @@ from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.experiments.recipe import RunConfig, changed, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
-from avvp_dist.metrics.parsing import PROTOCOLS
+from avvp_dist.metrics.names import PROTOCOLS, SCORES
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.report.runs import Run, Setting
 from avvp_dist.storage import integrity
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import flatten
-from avvp_dist.train.evaluate import SCORES
 
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # no such key: not the same as a key whose value is null

@@ -19,8 +19,8 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_identity
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
+from avvp_dist.metrics.names import DEFAULT_SCORE, SCORES
 from avvp_dist.text.suggest import did_you_mean
-from avvp_dist.train.evaluate import SCORES
 
 _FOLDER = "sweeps"  # of the shipped ones
 Setting = dict[str, Any]
@@ -44,7 +44,7 @@ class SweepConfig(Section):
     """Swept keys, e.g. method.temperature, with their values."""
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     """Every setting is trained with each of them."""
-    metric: str = "segment.type"
+    metric: str = DEFAULT_SCORE
     """Score on val, under the recipe's protocol, by which settings are ranked; its best epoch counts."""
     mode: Literal["max", "min"] = "max"
     """Whether more of it is better."""

@@ -16,7 +16,6 @@ from avvp_dist.text.escape import drawn
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
 COLOURS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
-NAMES = {"audio": "audio", "visual": "visual", "audio_visual": "audio-visual", "type": "type@AV", "event": "event@AV"}
 
 DPI = 100
 STYLE: Any = {

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from avvp_dist.errors import DataError
+from avvp_dist.metrics.names import DEFAULT_SCORE
 from avvp_dist.metrics.significance import Difference, compare, holm
 from avvp_dist.report.runs import Setting
 
@@ -33,7 +34,7 @@ class View:
     splits: tuple[str, ...]
     protocols: tuple[str, ...]
     levels: tuple[str, ...]
-    score: str = "segment.type"
+    score: str = DEFAULT_SCORE
     without_speech: bool = False
     per_class: bool = False
 

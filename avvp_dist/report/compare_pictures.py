@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from avvp_dist.metrics.names import METRIC_TITLES
 from avvp_dist.metrics.significance import explained, t_interval
-from avvp_dist.report.canvas import BLUE, DARK, NAMES, ORANGE, picture
+from avvp_dist.report.canvas import BLUE, DARK, ORANGE, picture
 from avvp_dist.report.compare import Comparison
 from avvp_dist.report.runs import Setting
 from avvp_dist.text.escape import drawn
@@ -246,7 +247,7 @@ def _points(comparison: Comparison, split: str) -> list[tuple[Setting, list[floa
 
 def _score(comparison: Comparison) -> str:
     view = comparison.view
-    return f"{view.level}-level {NAMES[view.metric]} F ({view.protocols[0]} protocol)"
+    return f"{view.level}-level {METRIC_TITLES[view.metric]} F ({view.protocols[0]} protocol)"
 
 
 def _legend(figure: Figure, axis: Axes, comparison: Comparison | None) -> None:

@@ -8,14 +8,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
+from avvp_dist.metrics.names import KINDS, LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS, PROTOCOLS
 from avvp_dist.metrics.significance import Interval, t_interval
 from avvp_dist.report.compare import Comparison, Pair
 from avvp_dist.report.published import PublishedScores
 from avvp_dist.report.runs import Setting
 from avvp_dist.report.sheets import Sheet
-from avvp_dist.report.tables import LEVELS as SHORT
-from avvp_dist.report.tables import METRICS
 from avvp_dist.text import escape
 
 CHOSEN = "★"
@@ -115,7 +113,7 @@ def _scores(comparison: Comparison, split: str, protocol: str, level: str, witho
     what = f"{split} split, {level} level, {protocol} protocol{', without Speech' if without_speech else ''}: F in %"
     if comparison.chosen:
         what += ", best first" if split == "val" else f", of the setting chosen on val ({CHOSEN}) only"
-    return Sheet(_loud(comparison, what), ["setting", "seeds", *METRICS.values()], rows)
+    return Sheet(_loud(comparison, what), ["setting", "seeds", *METRIC_HEADS.values()], rows)
 
 
 def _classes(comparison: Comparison, split: str, protocol: str) -> Sheet:
@@ -149,7 +147,7 @@ def _tests(comparison: Comparison) -> Sheet:
         rows.append([_label(comparison, pair.setting), *where, f"{found.mean:+.2f}", now, again, pair.verdict])
     heads = ["setting", "split", *(["protocol"] if protocols else []), *(["classes"] if speech else [])]
     counts = ", ".join(f"{count} {split} videos" for split, count in {pair.split: pair.videos for pair in pairs}.items())
-    title = f"{view.level} {METRICS[view.metric]} minus that of {comparison.baseline.label}, in points ({counts}"
+    title = f"{view.level} {METRIC_HEADS[view.metric]} minus that of {comparison.baseline.label}, in points ({counts}"
     title += "; p after Holm's correction)" if several else ")"
     heads_again = ["difference", "these networks", "trained again", "differs (5 %)"]
     return Sheet(_loud(comparison, title), [*heads, *heads_again], rows, words=len(heads))
@@ -218,7 +216,8 @@ def _of_class(setting: Setting, split: str, protocol: str, name: str, level: str
 
 def _heads(levels: Sequence[str], metrics: Iterable[str]) -> list[str]:
     """Column names of these metrics at each level; the title tells the level where there is but one."""
-    return [f"{SHORT[level]} {METRICS[name]}" if len(levels) > 1 else METRICS[name] for level in levels for name in metrics]
+    heads = [METRIC_HEADS[metric] for metric in metrics]
+    return [f"{LEVEL_HEADS[level]} {head}" if len(levels) > 1 else head for level in levels for head in heads]
 
 
 def _named(levels: Sequence[str]) -> str:

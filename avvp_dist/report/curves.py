@@ -11,7 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, NAMES, ORANGE, PURPLE, RED, SKY, picture
+from avvp_dist.metrics.names import KINDS, LEVELS, METRIC_TITLES
+from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, ORANGE, PURPLE, RED, SKY, picture
 from avvp_dist.text.escape import drawn
 
 LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
@@ -29,8 +30,7 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic:
     """
     panels = [
         ("Training loss", "loss", "loss/", LOSS_COLOURS, {}),
-        ("Validation, segment level", "F, %", "val/segment.", COLOURS, NAMES),
-        ("Validation, event level", "F, %", "val/event.", COLOURS, NAMES),
+        *((f"Validation, {level} level", "F, %", f"val/{level}.", COLOURS, METRIC_TITLES) for level in LEVELS),
     ]
     present = [panel for panel in panels if _keys(history, panel[2])]
     with picture(path, 10, 1.0 + 2.9 * max(1, len(present)), "Losses and scores", synthetic) as figure:
@@ -116,15 +116,16 @@ def class_bars(
         title: title of the picture.
         synthetic: whether the data is made up; said in the picture.
     """
-    kinds = ("audio", "visual", "audio_visual")
     names = list(per_class)
     with picture(path, 10, 1.6 + 0.42 * len(names), title, synthetic) as figure:
         axes = figure.subplots(1, 2, sharey=True, squeeze=False)[0]
-        for axis, level in zip(axes, ("segment", "event"), strict=True):
-            for offset, kind in zip((-0.27, 0.0, 0.27), kinds, strict=True):
+        for axis, level in zip(axes, LEVELS, strict=True):
+            for offset, kind in zip((-0.27, 0.0, 0.27), KINDS, strict=True):
                 values = [per_class[name][level][kind] for name in names]
                 rows = [number + offset for number in range(len(names))]
-                axis.barh(rows, [value or 0 for value in values], height=0.27, color=COLOURS[kind], label=NAMES[kind])
+                axis.barh(
+                    rows, [value or 0 for value in values], height=0.27, color=COLOURS[kind], label=METRIC_TITLES[kind]
+                )
                 absent = [row for row, value in zip(rows, values, strict=True) if value is None]
                 axis.scatter([1.2] * len(absent), absent, marker="x", s=14, linewidths=1, color="#777777")
             axis.set_title(f"{level} level", loc="left")
@@ -134,7 +135,7 @@ def class_bars(
         axes[0].set_yticks(range(len(names)), [readable(name) for name in names])
         axes[0].set_ylim(len(names) - 0.4, -0.6)
         handles = [*axes[0].get_legend_handles_labels()[0], axes[0].scatter([], [], marker="x", s=14, color="#777777")]
-        labels = [*(NAMES[kind] for kind in kinds), "no such event in this split"]
+        labels = [*(METRIC_TITLES[kind] for kind in KINDS), "no such event in this split"]
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 

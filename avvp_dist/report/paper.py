@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from avvp_dist.report.tables import LEVELS, METRICS
+from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell
 
@@ -58,7 +58,12 @@ def table(content: Content) -> Group:
 
 def markdown(content: Content) -> str:
     """The same as Markdown, segment and event level side by side."""
-    heads = ["row", "figures", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
+    heads = [
+        "row",
+        "figures",
+        "protocol",
+        *(f"{LEVEL_HEADS[level]} {METRIC_HEADS[metric]}" for level in LEVELS for metric in METRICS),
+    ]
     lines = [
         f"**{escape.markdown(_title(content))}**",
         "",
@@ -143,8 +148,8 @@ def _block(heading: str, lines: Iterable[_Line]) -> Table:
     block.add_column("row", overflow="fold", min_width=12)
     block.add_column("figures", no_wrap=True)
     block.add_column("protocol", no_wrap=True)
-    for name in METRICS.values():
-        block.add_column(name, justify="right", no_wrap=True)
+    for metric in METRICS:
+        block.add_column(METRIC_HEADS[metric], justify="right", no_wrap=True)
     for line in lines:
         block.add_row(cell(line.row), line.figures, line.protocol, *line.cells)
     return block

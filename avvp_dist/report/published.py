@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from avvp_dist.config import Section, parse_yaml, validate
-from avvp_dist.metrics.parsing import Protocol
+from avvp_dist.metrics.names import Protocol
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 

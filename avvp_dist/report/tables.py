@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from avvp_dist.metrics.parsing import PROTOCOLS
+from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS, PROTOCOLS
 from avvp_dist.text.escape import cell
-
-LEVELS = {"segment": "seg.", "event": "ev."}
-METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
 
 Result = Mapping[str, Any]
 
@@ -35,10 +32,10 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
     table.caption, table.caption_justify = cell(caption(results, split, protocol), style="dim italic"), "left"
     table.add_column("\nrun", overflow="fold", min_width=14)
     table.add_column("\nprotocol", no_wrap=True)
-    for level in LEVELS.values():
-        for name in METRICS.values():  # two letters are as wide as a score: all fits 80 characters
-            head = level if name == "A" else ""
-            table.add_column(f"{head}\n{name[:2]}", justify="right", no_wrap=True)
+    for level in LEVELS:
+        for metric in METRICS:  # two letters are as wide as a score, so that all columns fit into 80 characters
+            head = LEVEL_HEADS[level] if metric == METRICS[0] else ""
+            table.add_column(f"{head}\n{METRIC_HEADS[metric][:2]}", justify="right", no_wrap=True)
     for row in _rows(results, split, protocol):
         table.add_row(cell(row.run), row.protocol, *row.cells)
     without = list(_rows(results, split, protocol, without_speech=True))

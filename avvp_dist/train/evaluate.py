@@ -14,26 +14,22 @@ from torch import nn
 from avvp_dist.config import Section
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.loading.split import SplitReader
-from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
+from avvp_dist.metrics.names import DEFAULT_SCORE, LEVELS, PROTOCOLS, SCORES, Protocol
+from avvp_dist.metrics.parsing import Probabilities, apply_protocol, evaluate, per_video, score
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.shards.index import Labels
-
-SCORES = tuple(
-    f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
-)
-"""Names of the scores of one split under one protocol: level and metric."""
 
 
 class EvaluateConfig(Section):
     """How predictions are made of probabilities, and what the best epoch is."""
 
-    protocol: Literal["joint", "modality", "none"] = "joint"
+    protocol: Protocol = "joint"
     """Video-level filter: the joint video probability (HAN), the modality's own (MA, JoMoLD), or none."""
     segment_threshold: float = Field(0.5, ge=0, le=1)
     """A second is predicted when its probability reaches this."""
     video_threshold: float = Field(0.5, ge=0, le=1)
     """The video-level filter lets through what reaches this."""
-    select: Literal[(*SCORES, "last")] = "segment.type"  # type: ignore[valid-type]
+    select: Literal[(*SCORES, "last")] = DEFAULT_SCORE  # type: ignore[valid-type]
     """Score on val that names the best epoch; last takes the last epoch."""
     ties: Literal["later", "first"] = "later"
     """Which of equally good epochs is the best: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
@@ -43,7 +39,7 @@ class EvaluateConfig(Section):
     @property
     def watched(self) -> str:
         """The score a person watches while training goes on."""
-        return "segment.type" if self.select == "last" else self.select
+        return DEFAULT_SCORE if self.select == "last" else self.select
 
     def replaces(self, value: float, best: float) -> bool:
         """Whether an epoch with this score takes the place of the best one before it."""
@@ -86,7 +82,7 @@ def decide(probabilities: Probabilities, config: EvaluateConfig) -> tuple[np.nda
 def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
     """The ten figures under the config's own protocol, as ``{"segment.type": ...}``."""
     scores = score(*decide(probabilities, config), *_truth(labels))
-    return {f"{level}.{name}": value for level in ("segment", "event") for name, value in getattr(scores, level).items()}
+    return {f"{level}.{name}": value for level in LEVELS for name, value in getattr(scores, level).items()}
 
 
 def all_scores(

@@ -8,10 +8,10 @@ from rich.console import Console
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import paper_tables
 from avvp_dist.methods import METHODS
+from avvp_dist.metrics.names import LEVELS, METRICS
 from avvp_dist.report import paper
 
 SHIPPED = paper_tables.tables()
-METRICS = ("audio", "visual", "audio_visual", "type", "event")
 
 
 def write(tmp_path, text):
@@ -163,7 +163,7 @@ def test_every_shipped_row_on_labels_of_segments_says_how_they_are_made():
 
 
 def result(seed, value, synthetic=True):
-    levels = {level: dict.fromkeys(METRICS, value) for level in ("segment", "event")}
+    levels = {level: dict.fromkeys(METRICS, value) for level in LEVELS}
     scores = {**levels, "without_speech": levels, "segment_threshold": 0.5, "video_threshold": 0.5}
     return {"seed": seed, "scores": {"test": {"joint": scores}}, "data": {"synthetic": synthetic}}
 
