@@ -31,7 +31,7 @@ _PRELOADED = (
     "avvp_dist.launch.local",
     "avvp_dist.report.pictures",
     "avvp_dist.report.compare",
-    "avvp_dist.tracking.spool",
+    "avvp_dist.tracking.tracker",
     "torch._dynamo",
     "torch.utils.tensorboard",
     "pandas",
