@@ -88,7 +88,7 @@ def compare(
     against = reading.named(settings, baseline) if baseline else None
     score = score or (found.metric if found else None) or DEFAULT_SCORE
     own = (against or settings[0]).protocol
-    view = comparing.View(
+    options = comparing.ComparisonOptions(
         splits=("val", "test") if split == "both" else (split,),
         protocols=PROTOCOLS if protocol == "all" else (own if protocol == "own" else protocol,),
         levels=LEVELS if level == "all" else (score.partition(".")[0] if level == "own" else level,),
@@ -96,7 +96,7 @@ def compare(
         without_speech=without_speech,
         per_class=per_class,
     )
-    comparison = comparing.side_by_side(settings, view, baseline=against, select=select, notes=notes)
+    comparison = comparing.compare_groups(settings, options, baseline=against, select=select, notes=notes)
     _tell(comparison, published=published, csv=csv, markdown=markdown, latex=latex, pictures=pictures)
 
 
@@ -110,27 +110,27 @@ def _tell(
     pictures: str | None,
 ) -> None:
     """Prints the comparison, and writes it to the files asked for."""
-    from avvp_dist.report import compare_pictures, compare_tables, sheets
+    from avvp_dist.report import compare_figures, compare_tables, text_table
     from avvp_dist.report.published import published_scores
 
     papers = published_scores() if published else None
-    tables = compare_tables.sheets(comparison, papers)
+    tables = compare_tables.tables(comparison, papers)
     lines = [*comparison.notes, *compare_tables.explain_tests(comparison)]
     lines += compare_tables.explain_published(comparison, papers) if papers else []
     stdout = console()
     for table in tables:
-        stdout.print(sheets.terminal(table))
+        stdout.print(text_table.terminal(table))
     for line in lines:
         stdout.print(cell(f"- {line}"))
     if csv:
         _write("csv", csv, compare_tables.csv_text(comparison))
     if markdown:
-        _write("markdown", markdown, sheets.markdown(tables, lines))
+        _write("markdown", markdown, text_table.markdown(tables, lines))
     if latex:
-        _write("latex", latex, sheets.latex(tables, lines))
+        _write("latex", latex, text_table.latex(tables, lines))
     if pictures:
         with TemporaryDirectory() as scratch:
-            drawn = compare_pictures.draw(Path(scratch), comparison)
+            drawn = compare_figures.draw(Path(scratch), comparison)
             for picture in drawn:
                 storage.write_bytes(storage.join(pictures, picture.name), picture.read_bytes())
         say(f"pictures {', '.join(storage.join(pictures, picture.name) for picture in drawn)}")

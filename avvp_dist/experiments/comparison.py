@@ -17,7 +17,7 @@ from avvp_dist.experiments.result import CONFIG, check_files, read_result
 from avvp_dist.metrics.names import PROTOCOLS, SCORES
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.report.runs import Run, Setting
+from avvp_dist.report.runs import Run, RunGroup
 from avvp_dist.storage import integrity
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import flatten
@@ -88,7 +88,7 @@ def _runs_below(folder: str) -> list[str]:
     return sorted(runs)
 
 
-def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
+def read_settings(runs: Sequence[str]) -> tuple[list[RunGroup], list[str]]:
     """Groups finished runs into settings, in the order of their first runs.
 
     Runs are of one setting when their configs differ in nothing but the seed and in where and how they were run, and their
@@ -127,7 +127,7 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
     keys = _keys([what for what, _, _ in groups], [config.recipe for _, config, _ in groups])
     labels = _labels(keys, [config.recipe for _, config, _ in groups])
     settings = [
-        Setting(label, of_setting, config.evaluate.protocol, tuple(runs_of))
+        RunGroup(label, of_setting, config.evaluate.protocol, tuple(runs_of))
         for label, of_setting, (_, config, runs_of) in zip(labels, keys, groups, strict=True)
     ]
     return settings, notes
@@ -149,7 +149,7 @@ def _other_scores(one: Run, other: Run) -> str:
     return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(how)})" if how else "")
 
 
-def named(settings: Sequence[Setting], wanted: str) -> Setting:
+def named(settings: Sequence[RunGroup], wanted: str) -> RunGroup:
     """The setting that a user names by its label, or by the folder of one of its runs.
 
     Raises:

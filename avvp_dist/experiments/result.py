@@ -25,7 +25,7 @@ from avvp_dist.metrics.names import LEVELS
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.report.pictures import draw
+from avvp_dist.report.run_figures import draw
 from avvp_dist.shards.index import Index, Labels, LeftOut
 from avvp_dist.storage import integrity
 from avvp_dist.tracking.base import Tracker

@@ -1,4 +1,4 @@
-"""Score tables of one or many runs, for the terminal."""
+"""Score tables of one or more runs, for a terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class _Row(NamedTuple):
 
 
 def scores(results: Mapping[str, Result], split: str = "test", protocol: str | None = None) -> Table:
-    """A table for the terminal: a row a run and protocol, then the same without Speech.
+    """Return a table with one row per run and protocol, followed by the same without Speech.
 
     Args:
         results: name of a run -> content of its ``result.json``.
-        split: whose scores.
-        protocol: ``joint``, ``modality`` or ``none``; None shows all that were evaluated.
+        split: split of the scores.
+        protocol: ``joint``, ``modality`` or ``none``; None for all that were evaluated.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=_title(split), title_justify="left")
     table.caption, table.caption_justify = cell(caption(results, split, protocol), style="dim italic"), "left"
@@ -48,18 +48,18 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
 
 
 def caption(results: Mapping[str, Result], split: str, protocol: str | None) -> str:
-    """On which data and by which protocol the scores were made."""
+    """Return the data and protocols of the scores, as one sentence each."""
     data = dict.fromkeys(
         f"{result['data']['dataset']}{' (SYNTHETIC DATA)' if result['data']['synthetic'] else ''}, "
         f"fingerprint {str(result['data']['fingerprint'])[:12]}"
         for result in results.values()
     )
-    rules = dict.fromkeys(
+    protocols = dict.fromkeys(
         f"{name} (segment threshold {scored['segment_threshold']:g}, video threshold {scored['video_threshold']:g})"
         for result in results.values()
         for name, scored in _protocols(result, split, protocol)
     )
-    return f"Data: {'; '.join(data) or 'none'}. Protocol: {'; '.join(rules) or 'no scores of this split'}."
+    return f"Data: {'; '.join(data) or 'none'}. Protocol: {'; '.join(protocols) or 'no scores of this split'}."
 
 
 def _protocols(result: Result, split: str, protocol: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

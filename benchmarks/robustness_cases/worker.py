@@ -29,7 +29,7 @@ _PRELOADED = (
     "avvp_dist.experiments.run",
     "avvp_dist.experiments.comparison",
     "avvp_dist.launch.local",
-    "avvp_dist.report.pictures",
+    "avvp_dist.report.run_figures",
     "avvp_dist.report.compare",
     "avvp_dist.tracking.tracker",
     "torch._dynamo",
