@@ -207,7 +207,7 @@ def test_a_store_that_knows_no_conditions(s3, s3_server, quick, monkeypatch, ans
             conditions = [name for name in ("If-None-Match", "If-Match") if name in request.headers]
             if conditions and answer == "501":
                 request._body()
-                request._answer(501, [], b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
+                request.respond(501, [], b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
                 return
             for name in conditions:
                 del request.headers[name]
