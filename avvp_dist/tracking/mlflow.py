@@ -82,7 +82,7 @@ class MlflowSink:
             ("tags", list(tags.values()), TAGS_PER_REQUEST),
         ):
             for first in range(0, len(items), size):
-                self._log(name, items[first : first + size], refused)
+                self._log_batch(name, items[first : first + size], refused)
         for entry in entries:
             if entry["kind"] == "artifact":
                 self._log_artifact(entry, refused)
@@ -113,7 +113,7 @@ class MlflowSink:
         if self._client.get_run(self.run_id).info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise MlflowException(f"run {self.run_id} was deleted in MLflow; restore it to send the rest")
 
-    def _log(self, name: str, items: Sequence[Any], refused: list[str]) -> None:
+    def _log_batch(self, name: str, items: Sequence[Any], refused: list[str]) -> None:
         """Send one batch; if MLflow rejects it, find the rejected items by bisection."""
         batch: dict[str, Any] = {name: items}
         try:
@@ -123,8 +123,8 @@ class MlflowSink:
                 raise
             if len(items) > 1:
                 middle = len(items) // 2
-                self._log(name, items[:middle], refused)
-                self._log(name, items[middle:], refused)
+                self._log_batch(name, items[:middle], refused)
+                self._log_batch(name, items[middle:], refused)
                 return
             self._check_active()
             refused.append(redact(f"{name} {items[0].key}: {str(error).splitlines()[0]}"))

@@ -1,4 +1,4 @@
-"""Tables of papers: what ships can run, mistakes are told, and ours never looks like the paper's."""
+"""Tables of papers: shipped tables can run, mistakes are reported, and our scores cannot be mistaken for the paper's."""
 
 import io
 
@@ -29,37 +29,37 @@ def test_every_row_of_a_shipped_table_can_run(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_figures_fit_together(name):
+def test_shipped_scores_are_consistent(name):
     for row in SHIPPED[name].rows:
         levels = row.published.model_dump(exclude_none=True)
         assert any(levels.values()), row.label
         for level, figures in levels.items():
             if level == "segment" and row.label in ("MA", "not skipping cross-modal attention"):
                 continue  # printed so: 58.9 where its three make 58.5
-            if len(figures) == len(METRICS):  # a slip in copying would show: Type is the mean of the three before it
+            if len(figures) == len(METRICS):  # detects copying errors: Type is the mean of the three before it
                 mean = (figures["audio"] + figures["visual"] + figures["audio_visual"]) / 3
                 assert figures["type"] == pytest.approx(mean, abs=0.1), row.label
 
 
-def test_the_shipped_tables_are_there():
+def test_shipped_tables():
     assert {"main", "han-ablation", "jomold-batch", "jomold-contrastive", "valor"} <= set(SHIPPED)
     assert [config.data.dataset for config in paper_tables.configs(SHIPPED["valor"])] == ["llp", "llp-clip-clap"]
     assert [config.train.batch_size for config in paper_tables.configs(SHIPPED["jomold-batch"])] == [32, 64, 128, 256]
     assert len(SHIPPED["han-ablation"].rows) == 10
 
 
-def test_rows_of_the_han_ablation_are_one_override_away():
+def test_rows_of_the_han_ablation_differ_by_one_override():
     table = SHIPPED["han-ablation"]
     assert all(len(row.overrides) <= 1 for row in table.rows)
     configs = {row.label: config for row, config in zip(table.rows, paper_tables.configs(table), strict=True)}
-    told = {"HAN + label smoothing", "HAN + bootstrap"}
-    assert {label for label, config in configs.items() if config.method.visual_smoothing == 0} == configs.keys() - told
+    others = {"HAN + label smoothing", "HAN + bootstrap"}
+    assert {label for label, config in configs.items() if config.method.visual_smoothing == 0} == configs.keys() - others
     assert configs["HAN + bootstrap"].method.bootstrap == 0.95
     assert configs["HAN"].model.temporal == configs["HAN + label smoothing"].model.temporal == "han"
     assert configs["both losses"].model.temporal == configs["max pooling"].model.temporal == "none"
 
 
-def test_rows_on_other_networks_take_settings_of_networks():
+def test_rows_on_other_networks_accept_network_settings():
     table = SHIPPED["jomold-backbones"]
     found = [(config.model.name, config.method.name) for config in paper_tables.configs(table, ["model.width=32"])]
     assert found == [("ave", "han"), ("ave", "jomold"), ("avslowfast", "han"), ("avslowfast", "jomold")]
@@ -68,14 +68,14 @@ def test_rows_on_other_networks_take_settings_of_networks():
     assert rates == [0, 0.5, 0, 0.5]
 
 
-def test_unknown_table_names_the_valid_ones(tmp_path):
+def test_unknown_tables_are_reported_with_the_valid_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown table 'mian'; did you mean 'main'\? Valid names: .*jomold-batch"):
         paper_tables.read("mian")
     with pytest.raises(ConfigError, match="no such table file"):
         paper_tables.read(str(tmp_path / "mine.yaml"))
 
 
-def test_every_mistake_in_a_table_is_told(tmp_path):
+def test_every_mistake_in_a_table_is_reported(tmp_path):
     path = write(
         tmp_path,
         """
@@ -90,15 +90,15 @@ rows:
     )
     with pytest.raises(ConfigError) as caught:
         paper_tables.read(path)
-    told = str(caught.value)
-    assert "row 1: lable: unknown key; did you mean 'label'?" in told
-    assert "row 1: label: missing" in told
-    assert "row 2: protocol:" in told
-    assert "row 2: published.segment.type:" in told
-    assert "row 3: expected keys with values" in told
+    message = str(caught.value)
+    assert "row 1: lable: unknown key; did you mean 'label'?" in message
+    assert "row 1: label: missing" in message
+    assert "row 2: protocol:" in message
+    assert "row 2: published.segment.type:" in message
+    assert "row 3: expected keys with values" in message
 
 
-def test_a_table_contradicting_itself_is_refused(tmp_path):
+def test_contradictory_tables_are_rejected(tmp_path):
     path = write(
         tmp_path,
         """
@@ -114,7 +114,7 @@ rows:
         paper_tables.read(path)
 
 
-def test_rows_that_cannot_run_are_all_named(tmp_path):
+def test_all_rows_that_cannot_run_are_reported(tmp_path):
     path = write(
         tmp_path,
         """
@@ -131,7 +131,7 @@ rows:
         paper_tables.configs(table)
 
 
-def test_settings_hold_for_all_rows_but_cannot_undo_one():
+def test_settings_apply_to_all_rows_but_cannot_override_one():
     batches = SHIPPED["jomold-batch"]
     assert {config.model.width for config in paper_tables.configs(batches, ["model.width=32"])} == {32}
     with pytest.raises(ConfigError) as caught:
@@ -145,18 +145,18 @@ def test_settings_hold_for_all_rows_but_cannot_undo_one():
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
 
 
-def test_labels_of_segments_go_to_the_rows_that_ask_for_them(tmp_path, monkeypatch):
+def test_segment_level_labels_are_passed_to_rows_that_use_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
-    asked = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
-    assert {label: url for label, url in asked.items() if url} == {"VALOR": f"{tmp_path}/labels.npz"}
-    assert len(asked) > 1
+    refined = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
+    assert {label: url for label, url in refined.items() if url} == {"VALOR": f"{tmp_path}/labels.npz"}
+    assert len(refined) > 1
     assert {config.model.width for config in main} == {32}
     nobody_asks = paper_tables.configs(SHIPPED["jomold-batch"], ["data.refined=labels.npz"])
     assert {config.data.refined for config in nobody_asks} == {f"{tmp_path}/labels.npz"}
 
 
-def test_every_shipped_row_on_labels_of_segments_says_how_they_are_made():
+def test_every_shipped_row_on_segment_level_labels_has_oracle_noise():
     for table in SHIPPED.values():
         for row, config in zip(table.rows, paper_tables.configs(table), strict=True):
             assert METHODS[config.method.name].segment_labels == (row.oracle_noise is not None), row.label
@@ -190,7 +190,7 @@ def text(shown):
     return console.file.getvalue()
 
 
-def test_summary_is_mean_and_sample_deviation():
+def test_summary_is_mean_and_sample_standard_deviation():
     found = paper.summary([result(1, 50.0), result(2, 52.0)], "joint")
     assert found["seeds"] == [1, 2]
     assert found["segment"]["type"] == {"mean": 51.0, "std": pytest.approx(2**0.5), "values": [50.0, 52.0]}
@@ -198,7 +198,7 @@ def test_summary_is_mean_and_sample_deviation():
 
 
 @pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
-def test_table_sets_ours_beside_the_published_and_says_what_each_is(show):
+def test_table_shows_published_and_own_scores_with_their_origin(show):
     shown = show(content())
     lines = shown.splitlines()
     assert "SYNTHETIC DATA, NOT LLP" in lines[0]
@@ -213,14 +213,14 @@ def test_table_sets_ours_beside_the_published_and_says_what_each_is(show):
 
 
 @pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
-def test_real_data_are_not_called_synthetic_and_unfinished_rows_are_dashes(show):
+def test_real_data_are_not_marked_and_unfinished_rows_are_dashes(show):
     assert "SYNTHETIC" not in show(content(synthetic=False))
     unfinished = show(content(ours=False))
     assert "±1.4" not in unfinished
     assert "54.0" in unfinished
 
 
-def test_markdown_is_one_table_whatever_the_labels_are():
+def test_markdown_is_one_table_for_any_labels():
     rows = [line for line in paper.markdown(content()).splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {14}
     assert "one \\| [two] †" in rows[2]
