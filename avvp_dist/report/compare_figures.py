@@ -72,13 +72,13 @@ def importance(comparison: Comparison) -> tuple[dict[str, float | None], float |
         scores += values
         group_of_run += [group] * len(values)
     shares = {
-        key: explained(scores, _groups([_value(group, key) for group in group_of_run])) for key in swept(comparison.groups)
+        key: explained(scores, _binned([_value(group, key) for group in group_of_run])) for key in swept(comparison.groups)
     }
     by_setting = explained(scores, group_of_run)
     return shares, None if by_setting is None else 1 - by_setting
 
 
-def _groups(values: Sequence[Hashable]) -> list[Hashable]:
+def _binned(values: Sequence[Hashable]) -> list[Hashable]:
     """Return values as groups; numbers that are mostly unique are put into bins of about equal size."""
     if not _all_numbers(values) or 2 * len(set(values)) <= len(values) or len(set(values)) <= _BINS:
         return list(values)

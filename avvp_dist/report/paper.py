@@ -92,7 +92,7 @@ def caption(content: Content) -> list[str]:
         f"{_source(content)}: {seeds}; test split of {_describe(data)}",
         *(f"{row['label']}: {_describe(row['data'])}" for row in content["rows"] if row.get("data")),
         *_describe_labels(content["rows"]),
-        f"protocol of ours: {'; '.join(protocols) or 'no run finished yet'}",
+        f"protocol of our scores: {'; '.join(protocols) or 'no run finished yet'}",
     ]
     if data["synthetic"]:
         lines.append(
