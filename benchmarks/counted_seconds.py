@@ -1,10 +1,10 @@
-"""Whether a trained network finds the same second of sound and picture by what is in it, or by counting.
+"""Whether a trained network matches audio and visual segments of the same second by content, or by position.
 
     python -m benchmarks.counted_seconds RUN [RUN ...] [--data URL] [--videos 256] [--json FILE]
 
-For every audio segment of val videos the most similar of ten visual segments, features after aggregation: of the same video,
-and of another one; ten in a hundred are the same second by chance. A network that finds the second in another video counts.
-JoMoLD's contrastive loss rewards both alike.
+For every audio segment of val videos, finds the most similar of ten visual segments by the features after aggregation, in
+the same video and in another one. By chance, 10 % are the same second. A network that finds the same second in another video
+uses the position. JoMoLD's contrastive loss rewards both equally.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from avvp_dist.types import Batch
 
 
 def same_second(audio: Tensor, visual: Tensor) -> float:
-    """Share in % of audio segments whose nearest visual segment is the same second; [B,T,D] each."""
+    """Return the share in % of audio segments whose nearest visual segment is the same second; both [B,T,D]."""
     nearest = (F.normalize(audio, dim=-1) @ F.normalize(visual, dim=-1).transpose(1, 2)).argmax(dim=-1)  # [B,T]
     return 100 * float((nearest == torch.arange(audio.shape[1])).float().mean())
 
 
 def batch_of(data: str, videos: int) -> tuple[Batch, Index]:
-    """Some videos of the val split."""
+    """Return a batch of val videos, and the index."""
     config = load("han", [f"data={data}"]).data
     index = Index.load(data)
     split = open_split(config, index, read_labels(data, index)["val"], torch.device("cpu"), torch.float32)
@@ -42,7 +42,7 @@ def batch_of(data: str, videos: int) -> tuple[Batch, Index]:
 
 @torch.no_grad()
 def measure(run: Path, data: str | None, videos: int) -> dict[str, float]:
-    """What a finished run's reported network finds in its own video and in another."""
+    """Return the shares of a finished run's network, in the same video and in another one."""
     config = load(str(run / "config.yaml"))
     batch, index = batch_of(data or config.data.url, videos)
     network = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
@@ -55,7 +55,7 @@ def measure(run: Path, data: str | None, videos: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--data", help="packed data set; by default each run's own")
+    parser.add_argument("--data", help="packed data set; default: that of each run")
     parser.add_argument("--videos", type=int, default=256)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

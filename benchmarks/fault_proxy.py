@@ -1,13 +1,13 @@
-"""A bad network: an HTTP proxy that stands in front of an S3 endpoint and spoils chosen answers.
+"""A faulty network: an HTTP proxy in front of an S3 endpoint that corrupts chosen responses.
 
-Faults, each hitting the next ``times`` matching requests (GETs, where nothing else is said):
-    slowdown   503 SlowDown, as S3 says under load
-    a status   429, 408, 500, ...: that answer in place of the store's
+Faults, each of which affects the next ``times`` matching requests (GET by default):
+    slowdown   503 SlowDown, as S3 responds under load
+    a status   429, 408, 500, ...: that response instead of the store's
     drop       the connection is reset before the request reaches the store
     reset      the connection is reset in the middle of the body
-    short      half of the body, then a clean end of the connection
+    short      half of the body, then a clean close of the connection
     stall      half of the body, then silence for ``seconds``
-    wrong      the whole body with one byte turned over: only a hash can tell
+    wrong      the whole body with one inverted byte, which only a hash detects
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CODES = {
 
 @dataclass
 class Fault:
-    """One kind of trouble for requests whose path contains ``match``; ``times`` counts down, -1 never ends."""
+    """A fault for requests whose path contains ``match``; ``times`` counts down, -1 never ends."""
 
     kind: Kind
     match: str
@@ -46,7 +46,7 @@ class Fault:
 
 
 class FaultProxy:
-    """Context manager; ``url`` is the endpoint to use, ``hits`` what was spoilt so far, as (kind, path)."""
+    """Context manager; ``url`` is the endpoint to use, ``hits`` the faults injected so far, as (kind, path)."""
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
@@ -63,18 +63,18 @@ class FaultProxy:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def inject(self, kind: Kind, match: str = "", times: int = 1, seconds: float = 0.0, method: str = "GET") -> None:
-        """From now on ``times`` requests of paths with ``match`` in them go wrong; faults apply in the order they came."""
+        """Add a fault for the next ``times`` requests whose path contains ``match``; faults apply in order of addition."""
         with self._lock:
             self._faults.append(Fault(kind, match, times, seconds, method))
 
     def clear(self) -> None:
-        """Back to a good network."""
+        """Remove all faults and hits."""
         with self._lock:
             self._faults.clear()
             self.hits.clear()
 
-    def due(self, method: str, path: str) -> Fault | None:
-        """The fault that this request meets, counted as met."""
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        """Return the fault for this request, if any, and count it."""
         with self._lock:
             for fault in self._faults:
                 if fault.times and fault.method == method and fault.match in path:
@@ -97,14 +97,14 @@ class _Handler(BaseHTTPRequestHandler):
     owner: FaultProxy
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet: tests read `FaultProxy.hits`."""
+        """Log nothing; tests read `FaultProxy.hits`."""
 
     def _forward(self) -> None:
         body = self._body()
-        fault = self.owner.due(self.command, self.path)
+        fault = self.owner.next_fault(self.command, self.path)
         if fault and (status := "503" if fault.kind == "slowdown" else fault.kind).isdecimal():
-            error = f"<?xml version='1.0'?><Error><Code>{_CODES[status]}</Code><Message>as told</Message></Error>"
-            self._answer(int(status), [("Content-Type", "application/xml")], error.encode())
+            error = f"<?xml version='1.0'?><Error><Code>{_CODES[status]}</Code><Message>injected</Message></Error>"
+            self.respond(int(status), [("Content-Type", "application/xml")], error.encode())
             return
         if fault and fault.kind == "drop":
             self._reset()
@@ -112,19 +112,19 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(self.owner.upstream.hostname or "", self.owner.upstream.port, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
         upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        content = answer.read()
+        response = upstream.getresponse()
+        content = response.read()
         upstream.close()
-        kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP]
-        if fault and answer.status < 300:
-            self._spoil(fault, answer.status, kept, content)
+        kept = [(name, value) for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP]
+        if fault and response.status < 300:
+            self._corrupt(fault, response.status, kept, content)
         else:
-            self._answer(answer.status, kept, content)
+            self.respond(response.status, kept, content)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _forward
 
     def _body(self) -> bytes:
-        """The request's body, whether its length is given or it comes in chunks."""
+        """Read the request's body, with a content length or chunked."""
         if self.headers.get("Expect", "").lower() == "100-continue":
             self.send_response_only(100)
             self.end_headers()
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return body
 
-    def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+    def respond(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() != "content-length" or self.command == "HEAD":
@@ -147,10 +147,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"" if self.command == "HEAD" else content)
 
-    def _spoil(self, fault: Fault, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+    def _corrupt(self, fault: Fault, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
         if fault.kind == "wrong":
             middle = len(content) // 2
-            self._answer(status, headers, content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+            self.respond(status, headers, content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
             return
         self.send_response_only(status)
         for name, value in headers:
@@ -165,9 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._reset(linger=fault.kind != "reset")
 
     def _reset(self, linger: bool = False) -> None:
-        """Ends the connection; without lingering the other side sees a reset and no end of the stream."""
+        """Close the connection; without lingering the client receives a reset instead of an end of stream."""
         if not linger:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
-        for end in (self.wfile, self.rfile, self.connection):  # all of them: the socket closes with its last user
+        for end in (self.wfile, self.rfile, self.connection):  # the socket closes only when all of them are closed
             end.close()

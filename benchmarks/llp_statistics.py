@@ -1,8 +1,8 @@
-"""Counts LLP's annotation files into avvp_dist/datasets/llp_statistics.json, which the synthetic LLP draws from.
+"""Counts LLP's annotations into avvp_dist/datasets/llp_statistics.json, from which the synthetic LLP is sampled.
 
     python -m benchmarks.llp_statistics ANNOTATIONS_FOLDER [--out FILE]
 
-No video ids are kept. Prints the figures that the literature quotes, so that they can be compared.
+No video ids are kept. Prints the numbers that the literature reports, for comparison.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from avvp_dist.datasets.synthetic_labels import Pattern, pattern_of, read_patter
 ABOUT = (
     "Counts from the LLP annotation files (HAN, ECCV 2020). labels: videos with each set of weak labels, in the train split "
     "and in the annotated ones (val and test). seconds: annotated videos that carry a class by the seconds in which it is "
-    "heard and seen, 'audio.visual', two hexadecimal numbers whose bit t stands for second t. "
+    "audible and visible, 'audio.visual', two hexadecimal numbers whose bit t stands for second t. "
     "Made by benchmarks/llp_statistics.py."
 )
-TARGET = Path(__file__).parents[1] / "avvp_dist" / "data" / "llp_statistics.json"
+TARGET = Path(__file__).parents[1] / "avvp_dist" / "datasets" / "llp_statistics.json"
 
 
 def count(folder: str) -> dict:
-    """The content of llp_statistics.json."""
+    """Return the content of llp_statistics.json."""
     labels: dict[str, Counter[tuple[int, ...]]] = {"train": Counter(), "annotated": Counter()}
     seconds: list[Counter[Pattern]] = [Counter() for _ in LLP.classes]
     for record in llp.read_annotations(folder).records:
@@ -49,22 +49,23 @@ def count(folder: str) -> dict:
 
 
 def describe(patterns: Counter[Pattern]) -> str:
-    """The usual figures of one set of second patterns."""
+    """Return the usual statistics of a set of patterns of seconds."""
     total = sum(patterns.values())
-    heard = sum(n for (a, v), n in patterns.items() if a and not v)
-    seen = sum(n for (a, v), n in patterns.items() if v and not a)
+    audio = sum(n for (a, v), n in patterns.items() if a and not v)
+    visual = sum(n for (a, v), n in patterns.items() if v and not a)
     both = {pattern: n for pattern, n in patterns.items() if all(pattern)}
     overlap = sum(n * (a & v).bit_count() / (a | v).bit_count() for (a, v), n in both.items())
     same = sum(n for (a, v), n in both.items() if a == v)
-    held = sum(both.values())
+    shared = sum(both.values())
     return (
-        f"{total:5d} labels: audio-only {heard / total:.3f}, visual-only {seen / total:.3f}, both {held / total:.3f}, "
-        f"neither {1 - (heard + seen + held) / total:.3f}; both: IoU {overlap / held:.3f}, identical {same / held:.3f}"
+        f"{total:5d} labels: audio-only {audio / total:.3f}, visual-only {visual / total:.3f}, both {shared / total:.3f}, "
+        f"neither {1 - (audio + visual + shared) / total:.3f}; both: "
+        f"IoU {overlap / shared:.3f}, identical {same / shared:.3f}"
     )
 
 
 def main() -> None:
-    """Counts, writes, prints."""
+    """Count, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("annotations")
     parser.add_argument("--out", type=Path, default=TARGET)

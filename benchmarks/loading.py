@@ -1,21 +1,20 @@
-"""Samples per second and memory of ways to read a training split, side by side in one run.
+"""Samples per second and memory of several ways to read a training split.
 
     python -m benchmarks.loading [--videos 1024,4096] [--s3 [--link 100]] [--out benchmarks/results/loading.json]
 
-Everybody delivers the same: shuffled batches of 128 videos as float32 tensors, from the same float16 values of LLP's shape
-(53.8 kB a video), on this disk, which the page cache holds after the first epoch (that one is not counted). Every contender
-has a process of its own, whose memory is the peak of the proportional set size of it and its children (shared memory counts
-once).
+All readers return shuffled batches of 128 videos as float32 tensors, from the same float16 values of LLP's shape (53.8 kB
+per video) on this disk, which are in the page cache after the first epoch (not counted). Every reader runs in a separate
+process; its memory is the peak of the proportional set size of the process and its children (shared memory counts once).
 
-    loose files        three .npy files a video through a torch DataLoader, one permutation an epoch
-    three members      shards with a member a stream through plain webdataset: shards shuffled, then batched as they come
+    loose files        three .npy files per video through a torch DataLoader, one permutation per epoch
+    three members      shards with one member per stream through plain webdataset: shards shuffled, batched in order
     one member         avvp_dist's shards through plain webdataset, likewise
     streaming          avvp_dist's shards through `data.streaming`, shuffled over 16 streams with a window of 256
-    raw GET, S3        the bytes of avvp_dist's shards by boto3 alone, from an S3 server on loopback (moto, with --s3) behind
+    raw GET, S3        the bytes of avvp_dist's shards by boto3 only, from an S3 server on loopback (moto, with --s3) behind
                        a link of --link MB/s, since loopback is faster than any network
-    fetching, S3       streaming from there with an empty cache before every epoch: shards are fetched, checked against their
-                       hashes, kept on this disk and read
-    streaming, S3      streaming from there; later epochs find all shards in the cache
+    fetching, S3       streaming from that server with an empty cache before every epoch: shards are fetched, checked against
+                       their hashes, stored on this disk and read
+    streaming, S3      streaming from that server; later epochs find all shards in the cache
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ import psutil
 from benchmarks.slow_link import slow_link
 
 BATCH, STREAMS, WINDOW = 128, 16, 256
-WAYS = ("loose files", "three members", "one member", "streaming")
-WAYS_S3 = ("raw GET, S3", "fetching, S3", "streaming, S3")
+READERS = ("loose files", "three members", "one member", "streaming")
+READERS_S3 = ("raw GET, S3", "fetching, S3", "streaming, S3")
 WORKERS = (0, 2)
 
 
 class RandomFeatures:
-    """Features without meaning, fast to make: a `shard_file.FeatureSource`."""
+    """Random features, which are fast to generate: a `FeatureSource`."""
 
     def fingerprint(self, records: Sequence) -> str:
         """See `FeatureSource`."""
@@ -67,7 +66,7 @@ class RandomFeatures:
 
 
 def make(folder: Path, videos: int) -> None:
-    """The same videos in the three layouts."""
+    """Write the same videos in the three layouts."""
     from avvp_dist.datasets.catalog import LLP
     from avvp_dist.shards import pack as packing
     from avvp_dist.types import VideoRecord
@@ -96,17 +95,17 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def epochs(way: str, folder: str, workers: int) -> Callable[[int], Iterator[int]]:
-    """A function that reads one epoch and gives the size of each batch, once its tensors are there."""
-    if way.startswith(("streaming", "fetching")):
+def epochs(reader: str, folder: str, workers: int) -> Callable[[int], Iterator[int]]:
+    """Return a function that reads one epoch and yields the size of each batch once its tensors are available."""
+    if reader.startswith(("streaming", "fetching")):
         return _streaming(folder, workers)
-    if way.startswith("raw GET"):
+    if reader.startswith("raw GET"):
         return _raw_get(folder, workers)
-    if way == "loose files":
+    if reader == "loose files":
         return _loose(Path(folder) / "loose", workers)
     return _plain(
         Path(folder),
-        ("three", "audio.npy visual.npy motion.npy") if way == "three members" else ("one", "features.npy"),
+        ("three", "audio.npy visual.npy motion.npy") if reader == "three members" else ("one", "features.npy"),
         workers,
     )
 
@@ -139,7 +138,7 @@ def _raw_get(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
     bucket, _, prefix = folder.removeprefix("s3://").partition("/")
     keys = [f"{prefix}/one/{shard.name}" for shard in shards]
     pool = multiprocessing.get_context("spawn").Pool(workers)
-    pool.map(_get, [(bucket, [])] * workers)  # all have imported boto3
+    pool.map(_get, [(bucket, [])] * workers)  # so that all processes have imported boto3
 
     def epoch(number: int) -> Iterator[int]:
         parts = [(bucket, keys[worker::workers]) for worker in range(workers)]
@@ -150,7 +149,7 @@ def _raw_get(folder: str, workers: int) -> Callable[[int], Iterator[int]]:
 
 
 def _get(job: tuple[str, list[str]]) -> int:
-    """Bytes of objects of a bucket, fetched one after the other."""
+    """Fetch objects of a bucket one after the other; return their size in bytes."""
     import boto3
 
     bucket, keys = job
@@ -197,18 +196,18 @@ def _plain(folder: Path, layout: tuple[str, str], workers: int) -> Callable[[int
     return epoch
 
 
-def measure(way: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
-    """Inside a contender's process: epochs until ``seconds`` have passed, the first apart."""
+def measure(reader: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
+    """Read epochs in this process until ``seconds`` have passed; the first epoch is reported separately."""
     import torch
 
     torch.set_num_threads(1)
-    epoch, videos = epochs(way, folder, workers), 0
+    epoch, videos = epochs(reader, folder, workers), 0
     started = time.perf_counter()
     first = sum(epoch(0))
     first_seconds = time.perf_counter() - started
     spent, number = 0.0, 1
     while spent < seconds:
-        if way.startswith("fetching"):
+        if reader.startswith("fetching"):
             _empty_cache()
         started = time.perf_counter()
         read = sum(epoch(number))
@@ -228,9 +227,9 @@ def _empty_cache() -> None:
     assert not left.entries, left
 
 
-def contend(way: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
-    """Runs a contender in a process of its own and watches its memory."""
-    command = [sys.executable, "-m", "benchmarks.loading", "--contender", way, "--folder", folder]
+def measure_in_process(reader: str, folder: str, workers: int, seconds: float) -> dict[str, float]:
+    """Measure a reader in a new process, with its peak memory."""
+    command = [sys.executable, "-m", "benchmarks.loading", "--reader", reader, "--folder", folder]
     command += ["--workers", str(workers), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         peak, done = 0, threading.Event()
@@ -246,25 +245,25 @@ def contend(way: str, folder: str, workers: int, seconds: float) -> dict[str, fl
         done.set()
         watcher.join()
     if child.returncode:
-        raise SystemExit(f"{way} failed")
+        raise SystemExit(f"{reader} failed")
     return json.loads(output.splitlines()[-1]) | {"peak_mb": round(peak / 1e6, 1)}
 
 
 def _proportional(pid: int) -> int:
-    """Proportional set size of a process and its children, bytes."""
+    """Return the proportional set size of a process and its children, in bytes."""
     total = 0
     try:
         for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
             with open(f"/proc/{process.pid}/smaps_rollup") as lines:
                 total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     except (OSError, psutil.Error):
-        return 0  # somebody has just ended
+        return 0  # a process has just ended
     return total
 
 
 @contextmanager
 def s3_server(megabytes_per_second: float) -> Iterator[None]:
-    """An S3 server in memory behind a slow link, where this process and its children find it."""
+    """Start an in-memory S3 server behind a slow link, and set the environment for this process and its children."""
     import fsspec
 
     with socket.socket() as free:
@@ -288,8 +287,8 @@ def s3_server(megabytes_per_second: float) -> Iterator[None]:
                     break
             time.sleep(0.1)
         fsspec.filesystem("s3").mkdir("benchmark")
-        with slow_link(port, megabytes_per_second) as there:
-            os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{there}"
+        with slow_link(port, megabytes_per_second) as linked:
+            os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{linked}"
             yield
     finally:
         server.terminate()
@@ -304,7 +303,7 @@ def upload(folder: Path, url: str) -> None:
 
 
 def compare(sizes: Sequence[int], seconds: float, with_s3: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Every contender on every size: ``{size: {contender: figures}}``."""
+    """Measure every reader on every size: ``{size: {reader: figures}}``."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["AVVP_CACHE"] = f"{scratch}/cache"
@@ -313,14 +312,16 @@ def compare(sizes: Sequence[int], seconds: float, with_s3: bool) -> dict[str, di
             folder.mkdir()
             make(folder, videos)
             rows = found[str(videos)] = {}
-            contenders = [(f"{way}, {workers} workers", way, str(folder), workers) for way in WAYS for workers in WORKERS]
+            readers = [
+                (f"{reader}, {workers} workers", reader, str(folder), workers) for reader in READERS for workers in WORKERS
+            ]
             if with_s3:
                 url = f"s3://benchmark/{videos}"
                 upload(folder / "one", f"{url}/one")
-                contenders += [(f"{way}, 2 workers", way, url, 2) for way in WAYS_S3]
+                readers += [(f"{reader}, 2 workers", reader, url, 2) for reader in READERS_S3]
             print(f"{videos} videos, {videos * 53760 / 1e6:.0f} MB of features")
-            for name, way, where, workers in contenders:
-                rows[name] = contend(way, where, workers, seconds)
+            for name, reader, url, workers in readers:
+                rows[name] = measure_in_process(reader, url, workers, seconds)
                 against = rows[name]["samples_per_second"] / _three_members(rows) if _three_members(rows) else float("nan")
                 print(
                     f"  {name:26} {rows[name]['samples_per_second']:9.0f} samples/s  {against:6.2f} x three members"
@@ -332,23 +333,23 @@ def compare(sizes: Sequence[int], seconds: float, with_s3: bool) -> dict[str, di
 
 
 def _three_members(rows: dict[str, dict[str, float]]) -> float:
-    """The best that plain webdataset does with a member a stream; 0 before it ran."""
+    """Return the best speed of plain webdataset with one member per stream; 0 before it has run."""
     return max((row["samples_per_second"] for name, row in rows.items() if name.startswith("three members")), default=0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", default="1024,4096", help="two sizes of the split")
-    parser.add_argument("--seconds", type=float, default=3.0, help="a contender reads at least")
-    parser.add_argument("--s3", action="store_true", help="also from an S3 server (moto)")
-    parser.add_argument("--link", type=float, default=100.0, help="MB/s of the way to that server (100 is a gigabit link)")
+    parser.add_argument("--videos", default="1024,4096", help="sizes of the split, in videos")
+    parser.add_argument("--seconds", type=float, default=3.0, help="minimum reading time of each reader")
+    parser.add_argument("--s3", action="store_true", help="read from an S3 server (moto) as well")
+    parser.add_argument("--link", type=float, default=100.0, help="MB/s of the link to that server (100: gigabit Ethernet)")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--reader", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.contender:
-        print(json.dumps(measure(arguments.contender, arguments.folder, arguments.workers, arguments.seconds)))
+    if arguments.reader:
+        print(json.dumps(measure(arguments.reader, arguments.folder, arguments.workers, arguments.seconds)))
         return
     sizes = [int(size) for size in arguments.videos.split(",")]
     if arguments.s3:
@@ -366,9 +367,9 @@ def main() -> None:
         "memory_growth_mb": {name: large[name]["peak_mb"] - small[name]["peak_mb"] for name in large},
     }
     if arguments.s3:
-        fetching, raw = (large[f"{way}, S3, 2 workers"]["samples_per_second"] for way in ("fetching", "raw GET"))
+        fetching, raw = (large[f"{reader}, S3, 2 workers"]["samples_per_second"] for reader in ("fetching", "raw GET"))
         report |= {"link_megabytes_per_second": arguments.link, "fetching_to_raw_get": fetching / raw}
-        print(f"  streaming while it fetches reads {fetching / raw:.0%} of what raw GETs do")
+        print(f"  streaming with fetching reaches {fetching / raw:.0%} of the speed of raw GETs")
     for name, growth in report["memory_growth_mb"].items():
         print(f"  {name:26} {growth:+7.0f} MB from {sizes[0]} to {sizes[-1]} videos")
     if arguments.out:

@@ -1,11 +1,11 @@
-"""JoMoLD's denoising stage trained the way its authors' code trains it: the baseline of the training benchmarks.
+"""JoMoLD's denoising stage, trained as in its authors' code: the baseline of the training benchmarks.
 
-A rewrite of what that code does, deliberately without any of this package's shortcuts: three files a video read by
-DataLoader workers in every epoch, all 80 frames projected before their mean, two whole forward passes a step, and the
-ranking in a Python loop over the classes. Its selection and its network are tested against the published code's outputs.
+A transcription of that code, deliberately without the optimizations of this package: DataLoader workers read three files
+per video in every epoch, all 80 frames are projected before averaging, a step has two complete forward passes, and the
+ranking is a Python loop over the classes. Its selection and its network are tested against outputs of the published code.
 
-Left out, in the baseline's favour: printing, TensorBoard and the warm-up of the ratios (these are the full ones, as from the
-second epoch on). The published loader has 5 workers and pins memory; here both are arguments.
+Omitted, in favour of the baseline: printing, TensorBoard and the warm-up of the ratios (they have their final values, as
+from the second epoch on). The published loader has 5 workers and pins memory; here both are arguments.
 
 Shapes: B videos, T = 10 seconds, C = 25 classes.
 """
@@ -31,10 +31,10 @@ TEMPERATURE, NCE_OWN, CLAMP = 0.2, 0.9, 1e-7
 
 
 class Videos(Dataset):
-    """One video a row: its three feature files and its label, read anew each time.
+    """Videos with their three feature files and label, read from disk at each access.
 
     Args:
-        features_dir: holds ``vggish``, ``res152`` and ``r2plus1d_18`` with ``<id>.npy`` each.
+        features_dir: contains ``vggish``, ``res152`` and ``r2plus1d_18`` with ``<id>.npy`` each.
         rows: (filename, event_labels) as in ``AVVP_train.csv``; the id is the filename's first 11 characters.
     """
 
@@ -47,7 +47,7 @@ class Videos(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Features [10,128], [80,2048], [10,512], the label [25] and the smoothed targets of both modalities."""
+        """Return features [10,128], [80,2048], [10,512], the label [25] and the smoothed targets of both modalities."""
         filename, events = self.rows[index]
         sample = {
             stream.name: torch.from_numpy(np.load(self.folder / stream.folder / f"{filename[:11]}.npy", allow_pickle=False))
@@ -68,7 +68,7 @@ def build(
     num_workers: int = 2,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """The training loader, with one worker for each core of the reference machine; the published code has five."""
+    """Build the training loader; by default with 2 workers, where the published code has 5."""
     videos = Videos(features_dir, rows)
     return DataLoader(videos, batch_size, shuffle=True, num_workers=num_workers, pin_memory=pin_memory)
 
@@ -85,7 +85,7 @@ class HybridLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, own: Tensor, other: Tensor, with_ca: bool) -> Tensor:
-        """One modality [B,T,512] with the other; ``with_ca=False`` leaves the other out."""
+        """Encode one modality [B,T,512], attending to the other unless ``with_ca`` is False."""
         own, other = own.transpose(0, 1), other.transpose(0, 1)
         mixed = own + self.dropout(self.self_attn(own, own, own)[0])
         if with_ca:
@@ -96,7 +96,7 @@ class HybridLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One hybrid layer for both modalities, and two norms that are never used but stand in the published checkpoints."""
+    """One hybrid layer for both modalities, and two unused norms that the published checkpoints contain."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
 
     def forward(self, audio: Tensor, visual: Tensor, with_ca: bool) -> tuple[Tensor, Tensor]:
-        """Both modalities [B,T,512]; each looks at the other as it came in."""
+        """Encode both modalities [B,T,512]; each attends to the input of the other."""
         layer = self.layers[0]
         return layer(audio, visual, with_ca), layer(visual, audio, with_ca)
 
@@ -123,13 +123,13 @@ class Network(nn.Module):
     def forward(
         self, audio: Tensor, visual: Tensor, motion: Tensor, with_ca: bool = True
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Video, audio and visual probabilities [B,25], those of each second [B,10,2,25], similarities [B*10,10]."""
-        frames = self.fc_v(visual)  # [B,80,512]: projected before the mean over a second's frames
+        """Return video, audio and visual probabilities [B,25], segment probabilities [B,10,2,25], similarities [B*10,10]."""
+        frames = self.fc_v(visual)  # [B,80,512]: projected before averaging the frames of a second
         seconds = frames.unflatten(1, (SECONDS, FRAMES)).mean(dim=2)
         fused = self.fc_fusion(torch.cat([seconds, self.fc_st(motion)], dim=-1))
-        heard, seen = self.hat_encoder(self.fc_a(audio), fused, with_ca)
-        similarity = F.normalize(heard, dim=-1) @ F.normalize(seen, dim=-1).transpose(1, 2) / TEMPERATURE
-        both = torch.stack([heard, self.dropout(seen)], dim=2)  # [B,T,2,512]
+        audio, visual = self.hat_encoder(self.fc_a(audio), fused, with_ca)
+        similarity = F.normalize(audio, dim=-1) @ F.normalize(visual, dim=-1).transpose(1, 2) / TEMPERATURE
+        both = torch.stack([audio, self.dropout(visual)], dim=2)  # [B,T,2,512]
         segments = torch.sigmoid(self.fc_prob(both))
         over_time = torch.softmax(self.fc_frame_att(both), dim=1) * segments
         over_both = torch.softmax(self.fc_av_att(both), dim=2) * over_time
@@ -138,7 +138,7 @@ class Network(nn.Module):
 
 
 def contrastive(similarity: Tensor) -> Tensor:
-    """Label-smoothed contrast of each second's sound with the pictures of its video; similarities [B*10,10]."""
+    """Label-smoothed contrastive loss of each audio segment against the visual segments of its video [B*10,10]."""
     own = torch.arange(SECONDS, device=similarity.device).repeat(len(similarity) // SECONDS)
     target = torch.full_like(similarity, (1 - NCE_OWN) / (SECONDS - 1))
     target.scatter_(1, own[:, None], NCE_OWN)
@@ -153,10 +153,10 @@ def clear_noisy(
     ratio_audio: Tensor,
     ratio_visual: Tensor,
 ) -> None:
-    """Sets the targets that the batch's losses show to be noise to 0, in place, class after class.
+    """Set targets that the losses of the batch identify as noise to 0, in place, class by class.
 
-    Losses and targets [B,25], ratios [25]. Every class costs several waits for the device, and its positives are counted by
-    Python's ``sum`` over the elements of a tensor: both as published.
+    Losses and targets [B,25], ratios [25]. As published, every class requires several device synchronizations, and its
+    positives are counted by Python's ``sum`` over the elements of a tensor.
     """
     order_audio, order_visual = loss_audio.argsort(dim=0), loss_visual.argsort(dim=0)
     positive_audio, positive_visual = target_audio > 0.5, target_visual > 0.5
@@ -186,7 +186,7 @@ def train_step(
     ratio_visual: Tensor,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """One step: rank without gradient, clear, train. Returns the loss before the step, detached."""
+    """Run one step: rank without gradient, clear, train. Return the loss before the step, detached."""
     features = [sample[stream.name].to(device) for stream in LLP.streams]
     label, target_audio, target_visual = (
         sample[name].float().to(device) for name in ("label", "target_audio", "target_visual")
@@ -217,7 +217,7 @@ def train_epoch(
     ratio_visual: Tensor,
     device: torch.device | str = "cpu",
 ) -> tuple[int, float]:
-    """One epoch over the loader. Returns videos seen and seconds taken, reading and starting the workers included."""
+    """Train one epoch. Return the number of videos, and the seconds including reading and the start of workers."""
     model.train()
     samples, started = 0, time.perf_counter()
     for sample in loader:
@@ -229,7 +229,7 @@ def train_epoch(
 
 
 def make_optimizer(model: Network) -> torch.optim.Adam:
-    """Adam as published."""
+    """Return Adam with the published learning rate."""
     return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
 
 

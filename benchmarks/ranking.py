@@ -1,12 +1,13 @@
-"""What the global noise ranking costs: its share of JoMoLD's denoising step with two workers.
+"""Cost of the global noise ranking: its share of JoMoLD's denoising step with two workers.
 
     python -m benchmarks.ranking [--world 2] [--steps 30] [--out benchmarks/results/ranking.json]
 
 Starts W processes with torch.distributed (gloo, or nccl with a GPU each) on this machine, trains on random features at the
-published global batch of 128 and times, on rank 0, the whole step and within it the making of targets: element-wise losses,
-one all_gather, one sort, masks. Ranks meet before the clock starts: waiting for a slow rank does not count as ranking.
+published global batch of 128 and times, on rank 0, the whole step and, within it, the computation of targets: element-wise
+losses, one all_gather, one sort, masks. Ranks synchronize before the timer starts, so that waiting for a slow rank does not
+count as ranking.
 
-Steps whose phases are measured, as every run measures them, take turns with those, and say what measuring costs.
+These steps alternate with steps whose phases are measured, as in every run, which shows the cost of measuring.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ BATCH = 128
 
 
 def work(steps: int, out: str) -> None:
-    """One rank's part; rank 0 writes the figures to ``out``."""
+    """Run one rank; rank 0 writes the results to ``out``."""
     runtime = LocalRuntime("none")
     collective, device = runtime.collective, runtime.device
     config = load("jomold")
@@ -65,7 +66,7 @@ def work(steps: int, out: str) -> None:
     whole: list[float] = []
     ratios: list[float] = []
     for number in range(steps + 3):
-        # every other step runs untouched: the whole step is timed without our stopwatch in it
+        # every second step runs without the timer of the ranking, so that the whole step is timed without it
         stage.targets = timed if number % 2 else make_targets  # type: ignore[method-assign]
         progress = TrainPosition("denoise", 1, number, 25, 79)
         started = _now(device)

@@ -1,12 +1,12 @@
-"""A split in memory in W processes at once: the page cache, which they share, against a copy in each.
+"""A split in memory in W processes at the same time: the shared page cache against one copy per process.
 
     python -m benchmarks.resident [--videos 2000] [--rounds 3] [--out benchmarks/results/resident.json]
 
-Every process opens the same split from local shards (in the page cache: the first round, which warms up, is not counted),
-makes a first batch of 128, then all batches of an epoch. Measured: seconds to the first batch, seconds for the epoch's
-gathers, and how much memory it takes: by how much all processes together grew (proportional set size, which counts a page
-that k processes map as 1/k to each) and, where they share it, the shards in the page cache, once. Shared and private rounds
-alternate in the same processes, all of them begin a round together; medians are compared.
+Every process opens the same split from local shards, which are in the page cache (the first round is a warm-up and does not
+count), assembles a first batch of 128, then all batches of an epoch. Measured: seconds to the first batch, seconds for
+gathering the epoch's batches, and memory: the growth of all processes together (proportional set size, which counts a page
+that k processes map as 1/k for each) plus, if shared, the shards in the page cache, once. Shared and private rounds
+alternate in the same processes, which start each round together; medians are compared.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ BATCH = 128
 
 
 def pss() -> int:
-    """Bytes of memory of this process, shared pages by its part of them."""
+    """Return the proportional set size of this process, in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def work(url: str, rounds: int, together: Barrier, found: Queue) -> None:
-    """One of W processes."""
+def work(url: str, rounds: int, barrier: Barrier, found: Queue) -> None:
+    """Run one of W processes."""
     torch.set_num_threads(1)
     index = Index.load(url)
     labels = read_labels(url, index)["train"]
     for number in range(-1, rounds):
         for share in (True, False):
             gc.collect()
-            together.wait()
+            barrier.wait()
             before = pss()
-            together.wait()
+            barrier.wait()
             started = time.perf_counter()
             split = resident.load(ShardStore(url, ShardCache()), index, labels, share=share)
             plan = EpochPlan(len(split), BATCH, 0, 0)
@@ -64,19 +64,19 @@ def work(url: str, rounds: int, together: Barrier, found: Queue) -> None:
             for step in range(plan.steps):
                 split.batch(order[plan.rank_slice(step, 0, 1)], plan.total(step))
             finished = time.perf_counter()
-            together.wait()
-            grew = pss() - before
-            together.wait()
+            barrier.wait()
+            growth = pss() - before
+            barrier.wait()
             del split
             if number >= 0:
-                found.put((share, number, loaded - started, finished - loaded, grew))
+                found.put((share, number, loaded - started, finished - loaded, growth))
 
 
 def measure(url: str, world: int, rounds: int, shards_mb: float) -> dict[str, dict[str, float]]:
-    """Medians over rounds of one number of processes: the slowest one's seconds, everyone's memory."""
+    """Return medians over rounds for one number of processes: seconds of the slowest process, memory of all."""
     context = multiprocessing.get_context("spawn")
-    together, found = context.Barrier(world), context.Queue()
-    processes = [context.Process(target=work, args=(url, rounds, together, found)) for _ in range(world)]
+    barrier, found = context.Barrier(world), context.Queue()
+    processes = [context.Process(target=work, args=(url, rounds, barrier, found)) for _ in range(world)]
     for process in processes:
         process.start()
     rows = [found.get(timeout=300) for _ in range(2 * rounds * world)]
@@ -84,11 +84,11 @@ def measure(url: str, world: int, rounds: int, shards_mb: float) -> dict[str, di
         process.join()
     figures = {}
     for share, name in ((True, "shared"), (False, "private")):
-        each = [np.array([row[2:] for row in rows if row[:2] == (share, number)]) for number in range(rounds)]
+        by_round = [np.array([row[2:] for row in rows if row[:2] == (share, number)]) for number in range(rounds)]
         figures[name] = {
-            "seconds_to_first_batch": statistics.median(values[:, 0].max() for values in each),
-            "seconds_of_gathers": statistics.median(values[:, 1].max() for values in each),
-            "memory_mb": statistics.median(values[:, 2].sum() for values in each) / 1e6 + (shards_mb if share else 0),
+            "seconds_to_first_batch": statistics.median(values[:, 0].max() for values in by_round),
+            "seconds_of_gathers": statistics.median(values[:, 1].max() for values in by_round),
+            "memory_mb": statistics.median(values[:, 2].sum() for values in by_round) / 1e6 + (shards_mb if share else 0),
         }
     return figures
 
@@ -99,10 +99,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    # else the allocator keeps what a private round gave back, and the next one seems to need less
+    # otherwise the allocator keeps freed memory of a private round, and the next one seems to need less
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     report = {
-        "what": f"{arguments.videos} synthetic videos held in memory by W processes, the page cache or a copy in each",
+        "what": f"{arguments.videos} synthetic videos in W processes, in the shared page cache or a copy each",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
         "videos": arguments.videos,

@@ -1,13 +1,13 @@
-"""Past one machine: what planning, memory and network come to for 10 million videos and up to 1,024 ranks.
+"""Beyond one machine: cost of planning, memory and network traffic for 10 million videos and up to 1,024 ranks.
 
     python -m benchmarks.scale [--videos 10000000] [--worlds 8,64,256,1024] [--out FILE.json] [--markdown FILE.md]
 
-No rank trains here. An index and a labels.parquet of so many videos (of LLP's shape, 256 a shard, val and test 1 % each) are
-made and put through the code that every rank runs before and between epochs. For every number of ranks W the plans of two
-epochs say which rank opens which shard. A Collective that only counts stands in for W ranks where JoMoLD's own code
-exchanges losses, sums and noise ratios. The batch is 16 videos a rank, a node has 8 ranks and a cache of 50 GB. Checkpoints,
-and what the driver of a pack does, are measured for up to 100,000 videos and taken for all by their growth. Seconds are CPU
-seconds of one core, memory is the growth of this process, and its highest point meanwhile: other work does not count.
+No rank trains. An index and a labels.parquet of that many videos (LLP's shape, 256 per shard, val and test 1 % each) are
+created and processed by the code that every rank runs before and between epochs. For every number of ranks W, the plans of
+two epochs determine which rank opens which shard. A Collective that only counts replaces W ranks where JoMoLD's code
+exchanges losses, sums and noise ratios. The batch has 16 videos per rank; a node has 8 ranks and a cache of 50 GB.
+Checkpoints and the driver of a pack are measured for up to 100,000 videos and extrapolated linearly. Seconds are CPU
+seconds of one core; memory is the growth of this process, and its peak: other load on the machine does not count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from avvp_dist.shards.cache import DEFAULT_GB, GB
 from avvp_dist.shards.index import Index, Labels, ShardInfo
 from avvp_dist.types import Event, VideoRecord
 from benchmarks.loading import RandomFeatures
-from benchmarks.scale_exchange import CLASSES, PER_RANK, SOME, Exchange, measured
+from benchmarks.scale_exchange import CLASSES, MEASURED_VIDEOS, PER_RANK, Exchange, measured
 
 SHARD = 256  # videos
 NODE = 8  # ranks
@@ -48,7 +48,7 @@ EPOCHS = 2
 
 
 def one_shard(folder: Path) -> tuple[ShardInfo, NDArray[np.int64]]:
-    """A packed shard of as many videos as shards have here, and where its videos lie."""
+    """Pack one full shard; return its index entry and the offsets of its videos."""
     records = [VideoRecord(_name(number), f"{_name(number)}_0_10", "train", (0, 1)) for number in range(SHARD)]
     index = packing.pack(LLP, records, RandomFeatures(), str(folder), provenance={}, workers=1, shard_videos=SHARD)
     return index.shards[0], indexes.read_labels(str(folder), index)["train"].offset
@@ -59,7 +59,7 @@ def _name(number: int) -> str:
 
 
 def make(videos: int, packed: ShardInfo, offsets: NDArray[np.int64]) -> tuple[Index, pa.Table]:
-    """Index and labels of ``videos`` videos in shards like ``packed``; labels are drawn, events only in val and test."""
+    """Return index and labels of ``videos`` videos in shards like ``packed``; random labels, events only in val and test."""
     annotated = max(1, videos // 100)
     infos, tables, first = [], [], 0
     for split, count in (("train", videos - 2 * annotated), ("val", annotated), ("test", annotated)):
@@ -79,7 +79,7 @@ def _rows(split: str, count: int, first: int, shard: int, offsets: NDArray[np.in
     rng = np.random.default_rng(first)
     number = np.arange(count)
     ids = pa.array(np.char.add("v", np.char.zfill((first + number).astype(str), 10)))
-    many = 1 + (rng.random(count) < 0.3)  # labels a video: LLP's have 1.3
+    many = 1 + (rng.random(count) < 0.3)  # labels per video, 1.3 on average as in LLP
     starts = np.concatenate([[0], np.cumsum(many)]).astype(np.int32)
     label = rng.integers(CLASSES, size=starts[-1])
     label[starts[:-1][many == 2] + 1] = (label[starts[:-1][many == 2]] + 1) % CLASSES
@@ -101,8 +101,8 @@ def _rows(split: str, count: int, first: int, shard: int, offsets: NDArray[np.in
     )
 
 
-def once(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Labels]:
-    """What the data set's own files come to for every process that reads them, and the training split's labels."""
+def startup_costs(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Labels]:
+    """Return the costs of the data set's files for every process that reads them, and the training labels."""
     content, packed = measured(lambda: indexes.labels_bytes([table]))
     index = replace(index, labels=indexes.labels_info(content))
     text, written = measured(index.to_json)
@@ -131,7 +131,7 @@ def once(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Label
 
 
 def plan(index: Index, labels: Labels, world: int) -> dict[str, Any]:
-    """What the plan of an epoch costs each rank, and what ranks and nodes fetch because of it."""
+    """Return the cost of the plan of an epoch for each rank, and what ranks and nodes fetch as a result."""
     batch, streams = PER_RANK * world, max(DataConfig().streams, world)
     epochs = [StreamPlan(labels.shard, batch, streams, DataConfig().window, 0, epoch) for epoch in range(EPOCHS)]
     share, cost = measured(lambda: _RankReads(index, labels, epochs[0], 0, _RankLayout(0, world, DataConfig().workers), 0))
@@ -160,30 +160,30 @@ def plan(index: Index, labels: Labels, world: int) -> dict[str, Any]:
 def fetched(
     epoch: StreamPlan, labels: Labels, world: int, sizes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Bytes of the shards that each rank opens, and who opens what: ranks and shards, each pair once."""
+    """Return the bytes of the shards that each rank opens, and the unique pairs of rank and shard."""
     pairs = np.unique(_ranks(epoch, world) * len(sizes) + labels.shard[epoch.order()])
     ranks, opened = pairs // len(sizes), pairs % len(sizes)
     return np.bincount(ranks, weights=sizes[opened], minlength=world), (ranks, opened)
 
 
 def _ranks(epoch: StreamPlan, world: int) -> NDArray[np.int64]:
-    """Who sees each video of the epoch's order."""
+    """Return the rank of each video in the epoch's order."""
     steps = [split_sizes(epoch.batch_size, world), split_sizes(epoch.total(epoch.steps - 1), world)]
     whole = np.tile(np.repeat(np.arange(world), steps[0]), epoch.steps - 1)
     return np.concatenate([whole, np.repeat(np.arange(world), steps[1])])
 
 
 def _opened_by_node_0(epoch: StreamPlan, labels: Labels, world: int) -> NDArray[np.int64]:
-    """Shards that the first node opens, in the order of their first use."""
+    """Return the shards that the first node opens, in order of first use."""
     used = labels.shard[epoch.order()[_ranks(epoch, world) < NODE]]
     shard, first = np.unique(used, return_index=True)
     return shard[np.argsort(first)]
 
 
 def _misses(epochs: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64]) -> list[int]:
-    """Bytes that each epoch fetches through a cache of the default size, which drops what was used longest ago."""
+    """Return the bytes that each epoch fetches through a least-recently-used cache of the default size."""
     held: OrderedDict[int, int] = OrderedDict()
-    room, missed = int(DEFAULT_GB * GB), []
+    free, missed = int(DEFAULT_GB * GB), []
     for opened in epochs:
         missed.append(0)
         for shard in opened.tolist():
@@ -192,15 +192,15 @@ def _misses(epochs: Sequence[NDArray[np.int64]], sizes: NDArray[np.int64]) -> li
                 continue
             held[shard] = int(sizes[shard])
             missed[-1] += held[shard]
-            room -= held[shard]
-            while room < 0:
-                room += held.popitem(last=False)[1]
+            free -= held[shard]
+            while free < 0:
+                free += held.popitem(last=False)[1]
     return missed
 
 
 def driver_of_a_pack(videos: int) -> dict[str, float]:
-    """What the process that plans a pack does for every video, but for reading annotations and looking at files."""
-    few = min(videos, SOME)
+    """Return the cost of the process that plans a pack, without reading annotations and checking files."""
+    few = min(videos, MEASURED_VIDEOS)
     records, held = measured(
         lambda: [VideoRecord(_name(n), f"{_name(n)}_0_10", "train", (n % CLASSES,)) for n in range(few)]
     )
@@ -219,10 +219,10 @@ def driver_of_a_pack(videos: int) -> dict[str, float]:
 
 
 def measure(videos: int, worlds: Sequence[int]) -> dict[str, Any]:
-    """All figures."""
+    """Measure everything."""
     with tempfile.TemporaryDirectory() as folder:
         index, table = make(videos, *one_shard(Path(folder) / "shard"))
-        report, labels = once(str(Path(folder) / "set"), index, table)
+        report, labels = startup_costs(str(Path(folder) / "set"), index, table)
     del table
     exchange = Exchange(labels)
     by_world = []
@@ -230,7 +230,8 @@ def measure(videos: int, worlds: Sequence[int]) -> dict[str, Any]:
         by_world.append({**plan(index, labels, world), **exchange.step(world)})
         print(f"W={world}: plan {by_world[-1]['plan']['seconds']:.1f} s", flush=True)
     return {
-        "what": f"{videos:,} videos of LLP's shape, {SHARD} a shard; a batch of {PER_RANK} a rank, {NODE} ranks a node",
+        "what": f"{videos:,} videos of LLP's shape, {SHARD} per shard; {PER_RANK} videos per rank and batch, "
+        f"{NODE} ranks per node",
         "machine": f"{platform.processor() or platform.machine()}, one core",
         "torch": torch.__version__,
         "videos": videos,
@@ -242,12 +243,12 @@ def measure(videos: int, worlds: Sequence[int]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The figures as two tables."""
+    """Return the results as two Markdown tables."""
     between = report["between"]
     lines = [
         f"{report['what']}; {report['shards']:,} shards, {report['features_gb']:.0f} GB.",
         "",
-        "| each process, once | s | grows by MB | at its highest |",
+        "| each process, once | s | growth, MB | peak, MB |",
         "|---|---|---|---|",
     ]
     sizes = {"index.json": report["index_mb"], "labels.parquet": report["labels_mb"]}
@@ -257,52 +258,52 @@ def markdown(report: dict[str, Any]) -> str:
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "nodes of 8 ranks": lambda row: f"{row['nodes']}",
         "global batch": lambda row: f"{row['batch']:,}",
-        "steps an epoch": lambda row: f"{row['steps']:,}",
-        "plan of an epoch, each rank, s": lambda row: f"{row['plan']['seconds']:.1f}",
-        "... memory, MB (highest)": lambda row: f"{row['plan']['grew_mb']:,.0f} ({row['plan']['peak_mb']:,.0f})",
+        "steps per epoch": lambda row: f"{row['steps']:,}",
+        "plan of an epoch per rank, s": lambda row: f"{row['plan']['seconds']:.1f}",
+        "... memory, MB (peak)": lambda row: f"{row['plan']['grew_mb']:,.0f} ({row['plan']['peak_mb']:,.0f})",
         "tasks of a step, ms": lambda row: f"{row['task_ms']:.2f}",
-        "a rank reads an epoch, GB": lambda row: f"{row['fetched_by_rank_gb']:.2f}",
-        "a node fetches an epoch, GB": lambda row: f"{row['fetched_by_node_gb']:.1f}",
-        "all nodes fetch an epoch, GB": lambda row: f"{row['fetched_by_all_gb']:.0f}",
+        "read by a rank per epoch, GB": lambda row: f"{row['fetched_by_rank_gb']:.2f}",
+        "fetched by a node per epoch, GB": lambda row: f"{row['fetched_by_node_gb']:.1f}",
+        "fetched by all nodes per epoch, GB": lambda row: f"{row['fetched_by_all_gb']:.0f}",
         "second epoch from the cache": lambda row: f"{row['second_epoch_from_cache']:.1%}",
-        "all ranks read index and labels at the start, GB": lambda row: (
+        "index and labels read by all ranks at the start, GB": lambda row: (
             f"{row['world'] * (report['index_mb'] + report['labels_mb']) / 1e3:.1f}"
         ),
-        "ranking, MB a rank and step": lambda row: f"{row['ranking_mb']:.2f}",
+        "ranking, MB per rank and step": lambda row: f"{row['ranking_mb']:.2f}",
         "... ms": lambda row: f"{row['ranking_ms']:.1f}",
-        "gradients, MB a rank and step": lambda row: f"{row['gradients_mb']:.1f}",
+        "gradients, MB per rank and step": lambda row: f"{row['gradients_mb']:.1f}",
     }
     worlds = report["worlds"]
     lines += ["", f"| ranks | {' | '.join(str(row['world']) for row in worlds)} |", f"|---|{'---|' * len(worlds)}"]
     lines += [f"| {name} | {' | '.join(map(show, worlds))} |" for name, show in rows.items()]
     lines += [
         "",
-        f"Whatever W: {between['meter_mb']:,.0f} MB are summed over ranks at an epoch's end (losses and removed labels of "
-        f"all videos), {between['finite_bytes']} bytes at a look whether the loss is finite; every rank gathers "
-        f"{between['ratios_gb']:.1f} GB for the noise ratios; a checkpoint takes {between['checkpoint_mb']:.0f} MB, and "
-        f"{between['checkpoint_all_videos_mb']:,.0f} MB with what it says of every video. The process that plans a pack "
-        f"takes {report['packing']['driver_seconds']:,.0f} s and {report['packing']['driver_mb'] / 1e3:.1f} GB.",
+        f"For every W: {between['meter_mb']:,.0f} MB are summed over ranks at an epoch's end (losses and removed labels "
+        f"of all videos), and {between['finite_bytes']} bytes for each check that the loss is finite; every rank gathers "
+        f"{between['ratios_gb']:.1f} GB for the noise ratios; a checkpoint has {between['checkpoint_mb']:.0f} MB, and "
+        f"{between['checkpoint_all_videos_mb']:,.0f} MB with the state of every video. The process that plans a pack "
+        f"needs {report['packing']['driver_seconds']:,.0f} s and {report['packing']['driver_mb'] / 1e3:.1f} GB.",
         "",
     ]
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, writes."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=10_000_000)
     parser.add_argument("--worlds", default="8,64,256,1024", help="numbers of ranks")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--markdown", type=Path)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    report = measure(given.videos, [int(world) for world in given.worlds.split(",")])
+    report = measure(options.videos, [int(world) for world in options.worlds.split(",")])
     text = markdown(report)
     print(text)
-    if given.out:
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
-    if given.markdown:
-        given.markdown.write_text(text)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.markdown:
+        options.markdown.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What ranks say to each other in JoMoLD's own code, counted; and what a call takes. For benchmarks/scale.py."""
+"""Counts the bytes that ranks exchange in JoMoLD's code, and measures calls. For benchmarks/scale.py."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from benchmarks.train_step import RATIOS
 
 PER_RANK = 16  # videos of a global batch
 CLASSES = len(LLP.classes)
-SOME = 100_000  # videos for which growth is measured
+MEASURED_VIDEOS = 100_000  # videos for which growth is measured
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took: CPU seconds; MB by which the process grew, and had grown at its highest."""
+    """Cost of a call: CPU seconds, and MB by which the process grew at its end and at its peak."""
 
     seconds: float
     grew_mb: float
@@ -42,11 +42,11 @@ class Cost:
 
 
 def measured(call: Callable[[], T]) -> tuple[T, Cost]:
-    """What ``call`` gives, and its cost."""
+    """Return the result of ``call``, and its cost."""
     gc.collect()
-    pa.default_memory_pool().release_unused()  # memory that earlier calls gave back would hide what this one takes
+    pa.default_memory_pool().release_unused()  # memory freed by earlier calls would hide the growth
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # begins the highest point anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, started = _memory("VmRSS"), time.process_time()
     result = call()
     seconds = time.process_time() - started
@@ -59,8 +59,8 @@ def _memory(name: str) -> float:
     return 1024 * int(found[1]) / 1e6
 
 
-class Counting:
-    """Rank 0 of W ranks that all say what it says; counts the bytes of what is gathered and of what is summed."""
+class CountingCollective:
+    """Rank 0 of W ranks with identical data; counts the bytes that are gathered and summed."""
 
     rank = 0
 
@@ -71,9 +71,9 @@ class Counting:
 
     def all_gather(self, rows: Tensor, total: int | None = None) -> Tensor:
         """See `Collective`."""
-        everyone = rows.repeat(self.world_size, *[1] * (rows.dim() - 1))[:total]
-        self.gathered += everyone.nbytes
-        return everyone
+        gathered = rows.repeat(self.world_size, *[1] * (rows.dim() - 1))[:total]
+        self.gathered += gathered.nbytes
+        return gathered
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """See `Collective`."""
@@ -82,7 +82,7 @@ class Counting:
 
 
 class Exchange:
-    """JoMoLD's own code with W - 1 other ranks that only exist as numbers."""
+    """JoMoLD's code with W - 1 other ranks that are only counted."""
 
     def __init__(self, labels: Labels) -> None:
         self._config = load("jomold")
@@ -93,49 +93,49 @@ class Exchange:
         self._stages[-1].start({"ratios": RATIOS}, torch.device("cpu"))
 
     def step(self, world: int) -> dict[str, float]:
-        """Bytes a rank receives at every step, and what the ranking takes."""
+        """Return the bytes that a rank receives at every step, and the cost of the ranking."""
         stage, total = self._stages[-1], PER_RANK * world
         streams = {stream.name: torch.rand(PER_RANK, LLP.segments, stream.dim) for stream in LLP.streams}
         weak = (torch.rand(PER_RANK, CLASSES) < 0.07).float()
         batch = Batch(streams, weak, torch.arange(PER_RANK), total)
-        everyone = Counting(world)
+        collective = CountingCollective(world)
         with torch.no_grad():
             outputs = self._model(batch, cross_modal=stage.cross_modal, scoring_pass=stage.scoring_pass)
-            _, cost = measured(lambda: stage.targets(outputs, batch, TrainPosition("denoise", 1, 0, 25, 100), everyone))
+            _, cost = measured(lambda: stage.targets(outputs, batch, TrainPosition("denoise", 1, 0, 25, 100), collective))
         weights = sum(parameter.nbytes for parameter in self._model.parameters())
         return {
-            "ranking_mb": everyone.gathered / 1e6,
+            "ranking_mb": collective.gathered / 1e6,
             "ranking_ms": 1e3 * cost.seconds,
-            "gradients_mb": 2 * (world - 1) / world * weights / 1e6,  # of a ring, in and out
+            "gradients_mb": 2 * (world - 1) / world * weights / 1e6,  # ring all-reduce, both directions
         }
 
     def between(self) -> dict[str, Any]:
-        """Bytes that grow with the videos: exchanged once an epoch, gathered for the noise ratios, kept in checkpoints."""
+        """Return the bytes that grow with the videos: exchanged per epoch, gathered for noise ratios, in checkpoints."""
         videos = len(self._labels.ids)
-        few = min(videos, SOME)
+        few = min(videos, MEASURED_VIDEOS)
         some = replace(
             self._labels, **{name: values[:few] for name, values in vars(self._labels).items() if name in ("ids", "weak")}
         )
-        everyone, meter = Counting(1), EpochMeter(some, torch.device("cpu"))
+        collective, meter = CountingCollective(1), EpochMeter(some, torch.device("cpu"))
         batch = Batch({}, torch.zeros(4, CLASSES), torch.arange(4), 4)
         nothing = torch.zeros(4, CLASSES, dtype=torch.bool)
         meter.add(batch, {"total": torch.zeros(4)}, Targets(batch.weak, batch.weak, batch.weak, nothing, nothing))
-        gathered = meter.gather(everyone)
-        meter.check_finite(EpochPlan(few, 4, 0, 0), TrainPosition("denoise", 0, 0, 1, 1), looking := Counting(1))
-        table, ratios = SplitTable(), Counting(1)
+        gathered = meter.gather(collective)
+        meter.check_finite(EpochPlan(few, 4, 0, 0), TrainPosition("denoise", 0, 0, 1, 1), check := CountingCollective(1))
+        table, ratios = SplitTable(), CountingCollective(1)
         table.add(batch, *[torch.zeros(4, CLASSES)] * 3)
         table.gather(ratios)
         small, large = (self._checkpoint(content) for content in ({}, gathered))
         return {
-            "meter_mb": everyone.summed / few * videos / 1e6,
-            "finite_bytes": looking.summed,
+            "meter_mb": collective.summed / few * videos / 1e6,
+            "finite_bytes": check.summed,
             "ratios_gb": ratios.gathered / 4 * videos / 1e9,
             "checkpoint_mb": small / 1e6,
             "checkpoint_all_videos_mb": (small + (large - small) / few * videos) / 1e6,
         }
 
     def _checkpoint(self, gathered: dict[str, Tensor]) -> int:
-        """Bytes of a checkpoint: weights, Adam's two moments, best weights, and what `train.loop` adds of every video."""
+        """Return the bytes of a checkpoint: weights, Adam's two moments, best weights, and per-video state."""
         weights = self._model.state_dict()
         copies = {name: {key: value.clone() for key, value in weights.items()} for name in ("first", "second", "best")}
         trained = {"removed": gathered["removed"].clone()} if gathered else {}

@@ -1,4 +1,4 @@
-"""A TCP link of limited speed in front of a server on loopback, for benchmarks of what a network would allow."""
+"""A TCP proxy of limited speed in front of a server on loopback, to emulate a network in benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = 65536
 
 
 class _Budget:
-    """Bytes that may pass by now, over all connections together."""
+    """Rate limit over all connections together."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate = bytes_per_second
@@ -20,7 +20,7 @@ class _Budget:
         self._free_at = 0.0
 
     def take(self, count: int) -> None:
-        """Waits until ``count`` bytes may pass."""
+        """Wait until ``count`` bytes can be sent."""
         with self._lock:
             begin = max(self._free_at, time.monotonic())
             self._free_at = begin + count / self._rate
@@ -29,7 +29,7 @@ class _Budget:
 
 @contextmanager
 def slow_link(port: int, megabytes_per_second: float) -> Iterator[int]:
-    """A port on loopback that leads to ``port``; answers come at ``megabytes_per_second`` (of 10^6 bytes) in all."""
+    """Yield a loopback port that forwards to ``port``; responses are limited to ``megabytes_per_second`` (10^6 bytes)."""
     budget = _Budget(megabytes_per_second * 1e6)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_accept, args=(listener, port, budget), daemon=True).start()
@@ -37,7 +37,7 @@ def slow_link(port: int, megabytes_per_second: float) -> Iterator[int]:
 
 
 def _accept(listener: socket.socket, port: int, budget: _Budget) -> None:
-    with suppress(OSError):  # closed: the end
+    with suppress(OSError):  # the listener was closed
         while True:
             client, _ = listener.accept()
             server = socket.create_connection(("127.0.0.1", port))
@@ -46,7 +46,7 @@ def _accept(listener: socket.socket, port: int, budget: _Budget) -> None:
 
 
 def _forward(source: socket.socket, target: socket.socket, budget: _Budget | None) -> None:
-    with suppress(OSError):  # either side may hang up
+    with suppress(OSError):  # either side can close the connection
         while chunk := source.recv(_CHUNK):
             if budget:
                 budget.take(len(chunk))

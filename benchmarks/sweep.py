@@ -1,13 +1,14 @@
-"""Eight trials over one of JoMoLD's denoising keys, four ways, one after the other in one run.
+"""Eight trials over JoMoLD's denoising keys, run in four ways, one after the other.
 
     python -m benchmarks.sweep [--videos N] [--epochs E] [--out FILE]
 
-bare        two plain processes, four trials each, stages shared through one store: what the training itself takes
-shared      `avvp sweep`: trials inside Tune's function, stages shared
-not shared  the same, each trial with stages of its own
-nested      a TorchTrainer of one worker inside each trial, stages of their own: the usual way
+bare        two plain processes with four trials each and a shared stage store: the time of the training itself
+shared      `avvp sweep`: trials inside the Tune function, stages shared
+not shared  the same, without sharing stages between trials
+nested      a TorchTrainer with one worker inside each trial, without sharing stages: the usual way
 
-Times are wall-clock and include starting Ray (not making data, not the first import of the driver). Synthetic data.
+Times are wall-clock times that include the start of Ray, but not the creation of data or the first import of the driver.
+Synthetic data.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ SWEEP = SweepConfig.model_validate(
 )
 
 
-class Apart(TrialContext):
-    """A plan whose trials share no stage."""
+class UnsharedContext(TrialContext):
+    """A context whose trials do not share stages."""
 
     def config(self, setting: Mapping[str, Any], seed: int, run: str | None = None) -> RunConfig:
         """See `TrialContext`."""
@@ -61,7 +62,7 @@ class Apart(TrialContext):
 
 
 def bare(context: TrialContext, todo: list[tuple[dict, int]]) -> None:
-    """One of the two plain processes."""
+    """Run trials in one of the two plain processes."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     for setting, seed in todo:
@@ -70,25 +71,25 @@ def bare(context: TrialContext, todo: list[tuple[dict, int]]) -> None:
 
 
 def nested(chosen: Mapping[str, Any], *, context: TrialContext) -> None:
-    """The usual trial: a trainer of its own."""
+    """Run a trial in the usual way, with its own trainer."""
     config = context.config(chosen["trial"]["setting"], chosen["trial"]["seed"])
-    launch = config.launch.model_copy(update={"cpus_per_worker": 0.9})  # with the driver's 0.1: two trials on two cores
+    launch = config.launch.model_copy(update={"cpus_per_worker": 0.9})  # with the driver's 0.1, two trials fit two cores
     ray_train.train(config.model_copy(update={"launch": launch}))
     tune.report({"score": 0.0})
 
 
 def timed_bare(context: TrialContext, todo: list[tuple[dict, int]]) -> float:
-    """Seconds of two processes after both have imported everything."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        pool.map(time.sleep, [1.0, 1.0], chunksize=1)  # both are up, and have imported this module
+    """Return the seconds of two processes after both have imported everything."""
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(2) as pool:
+        pool.map(time.sleep, [1.0, 1.0], chunksize=1)  # both have started and imported this module
         started = time.perf_counter()
         pool.starmap(bare, [(context, todo[0::2]), (context, todo[1::2])], chunksize=1)
         return time.perf_counter() - started
 
 
 def timed_sweep(kind: type[TrialContext], overrides: list[str], output: str) -> float:
-    """Seconds of `avvp sweep`."""
+    """Return the seconds of `avvp sweep`."""
     ray_tune.TrialContext = kind  # type: ignore[misc]
     started = time.perf_counter()
     content = ray_tune.run("benchmark", SWEEP, overrides=overrides, output=output)
@@ -97,7 +98,7 @@ def timed_sweep(kind: type[TrialContext], overrides: list[str], output: str) -> 
 
 
 def timed_nested(context: TrialContext, todo: list[tuple[dict, int]]) -> float:
-    """Seconds of the usual way."""
+    """Return the seconds of the usual way."""
     started = time.perf_counter()
     ray_train.start_ray(log_to_driver=False)
     grid = [{"setting": setting, "seed": seed} for setting, seed in todo]
@@ -125,12 +126,12 @@ def main() -> None:
         synthetic.write(data, videos=None, splits=(arguments.videos, 100, 100), seed=0, layout="shards")
         overrides = [f"data={data}", f"train.epochs={arguments.epochs}", "tracking=none", "train.device=cpu"]
         known = trials(SWEEP, sweep_points(SWEEP), overrides, "")
-        todo = [(each.setting, each.seed) for each in known]
+        todo = [(each.point, each.seed) for each in known]
         context = TrialContext("benchmark", SWEEP, tuple(overrides), "", f"{folder}/bare", None, storage.settings())
         seconds = {"bare": timed_bare(context, todo)}
         seconds["shared"] = timed_sweep(TrialContext, overrides, f"{folder}/shared")
-        seconds["not shared"] = timed_sweep(Apart, overrides, f"{folder}/apart")
-        seconds["nested"] = timed_nested(Apart(**vars(replace(context, output=f"{folder}/nested"))), todo)
+        seconds["not shared"] = timed_sweep(UnsharedContext, overrides, f"{folder}/unshared")
+        seconds["nested"] = timed_nested(UnsharedContext(**vars(replace(context, output=f"{folder}/nested"))), todo)
     report = {
         "videos": arguments.videos,
         "epochs": arguments.epochs,

@@ -1,12 +1,13 @@
-"""Every method over seeds on a synthetic LLP: test scores, each under its own protocol, and what its refiner removed.
+"""All methods over several seeds on a synthetic LLP: test scores under the method's protocol, and labels that were removed.
 
     python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--seeds 1,2,3] [--only han,ma]
         [--data URL] [--finished] [--json FILE] [--markdown FILE] [--set KEY=VALUE ...]
 
-Published hyper-parameters but for bfloat16. VALOR gets the truth with 18 % of its segments turned over, in the place of what
-CLIP and CLAP say. A finished run in OUT (<variant>-<seed>) is not run again; one of another config or other data is refused.
-What its refiner removed is judged anew from the labels in its folder, which older commits did not judge. With --finished
-nothing is trained, and what is missing is left out. Scores on planted data say how methods behave there, nothing about LLP.
+Published hyperparameters except for bfloat16. VALOR uses the ground truth with 18 % of its segments flipped instead of
+labels from CLIP and CLAP. A finished run in OUT (<variant>-<seed>) is not trained again; a run of another config or on
+other data is rejected. The labels that its refiner removed are scored again from the files in its folder, since older
+commits did not score them. With --finished nothing is trained, and missing runs are left out. Scores on synthetic data say
+nothing about LLP.
 """
 
 from __future__ import annotations
@@ -27,23 +28,22 @@ from avvp_dist.errors import AvvpError, ConfigError
 from avvp_dist.experiments.recipe import RunConfig, describe_changes, load
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, compare_labels, refinement_row
+from avvp_dist.metrics.names import LEVELS, METRIC_HEADS, METRICS
 from avvp_dist.shards.index import Index, Labels, read_labels
 from avvp_dist.types import MODALITIES
 
-LEVELS = ("segment", "event")
-METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
 ELEMENTS = {WHOLE: "whole videos", WINDOWS: "windows", SEGMENTS: "segments"}
 NOISE = {"flip": 0.18, "seed": 0}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: what it is called, its recipe, and what it changes of it."""
+    """One row of the table: its title, its recipe, and overrides of the recipe."""
 
     title: str
     recipe: str
     overrides: tuple[str, ...] = ()
-    labels_of_segments: bool = False
+    segment_labels: bool = False
 
 
 VARIANTS = {
@@ -59,7 +59,7 @@ VARIANTS = {
         ("evaluate.select=segment.type", "method.contrastive_weight=0"),
     ),
     "jomoldcarry": Variant(
-        "JoMoLD with the fractions of budgets carried on, best epoch by segment Type",
+        "JoMoLD with carried fractions of budgets, best epoch by segment Type",
         "jomold",
         ("evaluate.select=segment.type", "method.rounding=carry"),
     ),
@@ -83,7 +83,7 @@ VARIANTS = {
     ),
     "coteaching": Variant("HAN + Co-teaching+ (reconstruction)", "coteaching"),
     "jocor": Variant("HAN + JoCoR (reconstruction)", "jocor"),
-    "valor": Variant("VALOR, truth with 18 % noise", "valor", labels_of_segments=True),
+    "valor": Variant("VALOR, ground truth with 18 % noise", "valor", segment_labels=True),
 }
 
 
@@ -98,17 +98,17 @@ class Bench:
         self.labels = read_labels(data, self.index)
 
     def folder(self, name: str, seed: int) -> Path:
-        """Where a run is."""
+        """Return the folder of a run."""
         return self.out / f"{name}-{seed}"
 
     def settings(self, name: str, seed: int) -> list[str]:
-        """What a run changes of its recipe, but for data and folder."""
+        """Return the overrides of a run, except data and folder."""
         return [*VARIANTS[name].overrides, *self.overrides, f"seed={seed}"]
 
     def train(self, name: str, seed: int) -> None:
-        """Trains a run to its end."""
+        """Train a run to its end."""
         settings = [f"data={self.data}", f"output={self.folder(name, seed)}", "tracking=none", *self.settings(name, seed)]
-        if VARIANTS[name].labels_of_segments:
+        if VARIANTS[name].segment_labels:
             given = self.out / "noisy18.npz"
             if not given.exists():
                 noise = [word for key, value in NOISE.items() for word in (f"--{key}", str(value))]
@@ -117,27 +117,29 @@ class Bench:
         _avvp("train", VARIANTS[name].recipe, *settings)
 
     def read(self, name: str, seed: int) -> dict[str, Any]:
-        """The result.json of a finished run, what was removed judged anew.
+        """Return the result.json of a finished run, with the removed labels scored again.
 
         Raises:
-            ConfigError: it is a run of something else; every difference.
+            ConfigError: it is a run of another config or on other data; lists every difference.
         """
         folder = self.folder(name, seed)
         result = json.loads((folder / "result.json").read_text())
         config = load(str(folder / "config.yaml"))
         given = RefinedLabels.load(config.data.refined) if config.data.refined else None
-        problems = describe_changes(_asked(config), _asked(load(VARIANTS[name].recipe, self.settings(name, seed))))
+        problems = describe_changes(
+            _result_config(config), _result_config(load(VARIANTS[name].recipe, self.settings(name, seed)))
+        )
         if result["data"]["fingerprint"] != self.index.fingerprint:
-            problems.append(f"data: trained on others than {self.data}")
+            problems.append(f"data: trained on other data than {self.data}")
         problems += self._wrong_labels(VARIANTS[name], given)
         if problems:
-            raise ConfigError(problems, f"{folder} holds another run than {name} with seed {seed}")
+            raise ConfigError(problems, f"{folder}: not a run of {name} with seed {seed}")
         own = _own_labels(folder, self.labels["train"], self.index)
         removed = self._removed(own) | self._budgets(result["artifacts"].get("ratios"))
         return {**result, "denoising": removed, "denoising_given": self._removed(given)}
 
     def _budgets(self, ratios: dict[str, dict[str, float]] | None) -> dict[str, float]:
-        """Labels that a run's noise ratios would have removed, were all of them followed to the end."""
+        """Return the number of labels that a run's noise ratios would remove if they were applied completely."""
         if ratios is None:
             return {}
         labels = dict(zip(self.index.classes, self.labels["train"].weak.sum(axis=0).tolist(), strict=True))
@@ -147,8 +149,8 @@ class Bench:
         }
 
     def _wrong_labels(self, variant: Variant, given: RefinedLabels | None) -> list[str]:
-        if not variant.labels_of_segments:
-            return [] if given is None else ["data.refined: given, this variant has none"]
+        if not variant.segment_labels:
+            return [] if given is None else ["data.refined: set, but this variant has none"]
         if given is None:
             return ["data.refined: missing"]
         wanted = {"maker": "truth with noise", "fingerprint": self.index.fingerprint, **NOISE}
@@ -162,12 +164,12 @@ class Bench:
         if refined is None:
             return {}
         train = self.labels["train"]
-        mine = refined.aligned(train.ids, self.index.classes, self.index.segments, "labels of the run")
-        return refinement_row(compare_labels(train.weak, mine.audio, mine.visual, train.audio, train.visual, mine.windows))
+        kept = refined.aligned(train.ids, self.index.classes, self.index.segments, "labels of the run")
+        return refinement_row(compare_labels(train.weak, kept.audio, kept.visual, train.audio, train.visual, kept.windows))
 
 
-def _asked(config: RunConfig) -> dict[str, Any]:
-    """What makes a run's result, without how and where it ran."""
+def _result_config(config: RunConfig) -> dict[str, Any]:
+    """Return the part of a config that determines the result of a run."""
     content = config.model_dump(include={"seed", "model", "method", "train", "optim", "evaluate"}, mode="json")
     for section, keys in {"train": ("device", "check_every", "checkpoint_every"), "evaluate": ("batch_size",)}.items():
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
@@ -175,11 +177,11 @@ def _asked(config: RunConfig) -> dict[str, Any]:
 
 
 def _own_labels(folder: Path, train: Labels, index: Index) -> RefinedLabels | None:
-    """The labels that a run's own refiner left, from its stages; None where it has none."""
+    """Return the labels that a run's refiner kept, from its stages; None if it has no refiner."""
     masks, refined = (sorted((folder / "stages").glob(f"*/{name}.npz")) for name in ("removed", "refined"))
     if len(masks) > 1 or len(refined) > 1:
         raise ConfigError(
-            [str(path) for path in (*masks, *refined)], f"{folder}: several stages' removed labels; delete all but one"
+            [str(path) for path in (*masks, *refined)], f"{folder}: removed labels of several stages; delete all but one"
         )
     if not masks:
         return RefinedLabels.load(str(refined[0])) if refined else None
@@ -197,7 +199,7 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """One variant's entry of the report, from the results of its seeds."""
+    """Return one variant's entry of the report, from the results of its seeds."""
     protocol = load(VARIANTS[name].recipe, VARIANTS[name].overrides).evaluate.protocol
     entry: dict[str, Any] = {
         "title": VARIANTS[name].title,
@@ -221,18 +223,23 @@ def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown: a table of scores for each level, then one of removed labels."""
+    """Return the report as Markdown: a table of scores for each level, then one of removed labels."""
     splits = ", ".join(f"{count} {split}" for split, count in report["videos"].items())
     lines = [f"Synthetic data ({splits} videos; truth: {report['truth']}). Mean ± standard deviation over seeds, in %.", ""]
     for level in LEVELS:
         lines += [f"**F of {level}s, test split**", "", *_scores(report["rows"], level), ""]
-    lines += ["**F of Speech's segments alone, over all videos of the test split**", "", *_speech(report["rows"]), ""]
+    lines += [
+        "**Segment-level F of Speech, pooled over all test videos**",
+        "",
+        *_speech(report["rows"]),
+        "",
+    ]
     lines += ["**Labels of the training split that refiners removed**", "", *_removals(report["rows"]), ""]
     return "\n".join(lines)
 
 
 def _scores(rows: dict[str, Any], level: str) -> Iterator[str]:
-    heads = [*METRICS.values(), *(f"{head}, no Speech" for head in METRICS.values())]
+    heads = [*METRIC_HEADS.values(), *(f"{head}, no Speech" for head in METRIC_HEADS.values())]
     yield f"| method | protocol | seeds | {' | '.join(heads)} |"
     yield f"|{'---|' * 3}{'--:|' * len(heads)}"
     for entry in rows.values():
@@ -248,9 +255,9 @@ def _speech(rows: dict[str, Any]) -> Iterator[str]:
 
 
 def _removals(rows: dict[str, Any]) -> Iterator[str]:
-    """Whole videos first, where all refiners can be compared, then what is finer."""
+    """Yield rows for whole videos, where all refiners can be compared, then for finer levels."""
     heads = ["removed", "of labels", "budget", "precision", "at random", "recall"]
-    yield f"| labels of | modality | method | {' | '.join(heads)} |"
+    yield f"| level | modality | method | {' | '.join(heads)} |"
     yield f"|{'---|' * 3}{'--:|' * len(heads)}"
     for level, elements in ELEMENTS.items():
         for modality in MODALITIES:
@@ -278,20 +285,20 @@ def _cell(value: dict[str, Any] | None) -> str:
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
-    parser.add_argument("--data", help="packed data set; default OUT/data, made there if need be")
-    parser.add_argument("--annotations", help="LLP's annotation files, from which data are made")
-    parser.add_argument("--splits", default="5000,649,1200", help="videos of each split, when data are made")
+    parser.add_argument("--data", help="packed data set; default OUT/data, created if it does not exist")
+    parser.add_argument("--annotations", help="LLP's annotation files, from which data are generated")
+    parser.add_argument("--splits", default="5000,649,1200", help="videos of each split, if data are generated")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--only", default=",".join(VARIANTS), help=f"some of {', '.join(VARIANTS)}")
-    parser.add_argument("--finished", action="store_true", help="report what is there, train nothing")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs")
+    parser.add_argument("--finished", action="store_true", help="report finished runs, train nothing")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="overrides of all runs")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args(words)
     arguments.only = arguments.only.split(",")
     unknown = [name for name in arguments.only if name not in VARIANTS]
     if unknown:
-        parser.error(f"--only: no variant {', '.join(unknown)}; there are {', '.join(VARIANTS)}")
+        parser.error(f"--only: unknown variants {', '.join(unknown)}; valid: {', '.join(VARIANTS)}")
     arguments.seeds = [int(seed) for seed in arguments.seeds.split(",")]
     arguments.data = arguments.data or str(arguments.out / "data")
     return arguments

@@ -1,10 +1,10 @@
-"""JoMoLD's denoising step: samples per second here and in a transcription of the published loop, in one run.
+"""JoMoLD's denoising step: videos per second of this package and of a transcription of the published loop.
 
     python -m benchmarks.train_step [--videos 512] [--rounds 3] [--out benchmarks/results/train_step.json]
 
-Both train the same network on the same synthetic videos at the published batch size of 128: the published loop from .npy
-files (served by the page cache after the first round), ours from shards held in memory. Rounds alternate, so that a machine
-that slows down slows all alike; medians are compared. The published loop is given its best number of DataLoader workers.
+Both train the same network on the same synthetic videos with the published batch size of 128: the published loop from .npy
+files (in the page cache after the first round), this package from shards held in memory. Rounds alternate, so that a slower
+machine affects both; medians are compared. The published loop counts with its best number of DataLoader workers.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from avvp_dist.train.step import TrainStep
 from avvp_dist.types import TrainPosition
 from benchmarks import published_loop
 
-# means of the published ratio file; what the ranking removes hardly changes what a step costs
+# means of the published ratio file; the number of removed labels hardly affects the cost of a step
 RATIOS = {"audio": dict.fromkeys(LLP.classes, 0.05), "visual": dict.fromkeys(LLP.classes, 0.13) | {"Speech": 0.99}}
 
 
-def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[int, float]], float]:
-    """A function that trains one epoch and gives (videos, seconds), and the seconds it took to load the split."""
+def package_loop(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[int, float]], float]:
+    """Return a function that trains one epoch and returns (videos, seconds), and the seconds to load the split."""
     config = load("jomold", [f"train.precision={precision}"])
     runtime = LocalRuntime(str(packed / "none"), device)
     index = Index.load(str(packed))
@@ -67,8 +67,8 @@ def ours(packed: Path, device: str, precision: str) -> tuple[Callable[[], tuple[
     return train, loaded
 
 
-def published(official: Path, device: str, workers: int) -> Callable[[], tuple[int, float]]:
-    """A function that trains one epoch of the published loop and gives (videos, seconds)."""
+def published_epoch(official: Path, device: str, workers: int) -> Callable[[], tuple[int, float]]:
+    """Return a function that trains one epoch of the published loop and returns (videos, seconds)."""
     rows = [tuple(line.split("\t")) for line in (official / "AVVP_train.csv").read_text().splitlines()[1:]]
     loader = published_loop.build(official / "feats", rows, num_workers=workers, pin_memory=device != "cpu")  # type: ignore[arg-type]
     model = published_loop.Network().to(device)
@@ -100,15 +100,15 @@ def main() -> None:
         synthetic.write(str(official), videos=None, seed=0, splits=(arguments.videos, 1, 1), workers=1)
         records = llp.read_annotations(official).records
         packing.pack(LLP, records, llp.OfficialFeatures(official / "feats"), str(packed), provenance={}, workers=1)
-        contenders = {f"published, {w} workers": published(official, arguments.device, w) for w in (0, 1, 2)}
+        loops = {f"published, {w} workers": published_epoch(official, arguments.device, w) for w in (0, 1, 2)}
         loaded = {}
         for precision in ("float32", "bfloat16"):
-            contenders[f"ours, {precision}"], loaded[precision] = ours(packed, arguments.device, precision)
-        speeds: dict[str, list[float]] = {name: [] for name in contenders}
+            loops[f"ours, {precision}"], loaded[precision] = package_loop(packed, arguments.device, precision)
+        speeds: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(arguments.rounds + 1):
-            for name, train in contenders.items():
+            for name, train in loops.items():
                 videos, seconds = train()
-                if number:  # the first round warms up
+                if number:  # the first round is a warm-up
                     speeds[name].append(videos / seconds)
     median = {name: statistics.median(values) for name, values in speeds.items()}
     baseline = max(value for name, value in median.items() if name.startswith("published"))

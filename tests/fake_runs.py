@@ -1,5 +1,5 @@
-"""Finished runs made without training: folders as `avvp train` leaves them, with scores that the test chooses; and what
-`avvp compare` says of them."""
+"""Finished runs written without training: folders as `avvp train` leaves them, with scores chosen by the test; and
+`avvp compare` on them."""
 
 import json
 import zlib
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from avvp_dist.cli.compare import compare
 from avvp_dist.experiments.recipe import load
-from avvp_dist.metrics.parsing import KINDS, LEVELS, PROTOCOLS
+from avvp_dist.metrics.names import KINDS, LEVELS, METRICS, PROTOCOLS
 from avvp_dist.metrics.per_video import PerVideo
 
 VIDEOS = {"val": 40, "test": 60}
@@ -29,14 +29,14 @@ def write_run(
     per_video: bool = True,
     **gains: float,
 ) -> str:
-    """A run whose videos score 0.5 + ``gain`` on average, a little else for each seed; the same videos for all runs.
+    """Write a run whose videos score 0.5 + ``gain`` on average, with noise by seed; all runs have the same videos.
 
-    ``gains`` are of one split, over ``gain``: ``val=0.3``.
+    ``gains`` replace ``gain`` for one split, such as ``val=0.3``.
     """
     config = load(recipe, [f"output={folder}", "data=shards", f"seed={seed}", *overrides])
     ids, values = {}, {}
     for split, count in VIDEOS.items():
-        hard = np.random.default_rng(len(split)).uniform(-0.2, 0.2, size=(count, 8))  # of the videos
+        hard = np.random.default_rng(len(split)).uniform(-0.2, 0.2, size=(count, 8))  # of each video
         luck = np.random.default_rng([seed, len(split), zlib.crc32(repr(overrides).encode())]).normal(
             0, 0.05, size=(count, 8)
         )
@@ -45,18 +45,20 @@ def write_run(
             for without_speech in (False, True):
                 base = 0.5 + gains.get(split, gain) + 0.01 * number + 0.1 * without_speech
                 values[split, protocol, without_speech] = np.clip(base + hard + luck, 0, 1)
-    kept = PerVideo(ids, values)
+    per_video_scores = PerVideo(ids, values)
     result = {
         "recipe": config.recipe,
         "seed": seed,
         "data": {"url": "shards", "fingerprint": fingerprint, "dataset": "llp", "synthetic": synthetic},
-        "scores": {split: {protocol: _scores(kept, split, protocol) for protocol in PROTOCOLS} for split in VIDEOS},
+        "scores": {
+            split: {protocol: _scores(per_video_scores, split, protocol) for protocol in PROTOCOLS} for split in VIDEOS
+        },
     }
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     (folder / "result.json").write_text(json.dumps(result))
     if per_video:
-        (folder / "per_video.npz").write_bytes(kept.to_bytes())
+        (folder / "per_video.npz").write_bytes(per_video_scores.to_bytes())
     return str(folder)
 
 
@@ -65,7 +67,7 @@ def seeds(tmp_path, name, *overrides, count=3, **more):
 
 
 def two_settings(tmp_path):
-    """Two settings of three seeds, the second clearly better."""
+    """Write two settings with three seeds each, the second clearly better."""
     worse = seeds(tmp_path, "worse", "method.temperature=0.1")
     return [*worse, *seeds(tmp_path, "better", "method.temperature=0.2", gain=0.1)]
 
@@ -83,10 +85,11 @@ def one_line(text):
     return " ".join(text.split())
 
 
-def _scores(kept: PerVideo, split: str, protocol: str) -> dict:
+def _scores(per_video: PerVideo, split: str, protocol: str) -> dict:
     def level(name: str, without_speech: bool = False) -> dict:
-        metrics = (*KINDS, "type", "event")
-        return {each: float(np.mean(kept.scores(split, protocol, name, each, without_speech))) for each in metrics}
+        return {
+            metric: float(np.mean(per_video.scores(split, protocol, name, metric, without_speech))) for metric in METRICS
+        }
 
     official = {name: level(name) for name in LEVELS}
     per_class = {name: {each: {kind: official[each][kind] for kind in KINDS} for each in LEVELS} for name in CLASSES}

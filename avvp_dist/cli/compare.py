@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,32 +13,16 @@ from avvp_dist import storage
 from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
+from avvp_dist.metrics.names import DEFAULT_SCORE, LEVELS, PROTOCOLS, SCORES, Level, Protocol
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:
-    from avvp_dist.report.compare import Comparison, View
+    from avvp_dist.report.compare import Comparison, ComparisonOptions
 
 
-class _Split(StrEnum):
-    BOTH = "both"
-    VAL = "val"
-    TEST = "test"
-
-
-class _Level(StrEnum):
-    OWN = "own"
-    SEGMENT = "segment"
-    EVENT = "event"
-    ALL = "all"
-
-
-class _Rule(StrEnum):
-    OWN = "own"
-    JOINT = "joint"
-    MODALITY = "modality"
-    NONE = "none"
-    ALL = "all"
-
+_Split = Literal["both", "val", "test"]
+_Level = Literal["own", Level, "all"]
+_Protocol = Literal["own", Protocol, "all"]
 
 _RUNS = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=valid_url)
@@ -64,7 +47,7 @@ _SELECT = Annotated[
 ]
 _SPLIT = Annotated[_Split, typer.Option(help="Split whose scores are shown.")]
 _PROTOCOL = Annotated[
-    _Rule, typer.Option(help="Evaluation protocol; own: for all settings, that of --baseline or of the first run.")
+    _Protocol, typer.Option(help="Evaluation protocol; own: for all settings, that of --baseline or of the first run.")
 ]
 _LEVEL = Annotated[_Level, typer.Option(help="Level of the scores; own: that of --score.")]
 _WITHOUT_SPEECH = Annotated[bool, typer.Option("--without-speech", help="Also show the scores without class Speech.")]
@@ -107,9 +90,9 @@ def compare(
     score: _SCORE = None,
     baseline: _BASELINE = None,
     select: _SELECT = False,
-    split: _SPLIT = _Split.BOTH,
-    protocol: _PROTOCOL = _Rule.OWN,
-    level: _LEVEL = _Level.OWN,
+    split: _SPLIT = "both",
+    protocol: _PROTOCOL = "own",
+    level: _LEVEL = "own",
     without_speech: _WITHOUT_SPEECH = False,
     per_class: _PER_CLASS = False,
     published: _PUBLISHED = False,
@@ -126,11 +109,10 @@ def compare(
     """
     if not runs and not sweep:
         raise ConfigError("runs: missing; give folders of finished runs, or --sweep FOLDER")
-    if select and split is _Split.TEST:
+    if select and split == "test":
         raise ConfigError("--select ranks by val; it cannot be combined with --split test")
     from avvp_dist.experiments import comparison as reading  # importing torch takes seconds
     from avvp_dist.report import compare as comparing
-    from avvp_dist.train.evaluate import SCORES
 
     if score and score not in SCORES:
         raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
@@ -141,23 +123,22 @@ def compare(
     if finished and finished.trials and finished.trials > len(finished.runs):
         notes.append(f"{finished.trials - len(finished.runs)} of the sweep's {finished.trials} trials have no result")
     reference = reading.find_setting(settings, baseline) if baseline else None
-    score = score or (finished.metric if finished else None) or "segment.type"
-    view = _view(split, protocol, (reference or settings[0]).protocol, level, score, without_speech, per_class)
-    comparison = comparing.side_by_side(settings, view, baseline=reference, select=select, notes=notes)
+    score = score or (finished.metric if finished else None) or DEFAULT_SCORE
+    options = _options(split, protocol, (reference or settings[0]).protocol, level, score, without_speech, per_class)
+    comparison = comparing.compare_groups(settings, options, baseline=reference, select=select, notes=notes)
     _write_comparison(comparison, published, files)
 
 
-def _view(
-    split: _Split, protocol: _Rule, own_protocol: str, level: _Level, score: str, without_speech: bool, per_class: bool
-) -> View:
+def _options(
+    split: _Split, protocol: _Protocol, own_protocol: str, level: _Level, score: str, without_speech: bool, per_class: bool
+) -> ComparisonOptions:
     """Resolve the options that select which scores are shown."""
-    from avvp_dist.metrics.parsing import LEVELS, PROTOCOLS
-    from avvp_dist.report.compare import View
+    from avvp_dist.report.compare import ComparisonOptions
 
-    return View(
-        splits=("val", "test") if split is _Split.BOTH else (split.value,),
-        protocols=PROTOCOLS if protocol is _Rule.ALL else (own_protocol if protocol is _Rule.OWN else protocol.value,),
-        levels=LEVELS if level is _Level.ALL else (score.partition(".")[0] if level is _Level.OWN else level.value,),
+    return ComparisonOptions(
+        splits=("val", "test") if split == "both" else (split,),
+        protocols=PROTOCOLS if protocol == "all" else (own_protocol if protocol == "own" else protocol,),
+        levels=LEVELS if level == "all" else (score.partition(".")[0] if level == "own" else level,),
         score=score,
         without_speech=without_speech,
         per_class=per_class,
@@ -166,27 +147,27 @@ def _view(
 
 def _write_comparison(comparison: Comparison, published: bool, files: _Files) -> None:
     """Print the comparison and write it to the requested files."""
-    from avvp_dist.report import compare_pictures, compare_tables, sheets
+    from avvp_dist.report import compare_figures, compare_tables, text_table
     from avvp_dist.report.published import published_scores
 
     papers = published_scores() if published else None
-    tables = compare_tables.sheets(comparison, papers)
+    tables = compare_tables.tables(comparison, papers)
     lines = [*comparison.notes, *compare_tables.explain_tests(comparison)]
     lines += compare_tables.explain_published(comparison, papers) if papers else []
     stdout = console()
     for table in tables:
-        stdout.print(sheets.terminal(table))
+        stdout.print(text_table.terminal(table))
     for line in lines:
         stdout.print(cell(f"- {line}"))
     if files.csv:
         _write("csv", files.csv, compare_tables.csv_text(comparison))
     if files.markdown:
-        _write("markdown", files.markdown, sheets.markdown(tables, lines))
+        _write("markdown", files.markdown, text_table.markdown(tables, lines))
     if files.latex:
-        _write("latex", files.latex, sheets.latex(tables, lines))
+        _write("latex", files.latex, text_table.latex(tables, lines))
     if files.figures:
         with TemporaryDirectory() as scratch:
-            drawn = compare_pictures.draw(Path(scratch), comparison)
+            drawn = compare_figures.draw(Path(scratch), comparison)
             for figure in drawn:
                 storage.write_bytes(storage.join(files.figures, figure.name), figure.read_bytes())
         echo(f"figures {', '.join(storage.join(files.figures, figure.name) for figure in drawn)}")

@@ -14,14 +14,13 @@ from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.experiments.recipe import RunConfig, changed_keys, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
-from avvp_dist.metrics.parsing import PROTOCOLS
+from avvp_dist.metrics.names import PROTOCOLS, SCORES
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.report.runs import Run, Setting
+from avvp_dist.report.runs import Run, RunGroup
 from avvp_dist.storage import integrity
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import flatten
-from avvp_dist.train.evaluate import SCORES
 
 _SWEEPS = "outputs/sweeps"
 _ABSENT = object()  # for a missing key, as opposed to a key whose value is null
@@ -95,7 +94,7 @@ def _runs_below(folder: str) -> list[str]:
     return sorted(runs)
 
 
-def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
+def read_settings(runs: Sequence[str]) -> tuple[list[RunGroup], list[str]]:
     """Group finished runs into settings, in the order of their first runs.
 
     Runs belong to one setting if their data are the same and their configs differ only in the seed and in where and how they
@@ -135,7 +134,7 @@ def read_settings(runs: Sequence[str]) -> tuple[list[Setting], list[str]]:
     keys = _differing_keys([identity for identity, _, _ in groups], [config.recipe for _, config, _ in groups])
     labels = _labels(keys, [config.recipe for _, config, _ in groups])
     settings = [
-        Setting(label, of_setting, config.evaluate.protocol, tuple(runs_of))
+        RunGroup(label, of_setting, config.evaluate.protocol, tuple(runs_of))
         for label, of_setting, (_, config, runs_of) in zip(labels, keys, groups, strict=True)
     ]
     return settings, notes
@@ -157,7 +156,7 @@ def _other_scores(one: Run, other: Run) -> str:
     return f", but its SCORES DIFFER: {', '.join(sorted(differ))}" + (f" ({'; '.join(execution)})" if execution else "")
 
 
-def find_setting(settings: Sequence[Setting], wanted: str) -> Setting:
+def find_setting(settings: Sequence[RunGroup], wanted: str) -> RunGroup:
     """Find a setting by its label, or by the name or folder of one of its runs.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -11,12 +11,10 @@ from avvp_dist.config import KeyValue, Section, Text, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, describe_changes, load
 from avvp_dist.experiments.shipped import read_yaml, shipped
-from avvp_dist.metrics.parsing import Protocol
+from avvp_dist.metrics.names import Level, Metric, Protocol
 from avvp_dist.report.published import Figures
 
 _FOLDER = "tables"  # of the shipped tables
-Level = Literal["segment", "event"]
-Metric = Literal["audio", "visual", "audio_visual", "type", "event"]
 
 # keys that `avvp table` sets for each run -> what to use instead
 _RESERVED = {

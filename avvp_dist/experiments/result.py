@@ -21,10 +21,11 @@ from avvp_dist.errors import DataError
 from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import Levels, compare_labels, refinement_row
+from avvp_dist.metrics.names import LEVELS
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.report.pictures import draw
+from avvp_dist.report.run_figures import draw
 from avvp_dist.shards.index import Index, Labels, LeftOut
 from avvp_dist.storage import integrity
 from avvp_dist.tracking.base import Tracker
@@ -238,7 +239,7 @@ def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, fl
     found: dict[str, float] = {}
     for split, protocols in result["scores"].items():
         scores = protocols[config.evaluate.protocol]
-        for level in ("segment", "event"):
+        for level in LEVELS:
             found |= {f"{split}/{level}.{name}": value for name, value in scores[level].items()}
             without = scores.get("without_speech", {}).get(level, {})
             found |= {f"{split}_without_speech/{level}.{name}": value for name, value in without.items()}

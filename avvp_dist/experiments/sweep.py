@@ -18,8 +18,8 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_folder
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
+from avvp_dist.metrics.names import DEFAULT_SCORE, SCORES
 from avvp_dist.text.suggest import did_you_mean
-from avvp_dist.train.evaluate import SCORES
 
 _FOLDER = "sweeps"  # of the shipped sweeps
 SweepPoint = dict[str, Any]
@@ -43,7 +43,7 @@ class SweepConfig(Section):
     """Swept keys, e.g. method.temperature, and their values."""
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     """Every setting is trained with each of these seeds."""
-    metric: str = "segment.type"
+    metric: str = DEFAULT_SCORE
     """Score on val, under the recipe's protocol, by which settings are ranked; the best epoch counts."""
     mode: Literal["max", "min"] = "max"
     """Whether the metric is to be maximized or minimized."""

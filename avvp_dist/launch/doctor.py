@@ -17,7 +17,7 @@ from avvp_dist.launch.doctor_checks import Finding
 from avvp_dist.storage.config import StorageConfig
 from avvp_dist.text.credentials import redact
 from avvp_dist.tracking.base import TrackingConfig, TrackingUri
-from avvp_dist.tracking.journal import explain
+from avvp_dist.tracking.errors import explain
 
 # unless the user sets them: a check tries once, whereas training can wait
 _SHORT_TIMEOUTS = {"retries": 1, "connect_timeout": 5.0, "read_timeout": 10.0}

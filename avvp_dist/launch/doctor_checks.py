@@ -29,7 +29,7 @@ from avvp_dist.storage import user_folders
 from avvp_dist.text.credentials import redact
 from avvp_dist.tracking.address import check_address
 from avvp_dist.tracking.base import TrackingConfig
-from avvp_dist.tracking.journal import explain
+from avvp_dist.tracking.errors import explain
 
 GB = 1e9
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-LEVELS = ("segment", "event")
-KINDS = ("audio", "visual", "audio_visual")
+from avvp_dist.metrics.names import KINDS, LEVELS, PROTOCOLS, Protocol
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
-Protocol = Literal["joint", "modality", "none"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 _SPEECH = "Speech"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.metrics.parsing import KINDS, LEVELS
+from avvp_dist.metrics.names import KINDS, LEVELS
 
 FILE = "per_video.npz"
 _COLUMNS = ("audio", "visual", "event", "audio_visual")  # of each level, as in `metrics.parsing.Scores.per_video`

@@ -1,4 +1,4 @@
-"""What all pictures share: size, colours, the mark of synthetic data. No pyplot: it keeps every figure it ever made."""
+"""Size, colours and style of all figures, and the label of synthetic data. No pyplot, which keeps every figure in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from avvp_dist.text.escape import mathtext
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
 COLOURS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
-NAMES = {"audio": "audio", "visual": "visual", "audio_visual": "audio-visual", "type": "type@AV", "event": "event@AV"}
 
 DPI = 100
 STYLE: Any = {
@@ -35,10 +34,15 @@ STYLE: Any = {
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, title: str, synthetic: bool) -> Iterator[Figure]:
-    """A figure to draw on, written to ``path`` as PNG when the block ends.
+def new_figure(path: Path, width: float, height: float, title: str, synthetic: bool) -> Iterator[Figure]:
+    """Yield a figure to draw on, and write it to ``path`` as PNG when the block ends.
 
-    ``width`` x ``height`` are inches of 100 pixels; ``synthetic`` puts the words "synthetic data" under the title.
+    Args:
+        path: the PNG; its folder is created if necessary.
+        width: in inches of 100 pixels.
+        height: in inches of 100 pixels.
+        title: title of the figure.
+        synthetic: whether to add "synthetic data" below the title.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")

@@ -1,7 +1,7 @@
-"""Settings side by side: which scores are shown, which setting val chooses, how sure the differences are.
+"""Compares settings: which scores are shown, which setting val selects, and how certain the differences are.
 
-Val chooses, test reports. Whoever picks the best of many settings by their test scores reports the luckiest of them, so a
-comparison that chooses (``select``) reads the test scores of the chosen setting only.
+Select on val, report on test. Selecting the best of many settings by their test scores reports the luckiest one, so that a
+comparison that selects (``select``) reads the test scores of the selected setting only.
 """
 
 from __future__ import annotations
@@ -11,29 +11,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from avvp_dist.errors import DataError
+from avvp_dist.metrics.names import DEFAULT_SCORE
 from avvp_dist.metrics.significance import Difference, compare, holm
-from avvp_dist.report.runs import Setting
+from avvp_dist.report.runs import RunGroup
 
-_NAMED = 4  # settings that a note names one by one
+_MAX_LABELS = 4  # settings that a note lists by label
 
 
 @dataclass(frozen=True)
-class View:
-    """What of all the scores is shown.
+class ComparisonOptions:
+    """Which scores a comparison shows.
 
     Attributes:
         splits: ``val`` and ``test``, or one of them.
-        protocols: evaluation protocols; settings are chosen under the first.
+        protocols: evaluation protocols; settings are selected under the first.
         levels: ``segment`` and ``event``, or one of them.
-        score: level and metric by which settings are chosen, tested and drawn, such as ``segment.type``.
-        without_speech: whether the scores without Speech are shown too.
-        per_class: whether the scores of each class are shown too.
+        score: level and metric by which settings are selected, tested and plotted, such as ``segment.type``.
+        without_speech: whether to show the scores without Speech as well.
+        per_class: whether to show the scores of each class as well.
     """
 
     splits: tuple[str, ...]
     protocols: tuple[str, ...]
     levels: tuple[str, ...]
-    score: str = "segment.type"
+    score: str = DEFAULT_SCORE
     without_speech: bool = False
     per_class: bool = False
 
@@ -49,16 +50,16 @@ class View:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A setting against the baseline on one split, under one protocol.
+class PairedTest:
+    """A setting tested against the baseline on one split, under one protocol.
 
     Attributes:
-        videos: how many the split has.
+        videos: number of videos of the split.
         difference: see `metrics.significance.Difference`, in points of F.
-        videos_p, seeds_p: its p-values after Holm's correction for all pairs of the same split, protocol and classes.
+        videos_p, seeds_p: its p-values after Holm's correction over all tests of the same split, protocol and classes.
     """
 
-    setting: Setting
+    group: RunGroup
     split: str
     protocol: str
     without_speech: bool
@@ -69,7 +70,7 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """Whether the two differ at the 5 % level: the settings, only these networks, or it is not shown."""
+        """Whether, at the 5 % level, the settings differ, only these networks differ, or no difference is shown."""
         if self.videos_p >= 0.05:
             return "not shown"
         if self.seeds_p is None:
@@ -79,120 +80,120 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Settings side by side.
+    """A comparison of settings.
 
     Attributes:
-        settings: in the order to show them; best on val first where one was chosen.
-        baseline: the setting that others are tested against.
-        chosen: the best on val, where the comparison was to choose; then the only one whose test scores are shown.
-        pairs: tests against the baseline.
-        notes: what a reader has to know, a line each.
+        groups: the runs of each setting, in the order in which they are shown; best on val first if one was selected.
+        baseline: the setting against which others are tested.
+        options: what to show.
+        chosen: the setting selected on val, whose test scores are the only ones shown; None without selection.
+        tests: tests against the baseline.
+        notes: what a reader must know, one line each.
     """
 
-    settings: tuple[Setting, ...]
-    baseline: Setting
-    view: View
-    chosen: Setting | None
-    pairs: tuple[Pair, ...]
+    groups: tuple[RunGroup, ...]
+    baseline: RunGroup
+    options: ComparisonOptions
+    chosen: RunGroup | None
+    tests: tuple[PairedTest, ...]
     notes: tuple[str, ...]
 
     @property
     def synthetic(self) -> bool:
-        """Whether any setting was scored on made-up data."""
-        return any(setting.synthetic for setting in self.settings)
+        """Whether any setting was scored on synthetic data."""
+        return any(group.synthetic for group in self.groups)
 
-    def shown(self, split: str) -> tuple[Setting, ...]:
-        """Settings whose scores of a split may be shown."""
-        return self.settings if self.chosen is None or split == "val" else (self.chosen,)
+    def shown(self, split: str) -> tuple[RunGroup, ...]:
+        """Return the settings whose scores of a split can be shown."""
+        return self.groups if self.chosen is None or split == "val" else (self.chosen,)
 
 
-def side_by_side(
-    settings: Sequence[Setting],
-    view: View,
+def compare_groups(
+    groups: Sequence[RunGroup],
+    options: ComparisonOptions,
     *,
-    baseline: Setting | None = None,
+    baseline: RunGroup | None = None,
     select: bool = False,
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Compares settings.
+    """Compare settings.
 
     Args:
-        settings: in the order to show them.
-        view: what to show.
-        baseline: what to test the others against; None takes the first, or the chosen one where one is chosen.
-        select: whether to choose the best on val and leave the test scores of all others unread.
-        notes: what else a reader has to know.
+        groups: the runs of each setting, in the order in which they are shown.
+        options: what to show.
+        baseline: setting against which the others are tested; None for the first, or for the selected one.
+        select: whether to select the best on val and leave the test scores of all others unread.
+        notes: further notes for the reader.
 
     Raises:
-        DataError: settings of different data cannot be ranked, nor settings without scores on val.
+        DataError: settings cannot be ranked, because their data differ or they have no scores on val.
     """
     chosen = None
     if select:
-        settings = _ranked(settings, view)
-        chosen = settings[0]
-    first = replace(view, splits=tuple(split for split in view.splits if split != "test")) if select else view
-    found = Comparison(tuple(settings), baseline or settings[0], view, chosen, (), ())
-    pairs, untested = _pairs(replace(found, view=first))
-    return replace(found, pairs=tuple(pairs), notes=(*_notes(found), *untested, *notes))
+        groups = _rank_on_val(groups, options)
+        chosen = groups[0]
+    # of the selected setting, test scores are reported but not tested
+    tested = replace(options, splits=tuple(split for split in options.splits if split != "test")) if select else options
+    comparison = Comparison(tuple(groups), baseline or groups[0], options, chosen, (), ())
+    tests, untested = _run_tests(replace(comparison, options=tested))
+    return replace(comparison, tests=tuple(tests), notes=(*_notes(comparison), *untested, *notes))
 
 
-def _ranked(settings: Sequence[Setting], view: View) -> list[Setting]:
-    """Settings by their mean score on val, best first; the earlier of equally good ones first."""
-    if len({setting.fingerprint for setting in settings}) > 1:
+def _rank_on_val(groups: Sequence[RunGroup], options: ComparisonOptions) -> list[RunGroup]:
+    """Sort settings by their mean score on val, best first; ties keep their order."""
+    if len({group.fingerprint for group in groups}) > 1:
         raise DataError(
-            [f"{setting.label}: fingerprint {setting.fingerprint[:12]}" for setting in settings],
-            "settings of different data cannot be ranked; compare those of one data set at a time",
+            [f"{group.label}: fingerprint {group.fingerprint[:12]}" for group in groups],
+            "settings on different data cannot be ranked; compare the settings of one data set at a time",
         )
-    means = [setting.values("val", view.protocols[0], view.level, view.metric) for setting in settings]
-    missing = [setting.label for setting, values in zip(settings, means, strict=True) if not values]
+    means = [group.values("val", options.protocols[0], options.level, options.metric) for group in groups]
+    missing = [group.label for group, values in zip(groups, means, strict=True) if not values]
     if missing:
-        raise DataError([f"{label}: no scores on val under protocol {view.protocols[0]}" for label in missing])
-    order = sorted(range(len(settings)), key=lambda number: -statistics.fmean(means[number]))
-    return [settings[number] for number in order]
+        raise DataError([f"{label}: no scores on val under protocol {options.protocols[0]}" for label in missing])
+    order = sorted(range(len(groups)), key=lambda number: -statistics.fmean(means[number]))
+    return [groups[number] for number in order]
 
 
-def _pairs(comparison: Comparison) -> tuple[list[Pair], list[str]]:
-    """Every shown setting against the baseline, and why some cannot be tested."""
-    view, baseline = comparison.view, comparison.baseline
-    pairs: list[Pair] = []
+def _run_tests(comparison: Comparison) -> tuple[list[PairedTest], list[str]]:
+    """Test every shown setting against the baseline; the second item lists why some cannot be tested."""
+    options, baseline = comparison.options, comparison.baseline
+    tests: list[PairedTest] = []
     untested: dict[str, None] = {}
-    for split in view.splits:
-        rivals = [setting for setting in comparison.shown(split) if setting is not baseline]
-        for protocol in view.protocols if rivals else ():
-            for without_speech in (False, True) if view.without_speech else (False,):
-                found = _family(baseline, rivals, split, protocol, view, without_speech, untested)
-                pairs += found
-    return pairs, list(untested)
+    for split in options.splits:
+        candidates = [group for group in comparison.shown(split) if group is not baseline]
+        for protocol in options.protocols if candidates else ():
+            for without_speech in (False, True) if options.without_speech else (False,):
+                tests += _corrected_tests(baseline, candidates, split, protocol, options, without_speech, untested)
+    return tests, list(untested)
 
 
-def _family(
-    baseline: Setting,
-    rivals: Sequence[Setting],
+def _corrected_tests(
+    baseline: RunGroup,
+    candidates: Sequence[RunGroup],
     split: str,
     protocol: str,
-    view: View,
+    options: ComparisonOptions,
     without_speech: bool,
     untested: dict[str, None],
-) -> list[Pair]:
-    """All pairs of one split, protocol and choice of classes, corrected for their number."""
-    able = []
-    for setting in (baseline, *rivals):
-        reason = _unpaired(baseline, setting, split)
+) -> list[PairedTest]:
+    """All tests of one split, protocol and set of classes, corrected for their number."""
+    testable = []
+    for group in (baseline, *candidates):
+        reason = _why_untestable(baseline, group, split)
         if reason is None:
-            able.append(setting)
+            testable.append(group)
         else:
-            untested[f"not tested: {setting.label}: {reason}"] = None
-    of_videos = [setting.of_videos(split, protocol, view.level, view.metric, without_speech) for setting in able]
-    found = [(setting, scores) for setting, scores in zip(able, of_videos, strict=True) if scores is not None]
+            untested[f"not tested: {group.label}: {reason}"] = None
+    rows = [group.video_scores(split, protocol, options.level, options.metric, without_speech) for group in testable]
+    found = [(group, scores) for group, scores in zip(testable, rows, strict=True) if scores is not None]
     if not found or found[0][0] is not baseline:
         return []
     differences = compare(found[0][1], [scores for _, scores in found[1:]])
     corrected = holm([difference.videos_p for difference in differences])
-    told = [difference.seeds_p for difference in differences if difference.seeds_p is not None]
-    corrected_seeds = iter(holm(told))
+    corrected_seeds = iter(holm([difference.seeds_p for difference in differences if difference.seeds_p is not None]))
     return [
-        Pair(
-            setting,
+        PairedTest(
+            group,
             split,
             protocol,
             without_speech,
@@ -201,67 +202,68 @@ def _family(
             videos_p,
             None if difference.seeds_p is None else next(corrected_seeds),
         )
-        for (setting, scores), difference, videos_p in zip(found[1:], differences, corrected, strict=True)
+        for (group, scores), difference, videos_p in zip(found[1:], differences, corrected, strict=True)
     ]
 
 
-def _unpaired(baseline: Setting, setting: Setting, split: str) -> str | None:
-    """Why a setting's videos cannot be paired with the baseline's, or None."""
-    if setting.fingerprint != baseline.fingerprint:
-        return f"other data than {baseline.label}, so other videos; train both on the same data"
-    without = [run.without for run in setting.runs if run.without]
-    if without:
-        return "; ".join(without)
-    ids = {run.per_video.ids.get(split) for each in (baseline, setting) for run in each.runs if run.per_video}
-    return None if len(ids) == 1 else f"its runs' {split} videos are not those of {baseline.label}"
+def _why_untestable(baseline: RunGroup, group: RunGroup, split: str) -> str | None:
+    """Return why a setting's videos cannot be paired with the baseline's, or None."""
+    if group.fingerprint != baseline.fingerprint:
+        return f"other data than {baseline.label} and therefore other videos; train both on the same data"
+    problems = [run.per_video_problem for run in group.runs if run.per_video_problem]
+    if problems:
+        return "; ".join(problems)
+    ids = {run.per_video.ids.get(split) for member in (baseline, group) for run in member.runs if run.per_video}
+    return None if len(ids) == 1 else f"the {split} videos of its runs are not those of {baseline.label}"
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
-    """What a reader of the figures has to know."""
-    settings, view = comparison.settings, comparison.view
-    yield f"data: {'; '.join(_data(settings))}"
+    """Yield what a reader of the scores must know."""
+    groups, options = comparison.groups, comparison.options
+    yield f"data: {'; '.join(_describe_data(groups))}"
     if comparison.synthetic:
-        yield "SYNTHETIC DATA: made-up features; the figures say nothing about LLP"
-    if len({setting.fingerprint for setting in settings}) > 1:
-        yield "DATA DIFFER between settings: their figures are no comparison"
-    yield f"protocol: {'; '.join(_rules(settings, view))}"
-    protocols = dict.fromkeys(setting.protocol for setting in settings)
+        yield "SYNTHETIC DATA: synthetic features; the scores say nothing about LLP"
+    if len({group.fingerprint for group in groups}) > 1:
+        yield "DATA DIFFER between settings: their scores cannot be compared"
+    yield f"protocol: {'; '.join(_describe_protocols(groups, options))}"
+    protocols = dict.fromkeys(group.protocol for group in groups)
     if len(protocols) > 1:
-        own = "; ".join(f"{name}: {', '.join(s.label for s in settings if s.protocol == name)}" for name in protocols)
-        yield f"PROTOCOLS DIFFER: settings were trained for different ones ({own}); all are scored here under the same"
-    if any(len(setting.runs) > 1 for setting in settings):
+        own = "; ".join(f"{name}: {', '.join(g.label for g in groups if g.protocol == name)}" for name in protocols)
+        yield f"PROTOCOLS DIFFER: settings were trained for different protocols ({own}); all are scored under the same one"
+    if any(len(group.runs) > 1 for group in groups):
         yield "mean ± sample standard deviation over seeds, [95 % t-interval of the mean] on these videos"
-    alone = [setting.label for setting in settings if len(setting.runs) == 1]
-    if alone:
-        whose = f"{len(alone)} of {len(settings)} settings" if len(alone) > _NAMED else ", ".join(alone)
-        yield f"one seed, so no spread and no interval: {whose}"
+    single = [group.label for group in groups if len(group.runs) == 1]
+    if single:
+        listed = f"{len(single)} of {len(groups)} settings" if len(single) > _MAX_LABELS else ", ".join(single)
+        yield f"one seed, therefore no spread and no interval: {listed}"
     if comparison.chosen:
         yield (
-            f"chosen on val by {view.score} ({view.protocols[0]} protocol): {comparison.chosen.label}, the best of "
-            f"{len(settings)}, so its val score and its lead on val are flattering; test scores of others were left unread"
+            f"selected on val by {options.score} ({options.protocols[0]} protocol): {comparison.chosen.label}, the best of "
+            f"{len(groups)}; its val score and its lead on val are therefore biased upwards; test scores of the others were "
+            "not read"
         )
-    elif "test" in view.splits and len(settings) > 1:
-        yield "choose by val, report test once: --select shows the test score of the setting that val chooses, and no other"
+    elif "test" in options.splits and len(groups) > 1:
+        yield "select on val, report test once: --select shows the test score of the setting that val selects, and no other"
 
 
-def _data(settings: Sequence[Setting]) -> list[str]:
-    of_data: dict[str, list[str]] = {}
-    for setting in settings:
-        about = setting.runs[0].result["data"]
-        made_up = " (SYNTHETIC DATA)" if about["synthetic"] else ""
-        of_data.setdefault(f"{about['dataset']}{made_up}, fingerprint {setting.fingerprint[:12]}", []).append(setting.label)
-    if len(of_data) == 1:
-        return list(of_data)
-    return [f"{data}: {', '.join(labels)}" for data, labels in of_data.items()]
+def _describe_data(groups: Sequence[RunGroup]) -> list[str]:
+    labels: dict[str, list[str]] = {}
+    for group in groups:
+        data = group.runs[0].result["data"]
+        flag = " (SYNTHETIC DATA)" if data["synthetic"] else ""
+        labels.setdefault(f"{data['dataset']}{flag}, fingerprint {group.fingerprint[:12]}", []).append(group.label)
+    if len(labels) == 1:
+        return list(labels)
+    return [f"{description}: {', '.join(members)}" for description, members in labels.items()]
 
 
-def _rules(settings: Sequence[Setting], view: View) -> list[str]:
+def _describe_protocols(groups: Sequence[RunGroup], options: ComparisonOptions) -> list[str]:
     return list(
         dict.fromkeys(
             f"{protocol} (segment threshold {scored['segment_threshold']:g}, video threshold {scored['video_threshold']:g})"
-            for protocol in view.protocols
-            for setting in settings
-            for split in view.splits
-            for scored in setting.scored(split, protocol)[:1]
+            for protocol in options.protocols
+            for group in groups
+            for split in options.splits
+            for scored in group.scored(split, protocol)[:1]
         )
     )

@@ -1,4 +1,4 @@
-"""How a run looks on a terminal, and in a log where there is none."""
+"""Progress of a run, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from avvp_dist.text.redacted_output import guard_output
 if TYPE_CHECKING:  # types imports torch, which takes a second that no `avvp --help` needs
     from avvp_dist.types import TrainPosition
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 def set_up_logging(quiet: bool = False) -> None:
-    """Our own log lines as they are, on stderr; of other packages only warnings. ``quiet`` keeps ours to warnings too.
+    """Log this package's messages to stderr, and only warnings of other packages; ``quiet``: only warnings of both.
 
-    Whatever is told, by whomever, is told without credentials and control characters.
+    No log line, of whichever package, contains credentials or control characters.
     """
     guard_output()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    for handler in logging.getLogger().handlers:  # ours, or those that Ray has in its workers
-        if not any(isinstance(each, VisibleRecords) for each in handler.filters):
+    for handler in logging.getLogger().handlers:  # of this process, or those that Ray installs in its workers
+        if not any(isinstance(found, VisibleRecords) for found in handler.filters):
             handler.addFilter(VisibleRecords())
-    logging.getLogger().setLevel(logging.WARNING)  # Ray has set the root logger up already, at INFO
+    logging.getLogger().setLevel(logging.WARNING)  # Ray has already set the root logger to INFO
     logging.getLogger("avvp_dist").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 class TrainingConsole:
-    """Tells how training goes: a progress bar on a terminal, one log line an epoch everywhere.
+    """Shows the progress of training: a progress bar on a terminal, and one line per epoch everywhere.
 
     Args:
-        select: the score that names the best epoch, shown on every line.
+        select: the score by which the best epoch is selected, shown on every line.
     """
 
     def __init__(self, select: str) -> None:
@@ -50,14 +50,14 @@ class TrainingConsole:
             self._bar.start()
 
     def close(self) -> None:
-        """Takes the progress bar away."""
+        """Remove the progress bar."""
         if self._bar:
             self._bar.stop()
 
     def stage_started(self, stage: str, epochs: int, resumed: TrainPosition | None) -> None:
         """See `train.loop.Callback`."""
         where = f", resumed at epoch {resumed.epoch + 1}, step {resumed.step}" if resumed else ""
-        self._say(f"stage {stage}: {epochs} epoch{'s' if epochs > 1 else ''}{where}")
+        self._print(f"stage {stage}: {epochs} epoch{'s' if epochs > 1 else ''}{where}")
         if self._bar:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -65,7 +65,7 @@ class TrainingConsole:
 
     def stage_reused(self, stage: str, key: str) -> None:
         """See `train.loop.Callback`."""
-        self._say(f"stage {stage}: finished before with these settings on this data, reused ({key})")
+        self._print(f"stage {stage}: already finished with these settings on these data, reused ({key})")
 
     def step(self, progress: TrainPosition) -> None:
         """See `train.loop.Callback`."""
@@ -83,10 +83,10 @@ class TrainingConsole:
         if "removed/visual" in row:
             parts.append(f"removed {row['removed/audio']:.0f} audio, {row['removed/visual']:.0f} visual")
         parts.append(f"{row['videos_per_second']:.0f} videos/s")
-        self._say(", ".join(parts))
+        self._print(", ".join(parts))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         if self._bar:
             self._bar.console.print(cell(line))
         else:
-            _log.info(line)
+            LOGGER.info(line)

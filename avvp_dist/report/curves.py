@@ -1,4 +1,4 @@
-"""Losses and scores over the epochs of a run, and the final scores per class."""
+"""Figures of a run's losses and scores by epoch, and of its final scores by class."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, NAMES, ORANGE, PURPLE, RED, SKY, picture
+from avvp_dist.metrics.names import KINDS, LEVELS, METRIC_TITLES
+from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, ORANGE, PURPLE, RED, SKY, new_figure
 from avvp_dist.text.escape import mathtext
 
 LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
-SPARE_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")
+OTHER_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")
 
 
 def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic: bool) -> None:
-    """Losses and validation scores, epoch after epoch, with the stages of the run as bands.
+    """Plot losses and validation scores by epoch, with the stages of the run as bands.
 
     Args:
-        history: one row an epoch, in order: ``stage``, ``epoch``, ``loss/<name>``, ``val/segment.<metric>`` and
-            ``val/event.<metric>`` in percent. A row may lack any of the numbers.
+        history: one row per epoch, in order: ``stage``, ``epoch``, ``loss/<name>``, ``val/segment.<metric>`` and
+            ``val/event.<metric>`` in percent. A row can lack any of the numbers.
         path: PNG to write.
-        synthetic: whether the data is made up; said in the picture.
+        synthetic: whether the data are synthetic, which the figure then states.
     """
     panels = [
         ("Training loss", "loss", "loss/", LOSS_COLOURS, {}),
-        ("Validation, segment level", "F, %", "val/segment.", COLOURS, NAMES),
-        ("Validation, event level", "F, %", "val/event.", COLOURS, NAMES),
+        *((f"Validation, {level} level", "F, %", f"val/{level}.", COLOURS, METRIC_TITLES) for level in LEVELS),
     ]
     present = [panel for panel in panels if _keys(history, panel[2])]
-    with picture(path, 10, 1.0 + 2.9 * max(1, len(present)), "Losses and scores", synthetic) as figure:
+    with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), "Losses and scores", synthetic) as figure:
         axes = figure.subplots(max(1, len(present)), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, unit, prefix, colours, names) in zip(axes, present, strict=False):
             axis.set_title(title, loc="left")
@@ -43,32 +43,32 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic:
             _stage_bands(axis, history, named=axis is axes[0])
             axis.grid(axis="y")
         figure.align_ylabels(axes)
-        axes[-1].set_xlabel("epoch, all stages one after another")
+        axes[-1].set_xlabel("epoch, over all stages")
         axes[-1].set_xlim(0.5, len(history) + 0.5)
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
 
 
 def _keys(history: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
-    """Keys with ``prefix`` in the order of their first appearance; ``total`` first, since it is drawn over nothing else."""
+    """Return keys with ``prefix`` in order of first appearance; ``total`` first, so that it is drawn below the others."""
     keys = dict.fromkeys(key for row in history for key in row if key.startswith(prefix) and row[key] is not None)
     return sorted(keys, key=lambda key: key != f"{prefix}total")
 
 
 def _curves(axis: Axes, history: Sequence[Mapping[str, Any]], prefix: str, colours: Mapping, names: Mapping) -> None:
-    spare = cycle(SPARE_COLOURS)
+    others = cycle(OTHER_COLOURS)
     for key in _keys(history, prefix):
         name = key.removeprefix(prefix)
         strong = name in ("total", "type", "event")
         x, y = _points(history, key)
         axis.plot(
-            x, y, color=colours.get(name) or next(spare), label=names.get(name, name), linewidth=2.2 if strong else 1.4,
+            x, y, color=colours.get(name) or next(others), label=names.get(name, name), linewidth=2.2 if strong else 1.4,
             linestyle="--" if name == "event" else "-", marker="o", markersize=3.5 if len(history) < 60 else 0,
         )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one key, with a gap where a new stage begins."""
+    """Return epochs and values of one key, with a gap where a new stage begins."""
     x: list[float] = []
     y: list[float] = []
     for number, row in enumerate(history, start=1):
@@ -84,7 +84,7 @@ def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float]
 def _stage_bands(axis: Axes, history: Sequence[Mapping[str, Any]], named: bool) -> None:
     low, high = axis.get_ylim()
     if named:
-        axis.set_ylim(low, high + 0.12 * (high - low))  # room for the names
+        axis.set_ylim(low, high + 0.12 * (high - low))  # space for the stage names
     first = 1
     for number, (stage, rows) in enumerate(groupby(history, key=lambda row: row["stage"])):
         last = first + len(list(rows)) - 1
@@ -107,24 +107,25 @@ def _stage_bands(axis: Axes, history: Sequence[Mapping[str, Any]], named: bool) 
 def class_bars(
     per_class: Mapping[str, Mapping[str, Mapping[str, float | None]]], path: Path, title: str, synthetic: bool
 ) -> None:
-    """Per-class F as bars: segment level left, event level right.
+    """Plot per-class F-scores as bars: segment level at the left, event level at the right.
 
     Args:
-        per_class: class -> ``segment`` and ``event`` -> ``audio``, ``visual``, ``audio_visual`` in percent; None where the
+        per_class: class -> ``segment`` and ``event`` -> ``audio``, ``visual``, ``audio_visual`` in percent; None if the
             class does not occur and has no score.
         path: PNG to write.
-        title: title of the picture.
-        synthetic: whether the data is made up; said in the picture.
+        title: title of the figure.
+        synthetic: whether the data are synthetic, which the figure then states.
     """
-    kinds = ("audio", "visual", "audio_visual")
     names = list(per_class)
-    with picture(path, 10, 1.6 + 0.42 * len(names), title, synthetic) as figure:
+    with new_figure(path, 10, 1.6 + 0.42 * len(names), title, synthetic) as figure:
         axes = figure.subplots(1, 2, sharey=True, squeeze=False)[0]
-        for axis, level in zip(axes, ("segment", "event"), strict=True):
-            for offset, kind in zip((-0.27, 0.0, 0.27), kinds, strict=True):
+        for axis, level in zip(axes, LEVELS, strict=True):
+            for offset, kind in zip((-0.27, 0.0, 0.27), KINDS, strict=True):
                 values = [per_class[name][level][kind] for name in names]
                 rows = [number + offset for number in range(len(names))]
-                axis.barh(rows, [value or 0 for value in values], height=0.27, color=COLOURS[kind], label=NAMES[kind])
+                axis.barh(
+                    rows, [value or 0 for value in values], height=0.27, color=COLOURS[kind], label=METRIC_TITLES[kind]
+                )
                 absent = [row for row, value in zip(rows, values, strict=True) if value is None]
                 axis.scatter([1.2] * len(absent), absent, marker="x", s=14, linewidths=1, color="#777777")
             axis.set_title(f"{level} level", loc="left")
@@ -134,10 +135,10 @@ def class_bars(
         axes[0].set_yticks(range(len(names)), [readable(name) for name in names])
         axes[0].set_ylim(len(names) - 0.4, -0.6)
         handles = [*axes[0].get_legend_handles_labels()[0], axes[0].scatter([], [], marker="x", s=14, color="#777777")]
-        labels = [*(NAMES[kind] for kind in kinds), "no such event in this split"]
+        labels = [*(METRIC_TITLES[kind] for kind in KINDS), "no such event in this split"]
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
 
 
 def readable(name: str) -> str:
-    """A class name as a person writes it, and as matplotlib draws it."""
+    """Return a class name with spaces, escaped for matplotlib."""
     return mathtext(name.replace("_", " "))

@@ -1,4 +1,4 @@
-"""Which labels were taken away as noise, and how rightly."""
+"""Figure of the labels that were removed as noise, and how many of them were noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, Levels
-from avvp_dist.report.canvas import BLUE, DARK, RED, picture
+from avvp_dist.report.canvas import BLUE, DARK, RED, new_figure
 from avvp_dist.report.curves import readable
 from avvp_dist.types import MODALITIES
 
@@ -20,13 +20,13 @@ IntArray = NDArray[np.int64]
 
 _TITLES = {
     WHOLE: "Labels removed as noise",
-    WINDOWS: "Labels of windows removed as noise",
-    SEGMENTS: "Labels of segments removed as noise",
+    WINDOWS: "Window-level labels removed as noise",
+    SEGMENTS: "Segment-level labels removed as noise",
 }
 
 
 class Counts(NamedTuple):
-    """Per class [C]: labels, labels removed, of them noise, noise in all; the last two only where the truth is known."""
+    """Per class [C]: labels, removed labels, removed noise, all noise; the last two only if the ground truth is known."""
 
     labels: IntArray
     removed: IntArray
@@ -35,18 +35,19 @@ class Counts(NamedTuple):
 
 
 def removed_labels(classes: Sequence[str], levels: Levels, path: Path, synthetic: bool) -> None:
-    """Share of each class's labels that were removed, with the counts; rightly and wrongly where the truth is known.
+    """Plot the share of each class's labels that were removed, with counts; correct or not if the ground truth is known.
 
     Args:
         classes: names of the C classes.
-        levels: labels taken away, as `metrics.denoising.scoring` tells; the finest level of both modalities is drawn.
+        levels: removed labels, as `metrics.denoising.compare_labels` returns them; the finest level that both modalities
+            have is drawn.
         path: the PNG to write.
-        synthetic: whether the data is made up, which the picture then says.
+        synthetic: whether the data are synthetic, which the figure then states.
     """
     level = [name for name, modalities in levels.items() if len(modalities) == len(MODALITIES)][-1]
     counts = [_count(*levels[level][modality]) for modality in MODALITIES]
     known = all(count.noise is not None for count in counts)
-    with picture(path, 12, 1.9 + 0.34 * len(classes), _TITLES[level], synthetic) as figure:
+    with new_figure(path, 12, 1.9 + 0.34 * len(classes), _TITLES[level], synthetic) as figure:
         axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 2, 3, 2) if known else (3, 1, 3, 1))
         shares = [100 * part / np.maximum(of.labels, 1) for of in counts for part in of[1:] if part is not None]
         limit = min(100.0, max(5.0, 1.05 * float(np.max(shares))))
@@ -62,11 +63,11 @@ def removed_labels(classes: Sequence[str], levels: Levels, path: Path, synthetic
 
 def _count(weak: BoolArray, removed: BoolArray, true: BoolArray | None) -> Counts:
     weak, removed = (np.asarray(labels, dtype=bool).reshape(-1, weak.shape[-1]) for labels in (weak, removed))
-    gone = (weak & removed).sum(axis=0)
+    count = (weak & removed).sum(axis=0)
     if true is None:
-        return Counts(weak.sum(axis=0), gone)
+        return Counts(weak.sum(axis=0), count)
     noise = weak & ~np.asarray(true, dtype=bool).reshape(weak.shape)
-    return Counts(weak.sum(axis=0), gone, (noise & removed).sum(axis=0), noise.sum(axis=0))
+    return Counts(weak.sum(axis=0), count, (noise & removed).sum(axis=0), noise.sum(axis=0))
 
 
 def _bars(axis: Axes, name: str, counts: Counts) -> None:
@@ -74,13 +75,13 @@ def _bars(axis: Axes, name: str, counts: Counts) -> None:
     percent = 100 / np.maximum(counts.labels, 1)
     title = f"{name}: {counts.removed.sum()} of {counts.labels.sum()} removed"
     if counts.right is None or counts.noise is None:
-        axis.barh(rows, counts.removed * percent, height=0.7, color=BLUE, label="removed (truth unknown)")
+        axis.barh(rows, counts.removed * percent, height=0.7, color=BLUE, label="removed (ground truth unknown)")
     else:
         right, wrong = counts.right * percent, (counts.removed - counts.right) * percent
-        axis.barh(rows, right, height=0.7, color=BLUE, label="removed rightly")
+        axis.barh(rows, right, height=0.7, color=BLUE, label="removed correctly")
         axis.barh(
             rows, wrong, left=right, height=0.7, color=RED, edgecolor="white", linewidth=0, hatch="////",
-            label="removed wrongly",
+            label="removed incorrectly",
         )  # fmt: skip
         axis.scatter(counts.noise * percent, rows, marker="|", s=170, linewidths=2, color=DARK, label="all noise", zorder=3)
         right_sum, noise_sum = counts.right.sum(), counts.noise.sum()
@@ -93,8 +94,8 @@ def _bars(axis: Axes, name: str, counts: Counts) -> None:
 
 
 def _numbers(axis: Axes, counts: Counts) -> None:
-    """The figures behind the bars: removed of labels, and per class precision and recall in percent."""
-    columns = [("removed", [f"{gone}/{labels}" for gone, labels in zip(counts.removed, counts.labels, strict=True)])]
+    """Write the numbers behind the bars: removed/all labels, and precision and recall of each class in percent."""
+    columns = [("removed", [f"{removed}/{labels}" for removed, labels in zip(counts.removed, counts.labels, strict=True)])]
     if counts.right is not None and counts.noise is not None:
         columns.append(("prec.", [_share(*pair) for pair in zip(counts.right, counts.removed, strict=True)]))
         columns.append(("recall", [_share(*pair) for pair in zip(counts.right, counts.noise, strict=True)]))
@@ -102,7 +103,7 @@ def _numbers(axis: Axes, counts: Counts) -> None:
     for (head, cells), x in zip(columns, (0.42, 0.67, 0.93) if len(columns) > 1 else (0.85,), strict=True):
         for row, text in [(-1, head), *enumerate(cells)]:
             cell = axis.text(x, row, text, transform=axis.get_yaxis_transform(), ha="right", va="center", fontsize=10)
-            cell.set_in_layout(False)  # it lies within its axis, and there are many
+            cell.set_in_layout(False)  # it is inside its axis; layout of so many texts is slow
 
 
 def _share(part: int, whole: int) -> str:

@@ -1,6 +1,6 @@
-"""A paper's table beside our figures, for the terminal and for Markdown.
+"""A paper's table beside our scores, for a terminal and for Markdown.
 
-Both are made from the content of a ``table.json``, see `avvp_dist.launch.paper_table.run`.
+Both are rendered from the content of a ``table.json``, see `avvp_dist.launch.paper_table.run`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from avvp_dist.report.tables import LEVELS, METRICS
+from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell
 
@@ -22,12 +22,12 @@ _DASH = "-"
 
 
 def summary(results: Sequence[Mapping[str, Any]], protocol: str, split: str = "test") -> dict[str, Any]:
-    """Runs of one row over seeds as means and sample standard deviations.
+    """Summarize the runs of one row over seeds as means and sample standard deviations.
 
     Args:
-        results: contents of ``result.json``, one a seed.
-        protocol: under which to score.
-        split: whose scores.
+        results: contents of ``result.json``, one per seed.
+        protocol: evaluation protocol.
+        split: split of the scores.
 
     Returns:
         ``protocol``, its thresholds, ``seeds``, and for ``segment``, ``event`` and ``without_speech`` (the same two):
@@ -48,7 +48,7 @@ def summary(results: Sequence[Mapping[str, Any]], protocol: str, split: str = "t
 
 
 def table(content: Content) -> Group:
-    """For a terminal: at each level every row's published figures and below them ours, then ours without Speech."""
+    """Return the table for a terminal: at each level the published scores of every row above ours; then without Speech."""
     title = cell(_title(content), style="bold red" if content["data"]["synthetic"] else "bold")
     blocks = [_block(_heading(content, level), _lines(content, level)) for level in LEVELS]
     without = [_block(f"{level} level, without Speech", _without_speech(content, level)) for level in LEVELS]
@@ -57,8 +57,13 @@ def table(content: Content) -> Group:
 
 
 def markdown(content: Content) -> str:
-    """The same as Markdown, segment and event level side by side."""
-    heads = ["row", "figures", "protocol", *(f"{level} {name}" for level in LEVELS.values() for name in METRICS.values())]
+    """Return the table as Markdown, with segment and event level side by side."""
+    heads = [
+        "row",
+        "figures",
+        "protocol",
+        *(f"{LEVEL_HEADS[level]} {METRIC_HEADS[metric]}" for level in LEVELS for metric in METRICS),
+    ]
     lines = [
         f"**{escape.markdown(_title(content))}**",
         "",
@@ -73,24 +78,26 @@ def markdown(content: Content) -> str:
 
 
 def caption(content: Content) -> list[str]:
-    """What a reader has to know, a line each: data, protocol, seeds, and how far this is from the paper's own setting."""
+    """Return notes, one line each: data, protocol, seeds, and how the setting differs from the paper's."""
     data, ours = content["data"], [row["ours"] for row in content["rows"] if row["ours"]]
-    rules = dict.fromkeys(
+    protocols = dict.fromkeys(
         f"{row['protocol']} (segment threshold {row['segment_threshold']:g}, video threshold {row['video_threshold']:g})"
         for row in ours
     )
     seeds = f"mean ± sample standard deviation over seeds {', '.join(map(str, content['seeds']))}"
     if len(content["seeds"]) == 1:
-        seeds = f"one run, seed {content['seeds'][0]}: says nothing about spread"
+        seeds = f"one run, seed {content['seeds'][0]}: no information about spread"
     lines = [
-        f"published: F scores in % on the test split of the real LLP, from: {content['source']}",
-        f"{_whose(content)}: {seeds}; test split of {_describe(data)}",
+        f"published: F-scores in % on the test split of the real LLP, from: {content['source']}",
+        f"{_source(content)}: {seeds}; test split of {_describe(data)}",
         *(f"{row['label']}: {_describe(row['data'])}" for row in content["rows"] if row.get("data")),
-        *_about_labels(content["rows"]),
-        f"protocol of ours: {'; '.join(rules) or 'nothing finished yet'}",
+        *_describe_labels(content["rows"]),
+        f"protocol of our scores: {'; '.join(protocols) or 'no run finished yet'}",
     ]
     if data["synthetic"]:
-        lines.append("Made-up features: compare the order of rows and their distances, not the figures themselves.")
+        lines.append(
+            "Synthetic features: compare the order of rows and the distances between them, not the scores themselves."
+        )
     if content["changes"]:
         lines.append(f"NOT THE PUBLISHED SETTINGS: {', '.join(content['changes'])} in every row")
     if any(row["reconstructed"] for row in content["rows"]):
@@ -106,17 +113,17 @@ def _describe(data: Mapping[str, Any]) -> str:
     )
 
 
-def _about_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Where the labels of segments come from that some rows are trained on."""
+def _describe_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the source of the segment-level labels that some rows are trained on."""
     labelled = [(row["label"], row["labels"]) for row in rows if row.get("labels")]
     names = ", ".join(label for label, labels in labelled if labels["oracle_noise"] is not None)
     if names:
         yield (
-            f"{names}: trained on ORACLE labels of segments, the planted truth within the weak label with noise flipped in; "
-            "the paper's come from CLIP and CLAP, which know no truth"
+            f"{names}: trained on ORACLE segment-level labels: the ground truth within the weak label, some flipped; "
+            "the paper's labels come from CLIP and CLAP, without ground truth"
         )
     yield from (
-        f"{label}: trained on the labels of segments in {labels['url']}"
+        f"{label}: trained on the segment-level labels in {labels['url']}"
         for label, labels in labelled
         if labels["oracle_noise"] is None
     )
@@ -143,15 +150,15 @@ def _block(heading: str, lines: Iterable[_Line]) -> Table:
     block.add_column("row", overflow="fold", min_width=12)
     block.add_column("figures", no_wrap=True)
     block.add_column("protocol", no_wrap=True)
-    for name in METRICS.values():
-        block.add_column(name, justify="right", no_wrap=True)
+    for metric in METRICS:
+        block.add_column(METRIC_HEADS[metric], justify="right", no_wrap=True)
     for line in lines:
         block.add_row(cell(line.row), line.figures, line.protocol, *line.cells)
     return block
 
 
 def _lines(content: Content, level: str, every_label: bool = False) -> Iterator[_Line]:
-    """Published figures of each row and, where there are any yet, ours."""
+    """Yield the published scores of each row, and ours if there are any yet."""
     for row in content["rows"]:
         label = _label(row)
         published = row["published"].get(level, {})
@@ -160,7 +167,7 @@ def _lines(content: Content, level: str, every_label: bool = False) -> Iterator[
         ours = row["ours"]
         cells = [_cell(ours[level][name]) if ours else _DASH for name in METRICS]
         name = " ".join([*([label] if every_label else []), *_origin(row)])
-        yield _Line(name, _whose(content), ours["protocol"] if ours else _DASH, cells)
+        yield _Line(name, _source(content), ours["protocol"] if ours else _DASH, cells)
 
 
 def _without_speech(content: Content, level: str) -> Iterator[_Line]:
@@ -169,7 +176,7 @@ def _without_speech(content: Content, level: str) -> Iterator[_Line]:
         if without:
             cells = [_cell(without[level][name]) for name in METRICS]
             name = " ".join([_label(row), *_origin(row)])
-            yield _Line(name, _whose(content), row["ours"]["protocol"], cells)
+            yield _Line(name, _source(content), row["ours"]["protocol"], cells)
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -177,22 +184,22 @@ def _label(row: Mapping[str, Any]) -> str:
 
 
 def _origin(row: Mapping[str, Any]) -> list[str]:
-    """What must stand beside our figures of a row: that the labels it was trained on were made of the truth."""
+    """Return the remark that must accompany our scores of a row that is trained on labels made from the ground truth."""
     noise = (row.get("labels") or {}).get("oracle_noise")
-    return [] if noise is None else [f"(ORACLE labels: truth, {noise:.0%} flipped)"]
+    return [] if noise is None else [f"(ORACLE labels: ground truth, {noise:.0%} flipped)"]
 
 
 def _heading(content: Content, level: str) -> str:
-    return f"{level} level{'' if level in content['columns'] else ', which the paper does not give here'}"
+    return f"{level} level{'' if level in content['columns'] else ', not reported by the paper'}"
 
 
-def _whose(content: Content) -> str:
+def _source(content: Content) -> str:
     return "ours, SYNTHETIC" if content["data"]["synthetic"] else "ours"
 
 
 def _title(content: Content) -> str:
-    loud = "SYNTHETIC DATA, NOT LLP. " if content["data"]["synthetic"] else ""
-    return f"{loud}{content['title']}"
+    warning = "SYNTHETIC DATA, NOT LLP. " if content["data"]["synthetic"] else ""
+    return f"{warning}{content['title']}"
 
 
 def _cell(spread: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What papers print for LLP, to stand beside a comparison; never among our own figures."""
+"""Scores that papers report for LLP, shown beside a comparison but never mixed with its scores."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Annotated
 from pydantic import Field
 
 from avvp_dist.config import Section, parse_yaml, validate
-from avvp_dist.metrics.parsing import Protocol
+from avvp_dist.metrics.names import Protocol
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Figures(Section):
-    """Published F scores in percent; what the paper does not give stays null."""
+    """Published F-scores in percent; null if the paper does not report the score."""
 
     audio: Percent | None = None
     visual: Percent | None = None
@@ -24,29 +24,29 @@ class Figures(Section):
 
     @property
     def coherent(self) -> bool:
-        """Whether Type is the mean of the other three, as it is defined, but for rounding."""
+        """Whether Type is the mean of audio, visual and audio-visual, as defined, apart from rounding."""
         if None in (self.audio, self.visual, self.audio_visual, self.type):
             return True
         return abs((self.audio + self.visual + self.audio_visual) / 3 - self.type) < 0.11  # type: ignore[operator]
 
 
 class PublishedRow(Section):
-    """One method as one source prints it."""
+    """The scores of one method in one source."""
 
     method: str
-    """What the paper calls it."""
+    """Name used by the paper."""
     venue: str = ""
-    """Where it appeared."""
+    """Venue of the paper."""
     features: str
-    """What the network sees, then labels of other networks that it was trained on."""
+    """Input features, then labels from other networks that it was trained on."""
     protocol: Protocol | None = None
-    """Evaluation protocol of the authors' code; null where it is not known or none of ours."""
+    """Evaluation protocol of the authors' code; null if it is unknown or not one of `PROTOCOLS`."""
     rule: str = ""
-    """How predictions were made, where that is no protocol of ours."""
+    """How predictions were made, if the protocol is not one of `PROTOCOLS`."""
     source: str
-    """Who prints the figures."""
+    """Source of the scores."""
     note: str = ""
-    """What a reader has to know of this row."""
+    """Note about this row."""
     segment: Figures
     event: Figures
 
@@ -55,13 +55,13 @@ class PublishedScores(Section):
     """Scores on the test split of the real LLP."""
 
     note: str
-    """What a reader has to know of all rows."""
+    """Note about all rows."""
     sources: dict[str, str]
-    """Short name of a source -> what it is."""
+    """Short name of a source -> its description."""
     rows: tuple[PublishedRow, ...]
 
 
 def published_scores() -> PublishedScores:
-    """The figures that come with the package."""
+    """Return the published scores that come with the package."""
     text = (resources.files(__package__) / "published.yaml").read_text(encoding="utf-8")
     return validate(PublishedScores, parse_yaml(text, "published figures"), "published figures")

@@ -1,4 +1,4 @@
-"""Finished runs as settings: runs that differ in nothing but their seed are one setting, seen several times."""
+"""Finished runs, grouped: runs that differ only in their seed are one setting, trained several times."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Run:
     Attributes:
         url: its folder.
         result: content of its result.json.
-        per_video: the scores of its videos, or None where they cannot be had.
-        without: why they cannot.
+        per_video: scores of its videos; None if they are not available.
+        per_video_problem: why they are not available; empty if they are.
     """
 
     url: str
     result: Mapping[str, Any]
     per_video: PerVideo | None = None
-    without: str = ""
+    per_video_problem: str = ""
 
     @property
     def name(self) -> str:
@@ -35,13 +35,13 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """What was run, with one seed or several.
+class RunGroup:
+    """The runs of one setting, with one or several seeds.
 
     Attributes:
-        label: short, and different from those of the other settings.
-        keys: keys of the config in which any two settings of the comparison differ -> this one's value.
-        protocol: evaluation protocol it was trained for.
+        label: short label of the setting, unique in a comparison.
+        keys: config keys in which any two settings of the comparison differ -> value of this one.
+        protocol: evaluation protocol that the runs were trained for.
         runs: one for each seed.
     """
 
@@ -57,30 +57,30 @@ class Setting:
 
     @property
     def fingerprint(self) -> str:
-        """Of the data it was trained and scored on."""
+        """Fingerprint of the data on which the runs were trained and scored."""
         return str(self.runs[0].result["data"]["fingerprint"])
 
     @property
     def synthetic(self) -> bool:
-        """Whether those data are made up."""
+        """Whether those data are synthetic."""
         return bool(self.runs[0].result["data"]["synthetic"])
 
     def scored(self, split: str, protocol: str, without_speech: bool = False) -> list[Mapping[str, Any]]:
-        """``segment``, ``event`` (and with Speech ``per_class``) of each run that has them."""
+        """Return ``segment``, ``event`` and, unless ``without_speech``, ``per_class`` of each run that has them."""
         found = [run.result["scores"].get(split, {}).get(protocol, {}) for run in self.runs]
         if without_speech:
             found = [scores.get("without_speech", {}) for scores in found]
         return [scores for scores in found if scores]
 
     def values(self, split: str, protocol: str, level: str, metric: str, without_speech: bool = False) -> list[float]:
-        """One official score in percent of each seed."""
+        """Return one official score of each seed, in percent."""
         return [scores[level][metric] for scores in self.scored(split, protocol, without_speech)]
 
-    def of_videos(
+    def video_scores(
         self, split: str, protocol: str, level: str, metric: str, without_speech: bool = False
     ) -> NDArray[np.float64] | None:
-        """The same of every video, [seeds, videos]; None where a run lacks them."""
-        kept = [run.per_video for run in self.runs if run.per_video]
-        rows = [each.scores(split, protocol, level, metric, without_speech) for each in kept]
+        """Return the same score of every video, [seeds, videos] in percent; None if any run lacks it."""
+        available = [run.per_video for run in self.runs if run.per_video]
+        rows = [per_video.scores(split, protocol, level, metric, without_speech) for per_video in available]
         found = [row for row in rows if row is not None]
         return np.stack(found) if len(found) == len(self.runs) else None

@@ -1,4 +1,4 @@
-"""Score tables of one or many runs, for the terminal."""
+"""Score tables of one or more runs, for a terminal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from avvp_dist.metrics.parsing import PROTOCOLS
+from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS, PROTOCOLS
 from avvp_dist.text.escape import cell
-
-LEVELS = {"segment": "seg.", "event": "ev."}
-METRICS = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
 
 Result = Mapping[str, Any]
 
@@ -24,21 +21,21 @@ class _Row(NamedTuple):
 
 
 def scores(results: Mapping[str, Result], split: str = "test", protocol: str | None = None) -> Table:
-    """A table for the terminal: a row a run and protocol, then the same without Speech.
+    """Return a table with one row per run and protocol, followed by the same without Speech.
 
     Args:
         results: name of a run -> content of its ``result.json``.
-        split: whose scores.
-        protocol: ``joint``, ``modality`` or ``none``; None shows all that were evaluated.
+        split: split of the scores.
+        protocol: ``joint``, ``modality`` or ``none``; None for all that were evaluated.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=0, title=_title(split), title_justify="left")
     table.caption, table.caption_justify = cell(caption(results, split, protocol), style="dim italic"), "left"
     table.add_column("\nrun", overflow="fold", min_width=14)
     table.add_column("\nprotocol", no_wrap=True)
-    for level in LEVELS.values():
-        for name in METRICS.values():  # two letters are as wide as a score: all fits 80 characters
-            head = level if name == "A" else ""
-            table.add_column(f"{head}\n{name[:2]}", justify="right", no_wrap=True)
+    for level in LEVELS:
+        for metric in METRICS:  # two letters are as wide as a score, so that all columns fit into 80 characters
+            head = LEVEL_HEADS[level] if metric == METRICS[0] else ""
+            table.add_column(f"{head}\n{METRIC_HEADS[metric][:2]}", justify="right", no_wrap=True)
     for row in _rows(results, split, protocol):
         table.add_row(cell(row.run), row.protocol, *row.cells)
     without = list(_rows(results, split, protocol, without_speech=True))
@@ -51,18 +48,18 @@ def scores(results: Mapping[str, Result], split: str = "test", protocol: str | N
 
 
 def caption(results: Mapping[str, Result], split: str, protocol: str | None) -> str:
-    """On which data and by which protocol the scores were made."""
+    """Return the data and protocols of the scores, as one sentence each."""
     data = dict.fromkeys(
         f"{result['data']['dataset']}{' (SYNTHETIC DATA)' if result['data']['synthetic'] else ''}, "
         f"fingerprint {str(result['data']['fingerprint'])[:12]}"
         for result in results.values()
     )
-    rules = dict.fromkeys(
+    protocols = dict.fromkeys(
         f"{name} (segment threshold {scored['segment_threshold']:g}, video threshold {scored['video_threshold']:g})"
         for result in results.values()
         for name, scored in _protocols(result, split, protocol)
     )
-    return f"Data: {'; '.join(data) or 'none'}. Protocol: {'; '.join(rules) or 'no scores of this split'}."
+    return f"Data: {'; '.join(data) or 'none'}. Protocol: {'; '.join(protocols) or 'no scores of this split'}."
 
 
 def _protocols(result: Result, split: str, protocol: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:

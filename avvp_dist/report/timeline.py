@@ -1,4 +1,4 @@
-"""What the network hears and sees, second by second, below what the annotators did."""
+"""Figure of audio and visual predictions, second by second, below the annotations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from avvp_dist.report.canvas import BLUE, DARK, RED, picture
+from avvp_dist.report.canvas import BLUE, DARK, RED, new_figure
 from avvp_dist.report.curves import readable
 from avvp_dist.text.escape import mathtext
 from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
 
-_HEADLINE = 0.9  # of a row's height
+_HEADLINE = 0.9  # height, in rows
 
 
 @dataclass(frozen=True)
 class TimelineVideo:
-    """A video to show: its id and the names of its weak labels."""
+    """A video: its id and the names of its weak labels."""
 
     id: str
     weak: tuple[str, ...]
@@ -39,22 +39,22 @@ def parsing(
     path: Path,
     synthetic: bool,
 ) -> None:
-    """A few videos; each has a panel a modality and a row a class that is there or was found: truth above, prediction below.
+    """Plot a few videos: one panel per modality, one row per true or predicted class, annotation above prediction.
 
     Args:
         videos: the n videos; five or six fill a screen.
         classes: the C class names.
-        true_audio, true_visual: [n,T,C] annotated seconds; None where nobody annotated them.
+        true_audio, true_visual: [n,T,C] annotated seconds; None if there are no annotations.
         pred_audio, pred_visual: [n,T,C] predicted seconds.
         path: PNG to write.
-        synthetic: whether the data is made up; said in the picture.
+        synthetic: whether the data are synthetic, which the figure then states.
     """
     pairs = ((true_audio, pred_audio), (true_visual, pred_visual))
     shown = [_classes_of(number, pairs) for number in range(len(videos))]
     heights = [max(1, len(rows)) for rows in shown]
-    # one axis a modality and all videos below each other: an axis a video and modality takes 1.6 times as long to draw
+    # one axis per modality with all videos in it: one axis per video and modality takes 1.6 times as long to draw
     tops = [sum(heights[:number]) + _HEADLINE * (number + 1) for number in range(len(videos))]
-    with picture(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), "Parsing", synthetic) as figure:
+    with new_figure(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), "Parsing", synthetic) as figure:
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, name, (truth, prediction) in zip(axes, MODALITIES, pairs, strict=True):
             for number, top in enumerate(tops):
@@ -68,24 +68,24 @@ def parsing(
             top + row: readable(classes[c]) for top, rows in zip(tops, shown, strict=True) for row, c in enumerate(rows)
         }
         axes[0].set_yticks(list(names), list(names.values()))
-        axes[0].set_ylim(tops[-1] + heights[-1] - 0.5, -0.2)  # less room above the first headline than between videos
+        axes[0].set_ylim(tops[-1] + heights[-1] - 0.5, -0.2)  # less space above the first headline than between videos
         seconds = pred_audio.shape[1]
         axes[0].set_xlim(0, seconds)
         axes[0].set_xticks(range(0, seconds + 1, max(1, seconds // 10)))
-        axes[0].set_zorder(1)  # headlines run on above the other axis
+        axes[0].set_zorder(1)  # headlines extend over the other axis
         axes[0].patch.set_visible(False)
         for video, top in zip(videos, tops, strict=True):
             axes[0].text(0, top - 0.58, _headline(video), fontsize=11, fontweight="bold", va="bottom").set_in_layout(False)
-        labels = {"true": DARK} if true_audio is not None else {}
+        labels = {"ground truth": DARK} if true_audio is not None else {}
         handles = [Patch(color=colour, label=name) for name, colour in labels.items()]
-        handles.append(Patch(color=BLUE, label="predicted, rightly" if labels else "predicted"))
+        handles.append(Patch(color=BLUE, label="predicted, correct" if labels else "predicted"))
         if labels:
-            handles.append(Patch(facecolor=RED, edgecolor="white", hatch="////", label="predicted, wrongly"))
+            handles.append(Patch(facecolor=RED, edgecolor="white", hatch="////", label="predicted, incorrect"))
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
 
 
 def _classes_of(number: int, pairs: Sequence[tuple[BoolArray | None, BoolArray]]) -> list[int]:
-    """Classes that are true or predicted in either modality of one video."""
+    """Return the classes that are true or predicted in either modality of one video."""
     found = [array[number].any(axis=0) for pair in pairs for array in pair if array is not None]
     return [int(c) for c in np.flatnonzero(np.any(found, axis=0))]
 
@@ -97,7 +97,7 @@ def _headline(video: TimelineVideo) -> str:
 
 
 def _panel(axis: Axes, top: float, truth: BoolArray | None, prediction: BoolArray, rows: Sequence[int]) -> None:
-    """One video and modality; its first row lies at ``top``."""
+    """Draw one video and modality, with its first row at ``top``."""
     seconds = prediction.shape[0]
     for number, c in enumerate(rows):
         y = top + number
@@ -110,14 +110,14 @@ def _panel(axis: Axes, top: float, truth: BoolArray | None, prediction: BoolArra
         axis.broken_barh(_runs(wrong), (below, 0.34), facecolor=RED, edgecolor="white", hatch="////", linewidth=0)
         if number:
             axis.axhline(y - 0.5, color="#CCCCCC", linewidth=0.8)
-    axis.broken_barh([(0, seconds)], (top - 0.5 - _HEADLINE, _HEADLINE), color="white", linewidth=2)  # no grid behind it
+    axis.broken_barh([(0, seconds)], (top - 0.5 - _HEADLINE, _HEADLINE), color="white", linewidth=2)  # hides the grid
     axis.hlines(top + max(1, len(rows)) - 0.5, 0, seconds, color=DARK, linewidth=1, clip_on=False)
     if not rows:
-        text = "nothing predicted" if truth is None else "nothing there, nothing predicted"
+        text = "nothing predicted" if truth is None else "nothing annotated, nothing predicted"
         axis.text(seconds / 2, top, text, ha="center", va="center", color="#777777")
 
 
 def _runs(active: BoolArray) -> list[tuple[int, int]]:
-    """Stretches of True as (start, length)."""
+    """Return runs of True as (start, length)."""
     edges = np.flatnonzero(np.diff(np.concatenate(([False], active, [False])).astype(np.int8)))
     return [(int(start), int(end - start)) for start, end in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,8 +1,8 @@
-"""Where a run's tracking files lie: in its folder, or in this machine's cache when that folder is in object storage.
+"""Location of a run's tracking files: its output folder, or this machine's cache if the output is in object storage.
 
-A journal grows line by line, which object storage cannot do. So that such a run goes on, and is sent, from any machine, two
-objects lie below ``<output>/tracking``: ``run.json``, which names the run at the server, and, where the end of a run found
-the server away, ``unsent.tar`` with the whole folder.
+A journal grows line by line, which objects cannot. Two objects below ``<output>/tracking`` let any machine continue such a
+run and send its entries: ``run.json``, which identifies the run on the server, and, if the server was unavailable at the end
+of the run, ``unsent.tar`` with the whole folder.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 from avvp_dist import storage
 from avvp_dist.errors import AvvpError, DataError
 from avvp_dist.storage.user_folders import user_cache
-from avvp_dist.tracking.journal import journals, read_run, write_run
+from avvp_dist.tracking.journal import LOCK_FILE, RUN_FILE, pending_entries, read_run, write_run
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
-_RUN, _UNSENT = "run.json", "unsent.tar"
+_UNSENT = "unsent.tar"
 
 
 @dataclass(frozen=True)
@@ -33,64 +33,69 @@ class TrackingHome:
     """A run's tracking files.
 
     Attributes:
-        folder: where they are, on this machine.
-        url: where a copy belongs when the run's output is elsewhere, else None.
+        folder: their folder on this machine.
+        url: URL of the copy if the run's output is in object storage, else None.
     """
 
     folder: Path
     url: str | None = None
 
     def keep(self) -> None:
-        """Copies to ``url`` what another machine would need; to be called when nobody writes any more. Never raises."""
-        if self.url is None or not (self.folder / _RUN).is_file():
+        """Copy to ``url`` what another machine needs. Call it after the last write. Never raises."""
+        if self.url is None or not (self.folder / RUN_FILE).is_file():
             return
         try:
-            if sum(journal.left() for journal in journals(self.folder)):
-                storage.write_bytes(storage.join(self.url, _UNSENT), _packed(self.folder))
-                _log.warning("what was not sent is kept in %s as well: `avvp sync` of this URL sends it", self.url)
+            if pending_entries(self.folder):
+                storage.write_bytes(storage.join(self.url, _UNSENT), _pack(self.folder))
+                LOGGER.warning(
+                    "entries that were not sent are also stored in %s; `avvp sync` of this URL sends them", self.url
+                )
             else:
                 storage.remove(storage.join(self.url, _UNSENT))
-            storage.write_text(storage.join(self.url, _RUN), json.dumps(read_run(self.folder), indent=1))
+            storage.write_text(storage.join(self.url, RUN_FILE), json.dumps(read_run(self.folder), indent=1))
         except (AvvpError, OSError) as error:
-            _log.warning("tracking files stay in %s alone: %s", self.folder, error)
+            LOGGER.warning("tracking files are in %s only: %s", self.folder, error)
 
 
 def open_home(output: str) -> TrackingHome:
-    """The tracking files of the run at ``output``: those it has, or new ones.
+    """Return the tracking files of the run at ``output``: the existing ones, or new ones.
 
     Raises:
-        AvvpError: object storage cannot be used, or holds something else there.
+        AvvpError: object storage cannot be used, or another kind of object is stored there.
     """
-    here = storage.local_path(output)
-    if here is not None:
-        return TrackingHome(here / "tracking")
+    local = storage.local_path(output)
+    if local is not None:
+        return TrackingHome(local / "tracking")
     url = storage.join(output, "tracking")
-    known = _known(url)
-    if known is None:
-        known = {"key": uuid.uuid4().hex, "started": int(time.time() * 1000)}
-        storage.write_text(storage.join(url, _RUN), json.dumps(known))
-    return _fetched(url, known)
+    run = _read_remote(url)
+    if run is None:
+        run = {"key": uuid.uuid4().hex, "started": int(time.time() * 1000)}
+        storage.write_text(storage.join(url, RUN_FILE), json.dumps(run))
+    return _fetch(url, run)
 
 
 def find_home(run: str) -> TrackingHome:
-    """The tracking files of a run: of its output, folder or URL, or the folder of the files itself.
+    """Return the tracking files of a run.
+
+    Args:
+        run: output of the run, a folder or URL, or the folder of the tracking files itself.
 
     Raises:
         DataError: there are none.
         AvvpError: object storage cannot be used.
     """
-    here = storage.local_path(run)
-    if here is not None:
-        return TrackingHome(here / "tracking" if (here / "tracking").is_dir() else here)
+    local = storage.local_path(run)
+    if local is not None:
+        return TrackingHome(local / "tracking" if (local / "tracking").is_dir() else local)
     urls = (run, storage.join(run, "tracking"))
-    found = next(((url, known) for url in urls if (known := _known(url)) is not None), None)
+    found = next(((url, content) for url in urls if (content := _read_remote(url)) is not None), None)
     if found is None:
-        raise DataError(f"{run}: no tracked run here (tracking/{_RUN} is missing)")
-    return _fetched(*found)
+        raise DataError(f"{run}: no tracked run here (tracking/{RUN_FILE} is missing)")
+    return _fetch(*found)
 
 
 def find_homes(folder: str) -> list[TrackingHome]:
-    """The tracking files of a run, or of a sweep and then of its trials, which are nested under it at the server.
+    """Return the tracking files of a run, or of a sweep followed by its trials, which are nested under it on the server.
 
     Raises:
         DataError: there are none.
@@ -102,9 +107,9 @@ def find_homes(folder: str) -> list[TrackingHome]:
     return [find_home(run) for run in (folder, *tracked)]
 
 
-def _known(url: str) -> dict[str, Any] | None:
-    """What run.json says; its key becomes the name of a folder."""
-    source = storage.join(url, _RUN)
+def _read_remote(url: str) -> dict[str, Any] | None:
+    """Return the content of run.json, or None if there is none; its key becomes the name of a folder."""
+    source = storage.join(url, RUN_FILE)
     try:
         content = json.loads(storage.read_bytes(source))
     except FileNotFoundError:
@@ -116,25 +121,26 @@ def _known(url: str) -> dict[str, Any] | None:
     return content
 
 
-def _fetched(url: str, known: dict[str, Any]) -> TrackingHome:
-    folder = user_cache("XDG_CACHE_HOME") / "avvp" / "tracking" / known["key"]
-    if not (folder / _RUN).is_file():  # else this machine wrote them, and they are the newest
+def _fetch(url: str, run: dict[str, Any]) -> TrackingHome:
+    """Return the local copy of the files at ``url``, fetched if this machine has none."""
+    folder = user_cache("XDG_CACHE_HOME") / "avvp" / "tracking" / run["key"]
+    if not (folder / RUN_FILE).is_file():  # otherwise this machine wrote them, and they are the newest
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(url, _UNSENT)))) as tar:
                 tar.extractall(folder, filter="data")
         except FileNotFoundError:
-            write_run(folder, known)
+            write_run(folder, run)
         except (tarfile.TarError, EOFError) as error:
             source = storage.join(url, _UNSENT)
-            raise DataError(f"{source}: cannot be unpacked ({error}); delete it to go on without") from None
+            raise DataError(f"{source}: cannot be unpacked ({error}); delete it to continue without it") from None
     return TrackingHome(folder, url)
 
 
-def _packed(folder: Path) -> bytes:
+def _pack(folder: Path) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
         for path in sorted(folder.iterdir()):
-            if path.name != "spool.lock":
+            if path.name != LOCK_FILE:
                 tar.add(path, path.name)
     return sink.getvalue()

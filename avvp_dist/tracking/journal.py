@@ -1,20 +1,20 @@
-"""Write first, send later: a run's own journal, and the thread that carries it to the tracking server.
+"""The journal of a run: what its tracker recorded, on disk before it is sent to the tracking server.
 
-Every call of a tracker appends one line to a journal in the run's folder and returns. A daemon thread sends the lines and
-notes how far it got, so a server that is down, a slow one, or a killed process delays nothing and loses nothing.
+Every call of a tracker appends one line to a journal in the run's folder and returns. `tracking.sender` sends the lines and
+stores how many bytes the server has confirmed. A slow or unavailable server, or a killed process, therefore delays nothing
+and loses nothing.
 
 Files in the folder:
-    run.json                                    which server, experiment and run (its id once the server has given one)
-    spool.jsonl, artifacts.jsonl               what was told; two journals, so that a broken artifact store stops no metrics
-    spool.sent, artifacts.sent                 bytes of each journal that the server has confirmed
-    artifacts/                                  copies of artifacts that are still to be sent
+    run.json                        server, experiment and run (with its MLflow id once the server has created it)
+    spool.jsonl, artifacts.jsonl    the two journals; a broken artifact store does not hold up metrics
+    spool.sent, artifacts.sent      bytes of each journal that the server has confirmed
+    artifacts/                      copies of artifacts that are still to be sent
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,18 +22,25 @@ from typing import Any
 
 from avvp_dist import storage
 from avvp_dist.storage import json_files
-from avvp_dist.text.credentials import redact, redact_all
-from avvp_dist.tracking.address import HOW_TO_LOG_IN
+from avvp_dist.text.credentials import redact_all
 
-log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
+
+RUN_FILE, LOCK_FILE, ARTIFACT_FOLDER = "run.json", "spool.lock", "artifacts"
 BATCH_BYTES = 1 << 20
-REFERENCE = "key:"  # begins a parent_run that is a run's own key and no id of MLflow's
-REMEDY = "delete the tracking folder to track the run anew"
+REFERENCE = "key:"
+"""Prefix of a ``parent_run`` that is the key of a run in its ``run.json`` rather than an MLflow id."""
+RUN_FILE_REMEDY = "delete the tracking folder to track the run as a new one"
+
 Entry = dict[str, Any]
 
 
 class Journal:
-    """A file of JSON lines of which a known first part has been sent."""
+    """A file of JSON lines, with the number of bytes that the server has confirmed.
+
+    Args:
+        path: the file, created by the first `append`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,7 +49,11 @@ class Journal:
         self._torn = self._ends_torn()
 
     def append(self, entry: Entry) -> None:
-        """Adds one line, without credentials; it survives the death of this process."""
+        """Append one line, without credentials; it survives the death of this process.
+
+        Raises:
+            OSError: the line could not be written completely.
+        """
         line = json.dumps(redact_all(entry)).encode() + b"\n"
         with self._guard, self._path.open("ab", buffering=0) as handle:
             if self._torn:
@@ -54,7 +65,7 @@ class Journal:
             self._torn = False
 
     def unsent(self) -> tuple[list[Entry], int]:
-        """The next whole lines, about `BATCH_BYTES` of them, and the offset behind them."""
+        """Return the next complete lines, about `BATCH_BYTES` of them, and the offset at which they end."""
         offset = self.offset()
         if not self._path.is_file():
             return [], offset
@@ -65,15 +76,15 @@ class Journal:
         return [entry for entry in entries if entry is not None], offset + sum(map(len, lines))
 
     def offset(self) -> int:
-        """Bytes confirmed by the server."""
+        """Return the number of bytes that the server has confirmed."""
         return int(self._sent.read_text()) if self._sent.is_file() else 0
 
     def acknowledge(self, offset: int) -> None:
-        """Notes that everything before ``offset`` has arrived."""
+        """Store that the server has confirmed everything before ``offset``."""
         storage.write_text(self._sent, str(offset))
 
-    def left(self) -> int:
-        """Number of lines not confirmed yet."""
+    def pending(self) -> int:
+        """Return the number of lines that the server has not confirmed."""
         if not self._path.is_file():
             return 0
         with self._path.open("rb") as handle:
@@ -81,7 +92,7 @@ class Journal:
             return sum(1 for line in handle if line.endswith(b"\n") and line.strip())
 
     def _ends_torn(self) -> bool:
-        """Whether a writer was stopped in the middle of its last line."""
+        """Whether the last line is incomplete because its writer was killed."""
         if not self._path.is_file() or self._path.stat().st_size == 0:
             return False
         with self._path.open("rb") as handle:
@@ -94,29 +105,29 @@ class Journal:
         try:
             return dict(json.loads(line))
         except ValueError:
-            log.warning("%s: a line was cut short when its writer died, left out: %.80r", self._path, line)
+            LOGGER.warning("%s: left out an incomplete line of a process that was killed: %.80r", self._path, line)
             return None
 
 
 def journals(folder: Path) -> tuple[Journal, Journal]:
-    """Values and artifacts."""
+    """Return the two journals of a folder: values, and artifacts."""
     return Journal(folder / "spool.jsonl"), Journal(folder / "artifacts.jsonl")
 
 
+def pending_entries(folder: Path) -> int:
+    """Return the number of entries in both journals of a folder that the server has not confirmed."""
+    return sum(journal.pending() for journal in journals(folder))
+
+
 def read_run(folder: Path) -> dict[str, Any]:
-    """Content of ``run.json``."""
-    return json_files.read_object(str(folder / "run.json"), {"key": str}, REMEDY)
+    """Return the content of ``run.json``.
+
+    Raises:
+        DataError: it cannot be read or lacks the run's key.
+    """
+    return json_files.read_object(str(folder / RUN_FILE), {"key": str}, RUN_FILE_REMEDY)
 
 
 def write_run(folder: Path, content: Mapping[str, Any]) -> None:
-    """Replaces ``run.json``."""
-    storage.write_text(folder / "run.json", json.dumps(content, indent=1))
-
-
-def explain(error: Exception) -> str:
-    """One short line about an error, without credentials."""
-    if isinstance(error, ModuleNotFoundError) and error.name == "mlflow":
-        return "MLflow is not installed; pip install 'avvp_dist[mlflow]'"
-    text = " ".join(redact(str(error)).split())
-    advice = f"; {HOW_TO_LOG_IN}" if re.search(r"error code 40[13]\b", text) else ""
-    return f"{type(error).__name__}: {text[:200]}{advice}"
+    """Replace ``run.json``."""
+    storage.write_text(folder / RUN_FILE, json.dumps(content, indent=1))

@@ -1,4 +1,4 @@
-"""Load of the machine during a run, under MLflow's own names so that its "System metrics" tab shows them."""
+"""Load of the machine during a run, recorded under MLflow's own names so that its "System metrics" tab shows it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from avvp_dist.tracking.base import Tracker
 
 
 class SystemSampler:
-    """Tells a tracker every ``interval`` seconds how busy the machine is; `stop` it before the tracker finishes.
+    """Records the load of the machine every ``interval`` seconds; call `stop` before the tracker finishes.
 
     Args:
-        tracker: where the numbers go; steps count samples.
-        folder: a path on the disk whose filling is watched.
+        tracker: receives the metrics; steps count samples.
+        folder: a path on the disk whose usage is recorded.
         interval: seconds between samples.
     """
 
@@ -29,12 +29,12 @@ class SystemSampler:
         self._thread = threading.Thread(target=self._sample, name="system-metrics", daemon=True)
 
     def start(self) -> None:
-        """Starts sampling."""
-        psutil.cpu_percent()  # the first reading only starts psutil's clock
+        """Start sampling."""
+        psutil.cpu_percent()  # the first call only starts psutil's measurement
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends sampling; returns once the last sample is out."""
+        """Stop sampling; return once the last sample is recorded."""
         self._stopping.set()
         self._thread.join()
 
@@ -46,7 +46,7 @@ class SystemSampler:
 
 
 def sample(folder: Path) -> dict[str, float]:
-    """One reading: percentages 0-100, memory in MB (1e6 bytes)."""
+    """Return one sample: percentages 0-100, memory in MB (1e6 bytes)."""
     memory = psutil.virtual_memory()
     disk = psutil.disk_usage(str(folder))
     values = {
@@ -62,7 +62,7 @@ def sample(folder: Path) -> dict[str, float]:
 
 
 def _gpu() -> dict[str, float]:
-    """Of this process's device; nothing before training has woken CUDA, since reading it would."""
+    """Return the load of this process's device; nothing before training has initialized CUDA, which a query would do."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     device = torch.cuda.current_device()
@@ -72,6 +72,6 @@ def _gpu() -> dict[str, float]:
         f"gpu_{device}_memory_usage_percentage": 100 * (total - free) / total,
         f"gpu_{device}_process_memory_megabytes": torch.cuda.memory_allocated(device) / 1e6,
     }
-    with contextlib.suppress(ImportError, RuntimeError):  # needs nvidia-ml-py, which MLflow's own sampler needs as well
+    with contextlib.suppress(ImportError, RuntimeError):  # needs nvidia-ml-py, as MLflow's own sampler does
         values[f"gpu_{device}_utilization_percentage"] = float(torch.cuda.utilization(device))
     return values

@@ -14,26 +14,22 @@ from torch import nn
 from avvp_dist.config import Section
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.loading.split import SplitReader
-from avvp_dist.metrics.parsing import PROTOCOLS, Probabilities, apply_protocol, evaluate, per_video, score
+from avvp_dist.metrics.names import DEFAULT_SCORE, LEVELS, PROTOCOLS, SCORES, Protocol
+from avvp_dist.metrics.parsing import Probabilities, apply_protocol, evaluate, per_video, score
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.shards.index import Labels
-
-SCORES = tuple(
-    f"{level}.{kind}" for level in ("segment", "event") for kind in ("audio", "visual", "audio_visual", "type", "event")
-)
-"""Names of the scores of one split under one protocol, as level and metric."""
 
 
 class EvaluateConfig(Section):
     """Thresholds and protocol that turn probabilities into predictions, and selection of the best epoch."""
 
-    protocol: Literal["joint", "modality", "none"] = "joint"
+    protocol: Protocol = "joint"
     """Video-level filter: the joint video probability (HAN), the modality's own (MA, JoMoLD), or none."""
     segment_threshold: float = Field(0.5, ge=0, le=1)
     """Smallest probability of a segment that counts as a prediction."""
     video_threshold: float = Field(0.5, ge=0, le=1)
     """Smallest probability that passes the video-level filter."""
-    select: Literal[(*SCORES, "last")] = "segment.type"  # type: ignore[valid-type]
+    select: Literal[(*SCORES, "last")] = DEFAULT_SCORE  # type: ignore[valid-type]
     """Score on val that selects the best epoch; last selects the last epoch."""
     ties: Literal["later", "first"] = "later"
     """Which of equally good epochs is selected: the later (HAN, MA, JoMoLD) or the first (VALOR); published code."""
@@ -43,7 +39,7 @@ class EvaluateConfig(Section):
     @property
     def monitored(self) -> str:
         """Name of the score that progress reports show."""
-        return "segment.type" if self.select == "last" else self.select
+        return DEFAULT_SCORE if self.select == "last" else self.select
 
     def is_better(self, value: float, best: float) -> bool:
         """Return whether an epoch with score ``value`` replaces the previous best epoch."""
@@ -86,7 +82,7 @@ def decide(probabilities: Probabilities, config: EvaluateConfig) -> tuple[np.nda
 def quick_scores(probabilities: Probabilities, labels: Labels, config: EvaluateConfig) -> dict[str, float]:
     """Return the ten scores under the config's protocol, as ``{"segment.type": ...}``."""
     scores = score(*decide(probabilities, config), *_truth(labels))
-    return {f"{level}.{name}": value for level in ("segment", "event") for name, value in getattr(scores, level).items()}
+    return {f"{level}.{name}": value for level in LEVELS for name, value in getattr(scores, level).items()}
 
 
 def all_scores(

@@ -1,1 +1,1 @@
-"""Cases of `benchmarks.robustness` and what runs and judges them."""
+"""Cases of `benchmarks.robustness`, and the code that runs and checks them."""

@@ -1,4 +1,4 @@
-"""What faults are injected into: commands, their undisturbed results, and the comparison with them."""
+"""Commands into which faults are injected, and the comparison of their results with those of undisturbed runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.robustness_cases.material import Material
+from benchmarks.robustness_cases.fixtures import Fixtures
 from benchmarks.robustness_cases.running import Result
 
 TRACEBACK = "Traceback (most recent call last)"
@@ -26,42 +26,42 @@ PACK = ("data", "pack", "llp", "--annotations", "{raw}", "--features", "{raw}", 
 class Bench:
     """Runs commands and compares their results with those of undisturbed runs."""
 
-    def __init__(self, material: Material, folder: Path) -> None:
-        self.material = material
-        self.runner = material.runner
+    def __init__(self, fixtures: Fixtures, folder: Path) -> None:
+        self.fixtures = fixtures
+        self.runner = fixtures.runner
         self.folder = folder
-        self.whole: dict[str, Any] = {}
+        self.reference: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
 
-    def learn(self) -> None:
-        """Runs every command once without a fault."""
+    def run_references(self) -> None:
+        """Run every command once without a fault."""
         jobs = [*((name, words) for name, words in TRAININGS.items()), ("pack", PACK)]
 
         def one(job: tuple[str, Sequence[str]]) -> None:
             name, words = job
-            here = self.place(f"whole-{name}")
+            here = self.case_folder(f"reference-{name}")
             result = self.run(words, here)
             if result.code:
                 raise RuntimeError(f"undisturbed {name}: exit code {result.code}\n{result.text}")
-            self.whole[name], self.seconds[name] = left(here / "out"), result.seconds
+            self.reference[name], self.seconds[name] = outputs_of(here / "out"), result.seconds
 
         self.runner.map(one, jobs)
 
-    def place(self, name: str) -> Path:
-        """A folder of a case's own."""
+    def case_folder(self, name: str) -> Path:
+        """Create and return the folder of a case."""
         here = self.folder / name
         here.mkdir(parents=True)
         return here
 
     def run(self, words: Sequence[str], here: Path, **more: Any) -> Result:
-        """A command whose output is ``here/out``."""
+        """Run a command whose output is ``here/out``."""
         target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
-        return self.runner.run(self.material.expand([*words, *target], here), here, pictures=False, **more)
+        return self.runner.run(self.fixtures.expand([*words, *target], here), here, pictures=False, **more)
 
-    def ends_well(
+    def run_to_end(
         self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""
     ) -> tuple[str, list[Result]]:
-        """Runs the command to its end; returns what is wrong, if anything, and all results."""
+        """Run the command to its end without a fault; return what is wrong, if anything, and all results."""
         last = self.run(words, here, seconds=90)
         results = [*before, last]
         if wrong:
@@ -69,18 +69,18 @@ class Bench:
         if any(TRACEBACK in result.text for result in results):
             return "traceback", results
         if last.code:
-            return f"the same command, run again: exit code {last.code}", results
-        found = left(here / "out")
-        if found != self.whole[name]:
-            return "another result than undisturbed", results
+            return f"exit code {last.code} of the same command without a fault", results
+        found = outputs_of(here / "out")
+        if found != self.reference[name]:
+            return "result differs from an undisturbed run", results
         if stale := [path.name for path in (here / "out").rglob(".aside-*")]:
-            return f"files of killed writers left: {stale[:3]}", results
+            return f"temporary files of killed writers are left: {stale[:3]}", results
         shutil.rmtree(here, ignore_errors=True)
         return "", results
 
 
-def left(out: Path) -> Any:
-    """What must not depend on any fault: scores of a run, or the bytes of packed data."""
+def outputs_of(out: Path) -> Any:
+    """Return what must not depend on faults: the scores of a run, or the bytes of packed data."""
     if (out / "result.json").exists():
         result = json.loads((out / "result.json").read_text())
         return {key: result[key] for key in ("scores", "best", "denoising", "artifacts")}

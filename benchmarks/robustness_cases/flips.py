@@ -1,6 +1,6 @@
-"""Single-bit flips in every kind of file that is read: detected with the file's name, or proven to have no meaning.
+"""Single-bit flips in every kind of file that is read: detected with the file's name, or proven to have no effect.
 
-Most flips go through the public readers, thousands of them in one process; some of every kind that a run leaves go through
+Most flips are read by the public readers, thousands of them in one process; some of every kind of file of a run are read by
 whole commands.
 """
 
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.robustness_cases.material import SMALL, Material, replace
-from benchmarks.robustness_cases.report import Verdict
+from benchmarks.robustness_cases.fixtures import SMALL, Fixtures, replace
+from benchmarks.robustness_cases.outcomes import Verdict
 
 _TINY = [*SMALL, "train.epochs=1", "train.batch_size=4", "model.width=8", "model.feedforward=8"]
 _BATCH = 100
-"""Flips of one process; a reader that crashes costs those after it a new one."""
+"""Flips per process; after a reader that crashes, a new process runs the rest."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Kind:
     """One kind of file, and how it is read.
 
     Attributes:
-        name: for the table.
-        copy: what of `Material` is copied; its name there, or a file below it.
-        file: the file's path below the copy, empty where it is the copy; with ``make`` a pattern below the case's folder.
-        read: reads it by a public door; returns what was said beside an ordinary end. What it raises is judged, too.
-        meaning: what the bytes say, read independently of avvp_dist.
-        flips: how many.
-        named: whether a refusal has to name the file; a reader of bare bytes cannot.
-        make: makes the file's surroundings anew before each flip, where reading changes them.
+        name: name in the table.
+        copy: name in `Fixtures` of the folder or file to copy.
+        file: the file's path below the copy, empty if the copy is the file; with ``make`` a pattern below the case's folder.
+        read: reads the file through a public entry point and returns its messages; what it raises is evaluated as well.
+        meaning: content of the bytes, read independently of avvp_dist.
+        flips: number of flips.
+        named: whether an error must name the file; a reader of bytes cannot.
+        make: restores the surroundings of the file before each flip, if reading changes them.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _verify(here: Path, _: Path) -> str:
 
 
 def _open(here: Path, _: Path) -> str:
-    """What a training reads."""
+    """Read what a training reads."""
     import torch
 
     from avvp_dist.loading.split import DataConfig, open_split
@@ -114,12 +114,12 @@ def _compare(here: Path, _: Path) -> str:
 
 
 def _train(here: Path, _: Path) -> str:
-    """The same command again; another result than that of the first time is told as one."""
-    said = _command(*_training(here))
-    whole, found = (json.loads((here / name / "result.json").read_text()) for name in ("whole", "out"))
-    if any(whole[key] != found[key] for key in ("scores", "best", "denoising", "artifacts")):
-        raise RuntimeError("another result than before the flip")
-    return said
+    """Run the same command again; a different result is an error."""
+    output = _command(*_training(here))
+    reference, found = (json.loads((here / name / "result.json").read_text()) for name in ("reference", "out"))
+    if any(reference[key] != found[key] for key in ("scores", "best", "denoising", "artifacts")):
+        raise RuntimeError("result differs from the one before the flip")
+    return output
 
 
 def _training(here: Path) -> list[str]:
@@ -127,21 +127,21 @@ def _training(here: Path) -> list[str]:
 
 
 def _finished(here: Path) -> None:
-    """A run whose stages are finished and whose result is not written."""
-    if not (here / "whole").exists():
+    """Create a run whose stages are finished and whose result is not written."""
+    if not (here / "reference").exists():
         _command(*_training(here))
-        shutil.copytree(here / "out", here / "whole")
+        shutil.copytree(here / "out", here / "reference")
     shutil.rmtree(here / "out", ignore_errors=True)
-    shutil.copytree(here / "whole", here / "out", copy_function=os.link)
+    shutil.copytree(here / "reference", here / "out", copy_function=os.link)
     (here / "out" / "result.json").unlink()
 
 
 def _command(*words: str) -> str:
-    """A command in this process; returns what it wrote to stderr, and to stdout of differences.
+    """Run a command in this process; return its stderr, and the lines of stdout about differences.
 
     Raises:
-        RuntimeError: another exit code than 0 and 2, or an answer of 2 without a message.
-        Refused: exit code 2, with its message.
+        RuntimeError: an exit code other than 0 and 2.
+        RejectedError: exit code 2, with its message.
     """
     from avvp_dist.cli.main import main
 
@@ -157,14 +157,14 @@ def _command(*words: str) -> str:
         stream.flush()
     out, err = (os.pread(fd, 100_000, start).decode("utf-8", "replace") for fd, start in zip((1, 2), starts, strict=True))
     if code == 2:
-        raise Refused(err)
+        raise RejectedError(err)
     if code:
         raise RuntimeError(f"exit code {code}: {err[-500:]}")
     return "\n".join([err, *(line for line in out.splitlines() if line.startswith("differs"))])
 
 
-class Refused(Exception):
-    """A command's answer with exit code 2."""
+class RejectedError(Exception):
+    """A command ended with exit code 2."""
 
 
 def _json(content: bytes) -> Any:
@@ -172,7 +172,7 @@ def _json(content: bytes) -> Any:
 
 
 def _numbers(content: bytes) -> Any:
-    """Noise ratios without what else their file says, such as the name under which its checksum stands."""
+    """Return noise ratios without the other content of their file, such as the key of its checksum."""
     return {modality: json.loads(content)[modality] for modality in ("audio", "visual")}
 
 
@@ -196,7 +196,7 @@ def _tensors(content: bytes) -> Any:
 
 
 def _pickled(content: bytes) -> Any:
-    """A checkpoint's state, wherever in the file it begins."""
+    """Return a checkpoint's state, at whichever offset of the file it begins."""
     import torch
 
     buffer = io.BytesIO(content[content.index(b"PK\3\4") :])
@@ -239,105 +239,107 @@ KINDS = (
 )
 
 
-def run(material: Material, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
-    """A function for each batch of flips of one kind."""
-    _make_checkpoint(material, folder)
+def run(fixtures: Fixtures, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
+    """Yield a function for each batch of flips of one kind."""
+    _make_checkpoint(fixtures, folder)
     for number, kind in enumerate(KINDS):
         for start in range(0, kind.flips, _BATCH):
             count = min(_BATCH, kind.flips - start)
             here = folder / f"{number}-{start}"
-            yield lambda number=number, count=count, here=here, salt=seed + start: _try(number, count, material, here, salt)
+            yield lambda number=number, count=count, here=here, salt=seed + start: _run_batch(
+                number, count, fixtures, here, salt
+            )
 
 
-def _make_checkpoint(material: Material, folder: Path) -> None:
-    """The newest checkpoint of a run that was killed."""
+def _make_checkpoint(fixtures: Fixtures, folder: Path) -> None:
+    """Keep the newest checkpoint of a run that is killed."""
     import signal
 
     from benchmarks.robustness_cases.running import Kill
 
-    here = folder / "made"
+    here = folder / "checkpoint"
     here.mkdir(parents=True)
-    words = ["train", "han", f"data={material.paths['data']}", f"output={here / 'out'}", *SMALL, "train.epochs=9"]
-    material.runner.run(words, here, kill=Kill(signal.SIGKILL, 0.0, f"{here}/out/checkpoints/*.pt", 2))
-    made = here / "checkpoint.pt"
-    shutil.copy(max((here / "out" / "checkpoints").glob("*.pt")), made)
-    material.paths["checkpoint"] = made
+    words = ["train", "han", f"data={fixtures.paths['data']}", f"output={here / 'out'}", *SMALL, "train.epochs=9"]
+    fixtures.runner.run(words, here, kill=Kill(signal.SIGKILL, 0.0, f"{here}/out/checkpoints/*.pt", 2))
+    kept = here / "checkpoint.pt"
+    shutil.copy(max((here / "out" / "checkpoints").glob("*.pt")), kept)
+    fixtures.paths["checkpoint"] = kept
 
 
-def _try(number: int, count: int, material: Material, here: Path, salt: int) -> Verdict:
-    """All flips of a batch, in as many processes as it takes."""
+def _run_batch(number: int, count: int, fixtures: Fixtures, here: Path, salt: int) -> Verdict:
+    """Run all flips of a batch, in as many processes as necessary."""
     kind = KINDS[number]
     here.mkdir(parents=True)
-    copy = material.copy(kind.copy, here)
-    told = here / "told.jsonl"
-    told.touch()
+    copy = fixtures.copy(kind.copy, here)
+    log = here / "outcomes.jsonl"
+    log.touch()
     lines: list[dict[str, Any]] = []
     while len(lines) < count:
         words = [str(number), str(count), str(len(lines)), str(salt), str(here), str(copy)]
         call = f"{__name__}:batch"
-        result = material.runner.run(words, here, seconds=60, pictures=False, call=call)
-        found = [json.loads(line) for line in told.read_text().splitlines()]
-        if len(found) < count:  # it ended in the middle
-            how = "did not end" if result.timed_out else f"ended the process with {result.code}"
-            found.append({"outcome": "failed", "why": f"{how}: {result.err[-300:]}"})
-            with told.open("a") as file:
+        result = fixtures.runner.run(words, here, seconds=60, pictures=False, call=call)
+        found = [json.loads(line) for line in log.read_text().splitlines()]
+        if len(found) < count:  # the process ended before the last flip
+            reason = "did not end" if result.timed_out else f"ended the process with exit code {result.code}"
+            found.append({"outcome": "failed", "why": f"{reason}: {result.err[-300:]}"})
+            with log.open("a") as file:
                 file.write(json.dumps(found[-1]) + "\n")
         lines = found
-    return _sum_up(kind, lines[:count], here)
+    return _summarize(kind, lines[:count], here)
 
 
-def _sum_up(kind: Kind, lines: list[dict[str, Any]], here: Path) -> Verdict:
-    outcomes = Counter(line["outcome"] for line in lines)
-    good = outcomes["caught"] + outcomes["harmless"]
-    bad = Counter(line["why"][:200] for line in lines if line["outcome"] not in ("caught", "harmless"))
+def _summarize(kind: Kind, lines: list[dict[str, Any]], here: Path) -> Verdict:
+    counts = Counter(line["outcome"] for line in lines)
+    good = counts["detected"] + counts["harmless"]
+    bad = Counter(line["why"][:200] for line in lines if line["outcome"] not in ("detected", "harmless"))
     why = "; ".join(f"{times} x {text}" for text, times in bad.most_common(5))
-    notes = {"caught": outcomes["caught"], "without meaning": outcomes["harmless"]}
-    notes |= {"unnoticed": outcomes["unnoticed"], "ended badly": outcomes["failed"]}
+    notes = {"detected": counts["detected"], "without effect": counts["harmless"]}
+    notes |= {"undetected": counts["undetected"], "failed": counts["failed"]}
     shutil.rmtree(here, ignore_errors=True)
     return Verdict("flips", kind.name, f"{len(lines)} flips, {here.name}", why, len(lines), good, notes)
 
 
 def batch(number: str, count: str, first: str, salt: str, folder: str, copy: str) -> None:
-    """Flips ``first`` to ``count`` of a batch, in a process of its own; a line each in told.jsonl."""
+    """Run flips ``first`` to ``count`` of a batch in this process; write one line each to outcomes.jsonl."""
     kind, here = KINDS[int(number)], Path(folder)
     if kind.make:
         kind.make(here)
         path = next(here.glob(kind.file))
     else:
         path = Path(copy) / kind.file if kind.file else Path(copy)
-    whole = path.read_bytes()
-    meaning = kind.meaning(whole)
+    original = path.read_bytes()
+    meaning = kind.meaning(original)
     rng = random.Random(f"{number} {salt}")
-    bits = [rng.randrange(8 * len(whole)) for _ in range(int(count))]
-    with (here / "told.jsonl").open("a") as told:
+    bits = [rng.randrange(8 * len(original)) for _ in range(int(count))]
+    with (here / "outcomes.jsonl").open("a") as log:
         for bit in bits[int(first) :]:
             if kind.make:
                 kind.make(here)
-            line = judge(kind, here, path, whole, meaning, bit)
-            told.write(json.dumps(line) + "\n")
-            told.flush()
+            line = check_flip(kind, here, path, original, meaning, bit)
+            log.write(json.dumps(line) + "\n")
+            log.flush()
 
 
-def judge(kind: Kind, here: Path, path: Path, whole: bytes, meaning: Any, bit: int) -> dict[str, str]:
-    """What becomes of one flip."""
+def check_flip(kind: Kind, here: Path, path: Path, original: bytes, meaning: Any, bit: int) -> dict[str, str]:
+    """Return the outcome of one flip."""
     from avvp_dist.errors import AvvpError
 
-    content = bytearray(whole)
+    content = bytearray(original)
     content[bit // 8] ^= 1 << bit % 8
     replace(path, bytes(content))
     names = (path.name, path.parent.name)
     try:
-        said = kind.read(here, path)
-    except (AvvpError, Refused) as error:
+        output = kind.read(here, path)
+    except (AvvpError, RejectedError) as error:
         if kind.named and not any(name in str(error) for name in names):
-            return {"outcome": "failed", "why": f"refused without the name of the file: {str(error)[:200]}"}
-        return {"outcome": "caught", "why": ""}
+            return {"outcome": "failed", "why": f"rejected without naming the file: {str(error)[:200]}"}
+        return {"outcome": "detected", "why": ""}
     except BaseException as error:
         return {"outcome": "failed", "why": f"{type(error).__name__}: {error}"}
-    if any(name in said for name in names):
-        return {"outcome": "caught", "why": ""}
+    if any(name in output for name in names):
+        return {"outcome": "detected", "why": ""}
     try:
         same = kind.meaning(bytes(content)) == meaning
     except Exception:
         same = False
-    return {"outcome": "harmless", "why": ""} if same else {"outcome": "unnoticed", "why": "used without a word"}
+    return {"outcome": "harmless", "why": ""} if same else {"outcome": "undetected", "why": "used without a message"}

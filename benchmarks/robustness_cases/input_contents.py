@@ -1,4 +1,4 @@
-"""Files that can be read and say what cannot be: index, labels, ratios, labels of segments, annotations, runs."""
+"""Readable files with invalid content: index, labels, ratios, segment-level labels, annotations, runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.robustness_cases.fixtures import Damage, Fixtures, array, arrays, edited, holding, remove, replace
 from benchmarks.robustness_cases.inputs import BadInput
-from benchmarks.robustness_cases.material import Damage, Material, array, arrays, edited, holding, remove, replace
 
 _RUN = "output={here}/out {small}"
 _NAN = float("nan")
 
 
 def _set(*path: str | int, value: Any) -> Damage:
-    """Gives one place of a JSON file another value."""
+    """Return a function that sets one value of a JSON file."""
 
     def change(content: Any) -> None:
         for key in path[:-1]:
@@ -30,7 +30,7 @@ def _set(*path: str | int, value: Any) -> Damage:
 
 
 def _without(*path: str | int) -> Damage:
-    """Takes one place of a JSON file away."""
+    """Return a function that deletes one value of a JSON file."""
 
     def change(content: Any) -> None:
         for key in path[:-1]:
@@ -41,7 +41,7 @@ def _without(*path: str | int) -> Damage:
 
 
 def _twice(*path: str | int) -> Damage:
-    """Lists the first element of a JSON array again in place of the second."""
+    """Return a function that replaces the second element of a JSON array with the first."""
 
     def change(content: Any) -> None:
         for key in path:
@@ -52,27 +52,27 @@ def _twice(*path: str | int) -> Damage:
 
 
 INDEX: Mapping[str, Damage] = {
-    "a class twice": _twice("classes"),
-    "a class less": _without("classes", 0),
+    "duplicate class": _twice("classes"),
+    "missing class": _without("classes", 0),
     "no classes": _set("classes", value=[]),
     "overlapping streams": _set("streams", 1, "offset", value=0),
-    "a stream twice": _twice("streams"),
+    "duplicate stream": _twice("streams"),
     "a gap between streams": _set("streams", 2, "offset", value=10**6),
     "a stream of width 0": _set("streams", 0, "dim", value=0),
     "a stream of 2^40": _set("streams", 0, "dim", value=2**40),
     "no streams": _set("streams", value=[]),
-    "a shard twice": _twice("shards"),
-    "a shard elsewhere": _set("shards", 0, "name", value="../../etc/train-000000.tar"),
-    "a hash that is none": _set("shards", 0, "sha256", value="0"),
-    "another hash": _set("shards", 0, "sha256", value="0" * 64),
-    "samples too many": _set("shards", 0, "samples", value=9),
-    "bytes too few": _set("shards", 0, "bytes", value=512),
+    "duplicate shard": _twice("shards"),
+    "shard in another folder": _set("shards", 0, "name", value="../../etc/train-000000.tar"),
+    "invalid hash": _set("shards", 0, "sha256", value="0"),
+    "wrong hash": _set("shards", 0, "sha256", value="0" * 64),
+    "too many samples": _set("shards", 0, "samples", value=9),
+    "too few bytes": _set("shards", 0, "bytes", value=512),
     "segments 0": _set("segments", value=0),
     "segments 2^31": _set("segments", value=2**31),
     "segments negative": _set("segments", value=-10),
     "segments a word": _set("segments", value="ten"),
-    "another split": _set("shards", 0, "split", value="trian"),
-    "a newer version": _set("schema_version", value=99),
+    "unknown split": _set("shards", 0, "split", value="trian"),
+    "newer version": _set("schema_version", value=99),
     "no version": _without("schema_version"),
     "markup": _set("dataset", value="[/red]\x1b[31m"),
     "null": edited(lambda content: [None]),
@@ -82,7 +82,7 @@ INDEX: Mapping[str, Damage] = {
 
 
 def _rows(change: Callable[[list[dict[str, Any]]], None]) -> Damage:
-    """Changes rows of labels.parquet."""
+    """Return a function that changes rows of labels.parquet."""
 
     def edit(path: Path) -> None:
         table = pq.ParquetFile(path).read()
@@ -95,18 +95,18 @@ def _rows(change: Callable[[list[dict[str, Any]]], None]) -> Damage:
 
 
 LABELS: Mapping[str, Damage] = {
-    "a video twice": _rows(lambda rows: rows[1].update(id=rows[0]["id"])),
-    "a row less": _rows(lambda rows: rows.pop()),
+    "duplicate video": _rows(lambda rows: rows[1].update(id=rows[0]["id"])),
+    "missing row": _rows(lambda rows: rows.pop()),
     "no rows": _rows(lambda rows: rows.clear()),
-    "a class beyond": _rows(lambda rows: rows[0].update(weak=[99])),
-    "another weak label": _rows(lambda rows: rows[0].update(weak=[(rows[0]["weak"][0] + 1) % 25])),
-    "an event beyond": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 5, "offset": 99}])),
-    "an event backwards": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 7, "offset": 3}])),
-    "a place swapped": _rows(lambda rows: rows[0].update(offset=rows[1]["offset"])),
-    "a place negative": _rows(lambda rows: rows[0].update(offset=-1)),
-    "a shard beyond": _rows(lambda rows: rows[0].update(shard=77)),
-    "another order": _rows(lambda rows: rows.reverse()),
-    "other columns": lambda path: (remove(path), pq.write_table(pa.table({"id": ["a"]}), path))[0],
+    "class out of range": _rows(lambda rows: rows[0].update(weak=[99])),
+    "wrong weak label": _rows(lambda rows: rows[0].update(weak=[(rows[0]["weak"][0] + 1) % 25])),
+    "event out of range": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 5, "offset": 99}])),
+    "event with negative length": _rows(lambda rows: rows[0].update(audio_events=[{"label": 0, "onset": 7, "offset": 3}])),
+    "wrong offset": _rows(lambda rows: rows[0].update(offset=rows[1]["offset"])),
+    "negative offset": _rows(lambda rows: rows[0].update(offset=-1)),
+    "shard out of range": _rows(lambda rows: rows[0].update(shard=77)),
+    "wrong order": _rows(lambda rows: rows.reverse()),
+    "wrong columns": lambda path: (remove(path), pq.write_table(pa.table({"id": ["a"]}), path))[0],
 }
 
 RATIOS: Mapping[str, Damage] = {
@@ -116,9 +116,9 @@ RATIOS: Mapping[str, Damage] = {
     "above 1": edited(lambda content: _first(content).update({_key(content): 1.5})),
     "a word": edited(lambda content: _first(content).update({_key(content): "much"})),
     "true": edited(lambda content: _first(content).update({_key(content): True})),
-    "a class less": _without("audio", "Dog"),
-    "an unknown class": edited(lambda content: _first(content).update({"[/x] Yodelling": 0.5})),
-    "a modality less": _without("visual"),
+    "missing class": _without("audio", "Dog"),
+    "unknown class": edited(lambda content: _first(content).update({"[/x] Yodelling": 0.5})),
+    "missing modality": _without("visual"),
     "a list": edited(lambda content: [1, 2]),
     "empty": edited(lambda content: {}),
 }
@@ -133,7 +133,7 @@ def _key(content: dict[str, Any]) -> str:
 
 
 def _put(name: str, value: Any) -> Damage:
-    """Gives one value of an array in a .npz file another value, or the array another form."""
+    """Return a function that sets one value of an array in a .npz file, or transforms the array."""
 
     def change(content: dict[str, np.ndarray]) -> None:
         values = content[name].copy()
@@ -153,19 +153,19 @@ REFINED: Mapping[str, Damage] = {
     "infinite": _put("visual", np.inf),
     "complex": _put("audio", lambda values: values.astype(np.complex64) + 1j),
     "words": _put("audio", lambda values: values.astype(str)),
-    "another shape": _put("audio", lambda values: values[:, :5]),
-    "a video less": _put("audio", lambda values: values[1:]),
-    "a video twice": _put("ids", lambda values: np.concatenate([values[:1], values[:-1]])),
+    "wrong shape": _put("audio", lambda values: values[:, :5]),
+    "missing video": _put("audio", lambda values: values[1:]),
+    "duplicate video": _put("ids", lambda values: np.concatenate([values[:1], values[:-1]])),
     "no ids": arrays(lambda content: content.__delitem__("ids")),
-    "about is no JSON": _put("about", lambda values: np.array("{")),
+    "about is not JSON": _put("about", lambda values: np.array("{")),
     "about is empty": _put("about", lambda values: np.array("{}")),
     "windows out of range": _put(
         "about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[0, 99]]}))
     ),
-    "windows backwards": _put(
+    "windows with negative length": _put(
         "about", lambda values: np.array(json.dumps({**json.loads(str(values)), "windows": [[5, 2]]}))
     ),
-    "classes of others": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "classes": ["x"]}))),
+    "other classes": _put("about", lambda values: np.array(json.dumps({**json.loads(str(values)), "classes": ["x"]}))),
 }
 
 RESULT: Mapping[str, Damage] = {
@@ -189,11 +189,11 @@ def _line(text: str, number: int, change: Callable[[str], str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# (file, change, what must be named)
+# (file, change, what the output must name)
 ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
     "no header": ("AVVP_train.csv", _csv(lambda text: text.split("\n", 1)[1]), "AVVP_train.csv"),
     "commas": ("AVVP_train.csv", _csv(lambda text: text.replace("\t", ";")), "AVVP_train.csv"),
-    "an unknown class": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",Yodelling")), "Yodelling"),
+    "unknown class": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",Yodelling")), "Yodelling"),
     "a class in markup": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + ",[/red]")), r"\[/red\]"),
     "an id with escapes": (
         "AVVP_train.csv",
@@ -210,8 +210,16 @@ ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
         _csv(lambda text: _line(text, 2, lambda line: line.split("\t")[0] + "\t")),
         "AVVP_train.csv:3",
     ),
-    "a column more": ("AVVP_train.csv", _csv(lambda text: _line(text, 2, lambda line: line + "\tx")), "AVVP_train.csv:3"),
-    "a video twice": ("AVVP_train.csv", _csv(lambda text: text + text.splitlines()[1] + "\n"), "twice|again|also|already"),
+    "additional column": (
+        "AVVP_train.csv",
+        _csv(lambda text: _line(text, 2, lambda line: line + "\tx")),
+        "AVVP_train.csv:3",
+    ),
+    "duplicate video": (
+        "AVVP_train.csv",
+        _csv(lambda text: text + text.splitlines()[1] + "\n"),
+        "twice|again|also|already|duplicate",
+    ),
     "not UTF-8": ("AVVP_train.csv", _csv(lambda text: text.encode() + b"\xff\xfe\n"), "AVVP_train.csv"),
     "NUL": ("AVVP_train.csv", _csv(lambda text: _line(text, 1, lambda line: line + "\0")), "AVVP_train.csv"),
     "one line of 5 MB": ("AVVP_train.csv", holding("x" * 5_000_000), "AVVP_train.csv"),
@@ -248,8 +256,8 @@ ANNOTATIONS: Mapping[str, tuple[str, Damage, str]] = {
 }
 
 FEATURES: Mapping[str, Damage] = {
-    "another shape": array(lambda: np.zeros((10, 2048), np.float32)),
-    "no axis": array(lambda: np.float32(3.0)),
+    "wrong shape": array(lambda: np.zeros((10, 2048), np.float32)),
+    "scalar": array(lambda: np.float32(3.0)),
     "integers": array(lambda: np.zeros((80, 2048), np.int32)),
     "complex": array(lambda: np.zeros((80, 2048), np.complex64)),
     "words": array(lambda: np.full((80, 2048), "a")),
@@ -265,32 +273,32 @@ FEATURES: Mapping[str, Damage] = {
 }
 
 
-def _in(what: str, file: str, damage: Damage) -> Callable[[Path, Material], None]:
-    def prepare(here: Path, material: Material) -> None:
-        copy = material.copy(what, here)
+def _in(what: str, file: str, damage: Damage) -> Callable[[Path, Fixtures], None]:
+    def prepare(here: Path, fixtures: Fixtures) -> None:
+        copy = fixtures.copy(what, here)
         damage(copy / file if file else copy)
 
     return prepare
 
 
-def _annotated(file: str, damage: Damage) -> Callable[[Path, Material], None]:
-    def prepare(here: Path, material: Material) -> None:
-        for source in material.paths["raw"].glob("*.csv"):
+def _annotated(file: str, damage: Damage) -> Callable[[Path, Fixtures], None]:
+    def prepare(here: Path, fixtures: Fixtures) -> None:
+        for source in fixtures.paths["raw"].glob("*.csv"):
             replace(here / "annotations" / source.name, source.read_bytes())
         damage(here / "annotations" / file)
 
     return prepare
 
 
-def _carriage_returns(here: Path, material: Material) -> None:
-    """Files as old Macs wrote them, of which the header seems to be all."""
-    for source in material.paths["raw"].glob("*.csv"):
+def _carriage_returns(here: Path, fixtures: Fixtures) -> None:
+    """Write files with carriage returns as line ends, which look like a single header line."""
+    for source in fixtures.paths["raw"].glob("*.csv"):
         replace(here / "annotations" / source.name, source.read_text().replace("\n", "\r"))
 
 
-def _featured(damage: Damage) -> Callable[[Path, Material], None]:
-    def prepare(here: Path, material: Material) -> None:
-        source = material.paths["feats"]
+def _featured(damage: Damage) -> Callable[[Path, Fixtures], None]:
+    def prepare(here: Path, fixtures: Fixtures) -> None:
+        source = fixtures.paths["feats"]
         for path in sorted(source.rglob("*.npy")):
             target = here / "features" / "feats" / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -301,18 +309,18 @@ def _featured(damage: Damage) -> Callable[[Path, Material], None]:
 
 
 def cases() -> Iterator[BadInput]:
-    """All cases of this module."""
+    """Yield all cases of this module."""
     for name, damage in INDEX.items():
         for words in (
             "data inspect {here}/tiny",
             "data verify {here}/tiny --workers 1",
             f"train han data={{here}}/tiny {_RUN}",
         ):
-            # another hash of a shard is the shard's: which of both is wrong cannot be told
+            # a wrong hash is reported for the shard: which of the two is wrong is unknown
             named = r"index\.json|train-000000\.tar|labels\.parquet"
             leaves = r"out(/config\.yaml)?$" if words.startswith("train") else ""
-            if words.startswith("data inspect") and name in ("another hash", "markup"):
-                continue  # it reads no shard, and names are its own affair
+            if words.startswith("data inspect") and name in ("wrong hash", "markup"):
+                continue  # this command reads no shard and accepts any name
             yield BadInput(
                 "contents, index", words, named, (_in("tiny", "index.json", damage),), note=name, may_leave=leaves
             )
@@ -331,12 +339,12 @@ def cases() -> Iterator[BadInput]:
         for words in ("evaluate {here}/run", "compare {here}/run {other}"):
             yield BadInput("contents, runs", words, r"result\.json", (_in("run", "result.json", damage),), note=name)
     pack = "data pack llp --annotations {here}/annotations --features {raw} --out {here}/out --workers 1"
-    for name, (file, damage, says) in ANNOTATIONS.items():
+    for name, (file, damage, expects) in ANNOTATIONS.items():
         for words in ("data check llp --annotations {here}/annotations --limit 5", pack):
             yield BadInput(
-                "contents, annotations", words, says, (_annotated(file, damage),), note=name, may_leave=r".*problems"
+                "contents, annotations", words, expects, (_annotated(file, damage),), note=name, may_leave=r".*problems"
             )
-    for words in ("data check llp --annotations {here}/annotations", pack):  # may be read, as the field's other line ends
+    for words in ("data check llp --annotations {here}/annotations", pack):  # can be accepted, since it is a valid line end
         yield BadInput("contents, annotations", words, "AVVP_train|videos", (_carriage_returns,), codes=(0, 2), note="CR")
     for name, damage in FEATURES.items():
         for words in (

@@ -1,4 +1,4 @@
-"""Sweep files and table files that are YAML and cannot be run."""
+"""Sweep files and table files that are valid YAML but invalid sweeps and tables."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.robustness_cases.fixtures import Fixtures, replace
 from benchmarks.robustness_cases.inputs import BadInput
-from benchmarks.robustness_cases.material import Material, replace
 
 _NAN = float("nan")
 _SWEEP = {"title": "t", "recipe": "jomold", "space": {"method.temperature": {"grid": [0.1, 0.2]}}, "seeds": [1]}
-# key -> (value, what must be named)
+# name -> (changed keys, what the output must name)
 SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
     "unknown metric": ({"metric": "segment.tpye"}, "segment.tpye"),
     "unknown mode": ({"mode": "largest"}, "mode"),
@@ -29,7 +29,7 @@ SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
         {"space": {"method.temperature": {"uniform": [_NAN, 1]}}, "search": {"name": "random"}},
         "uniform|temperature",
     ),
-    "bounds backwards": ({"space": {"method.temperature": {"uniform": [2, 1]}}, "search": {"name": "random"}}, "uniform"),
+    "reversed bounds": ({"space": {"method.temperature": {"uniform": [2, 1]}}, "search": {"name": "random"}}, "uniform"),
     "tiny step": ({"space": {"method.temperature": {"uniform": [0, 1], "step": 1e-12}}}, "step|temperature|settings"),
     "a seed of 2^70": ({"seeds": [2**70]}, "seed"),
     "a negative seed": ({"seeds": [-1]}, "seeds"),
@@ -48,7 +48,7 @@ _TABLE = {
 }
 TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"rows": []}, "rows"),
-    "a row twice": ({"rows": [_TABLE["rows"][0]] * 2}, "twice"),
+    "duplicate row": ({"rows": [_TABLE["rows"][0]] * 2}, "twice|duplicate"),
     "unknown recipe": ({"rows": [{**_TABLE["rows"][0], "recipe": "nosuch"}]}, "nosuch"),
     "unknown protocol": ({"rows": [{**_TABLE["rows"][0], "protocol": "nosuch"}]}, "protocol"),
     "bad override": ({"rows": [{**_TABLE["rows"][0], "overrides": ["optim.lr=inf"]}]}, "optim.lr"),
@@ -57,16 +57,16 @@ TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def _yaml(content: Mapping[str, Any]) -> Callable[[Path, Material], None]:
-    text = json.dumps(content).replace("Infinity", ".inf").replace("NaN", ".nan")  # JSON is YAML but for these
+def _yaml(content: Mapping[str, Any]) -> Callable[[Path, Fixtures], None]:
+    text = json.dumps(content).replace("Infinity", ".inf").replace("NaN", ".nan")  # JSON is YAML, except for these
     return lambda here, _: replace(here / "file.yaml", text)
 
 
 def cases() -> Iterator[BadInput]:
-    """All cases of this module."""
-    for name, (more, says) in SWEEPS.items():
+    """Yield all cases of this module."""
+    for name, (more, expects) in SWEEPS.items():
         words = "sweep {here}/file.yaml data={tiny} --dry-run --output {here}/out"
-        yield BadInput("contents, sweeps", words, says, (_yaml({**_SWEEP, **more}),), note=name)
-    for name, (more, says) in TABLES.items():
+        yield BadInput("contents, sweeps", words, expects, (_yaml({**_SWEEP, **more}),), note=name)
+    for name, (more, expects) in TABLES.items():
         words = "table {here}/file.yaml --data {tiny} --output {here}/out --seeds 1 --epochs 1"
-        yield BadInput("contents, tables", words, says, (_yaml({**_TABLE, **more}),), note=name)
+        yield BadInput("contents, tables", words, expects, (_yaml({**_TABLE, **more}),), note=name)

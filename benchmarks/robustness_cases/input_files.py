@@ -1,4 +1,4 @@
-"""Files that are missing, damaged or of the wrong kind, and targets that cannot be written."""
+"""Files that are missing, damaged or of the wrong type, and targets that cannot be written."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.robustness_cases.fixtures import REPLACEMENTS, Damage, Fixtures, fifo, folder, inverted, loop, replace
 from benchmarks.robustness_cases.inputs import BadInput
-from benchmarks.robustness_cases.material import DAMAGES, Damage, Material, fifo, folder, inverted, loop, replace
 
 _SMALL_RUN = "output={here}/out {small}"
-_ALL = tuple(DAMAGES)
+_ALL = tuple(REPLACEMENTS)
 _SOME = ("missing", "half", "binary", "folder", "fifo")
-_NOT_MISSING = tuple(name for name in DAMAGES if name != "missing")
+_NOT_MISSING = tuple(name for name in REPLACEMENTS if name != "missing")
 
-# (what is copied, file in it, damages, commands, what the answer must name beside the file)
+# (what is copied, file in it, damages, commands)
 READ: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("tiny", "index.json", _ALL, ("data inspect {here}/tiny",)),
     (
@@ -65,14 +65,14 @@ READ: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
         ("data labels --data {data} --audio {here}/audio --visual {visual} --out {here}/labels.npz",),
     ),
 )
-# a damaged file of scores is told, and the rest compared
+# a damaged file of scores is reported, and the rest is compared
 PER_VIDEO = (*_NOT_MISSING, "inverted")
 
 FEATURES = ("missing", "empty", "half", "text", "folder", "loop", "fifo")
 _PACK = "data pack llp --annotations {raw} --features {here}/features --out {here}/out --workers 1"
 _CHECK = "data check llp --annotations {raw} --features {here}/features --workers 1"
 
-# command with TARGET -> what else a refusal may name
+# command with TARGET -> alternative text that the message can name
 TARGETS = {
     "evaluate {run} --json TARGET": "json",
     "compare {run} {other} --csv TARGET": "csv",
@@ -97,44 +97,44 @@ def _recipe(path: Path) -> None:
     replace(path, "recipe: han\nmodel: {name: han}\nmethod: {name: han}\n")
 
 
-def _copied(what: str, file: str, damage: str) -> Callable[[Path, Material], None]:
-    """A step that damages one file of a copy."""
-    change: Damage = {**DAMAGES, "inverted": inverted}[damage]
+def _copied(what: str, file: str, damage: str) -> Callable[[Path, Fixtures], None]:
+    """Return a step that damages one file of a copy."""
+    change: Damage = {**REPLACEMENTS, "inverted": inverted}[damage]
 
-    def prepare(here: Path, material: Material) -> None:
+    def prepare(here: Path, fixtures: Fixtures) -> None:
         if what == "recipe":
             path = here / "recipe.yaml"
             _recipe(path)
         elif what == "sweep.json":
             path = here / "sweep.json"
             replace(path, "{}")
-            material.copy("run", here / "runs")
+            fixtures.copy("run", here / "runs")
         elif what == "annotations":
-            for source in material.paths["raw"].glob("*.csv"):
+            for source in fixtures.paths["raw"].glob("*.csv"):
                 replace(here / "annotations" / source.name, source.read_bytes())
             path = here / "annotations" / file
         else:
-            copy = material.copy(what, here)
+            copy = fixtures.copy(what, here)
             path = (next(iter(sorted(copy.glob("*.npy")))) if file == "FIRST.npy" else copy / file) if file else copy
         change(path)
 
     return prepare
 
 
-def _features(damage: str) -> Callable[[Path, Material], None]:
-    def prepare(here: Path, material: Material) -> None:
-        source = material.paths["feats"]
+def _features(damage: str) -> Callable[[Path, Fixtures], None]:
+    def prepare(here: Path, fixtures: Fixtures) -> None:
+        source = fixtures.paths["feats"]
         for path in sorted(source.rglob("*.npy")):
             target = here / "features" / "feats" / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.hardlink_to(path)
-        DAMAGES[damage](next(iter(sorted((here / "features" / "feats" / "res152").glob("*.npy")))))
+        REPLACEMENTS[damage](next(iter(sorted((here / "features" / "feats" / "res152").glob("*.npy")))))
 
     return prepare
 
 
-def _places(here: Path, _: Material) -> None:
-    """Places where nothing can be written."""
+def _unwritable_paths(here: Path, _: Fixtures) -> None:
+    """Create paths that cannot be written."""
     replace(here / "file", "a file\n")
     loop(here / "loop")
     folder(here / "folder")
@@ -147,24 +147,24 @@ _UNWRITABLE = {
     "below proc": "/proc/nothing/x",
     "name too long": "{here}/" + "n" * 300,
 }
-# no devices among them: a command that renames a file onto one takes it away from the machine
+# no devices, since a command that renames a file onto a device would remove it from the machine
 _NO_FILE = {"a folder": "{here}/folder", "a loop": "{here}/loop", "a pipe": "{here}/fifo"}
 _NO_FOLDER = {"a file": "{here}/file", "a loop": "{here}/loop"}
 
 
 def cases() -> Iterator[BadInput]:
-    """All cases of this module."""
+    """Yield all cases of this module."""
     for what, file, damages, commands in READ:
         for damage in damages:
             for words in commands:
                 name = {"labels": "labels.npz", "recipe": "recipe.yaml"}.get(what, file or what)
-                says = r"\.npy" if file == "FIRST.npy" else re.escape(name)
-                # a training claims its folder before it reads the shards
+                expects = r"\.npy" if file == "FIRST.npy" else re.escape(name)
+                # a training creates its folder before it reads the shards
                 leaves = r"out(/config\.yaml)?$" if file.endswith(".tar") and words.startswith("train") else ""
                 yield BadInput(
                     f"files, {name if file != 'FIRST.npy' else 'labels'}",
                     words,
-                    says,
+                    expects,
                     prepare=(_copied(what, file, damage),),
                     may_leave=leaves,
                     note=f"{name}: {damage}",
@@ -186,8 +186,8 @@ def cases() -> Iterator[BadInput]:
         for words, option in table.items():
             for note, place in {**_UNWRITABLE, **places}.items():
                 written = [word.replace("TARGET", place) for word in words.split(" ")]
-                says = f"{option}|{re.escape(place.replace('{here}/', ''))[:60]}"
-                # a link to itself may be replaced by a file
+                expects = f"{option}|{re.escape(place.replace('{here}/', ''))[:60]}"
+                # a link to itself can be replaced by a file
                 codes = (0, 2) if place == "{here}/loop" and table is TARGETS else (2,)
-                says = "" if 0 in codes else says
-                yield BadInput("targets", written, says, prepare=(_places,), note=note, codes=codes, seconds=30)
+                expects = "" if 0 in codes else expects
+                yield BadInput("targets", written, expects, prepare=(_unwritable_paths,), note=note, codes=codes, seconds=30)

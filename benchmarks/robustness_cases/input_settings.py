@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.robustness_cases.fixtures import Fixtures
 from benchmarks.robustness_cases.inputs import BadInput
-from benchmarks.robustness_cases.material import Material
 
 _TRAIN = "train jomold data={tiny} output={here}/out {small}"
 _HUGE = str(2**70)
 
-# override -> what the answer must name
+# override -> what the output must name
 OVERRIDES = {
     "seed=-1": "seed",
     f"seed={_HUGE}": "seed",
@@ -296,7 +296,7 @@ OPTIONS = {
     "frobnicate": "frobnicate",
     "train jomold --frobnicate": "frobnicate",
 }
-_OTHER_CODES = {  # documented: the doctor and sync say 1 for what is not as it should be
+_OTHER_CODES = {  # documented: doctor and sync end with exit code 1 if a check or sending fails
     "doctor data={here}/none output={here}/out tracking=none": (1, 2),
 }
 
@@ -306,37 +306,37 @@ def _file(content: str | bytes) -> tuple:
     return (lambda here, _: (here / "file.yaml").write_bytes(data),)
 
 
-def _databases(here: Path, _: Material) -> None:
-    (here / "text.db").write_text("this is no database\n" * 300)
+def _databases(here: Path, _: Fixtures) -> None:
+    (here / "text.db").write_text("not a database\n" * 300)
     (here / "folder").mkdir()
 
 
 def cases() -> Iterator[BadInput]:
-    """All cases of this module."""
-    for override, says in OVERRIDES.items():
-        yield BadInput("settings", [*_TRAIN.split(" "), override], says)
-    for name, (content, says) in YAML.items():
+    """Yield all cases of this module."""
+    for override, expects in OVERRIDES.items():
+        yield BadInput("settings", [*_TRAIN.split(" "), override], expects)
+    for name, (content, expects) in YAML.items():
         for command, words in _READERS.items():
             if command != "config" and name not in _EVERYWHERE:
                 continue
-            also = "|file.yaml" if command in ("sweep", "table") else ""  # other keys are missing, too
-            yield BadInput(f"YAML, {command}", words, says + also, prepare=_file(content), seconds=10, note=name)
-    for url, says in URLS.items():
+            also = "|file.yaml" if command in ("sweep", "table") else ""  # other keys are missing as well
+            yield BadInput(f"YAML, {command}", words, expects + also, prepare=_file(content), seconds=10, note=name)
+    for url, expects in URLS.items():
         for words in _URL_PLACES.values():
-            yield BadInput("URLs", [word.replace("URL", url) for word in words.split(" ")], says)
+            yield BadInput("URLs", [word.replace("URL", url) for word in words.split(" ")], expects)
     for url in ("s3://", "foo://bar", "/proc/nothing/x", "s3://user:password@bucket/x", "http://127.0.0.1:9/x"):
-        says = url.split("/")[0] + "|credentials|/proc"
+        expects = url.split("/")[0] + "|credentials|/proc"
         words = ["train", "han", "data={tiny}", "{small}"]
-        yield BadInput("URLs", [*words, f"output={url}"], says)
-        yield BadInput("URLs", [*words, "output={here}/out", f"store={url}"], says)
-        yield BadInput("URLs", ["data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1"], says)
+        yield BadInput("URLs", [*words, f"output={url}"], expects)
+        yield BadInput("URLs", [*words, "output={here}/out", f"store={url}"], expects)
+        yield BadInput("URLs", ["data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1"], expects)
         pack = ["data", "pack", "llp", "--annotations", "{raw}", "--features", "{raw}", "--workers", "1"]
-        yield BadInput("URLs", [*pack, "--out", url], says)
+        yield BadInput("URLs", [*pack, "--out", url], expects)
     untracked = _TRAIN.replace("{small}", "train.epochs=1 model.width=8 model.feedforward=8 train.device=cpu")
-    for uri, says in TRACKING.items():
+    for uri, expects in TRACKING.items():
         words = [*untracked.split(" "), f"tracking.uri={uri}", "tracking.flush_timeout=2"]
-        yield BadInput("tracking URIs", words, says, prepare=(_databases,), seconds=40)
-    for _, env, words, says in ENVIRONMENTS:
-        yield BadInput("environment", words, says, env=env, seconds=60, cold="WORLD_SIZE" in env or "RAY_ADDRESS" in env)
-    for words, says in OPTIONS.items():
-        yield BadInput("options", words, says, codes=_OTHER_CODES.get(words, (2,)))
+        yield BadInput("tracking URIs", words, expects, prepare=(_databases,), seconds=40)
+    for _, env, words, expects in ENVIRONMENTS:
+        yield BadInput("environment", words, expects, env=env, seconds=60, cold="WORLD_SIZE" in env or "RAY_ADDRESS" in env)
+    for words, expects in OPTIONS.items():
+        yield BadInput("options", words, expects, codes=_OTHER_CODES.get(words, (2,)))

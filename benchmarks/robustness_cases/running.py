@@ -1,4 +1,4 @@
-"""Runs commands of avvp_dist: in forks of warm processes, or as processes of their own."""
+"""Runs commands of avvp_dist: in forks of warm processes, or in new processes."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-KEPT = 200_000
-"""Characters of a stream that are kept; its size is measured all the same."""
+MAX_CHARACTERS = 200_000
+"""Characters of a stream that are kept; its whole size is measured."""
 MEMORY = 6 << 30
-"""Bytes of data that a command may allocate (RLIMIT_DATA)."""
+"""Bytes of data that a command can allocate (RLIMIT_DATA)."""
 _ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A command that has ended.
+    """The result of a command.
 
     Attributes:
-        code: exit code; minus the signal that ended it.
-        out, err: what it wrote, the first `KEPT` characters.
-        size: bytes of both.
-        timed_out: whether it was ended at its limit of time.
+        code: exit code; the negative signal number if a signal ended it.
+        out, err: its output, the first `MAX_CHARACTERS` characters.
+        size: bytes of both streams.
+        timed_out: whether it was killed at its time limit.
     """
 
     words: tuple[str, ...]
@@ -54,11 +54,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal, and when it is sent: after so many seconds, once so many files match a pattern."""
+    """A signal, sent after ``after`` seconds and once at least ``count`` files match ``pattern``."""
 
     signal: int
     after: float = 0.0
-    seen: str = "/"
+    pattern: str = "/"
     count: int = 1
 
 
@@ -66,11 +66,11 @@ class Runner:
     """Warm processes, each of which runs one command at a time.
 
     Args:
-        folder: for home, cache and temporary files of all commands, and what they write to their streams.
-        processes: how many.
+        folder: holds home, cache, temporary files and output of all commands.
+        processes: number of warm processes.
 
     Attributes:
-        at_end: what ends with it, such as servers that cases need.
+        at_end: callbacks at its end, such as those that stop servers.
     """
 
     def __init__(self, folder: Path, processes: int = 2) -> None:
@@ -80,7 +80,7 @@ class Runner:
         self._free: queue.Queue[subprocess.Popen[str]] = queue.Queue()
         self._numbers = iter(range(10**9))
         self._lock = threading.Lock()
-        for name in ("home", "tmp", "cache", "said"):
+        for name in ("home", "tmp", "cache", "output"):
             (folder / name).mkdir(parents=True)
         starting = [self._start() for _ in range(processes)]
         for process in starting:
@@ -98,7 +98,7 @@ class Runner:
             process.wait(30)
 
     def environment(self, more: Mapping[str, str | None] | None = None) -> dict[str, str]:
-        """What commands see of this process's environment, with ``more``; a value of None takes a name away."""
+        """Return the environment of commands, with ``more``; a value of None removes a variable."""
         env: dict[str, str | None] = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(_ROOT),
@@ -127,20 +127,20 @@ class Runner:
         pictures: bool = True,
         call: str | None = None,
     ) -> Result:
-        """Runs a command in a fork of a warm process, to its end.
+        """Run a command in a fork of a warm process, to its end.
 
         Args:
-            words: of the command, without ``avvp``.
+            words: the command, without ``avvp``.
             cwd: its working directory.
-            env: on top of `environment`.
-            seconds: after which it is killed.
-            kill: a signal to send meanwhile.
+            env: additions to `environment`.
+            seconds: time limit, after which it is killed.
+            kill: a signal to send while it runs.
             memory: limit of RLIMIT_DATA.
             file_size: limit of RLIMIT_FSIZE.
-            pictures: False spares a run the pictures of its scores, the longest part of a small one.
-            call: ``module:function`` to be called with ``words`` in place of a command.
+            pictures: False skips the figures of a run, which take most of the time of a small one.
+            call: ``module:function`` to call with ``words`` instead of a command.
         """
-        said = self._said()
+        output = self._output_path()
         job: dict[str, Any] = {
             "words": list(words),
             "cwd": str(cwd),
@@ -150,7 +150,7 @@ class Runner:
             "memory": memory,
             "file_size": file_size,
             "pictures": pictures,
-            "said": str(said),
+            "output": str(output),
         }
         process = self._free.get()
         try:
@@ -163,7 +163,7 @@ class Runner:
             self._free.put(process if process.poll() is None else self._ready(self._start()))
         if reply is None:
             raise RuntimeError(f"the warm process ended while it ran {words}")
-        return self._result(words, reply["code"], said, reply["seconds"], reply["timed_out"])
+        return self._result(words, reply["code"], output, reply["seconds"], reply["timed_out"])
 
     def cold(
         self,
@@ -175,10 +175,10 @@ class Runner:
         when: Callable[[], object] | None = None,
         act: Callable[[subprocess.Popen[bytes]], None] | None = None,
     ) -> Result:
-        """Runs ``python -m avvp_dist`` as a process of its own; calls ``act`` once, as soon as ``when`` is true."""
-        said = self._said()
+        """Run ``python -m avvp_dist`` in a new process; call ``act`` once, as soon as ``when`` returns true."""
+        output = self._output_path()
         started = time.monotonic()
-        with open(f"{said}.out", "wb") as out, open(f"{said}.err", "wb") as err:
+        with open(f"{output}.out", "wb") as out, open(f"{output}.err", "wb") as err:
             process = subprocess.Popen(
                 [sys.executable, "-m", "avvp_dist", *words],
                 cwd=cwd,
@@ -199,10 +199,13 @@ class Runner:
                 time.sleep(0.01)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        return self._result(words, process.returncode, said, time.monotonic() - started, timed_out)
+        return self._result(words, process.returncode, output, time.monotonic() - started, timed_out)
 
     def map(self, function: Callable[[T], R], items: Iterable[T], done: Callable[[R], None] | None = None) -> list[R]:
-        """``function`` of every item, two more at a time than there are warm processes, since some wait; ``done`` hears."""
+        """Apply ``function`` to every item, with two more threads than warm processes, since some wait.
+
+        ``done`` is called with each result, in one thread at a time.
+        """
 
         def one(item: T) -> R:
             result = function(item)
@@ -214,17 +217,17 @@ class Runner:
         with ThreadPoolExecutor(self.processes + 2) as pool:
             return list(pool.map(one, items))
 
-    def _said(self) -> Path:
+    def _output_path(self) -> Path:
         with self._lock:
-            return self.folder / "said" / str(next(self._numbers))
+            return self.folder / "output" / str(next(self._numbers))
 
-    def _result(self, words: Sequence[str], code: int, said: Path, seconds: float, timed_out: bool) -> Result:
+    def _result(self, words: Sequence[str], code: int, output: Path, seconds: float, timed_out: bool) -> Result:
         texts, size = [], 0
         for name in ("out", "err"):
-            path = Path(f"{said}.{name}")
+            path = Path(f"{output}.{name}")
             size += path.stat().st_size if path.exists() else 0
             with suppress(FileNotFoundError), path.open("rb") as file:
-                texts.append(file.read(KEPT).decode("utf-8", "replace"))
+                texts.append(file.read(MAX_CHARACTERS).decode("utf-8", "replace"))
             path.unlink(missing_ok=True)
         out, err = (*texts, "", "")[:2]
         return Result(tuple(words), code, out, err, size, seconds, timed_out)

@@ -1,4 +1,4 @@
-"""Marked secrets in addresses, environment and files: searched in everything that a command leaves and prints."""
+"""Unique secrets in addresses, environment and files; everything that a command writes or prints is searched for them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.robustness_cases.material import SMALL, Material, replace
-from benchmarks.robustness_cases.report import Verdict, told
+from benchmarks.robustness_cases.fixtures import SMALL, Fixtures, replace
+from benchmarks.robustness_cases.outcomes import Verdict, describe
 from benchmarks.robustness_cases.running import Result
 from benchmarks.robustness_cases.servers import CREDENTIALS, free_port
 
 SECRET = "{secret}"
-"""Placeholder of a marked secret, in words, environment and files."""
-_CLOSED = "127.0.0.1:9"  # nobody listens there
+"""Placeholder of a secret, in command lines, environment and files."""
+_CLOSED = "127.0.0.1:9"  # no process listens on this port
 _TRACKED = (*(word for word in SMALL if word != "tracking=none"), "train.epochs=1", "tracking.flush_timeout=1")
 _TRAIN = ("train", "han", "data={tiny}", "output={here}/out", *_TRACKED)
 
-# every spelling in which an address carries a secret
+# all positions and encodings of a secret in an address
 SPELLINGS = {
     "password": f"http://user:{SECRET}@{_CLOSED}",
     "user name": f"http://{SECRET}@{_CLOSED}",
@@ -92,7 +92,7 @@ YAML = {
     "latin-1": f"# caf\xe9\ntracking:\n  uri: http://user:{SECRET}@{_CLOSED}\n",
     "unknown key": f"recipe: han\ntracking:\n  url: http://user:{SECRET}@{_CLOSED}\n",
     "wrong place": f"recipe: http://user:{SECRET}@{_CLOSED}\nmodel: 3\n",
-    "a password of its own": f"recipe: han\nmodel: {{name: han}}\nmethod: {{name: han}}\ntracking:\n  password: {SECRET}\n",
+    "a password key": f"recipe: han\nmodel: {{name: han}}\nmethod: {{name: han}}\ntracking:\n  password: {SECRET}\n",
 }
 READERS = (
     ("config", "{here}/given.yaml"),
@@ -104,16 +104,16 @@ _SWEEP = '{"title": "t", "recipe": "han", "space": {"optim.lr": {"grid": [0.001]
 
 
 @dataclass(frozen=True)
-class Planted:
-    """One secret in one place of one command.
+class SecretCase:
+    """One command with a secret in one place.
 
     Attributes:
-        kind: what kind of place.
-        name: the case in a line.
-        words: of the command.
-        env, files: what else it sees; files by their name in the case's folder, which are not searched.
-        cold: whether it runs as a process of its own, on a Ray of its own.
-        beside: a folder that is searched, too: where a server keeps what it was told.
+        kind: kind of place, a row of the table.
+        name: one line that identifies the case.
+        words: the command.
+        env, files: its environment and files; files by name in the case's folder, which are not searched.
+        cold: whether it runs in a new process, with its own Ray instance.
+        server_folder: folder of a server, which is searched as well.
     """
 
     kind: str
@@ -122,90 +122,92 @@ class Planted:
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     cold: bool = False
-    beside: Path | None = None
+    server_folder: Path | None = None
 
 
-def run(material: Material, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
-    """A function for each case; those on Ray, which take longest, come first."""
+def run(fixtures: Fixtures, folder: Path, seed: int) -> Iterator[Callable[[], Verdict]]:
+    """Yield a function for each case; those on Ray, which take longest, come first."""
     server = TrackingServer(folder / "server")
-    material.runner.at_end.callback(server.close)
-    cases = list(planted())
+    fixtures.runner.at_end.callback(server.close)
+    cases = list(local_cases())
     random.Random(seed).shuffle(cases)
-    late = list(server.cases())
-    for number, case in enumerate([*on_ray(), *cases, *late]):
-        yield lambda number=number, case=case: _try(case, material, folder / str(number), server if case in late else None)
+    with_server = list(server.cases())
+    for number, case in enumerate([*on_ray(), *cases, *with_server]):
+        yield lambda number=number, case=case: _run_case(
+            case, fixtures, folder / str(number), server if case in with_server else None
+        )
 
 
-def planted() -> Iterator[Planted]:
-    """All cases that need no server and no Ray."""
+def local_cases() -> Iterator[SecretCase]:
+    """Yield the cases that need no server and no Ray."""
     for name, uri in SPELLINGS.items():
-        yield Planted("tracking.uri", f"train, {name}", (*_TRAIN, f"tracking.uri={uri}"))
-        yield Planted("tracking.uri", f"config, {name}", ("config", "han", f"tracking.uri={uri}"))
+        yield SecretCase("tracking.uri", f"train, {name}", (*_TRAIN, f"tracking.uri={uri}"))
+        yield SecretCase("tracking.uri", f"config, {name}", ("config", "han", f"tracking.uri={uri}"))
     for name in ("password", "user name", "password with @", "token", "odd name", "postgresql"):
         uri = SPELLINGS[name]
-        yield Planted("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
-        yield Planted("tracking.uri", f"sync, {name}", ("sync", "{here}/out", "--uri", uri), files=_unsent())
+        yield SecretCase("tracking.uri", f"MLFLOW_TRACKING_URI, {name}", _TRAIN, {"MLFLOW_TRACKING_URI": uri})
+        yield SecretCase("tracking.uri", f"sync, {name}", ("sync", "{here}/out", "--uri", uri), files=_unsent())
         dry = ("sweep", "{here}/given.yaml", "data={tiny}", f"tracking.uri={uri}", "--dry-run", "--output", "{here}/out")
-        yield Planted("tracking.uri", f"sweep --dry-run, {name}", dry, files={"given.yaml": _SWEEP})
+        yield SecretCase("tracking.uri", f"sweep --dry-run, {name}", dry, files={"given.yaml": _SWEEP})
     for name in ("password", "user name", "token"):
         uri = SPELLINGS[name]
-        yield Planted("tracking.uri", f"doctor, {name}", ("doctor", f"tracking={uri}", "output={here}/out"))
+        yield SecretCase("tracking.uri", f"doctor, {name}", ("doctor", f"tracking={uri}", "output={here}/out"))
         words = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
-        yield Planted(
+        yield SecretCase(
             "tracking.uri", f"table, {name}", (*words, "--set", f"tracking.uri={uri}"), files={"given.yaml": _table()}
         )
         recipe = f"recipe: han\nmodel: {{name: han}}\nmethod: {{name: han}}\ntracking: {{name: mlflow, uri: '{uri}'}}\n"
         given = ("train", "{here}/given.yaml", *_TRAIN[2:])
-        yield Planted("tracking.uri", f"recipe, {name}", given, files={"given.yaml": recipe})
+        yield SecretCase("tracking.uri", f"recipe, {name}", given, files={"given.yaml": recipe})
         for command in ("evaluate", "compare", "sync"):
             files = {"run/config.yaml": recipe, "run/result.json": '{"seed": 1, "scores": {}}'}
-            yield Planted("run folder", f"{command}, {name}", (command, "{here}/run"), files=files)
+            yield SecretCase("run folder", f"{command}, {name}", (command, "{here}/run"), files=files)
     env = dict.fromkeys(ENVIRONMENT, SECRET)
-    away = f"tracking.uri=http://{_CLOSED}"
+    unavailable = f"tracking.uri=http://{_CLOSED}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", "--dry-run", "--output", "{here}/out")
     table = ("table", "{here}/given.yaml", "--data", "{tiny}", "--output", "{here}/out", "--seeds", "1", "--epochs", "1")
-    yield Planted("environment", "train", (*_TRAIN, away), env)
-    yield Planted(
+    yield SecretCase("environment", "train", (*_TRAIN, unavailable), env)
+    yield SecretCase(
         "environment", "inspect", ("data", "inspect", "s3://bucket/x", "--storage", f"endpoint=http://{_CLOSED}"), env
     )
-    yield Planted("environment", "doctor", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
-    yield Planted("environment", "sweep --dry-run", sweep, env, {"given.yaml": _SWEEP})
-    yield Planted("environment", "table", (*table, "--set", away), env, {"given.yaml": _table()})
-    yield Planted("environment", "sync", ("sync", "{here}/out", "--uri", f"http://{_CLOSED}"), env, _unsent())
-    yield Planted("environment", "config", ("config", "jomold"), env)
+    yield SecretCase("environment", "doctor", ("doctor", "data={tiny}", f"tracking=http://{_CLOSED}"), env)
+    yield SecretCase("environment", "sweep --dry-run", sweep, env, {"given.yaml": _SWEEP})
+    yield SecretCase("environment", "table", (*table, "--set", unavailable), env, {"given.yaml": _table()})
+    yield SecretCase("environment", "sync", ("sync", "{here}/out", "--uri", f"http://{_CLOSED}"), env, _unsent())
+    yield SecretCase("environment", "config", ("config", "jomold"), env)
     for variable in ("HTTP_PROXY", "HTTPS_PROXY", "AWS_ENDPOINT_URL", "ALL_PROXY"):
         env = {variable: f"http://user:{SECRET}@{_CLOSED}", **CREDENTIALS}
-        yield Planted("environment", f"inspect, {variable}", ("data", "inspect", "s3://bucket/x"), env)
+        yield SecretCase("environment", f"inspect, {variable}", ("data", "inspect", "s3://bucket/x"), env)
     for url in BUCKETS:
         for key, more in URL_KEYS.items():
-            yield Planted("addresses", f"train, {key}", ("train", "han", *more, *SMALL, f"{key}={url}"))
+            yield SecretCase("addresses", f"train, {key}", ("train", "han", *more, *SMALL, f"{key}={url}"))
         for words in (("evaluate", url), ("compare", url), ("sync", url), ("data", "inspect", url), ("data", "verify", url)):
-            yield Planted("addresses", " ".join(words[:-1]), words)
-        yield Planted("addresses", "train, recipe", ("train", f"{url}.yaml"))
-        yield Planted(
+            yield SecretCase("addresses", " ".join(words[:-1]), words)
+        yield SecretCase("addresses", "train, recipe", ("train", f"{url}.yaml"))
+        yield SecretCase(
             "addresses", "data synth", ("data", "synth", url, "--videos", "9", "--layout", "shards", "--workers", "1")
         )
     for override in OVERRIDES:
-        yield Planted("overrides", f"train, {override}", (*_TRAIN, "tracking=none", override))
-        yield Planted("overrides", f"config, {override}", ("config", "han", override))
+        yield SecretCase("overrides", f"train, {override}", (*_TRAIN, "tracking=none", override))
+        yield SecretCase("overrides", f"config, {override}", ("config", "han", override))
     for name, text in YAML.items():
         for words in READERS:
-            yield Planted("YAML", f"{words[0]}, {name}", words, files={"given.yaml": text})
+            yield SecretCase("YAML", f"{words[0]}, {name}", words, files={"given.yaml": text})
 
 
-def on_ray() -> Iterator[Planted]:
-    """A sweep and a training on Ray, every variable of the environment and the tracking server's address marked."""
+def on_ray() -> Iterator[SecretCase]:
+    """Yield a sweep and a training on Ray, with secrets in all variables of the environment and the tracking address."""
     env = {variable: SECRET for variable in ENVIRONMENT if variable != "RAY_AUTH_TOKEN"} | {
         "RAY_AUTH_TOKEN": f"{SECRET}{SECRET}"
     }
     uri = f"tracking.uri={SPELLINGS['password']}"
     sweep = ("sweep", "{here}/given.yaml", "data={tiny}", uri, *_TRACKED, "--output", "{here}/out")
-    yield Planted("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True)
-    yield Planted("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True)
+    yield SecretCase("on Ray", "sweep", sweep, env, {"given.yaml": _SWEEP}, cold=True)
+    yield SecretCase("on Ray", "train", (*_TRAIN, uri, "launch=ray"), env, cold=True)
 
 
 def _unsent() -> dict[str, str]:
-    """A run whose tracking is not sent: what `sync` begins with."""
+    """Return the files of a run with an unsent journal, as input of `sync`."""
     return {"out/tracking/run.json": '{"key": "' + "0" * 32 + '", "started": 1}'}
 
 
@@ -215,16 +217,16 @@ def _table() -> str:
     return json.dumps({"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [row]})
 
 
-def _try(case: Planted, material: Material, here: Path, server: TrackingServer | None) -> Verdict:
+def _run_case(case: SecretCase, fixtures: Fixtures, here: Path, server: TrackingServer | None) -> Verdict:
     here.mkdir(parents=True)
     if server:
         server.wait()
-    marks: dict[str, str] = {}  # by the secret, where it is planted
-    env = {name: _mark(value, name, marks) for name, value in case.env.items()}
-    words = [_mark(word, "the command line", marks) for word in material.expand(case.words, here)]
+    places: dict[str, str] = {}  # secret -> where it was inserted
+    env = {name: _insert(value, name, places) for name, value in case.env.items()}
+    words = [_insert(word, "the command line", places) for word in fixtures.expand(case.words, here)]
     files = {}
     for name, text in case.files.items():
-        files[here / name] = _mark(text, name, marks)
+        files[here / name] = _insert(text, name, places)
         content = files[here / name]
         replace(here / name, content.encode("latin-1" if "\xe9" in content else "utf-8"))
     homes = {"HOME": str(here / "home"), "TMPDIR": str(here / "tmp"), "AVVP_CACHE": str(here / "cache")}
@@ -235,72 +237,74 @@ def _try(case: Planted, material: Material, here: Path, server: TrackingServer |
         homes["RAY_TMPDIR"] = homes["TMPDIR"] = str(ray)
         env |= {"RAY_AUTH_MODE": "token", "AWS_EC2_METADATA_DISABLED": "true"}
     try:
-        run = material.runner.cold if case.cold else material.runner.run
+        run = fixtures.runner.cold if case.cold else fixtures.runner.run
         result = run(
             words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False})
         )
-        places = [here, *([ray] if ray else []), *([case.beside] if case.beside else [])]
-        found = leaks(marks, places, result, set(files))
+        folders = [here, *([ray] if ray else []), *([case.server_folder] if case.server_folder else [])]
+        found = leaks(places, folders, result, set(files))
     finally:
         if ray:
             shutil.rmtree(ray, ignore_errors=True)
-    return _verdict(case, marks, found, result, here)
+    return _verdict(case, places, found, result, here)
 
 
-def _verdict(case: Planted, marks: Mapping[str, str], found: dict[str, list[str]], result: Result, here: Path) -> Verdict:
-    why = "; ".join(f"that of {marks[mark]} is in {', '.join(places[:4])}" for mark, places in found.items())
-    good = len(marks) - len(found)
-    if result.timed_out or (result.code and (case.cold or case.beside)):  # a command that has to do all that it does
+def _verdict(
+    case: SecretCase, places: Mapping[str, str], found: dict[str, list[str]], result: Result, here: Path
+) -> Verdict:
+    why = "; ".join(f"the secret of {places[secret]} is in {', '.join(names[:4])}" for secret, names in found.items())
+    good = len(places) - len(found)
+    if result.timed_out or (result.code and (case.cold or case.server_folder)):  # these commands must succeed
         ended = "did not end" if result.timed_out else f"ended with exit code {result.code}"
         why, good = f"{why}; the command {ended}".lstrip("; "), 0
     if not why:
         shutil.rmtree(here, ignore_errors=True)
-    return Verdict("secrets", case.kind, case.name, why, len(marks), good, output=told(result) if why else "")
+    return Verdict("secrets", case.kind, case.name, why, len(places), good, output=describe(result) if why else "")
 
 
-def _mark(text: str, place: str, marks: dict[str, str]) -> str:
-    """Fills a new marked secret into a text that has a place for one, and notes where."""
+def _insert(text: str, place: str, places: dict[str, str]) -> str:
+    """Replace the placeholder of a text, if it has one, with a new secret, and record its place."""
     if SECRET not in text:
         return text
-    mark = f"Zq{entropy.token_hex(9)}"
-    marks[mark] = place
-    return text.replace(SECRET, mark)
+    secret = f"Zq{entropy.token_hex(9)}"
+    places[secret] = place
+    return text.replace(SECRET, secret)
 
 
-def leaks(marks: Iterable[str], places: Sequence[Path], result: Result, planted_files: set[Path]) -> dict[str, list[str]]:
-    """Where which marked secret is found, in whatever spelling: in the streams, in files, and in archives among them."""
+def leaks(secrets: Iterable[str], folders: Sequence[Path], result: Result, input_files: set[Path]) -> dict[str, list[str]]:
+    """Return where each secret is found, in any encoding: in output, file names, files and archives."""
     found: dict[str, list[str]] = {}
-    spelled = {mark: spellings(mark) for mark in marks}
+    encoded = {secret: encodings(secret) for secret in secrets}
 
     def search(name: str, content: bytes) -> None:
-        for mark, forms in spelled.items():
+        for secret, forms in encoded.items():
             if any(form in content for form in forms):
-                found.setdefault(mark, []).append(name)
+                found.setdefault(secret, []).append(name)
 
     search("the output", result.text.encode())
-    for place in places:
-        for path in place.rglob("*"):
-            search("a file's name", str(path.relative_to(place)).encode())
-            if path.is_file() and not path.is_symlink() and path not in planted_files:
+    for folder in folders:
+        for path in folder.rglob("*"):
+            search("a file's name", str(path.relative_to(folder)).encode())
+            if path.is_file() and not path.is_symlink() and path not in input_files:
                 with suppress(OSError):
                     for content in _contents(path.read_bytes()):
-                        search(str(path.relative_to(place)), content)
-    return {mark: list(dict.fromkeys(names)) for mark, names in found.items()}
+                        search(str(path.relative_to(folder)), content)
+    return {secret: list(dict.fromkeys(names)) for secret, names in found.items()}
 
 
-def spellings(mark: str) -> list[bytes]:
-    """A secret plain, in lower case, backwards, in hexadecimal, and in base64 wherever it begins."""
-    plain = mark.encode()
+def encodings(secret: str) -> list[bytes]:
+    """Return a secret plain, in lower case, reversed, in hexadecimal, and in base64 at any offset."""
+    plain = secret.encode()
     forms = [plain, plain.lower(), plain[::-1], binascii.hexlify(plain)]
     for offset in range(3):
         coded = base64.b64encode(b"\0" * offset + plain + b"\0" * 3)
-        # characters that its neighbours have a part in are left away
+        # without the characters that also depend on neighbouring bytes
         forms.append(coded[4 * offset // 3 + (offset > 0) : 4 * ((offset + len(plain)) // 3)])
     return forms
 
 
 def _contents(content: bytes) -> Iterator[bytes]:
-    """A file's bytes, and those of what it packs."""
+    """Yield the bytes of a file, and of the members of an archive."""
     yield content
     with suppress(OSError, EOFError, ValueError, zipfile.BadZipFile, tarfile.TarError, RuntimeError):
         if content[:2] == b"\x1f\x8b":
@@ -312,7 +316,7 @@ def _contents(content: bytes) -> Iterator[bytes]:
 
 
 class TrackingServer:
-    """A real MLflow server, which takes any password; whatever it is told it keeps in one folder."""
+    """A real MLflow server, which accepts any password and stores everything in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -336,17 +340,17 @@ class TrackingServer:
             start_new_session=True,
         )
 
-    def cases(self) -> Iterator[Planted]:
-        """A training and a sync whose server answers."""
+    def cases(self) -> Iterator[SecretCase]:
+        """Yield trainings whose tracking server is available."""
         uri = f"http://user:{SECRET}@127.0.0.1:{self.port}"
         words = tuple(word for word in _TRAIN if "flush" not in word)
-        yield Planted("answered", "train, password", (*words, f"tracking.uri={uri}"), beside=self.folder)
+        yield SecretCase("tracking server", "train, password", (*words, f"tracking.uri={uri}"), server_folder=self.folder)
         env = dict.fromkeys(ENVIRONMENT, SECRET)
         plain = f"tracking.uri=http://127.0.0.1:{self.port}"
-        yield Planted("answered", "train, environment", (*words, plain), env, beside=self.folder)
+        yield SecretCase("tracking server", "train, environment", (*words, plain), env, server_folder=self.folder)
 
     def wait(self) -> None:
-        """Returns once it answers."""
+        """Wait until the server responds."""
         for _ in range(600):
             with suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
@@ -357,7 +361,7 @@ class TrackingServer:
         raise RuntimeError(f"no MLflow server: {(self.folder / 'log').read_text()[-500:]}")
 
     def close(self) -> None:
-        """Ends it with its workers."""
+        """Stop the server and its workers."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, 15)
         self._process.wait(30)

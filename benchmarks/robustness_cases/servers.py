@@ -17,12 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret", "AWS_DEFAULT_REGION": "us-east-1"}
-"""What moto takes: it asks for a signature and does not check it."""
+"""Credentials for moto, which requires a signature but does not verify it."""
 _SIGNED = "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request"
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens at."""
+    """Return a port of the loopback interface on which no process listens."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
         with closing(socket.socket()) as probe:
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 class Store:
-    """An S3 server in a process of its own, with one bucket."""
+    """An S3 server in a separate process, with one bucket."""
 
     bucket = "robustness"
 
@@ -46,7 +46,7 @@ class Store:
         )
 
     def wait(self) -> None:
-        """Returns once it answers, with an empty bucket."""
+        """Wait until the server responds, and create the bucket."""
         for _ in range(600):
             try:
                 self.request("PUT", "")
@@ -58,35 +58,35 @@ class Store:
         raise RuntimeError("no S3 server: `pip install 'moto[s3,server]'`")
 
     def request(self, method: str, name: str, content: bytes | None = None) -> bytes:
-        """One request for an object of the bucket."""
+        """Send one request for an object of the bucket, and return the body of the response."""
         request = urllib.request.Request(f"{self.endpoint}/{self.bucket}/{name}", content, method=method)
         request.add_header("Authorization", _SIGNED)
-        request.add_header("Content-Type", "application/octet-stream")  # else moto takes the content for a form's
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read()
+        request.add_header("Content-Type", "application/octet-stream")  # otherwise moto parses the content as a form
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.read()
 
     def upload(self, folder: Path, name: str) -> None:
-        """Copies the files right below a folder."""
+        """Upload the files directly below a folder."""
         for path in folder.iterdir():
             if path.is_file():
                 self.request("PUT", f"{name}/{path.name}", path.read_bytes())
 
     def close(self) -> None:
-        """Ends the process."""
+        """Stop the process."""
         self._process.terminate()
         self._process.wait(60)
 
 
 @contextmanager
 def faulty_server(fault: str) -> Iterator[str]:
-    """Address of an HTTP server whose every answer is a status, ``garbage``, ``html``, ``reset`` or ``hang``."""
-    over = threading.Event()
+    """Yield the address of an HTTP server whose every response is a status, ``garbage``, ``html``, ``reset`` or ``hang``."""
+    stopping = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
+        def respond(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if fault == "hang":
-                over.wait(60)
+                stopping.wait(60)
             if fault in ("reset", "hang"):
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
@@ -94,16 +94,16 @@ def faulty_server(fault: str) -> Iterator[str]:
                 return
             status = int(fault) if fault.isdecimal() else 200
             body = {"garbage": b'{"experiment": [', "html": b"<html>login</html>"}.get(fault)
-            body = json.dumps({"error_code": "INTERNAL_ERROR", "message": "as told"}).encode() if body is None else body
+            body = json.dumps({"error_code": "INTERNAL_ERROR", "message": "injected"}).encode() if body is None else body
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
@@ -111,6 +111,6 @@ def faulty_server(fault: str) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        over.set()
+        stopping.set()
         server.shutdown()
         server.server_close()

@@ -1,10 +1,10 @@
-"""A process that has imported torch, avvp_dist and its optional libraries, and forks for every command it is asked to run.
+"""A process that has imported torch, avvp_dist and its optional libraries, and forks for every command that it runs.
 
     python -m benchmarks.robustness_cases.worker
 
-Reads jobs from stdin and writes replies to stdout, one JSON object a line; see `running.Runner`, which starts it. A child is
-a real process with its own limits, environment and working directory; only its imports are already done, which otherwise
-take five seconds of every command.
+Reads jobs from stdin and writes replies to stdout, one JSON object per line; see `running.Runner`, which starts it. A child
+is a process with its own limits, environment and working directory; only its imports, which otherwise take five seconds of
+every command, are already done.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PRELOADED = (
     "avvp_dist.experiments.run",
     "avvp_dist.experiments.comparison",
     "avvp_dist.launch.local",
-    "avvp_dist.report.pictures",
+    "avvp_dist.report.run_figures",
     "avvp_dist.report.compare",
-    "avvp_dist.tracking.spool",
+    "avvp_dist.tracking.tracker",
     "torch._dynamo",
     "torch.utils.tensorboard",
     "pandas",
@@ -52,7 +52,7 @@ _ENVIRONMENT = {  # as `avvp_dist.launch` sets it before ray is imported
 def main() -> None:
     os.environ.update(_ENVIRONMENT)
     for name in _PRELOADED:
-        with suppress(ImportError):  # an optional library; a command that needs it says so itself
+        with suppress(ImportError):  # an optional library; a command that needs it reports that it is missing
             importlib.import_module(name)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -73,7 +73,7 @@ def _serve(job: dict[str, Any]) -> dict[str, Any]:
         if ended:
             break
         passed = time.monotonic() - started
-        if kill and passed >= kill["after"] and len(glob.glob(kill["seen"])) >= kill["count"]:
+        if kill and passed >= kill["after"] and len(glob.glob(kill["pattern"])) >= kill["count"]:
             os.kill(pid, kill["signal"])
             kill = None
         if passed >= job["seconds"] and not timed_out:
@@ -81,21 +81,21 @@ def _serve(job: dict[str, Any]) -> dict[str, Any]:
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         time.sleep(0.004)
-    with suppress(ProcessLookupError, PermissionError):  # processes that it left
+    with suppress(ProcessLookupError, PermissionError):  # its remaining child processes
         os.killpg(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(status)
     return {"code": code, "seconds": time.monotonic() - started, "timed_out": timed_out}
 
 
 def _child(job: dict[str, Any]) -> None:
-    """Runs the job; does not return."""
+    """Run the job and exit."""
     code: Any = 1
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{job['said']}.{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), stream)
+            os.dup2(os.open(f"{job['output']}.{name}", os.O_RDWR | os.O_CREAT | os.O_TRUNC), stream)
         os.environ.clear()
         os.environ.update(job["env"])
         os.chdir(job["cwd"])
@@ -119,7 +119,7 @@ def _child(job: dict[str, Any]) -> None:
             code = 1
     except BaseException:
         traceback.print_exc()
-    finally:  # as Python ends, without what the parent would do at its own end
+    finally:  # end as Python does, without the exit handlers of the parent
         with suppress(BaseException):
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()

@@ -81,7 +81,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
     done = avvp("compare", output, "--sweep", tmp_path, *files)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
-    for part in ("SYNTHETIC DATA", "minus that of method.rounding=floor", "14 test videos", "one seed, so no spread"):
+    for part in ("SYNTHETIC DATA", "minus that of method.rounding=floor", "14 test videos", "one seed, therefore no spread"):
         assert part in shown
     recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["segment"]["type"]
     assert f"{recorded:.6g}" in (tmp_path / "csv").read_text()

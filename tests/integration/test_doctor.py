@@ -142,5 +142,5 @@ def test_packages_are_held_against_what_is_asked_for(monkeypatch):
 def test_nobody_at_the_mlflow_database_yet(tmp_path):
     pytest.importorskip("mlflow")
     path = Path(tmp_path, "new", "mlflow.db")
-    assert doctor_checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is made by the first run"
+    assert doctor_checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is created by the first run"
     assert not path.parent.exists()

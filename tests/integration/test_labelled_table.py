@@ -62,11 +62,11 @@ def test_each_row_runs_on_its_features_and_labels_are_made_of_the_truth_for_thos
     assert made.fingerprint == expected.fingerprint
     assert made.provenance["flip"] == 0.18
     for text in (shown, (folder / "two.md").read_text()):
-        lines = [line for line in text.splitlines() if "ORACLE labels: truth, 18% flipped" in line]
+        lines = [line for line in text.splitlines() if "ORACLE labels: ground truth, 18% flipped" in line]
         assert len(lines) >= 2
         assert all("ours, SYNTHETIC" in line for line in lines)
         told = " ".join(text.split())
-        assert "deep: trained on ORACLE labels of segments, the planted truth" in told
+        assert "deep: trained on ORACLE segment-level labels: the ground truth" in told
         assert "deep: llp-clip-clap (SYNTHETIC DATA)" in told
 
 
@@ -96,7 +96,7 @@ def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp
     assert content["changes"] == ["train.epochs=1", "model.width=32"]
     assert "ORACLE" not in shown
     assert "SYNTHETIC" not in shown
-    assert "deep: trained on the labels of segments in" in shown
+    assert "deep: trained on the segment-level labels in" in shown
 
 
 def test_made_up_and_real_data_are_not_mixed(finished, real, tmp_path):

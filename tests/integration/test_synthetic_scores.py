@@ -1,4 +1,4 @@
-"""The table of methods on synthetic data: trains what is missing, takes what is there, judges removed labels by itself."""
+"""The benchmark of methods on synthetic data: trains missing runs, reuses finished ones, scores removed labels itself."""
 
 import json
 
@@ -12,29 +12,29 @@ TINY = ["--set", "train.epochs=1", "model.width=32", "model.feedforward=32", "tr
 
 @pytest.fixture(scope="module")
 def trained(packed, tmp_path_factory):
-    """A folder with LR's run of one seed and VALOR's of one, and the reports of making them."""
+    """A folder with one run of LR and one of VALOR, and the reports written when they were trained."""
     out = tmp_path_factory.mktemp("runs")
     reports = ["--json", str(out / "first.json"), "--markdown", str(out / "first.md")]
     main([str(out), "--data", packed, "--only", "lr,valor", "--seeds", "1", *reports, *TINY])
     return out
 
 
-def test_finished_runs_are_taken_as_they_are_and_judged_anew(packed, trained, capsys):
+def test_finished_runs_are_reused_and_removed_labels_scored_again(packed, trained, capsys):
     result = trained / "lr-1" / "result.json"
     content = json.loads(result.read_text())
-    told = content.pop("denoising")
+    recorded = content.pop("denoising")
     try:
         result.write_text(json.dumps(content))  # as an older commit wrote it
         main([str(trained), "--data", packed, "--seeds", "1,2", "--finished", "--json", str(trained / "again.json"), *TINY])
     finally:
-        result.write_text(json.dumps({**content, "denoising": told}))
+        result.write_text(json.dumps({**content, "denoising": recorded}))
     first, again = (json.loads((trained / f"{name}.json").read_text()) for name in ("first", "again"))
     assert again == first  # nothing was trained for seed 2, and variants without runs are left out
     assert list(again["rows"]) == ["lr", "valor"]
     row = again["rows"]["lr"]
     assert row["seeds"] == [1]
     assert row["protocol"] == "joint"
-    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(told)
+    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(recorded)
     scores = content["scores"]["test"]["joint"]
     assert row["segment.visual"] == {"mean": scores["segment"]["visual"], "std": None, "all": [scores["segment"]["visual"]]}
     assert row["without_speech.event.type"]["mean"] == scores["without_speech"]["event"]["type"]
@@ -55,14 +55,14 @@ def test_finished_runs_are_taken_as_they_are_and_judged_anew(packed, trained, ca
         (["--only", "lr"], "train.epochs: 1 there, 40 here"),
     ],
 )
-def test_runs_of_another_config_are_refused(packed, trained, options, reason, capsys):
+def test_runs_of_another_config_are_rejected(packed, trained, options, reason, capsys):
     with pytest.raises(SystemExit) as caught:
         main([str(trained), "--data", packed, "--seeds", "1", "--finished", *options])
     assert caught.value.code == 2
     assert reason in capsys.readouterr().err
 
 
-def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
+def test_runs_on_other_data_are_rejected(trained, tmp_path, capsys):
     from avvp_dist.datasets import synthetic
 
     other = str(tmp_path / "other")
@@ -70,12 +70,12 @@ def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(trained), "--data", other, "--seeds", "1", "--finished", "--only", "valor", *TINY])
     message = capsys.readouterr().err
-    assert f"data: trained on others than {other}" in message
+    assert f"data: trained on other data than {other}" in message
     assert "data.refined: fingerprint" in message
 
 
-def test_unknown_variants_are_named(tmp_path, capsys):
+def test_unknown_variants_are_reported(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"no variant jomould; there are {', '.join(VARIANTS)}" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"unknown variants jomould; valid: {', '.join(VARIANTS)}" in message

@@ -1,4 +1,4 @@
-"""`avvp compare` on synthetic finished runs: grouping into settings, tests, output."""
+"""`avvp compare` on synthetic finished runs: what is one setting, what is tested, what is shown."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def two(tmp_path):
 # settings
 
 
-def test_runs_that_differ_in_seed_and_place_are_one_setting(tmp_path):
+def test_runs_that_differ_only_in_seed_and_location_are_one_setting(tmp_path):
     runs = seeds(tmp_path, "run", count=2)
     elsewhere = ["launch.workers=2", "tracking=none", "store=stages", "train.device=cpu", "evaluate.batch_size=3"]
     runs.append(write_run(tmp_path / "other", *elsewhere, seed=7))
@@ -37,7 +37,7 @@ def test_runs_that_differ_in_seed_and_place_are_one_setting(tmp_path):
     assert not notes
 
 
-def test_labels_show_the_differences(tmp_path):
+def test_labels_show_the_keys_that_differ(tmp_path):
     runs = [
         write_run(tmp_path / "a", "method.temperature=0.1", "optim.lr=1e-3"),
         write_run(tmp_path / "b", "method.temperature=0.25", "optim.lr=1e-3"),
@@ -52,14 +52,14 @@ def test_labels_show_the_differences(tmp_path):
     ]
 
 
-def test_labels_differ_even_if_short_values_would_not(tmp_path):
+def test_labels_are_unique_even_if_shortened_values_are_not(tmp_path):
     close = [write_run(tmp_path / str(n), f"optim.lr={lr}") for n, lr in enumerate((0.000312345, 0.000312346))]
     files = [write_run(tmp_path / f"{n}-r", f"data.refined={n}/labels.npz") for n in "ab"]
     assert labels(*close) == ["optim.lr=0.000312345", "optim.lr=0.000312346"]
     assert labels(*files) == ["data.refined=a/labels.npz", "data.refined=b/labels.npz"]
 
 
-def test_another_method_is_labeled_by_its_name_alone(tmp_path):
+def test_labels_of_different_methods_show_only_the_name(tmp_path):
     recipe = tmp_path / "mine.yaml"
     runs = []
     for name in ("han", "jomold"):
@@ -88,7 +88,7 @@ def test_a_seed_counts_once(tmp_path):
     assert "DIFFER" not in note
 
 
-def test_a_seed_with_other_scores_counts_once_and_is_noted(tmp_path):
+def test_a_repeated_seed_with_other_scores_counts_once_and_is_reported(tmp_path):
     first = write_run(tmp_path / "first", seed=1)
     other = write_run(tmp_path / "other", seed=1, val=0.0, test=0.1)
     for run, world in ((first, 1), (other, 2)):
@@ -109,7 +109,7 @@ def test_other_data_are_another_setting(tmp_path):
     assert labels(*runs) == ["data.fingerprint=0123456789ab", "data.fingerprint=fedcba987654"]
 
 
-def test_all_folders_without_a_run_are_listed(tmp_path):
+def test_every_folder_without_a_run_is_reported(tmp_path):
     good, bad, old = write_run(tmp_path / "good"), write_run(tmp_path / "bad"), write_run(tmp_path / "old")
     (tmp_path / "bad" / "result.json").write_text("{}")
     (tmp_path / "old" / "config.yaml").write_text((tmp_path / "old" / "config.yaml").read_text() + "gone: 1\n")
@@ -134,19 +134,19 @@ def test_runs_and_sweeps_can_be_in_an_object_store(tmp_path):
     assert [run.rsplit("/", 1)[1] for run in found.runs] == ["a", "b"]
     ((setting,), _) = read_settings(found.runs)
     assert setting.seeds == [97, 98]
-    assert setting.of_videos("val", "joint", "segment", "type").shape == (2, 40)
+    assert setting.video_scores("val", "joint", "segment", "type").shape == (2, 40)
 
 
 # sweeps
 
 
 def record(folder, names, metric="val event.visual"):
-    """A sweep.json, as `avvp sweep` writes it, in what is read of it."""
+    """Write a sweep.json with the keys that are read."""
     rows = [{"name": name, "setting": {}, "seed": 1, "status": "finished"} for name in names]
     (folder / "sweep.json").write_text(json.dumps({"name": folder.name, "metric": metric, "mode": "max", "trials": rows}))
 
 
-def test_the_runs_of_a_sweep_are_those_in_its_record(tmp_path, monkeypatch):
+def test_runs_of_a_sweep_are_those_listed_in_sweep_json(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "warm"
     runs = [write_run(folder / "runs" / f"trial-{n}", f"method.temperature={n}") for n in (1, 2)]
@@ -164,7 +164,7 @@ def test_the_runs_of_a_sweep_are_those_in_its_record(tmp_path, monkeypatch):
     assert "method.temperature=5" not in shown
 
 
-def test_without_a_record_all_run_folders_count(tmp_path):
+def test_without_sweep_json_every_folder_with_a_run_counts(tmp_path):
     runs = [write_run(tmp_path / name, f"method.temperature={number}") for number, name in enumerate("ab", start=1)]
     write_run(tmp_path / "a" / "tracking" / "kept")
     (tmp_path / "copy").mkdir()
@@ -173,7 +173,7 @@ def test_without_a_record_all_run_folders_count(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"metric": "segment.type", "trials": ["a"]}', '{"trials": []}'])
-def test_a_missing_or_empty_sweep_is_refused(tmp_path, content):
+def test_missing_or_empty_sweeps_are_rejected(tmp_path, content):
     with pytest.raises(DataError, match="outputs/sweeps/nothing"):
         read_sweep("nothing")
     with pytest.raises(DataError, match="no finished run"):
@@ -199,10 +199,10 @@ def test_table_has_mean_spread_and_interval_over_seeds(two):
     assert f"[{statistics.mean(values) - half:.1f}, {statistics.mean(values) + half:.1f}]" in shown
     assert "SYNTHETIC DATA. val split, segment level, modality protocol" in shown
     assert "event level" not in shown
-    assert "choose by val, report test once" in one_line(shown)
+    assert "select on val, report test once" in one_line(shown)
 
 
-def test_options_show_the_rest(two):
+def test_options_show_further_tables(two):
     shown = avvp_compare(*two, "--protocol", "all", "--level", "all", "--without-speech", "--per-class", "--split", "val")
     for protocol in ("joint", "modality", "none"):
         for level in ("segment", "event"):
@@ -213,25 +213,25 @@ def test_options_show_the_rest(two):
     assert "test split" not in shown
 
 
-def test_one_seed_has_no_interval_and_a_note_says_so(tmp_path):
+def test_one_seed_has_no_interval_and_a_note(tmp_path):
     shown = one_line(avvp_compare(write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)))
-    assert "one seed, so no spread and no interval: optim.lr=0.001, optim.lr=0.0005" in shown
+    assert "one seed, therefore no spread and no interval: optim.lr=0.001, optim.lr=0.0005" in shown
     assert "train more seeds" in shown
     assert "±" not in shown.split("data: llp")[0]
 
 
 def rows_of(path, **wanted):
-    """Rows of a CSV with these values."""
+    """Return the rows of a CSV with these values."""
     return [row for row in csv.DictReader(io.StringIO(path.read_text())) if wanted.items() <= row.items()]
 
 
 def difference(path, **wanted):
-    """The one tested row with these values."""
+    """Return the only tested row with these values."""
     (row,) = [row for row in rows_of(path, **wanted) if row["difference"]]
     return {key: float(value) if re.fullmatch(r"[-+.e\d]+", value) else value for key, value in row.items()}
 
 
-def test_better_settings_differ_significantly_and_equal_ones_do_not(two, tmp_path):
+def test_better_settings_differ_and_equal_ones_do_not(two, tmp_path):
     out = tmp_path / "scores.csv"
     avvp_compare(*two, *seeds(tmp_path, "equal", "method.temperature=0.3"), "--csv", out)
     better = difference(out, split="test", setting="method.temperature=0.2")
@@ -243,7 +243,7 @@ def test_better_settings_differ_significantly_and_equal_ones_do_not(two, tmp_pat
     assert equal["videos_p"] > 0.3
 
 
-def test_one_more_setting_raises_p_values_but_moves_no_interval(two, tmp_path):
+def test_another_setting_raises_p_values_but_leaves_intervals(two, tmp_path):
     alone, together = tmp_path / "alone.csv", tmp_path / "together.csv"
     avvp_compare(*two, "--csv", alone)
     avvp_compare(*two, *seeds(tmp_path, "third", "method.temperature=0.3", gain=0.1), "--csv", together)
@@ -253,7 +253,7 @@ def test_one_more_setting_raises_p_values_but_moves_no_interval(two, tmp_path):
     assert other["seeds_low"] == pytest.approx(one["seeds_low"])
 
 
-def test_the_baseline_is_the_requested_one(two):
+def test_baseline_is_chosen_by_label_or_run(two):
     by_label = avvp_compare(*two, "--baseline", "method.temperature=0.2")
     assert "minus that of method.temperature=0.2" in one_line(by_label)
     assert by_label == avvp_compare(*two, "--baseline", two[4])
@@ -268,7 +268,7 @@ def test_select_ranks_by_val_and_leaves_other_test_scores_unread(tmp_path):
     ]
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "markdown", "latex")}
     shown = avvp_compare(*runs, "--select", *(part for name, path in files.items() for part in (f"--{name}", path)))
-    assert "chosen on val by segment.type (modality protocol): method.temperature=0.2, the best of 2" in one_line(shown)
+    assert "selected on val by segment.type (modality protocol): method.temperature=0.2, the best of 2" in one_line(shown)
     assert shown.index("★ method.temperature=0.2") < shown.index("method.temperature=0.1")
     assert {row["setting"] for row in rows_of(files["csv"], split="test")} == {"method.temperature=0.2"}
     assert not [row for row in rows_of(files["csv"], split="test") if row["difference"]]
@@ -279,14 +279,14 @@ def test_select_ranks_by_val_and_leaves_other_test_scores_unread(tmp_path):
     assert secret in avvp_compare(*runs)
 
 
-def test_a_baseline_that_was_not_chosen_is_tested_on_val_only(two, tmp_path):
+def test_a_baseline_that_was_not_selected_is_tested_on_val_only(two, tmp_path):
     out = tmp_path / "scores.csv"
     avvp_compare(*two, "--select", "--baseline", "method.temperature=0.1", "--csv", out)
     assert [row["split"] for row in rows_of(out) if row["difference"]] == ["val"]
 
 
-def test_select_refuses_what_cannot_be_ranked(two, tmp_path):
-    with pytest.raises(DataError, match="different data cannot be ranked"):
+def test_select_rejects_settings_that_cannot_be_ranked(two, tmp_path):
+    with pytest.raises(DataError, match="settings on different data cannot be ranked"):
         avvp_compare(*two, write_run(tmp_path / "other", fingerprint="fedcba9876543210"), "--select")
     with pytest.raises(ConfigError, match="--select ranks by val"):
         avvp_compare(*two, "--select", "--split", "test")
@@ -301,14 +301,14 @@ def test_runs_on_other_data_are_shown_but_not_tested(two, tmp_path):
     assert "method.temperature=0.1 (synthetic)" in shown
 
 
-def test_a_note_says_how_to_write_missing_per_video_scores(two, tmp_path):
+def test_missing_video_scores_are_reported_with_the_command_that_writes_them(two, tmp_path):
     bare = write_run(tmp_path / "bare", "method.temperature=0.3", per_video=False)
     shown = "".join(avvp_compare(*two, bare).split())
     assert f"`avvpevaluate{bare}`writesit" in shown
     assert "minusthatofmethod.temperature=0.1" in shown  # the others are tested
 
 
-def test_per_video_scores_of_other_networks_are_not_used(tmp_path):
+def test_video_scores_of_other_networks_are_not_used(tmp_path):
     runs = [write_run(tmp_path / "a", "optim.lr=1e-3"), write_run(tmp_path / "b", gain=0.2)]
     (tmp_path / "a" / "per_video.npz").write_bytes((tmp_path / "b" / "per_video.npz").read_bytes())
     shown = one_line(avvp_compare(*runs))
@@ -318,7 +318,7 @@ def test_per_video_scores_of_other_networks_are_not_used(tmp_path):
     assert "not a file of scores per video" in one_line(avvp_compare(*runs))
 
 
-def test_different_protocols_are_noted_and_one_is_used(tmp_path):
+def test_different_protocols_are_reported_and_one_is_used(tmp_path):
     runs = [write_run(tmp_path / "han", recipe="han"), write_run(tmp_path / "jomold")]
     shown = one_line(avvp_compare(*runs))
     assert "PROTOCOLS DIFFER" in shown
@@ -328,7 +328,7 @@ def test_different_protocols_are_noted_and_one_is_used(tmp_path):
     assert "modality protocol: F" in avvp_compare(*reversed(runs))
 
 
-def test_invalid_options_are_reported(two):
+def test_mistakes_are_reported(two):
     with pytest.raises(ConfigError, match="runs: missing"):
         avvp_compare()
     with pytest.raises(ConfigError, match="segment.tpye"):

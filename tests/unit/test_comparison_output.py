@@ -1,4 +1,4 @@
-"""Output of `avvp compare`: published figures, per-video scores, Markdown, LaTeX, figures."""
+"""Output of `avvp compare`: published scores, the file of per-video scores, Markdown, LaTeX, figures."""
 
 import re
 
@@ -12,10 +12,10 @@ from avvp_dist.errors import DataError
 from avvp_dist.experiments.comparison import read_settings
 from avvp_dist.metrics.per_video import PerVideo
 from avvp_dist.report.canvas import BLUE, ORANGE
-from avvp_dist.report.compare import View, side_by_side
-from avvp_dist.report.compare_pictures import importance
+from avvp_dist.report.compare import ComparisonOptions, compare_groups
+from avvp_dist.report.compare_figures import importance
 from avvp_dist.report.published import Figures, published_scores
-from avvp_dist.report.sheets import Sheet, latex, markdown
+from avvp_dist.report.text_table import TextTable, latex, markdown
 
 
 @pytest.fixture
@@ -23,19 +23,19 @@ def two(tmp_path):
     return two_settings(tmp_path)
 
 
-# published figures
+# published scores
 
 
-def test_published_figures_are_separate_with_protocol_features_and_a_warning(two):
+def test_published_scores_are_in_a_table_of_their_own_with_protocol_features_and_a_warning(two):
     shown = avvp_compare(*two, "--published")
-    table = shown[shown.index("PUBLISHED figures") :]
+    table = shown[shown.index("PUBLISHED scores") :]
     assert "method.temperature" not in table.split("- data:")[0]
     row = next(line for line in table.splitlines() if line.strip().startswith("JoMoLD"))
     assert [part for part in ("V/R", "modality", "61.3", "63.8", "57.2", "60.8", "59.9") if part not in row] == []
-    assert "ours here of SYNTHETIC DATA: not comparable" in one_line(shown)
+    assert "those of these runs on SYNTHETIC DATA: not comparable" in one_line(shown)
 
 
-def test_published_figures_match_their_source():
+def test_published_scores_are_consistent():
     published = published_scores()
     assert len(published.rows) > 25
     assert all(row.protocol is None or not row.rule for row in published.rows)
@@ -49,7 +49,7 @@ def test_published_figures_match_their_source():
 # files
 
 
-def test_per_video_scores_survive_their_file(tmp_path):
+def test_per_video_scores_round_trip_through_their_file(tmp_path):
     write_run(tmp_path / "run")
     url = str(tmp_path / "run" / "per_video.npz")
     kept = PerVideo.load(url)
@@ -68,7 +68,7 @@ def test_per_video_scores_survive_their_file(tmp_path):
         PerVideo.load(url)
 
 
-def test_markdown_has_rows_as_long_as_their_heads(two, tmp_path):
+def test_markdown_rows_have_as_many_cells_as_headers(two, tmp_path):
     out = tmp_path / "out.md"
     avvp_compare(*two, "--published", "--per-class", "--markdown", out)
     tables = [part for part in out.read_text().split("\n\n") if part.startswith("|")]
@@ -79,7 +79,7 @@ def test_markdown_has_rows_as_long_as_their_heads(two, tmp_path):
     assert "- SYNTHETIC DATA" in out.read_text()
 
 
-def test_latex_special_characters_are_escaped(two, tmp_path):
+def test_latex_escapes_special_characters(two, tmp_path):
     out = tmp_path / "out.tex"
     avvp_compare(*two, "--per-class", "--published", "--latex", out)
     code = "\n".join(line for line in out.read_text().splitlines() if not line.startswith("%"))
@@ -96,11 +96,11 @@ def test_latex_special_characters_are_escaped(two, tmp_path):
         assert {line.count(" & ") + 1 for line in lines} == {len(table[0])}
 
 
-def test_text_that_resembles_markup_stays_text():
-    sheet = Sheet("a_b & 50 %", ["x"], [["[1, 2]"], ["a|b\n[3, 4]"], [r"\input{x}"]])
-    code, text = latex([sheet], []), markdown([sheet], [])
+def test_text_that_looks_like_markup_is_escaped():
+    table = TextTable("a_b & 50 %", ["x"], [["[1, 2]"], ["a|b\n[3, 4]"], [r"\input{x}"]])
+    code, text = latex([table], []), markdown([table], [])
     assert r"a\_b \& 50 \%" in code
-    assert "\n{}[1, 2]" in code  # would be read as an argument of the line before
+    assert "\n{}[1, 2]" in code  # would otherwise be an argument of the preceding line break
     assert r"\\{}[3, 4]" in code
     assert r"\input" not in code
     assert "| a\\|b [3, 4] |" in text
@@ -117,11 +117,11 @@ def test_figures_of_one_key(two, tmp_path):
     avvp_compare(*two, "--select", "--pictures", tmp_path / "chosen")
     for name in ("against.png", "settings.png"):
         found = [pixels(tmp_path / folder / name, ORANGE) for folder in ("all", "chosen")]
-        assert 100 < found[1] < 0.8 * found[0]  # the test scores of one setting are not there
+        assert 100 < found[1] < 0.8 * found[0]  # the test scores of one setting are not drawn
         assert pixels(tmp_path / "all" / name, BLUE) > 300
 
 
-def test_figures_of_two_keys_show_interaction_and_importance(tmp_path):
+def test_figures_of_two_keys_show_combinations_and_importance(tmp_path):
     runs = [
         run
         for lr in ("1e-4", "1e-3")
@@ -131,8 +131,8 @@ def test_figures_of_two_keys_show_interaction_and_importance(tmp_path):
     avvp_compare(*runs, "--pictures", tmp_path / "pictures")
     drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert drawn == ["against.png", "heatmap.png", "importance.png", "settings.png"]
-    view = View(("val", "test"), ("modality",), ("segment",))
-    shares, of_seeds = importance(side_by_side(read_settings(runs)[0], view))
+    options = ComparisonOptions(("val", "test"), ("modality",), ("segment",))
+    shares, seed_share = importance(compare_groups(read_settings(runs)[0], options))
     assert shares["method.temperature"] > 0.95
     assert shares["optim.lr"] < 0.05
-    assert of_seeds < 0.05
+    assert seed_share < 0.05

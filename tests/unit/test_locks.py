@@ -215,7 +215,7 @@ def test_a_store_without_conditional_writes(s3, s3_server, short_waits, monkeypa
             conditions = [name for name in ("If-None-Match", "If-Match") if name in request.headers]
             if conditions and answer == "501":
                 request._body()
-                request._answer(501, [], b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
+                request.respond(501, [], b"<Error><Code>NotImplemented</Code><Message>no</Message></Error>")
                 return
             for name in conditions:
                 del request.headers[name]

@@ -1,4 +1,4 @@
-"""The baseline of the benchmarks against the published code."""
+"""The baseline of the benchmarks reproduces the published code."""
 
 import json
 
@@ -24,7 +24,7 @@ def features(tmp_path):
 
 @pytest.fixture(scope="module")
 def network(golden):
-    """The network with the weights of the golden file."""
+    """Return the network with the weights of the golden file."""
     shapes = json.loads((golden / "A_han_shapes.json").read_text())
     with np.load(golden / "A_han_forward.npz") as file:
         rng = np.random.default_rng(int(file["weight_seed"]))
@@ -38,7 +38,7 @@ def network(golden):
 
 
 @pytest.mark.parametrize("with_ca", [True, False])
-def test_the_network_is_the_published_one(golden, network, with_ca):
+def test_network_equals_the_published_one(golden, network, with_ca):
     with np.load(golden / "A_han_forward.npz") as file:
         inputs = [torch.from_numpy(file[name].astype(np.float32)) for name in ("audio", "visual", "visual_st")]
         prefix = "with_ca" if with_ca else "without_ca"
@@ -51,7 +51,7 @@ def test_the_network_is_the_published_one(golden, network, with_ca):
 
 
 @pytest.mark.parametrize("batch", ["b0", "b1", "b2"])
-def test_the_selection_is_the_published_one(golden, batch):
+def test_selection_equals_the_published_one(golden, batch):
     with np.load(golden / "A_ranking.npz") as file:
         case = {name.removeprefix(f"{batch}_"): torch.from_numpy(file[name]) for name in file if name.startswith(batch)}
     weak = case["weak"]
@@ -86,7 +86,7 @@ def test_a_step_trains_on_the_cleared_targets(features, network, ratio):
     (sample,) = list(build(features, ROWS, num_workers=0))
     model = Network()
     model.load_state_dict(network.state_dict())
-    model.eval()  # no dropout, so that the loss can be computed in advance
+    model.eval()  # no dropout, so that the loss can be computed independently
     label = sample["label"].float()
     kept = label * (1 - ratio)
     visual_target = torch.where(label > 0, 0.95 * (1 - ratio), 0.05)
@@ -98,7 +98,7 @@ def test_a_step_trains_on_the_cleared_targets(features, network, ratio):
     assert train_step(model, sample, make_optimizer(model), ratios, ratios) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_an_epoch_uses_every_video_and_changes_the_weights(features):
+def test_an_epoch_processes_every_video_and_changes_the_weights(features):
     torch.manual_seed(0)
     model = Network()
     before = model.fc_prob.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""Pictures are judged by their pixels, tables by their text."""
+"""Figures are checked by their pixels, tables by their text."""
 
 import io
 
@@ -16,7 +16,7 @@ CLASSES = ("Speech", "Car", "Frying_(food)", "Telephone_bell_ringing")
 
 
 def pixels(path, colour):
-    """How many pixels of a picture have exactly this colour."""
+    """Count the pixels of a PNG that have exactly this colour."""
     image = imread(path)[..., :3]
     return int((np.abs(image - np.array(to_rgb(colour))) < 1 / 255).all(axis=-1).sum())
 
@@ -29,7 +29,7 @@ def history(stages=(("estimate", 4), ("denoise", 6)), **extra):
     ]
 
 
-def test_curves_show_what_the_history_has(tmp_path):
+def test_curves_show_the_scores_of_the_history(tmp_path):
     curves.loss_and_scores(history(), tmp_path / "losses.png", synthetic=False)
     scored = history(**{f"val/{level}.{name}": 50.0 for level in ("segment", "event") for name in ("audio", "audio_visual")})
     scored[2]["val/segment.audio"] = None
@@ -40,7 +40,7 @@ def test_curves_show_what_the_history_has(tmp_path):
     assert imread(tmp_path / "scores.png").shape[1] == 1000
 
 
-def test_no_curve_runs_from_one_stage_into_the_next(tmp_path):
+def test_curves_have_gaps_between_stages(tmp_path):
     one = [{"stage": "only", "epoch": epoch, "loss/total": 1.0} for epoch in range(2)]
     two = [{**row, "stage": f"stage {number}"} for number, row in enumerate(one)]
     curves.loss_and_scores(one, tmp_path / "one.png", synthetic=False)
@@ -52,7 +52,7 @@ def scores_of(value):
     return {level: dict.fromkeys(("audio", "visual", "audio_visual"), value) for level in ("segment", "event")}
 
 
-def test_class_bars_are_as_long_as_the_scores(tmp_path):
+def test_class_bars_are_proportional_to_scores(tmp_path):
     areas = []
     for value in (40.0, 80.0):
         curves.class_bars(dict.fromkeys(CLASSES, scores_of(value)), tmp_path / "bars.png", "F per class", synthetic=False)
@@ -73,7 +73,7 @@ def parse(path, truth, prediction):
     return path
 
 
-def test_timeline_tells_right_from_wrong_seconds(tmp_path):
+def test_timeline_distinguishes_correct_and_wrong_seconds(tmp_path):
     truth = np.zeros((3, 10, len(CLASSES)), dtype=bool)
     truth[0, 2:8, 0] = truth[1, :, 1] = True  # nothing in the third video
     legend = pixels(parse(tmp_path / "none.png", truth, np.zeros_like(truth)), BLUE)
@@ -84,7 +84,7 @@ def test_timeline_tells_right_from_wrong_seconds(tmp_path):
     assert pixels(wrong, RED) > 10 * pixels(right, RED)
 
 
-def test_timeline_without_truth_claims_nothing(tmp_path):
+def test_timeline_without_annotations_marks_nothing_as_wrong(tmp_path):
     prediction = np.zeros((2, 10, len(CLASSES)), dtype=bool)
     prediction[0, 3:5, 2] = True
     path = parse(tmp_path / "unknown.png", None, prediction)
@@ -93,18 +93,18 @@ def test_timeline_without_truth_claims_nothing(tmp_path):
 
 
 def labels():
-    """Weak and remaining labels, and truth, of four videos: class 0 is never seen, class 1 always heard and seen."""
+    """Weak labels, kept labels and ground truth of four videos: class 0 is never visual, class 1 always in both."""
     weak = np.zeros((4, len(CLASSES)), dtype=bool)
     weak[:, :2] = True
     true_audio, true_visual = np.repeat(weak[None, :, None], 2, axis=0).repeat(10, axis=2)
     true_visual[:, :, 0] = False
     audio, visual = weak.copy(), weak.copy()
-    visual[:3, 0] = False  # three of the four rightly
-    visual[0, 1] = False  # wrongly
+    visual[:3, 0] = False  # three of the four, correctly
+    visual[0, 1] = False  # incorrectly
     return weak, audio, visual, true_audio, true_visual
 
 
-def test_denoising_shows_right_and_wrong_only_where_the_truth_is_known(tmp_path):
+def test_removed_labels_are_correct_or_incorrect_only_with_ground_truth(tmp_path):
     weak, audio, visual, true_audio, true_visual = labels()
     known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
     denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, true_audio, true_visual), known, True)
@@ -115,10 +115,10 @@ def test_denoising_shows_right_and_wrong_only_where_the_truth_is_known(tmp_path)
     assert pixels(unknown, BLUE) > 1000
 
 
-def test_denoising_draws_the_finest_level_there_is(tmp_path):
+def test_removed_labels_are_drawn_at_the_finest_level(tmp_path):
     weak, *_, true_audio, true_visual = labels()
     kept = np.repeat(weak[:, None], 10, axis=1)
-    kept[:, :8] = False  # every label stays in two seconds: nothing is gone from a whole video
+    kept[:, :8] = False  # every label stays in two seconds: none is removed from a whole video
     for name, audio, windows in (("segments", kept, None), ("windows", kept[:, :2], ((0, 5), (5, 10)))):
         path = tmp_path / f"{name}.png"
         denoising.removed_labels(CLASSES, compare_labels(weak, audio, audio, true_audio, true_visual, windows), path, True)
@@ -126,7 +126,7 @@ def test_denoising_draws_the_finest_level_there_is(tmp_path):
         assert pixels(path, BLUE) > 500
 
 
-def test_synthetic_data_is_marked_in_every_picture(tmp_path):
+def test_every_figure_states_that_data_are_synthetic(tmp_path):
     weak, audio, visual, *_ = labels()
     dense = np.repeat(weak[:, None], 10, axis=1)
     video = [timeline.TimelineVideo(str(number), ()) for number in range(4)]
@@ -168,10 +168,12 @@ def rendered(table, width=80):
     return console.file.getvalue()
 
 
-def test_table_has_a_row_a_run_and_protocol_and_the_same_without_speech():
+def test_table_has_one_row_per_run_and_protocol_with_and_without_speech():
     text = rendered(tables.scores({"han": result(50.0), "jomold": result(60.0)}))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith(("han", "jomold"))]
-    assert [row[:2] for row in rows] == [[run, rule] for run in ("han", "jomold") for rule in ("joint", "modality")] * 2
+    assert [row[:2] for row in rows] == [
+        [run, protocol] for run in ("han", "jomold") for protocol in ("joint", "modality")
+    ] * 2
     assert rows[0][2:] == ["50.0", "51.0", "52.0", "53.0", "-", "45.0", "46.0", "47.0", "48.0", "-"]
     assert rows[4][2:4] == ["50.5", "51.5"]
     words = " ".join(text.split())
@@ -179,23 +181,23 @@ def test_table_has_a_row_a_run_and_protocol_and_the_same_without_speech():
     assert "joint (segment threshold 0.5, video threshold 0.25)" in words
 
 
-def test_table_of_one_protocol_names_no_other():
+def test_table_of_one_protocol_mentions_no_other():
     text = rendered(tables.scores({"han": result(50.0)}, protocol="modality"))
     assert "60.0" in text
     assert "joint" not in text
 
 
-def test_table_keeps_all_scores_on_a_narrow_terminal():
+def test_table_shows_all_scores_on_a_narrow_terminal():
     text = rendered(tables.scores({"a-very-long-name-of-a-run-" * 3: result(50.0)}), width=80)
     assert all(number in text for number in ("50.0", "51.0", "52.0", "53.0", "45.0", "46.0", "47.0", "48.0"))
 
 
-def test_synthetic_runs_stand_out_among_real_ones():
-    text = rendered(tables.scores({"made-up": result(50.0), "real": result(50.0, synthetic=False)}), width=120)
-    rows = [line.split() for line in text.splitlines() if line.strip().startswith(("made-up", "real"))]
-    assert rows[0][:4] == ["made-up", "(synthetic)", "joint", "50.0"]
+def test_synthetic_runs_are_marked_among_real_ones():
+    text = rendered(tables.scores({"fake": result(50.0), "real": result(50.0, synthetic=False)}), width=120)
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith(("fake", "real"))]
+    assert rows[0][:4] == ["fake", "(synthetic)", "joint", "50.0"]
     assert rows[2][:3] == ["real", "joint", "50.0"]
 
 
-def test_a_split_without_scores_says_so():
+def test_table_states_that_a_split_has_no_scores():
     assert "no scores of this split" in " ".join(rendered(tables.scores({"han": result(50.0)}, split="val")).split())

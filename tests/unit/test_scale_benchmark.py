@@ -1,4 +1,4 @@
-"""The simulation past one machine, and what it has shown to grow faster than the data: it stays mended."""
+"""The simulation beyond one machine, and regression tests of costs that grew faster than the data."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ from benchmarks.scale import main, make, one_shard
 CLASSES = len(LLP.classes)
 
 
-def test_figures_of_few_videos(tmp_path, capsys):
+def test_results_for_few_videos(tmp_path, capsys):
     out, page = tmp_path / "scale.json", tmp_path / "scale.md"
     main(["--videos", "6000", "--worlds", "2,16", "--out", str(out), "--markdown", str(page)])
     report = json.loads(out.read_text())
@@ -33,11 +33,11 @@ def test_figures_of_few_videos(tmp_path, capsys):
     for row in (two, sixteen):  # losses of both modalities and the weak label, float32, of the global batch
         assert row["ranking_mb"] * 1e6 == row["batch"] * 3 * CLASSES * 4
     train = 23 / 25 * report["features_gb"]
-    assert two["fetched_by_all_gb"] == pytest.approx(train)  # by one node, once
+    assert two["fetched_by_all_gb"] == pytest.approx(train)  # once, by one node
     assert train < sixteen["fetched_by_all_gb"] < 2 * train  # two nodes share the shards at their border
     assert two["second_epoch_from_cache"] == 1
     between = report["between"]
-    assert between["finite_bytes"] == 8  # one number, not one a video
+    assert between["finite_bytes"] == 8  # one number, not one per video
     assert between["ratios_gb"] * 1e9 == pytest.approx(5880 * 4 * CLASSES * 8)
     grows = (between["checkpoint_all_videos_mb"] - between["checkpoint_mb"]) * 1e6
     assert grows == pytest.approx(
@@ -45,7 +45,7 @@ def test_figures_of_few_videos(tmp_path, capsys):
     )  # a loss; removed labels of this epoch and the last
 
 
-def test_every_bad_shard_is_named_in_one_pass(tmp_path):
+def test_every_bad_shard_is_reported_in_one_pass(tmp_path):
     index, table = make(2000, *one_shard(tmp_path / "one"))
     rows = table.to_pylist()
     rows[0]["offset"] = -1  # train-000000
@@ -63,8 +63,8 @@ def test_every_bad_shard_is_named_in_one_pass(tmp_path):
     ]
 
 
-def test_what_is_said_of_a_shard_does_not_grow_with_the_data_set(tmp_path):
-    """It goes to another process for every shard that `avvp data verify` reads."""
+def test_size_of_a_shard_description_does_not_grow_with_the_data_set(tmp_path):
+    """`avvp data verify` sends it to another process for every shard."""
     index, table = make(4000, *one_shard(tmp_path / "one"))
     write(tmp_path, table.to_pylist())
     labels = read_labels(str(tmp_path), index)["train"]
@@ -75,11 +75,11 @@ def test_what_is_said_of_a_shard_does_not_grow_with_the_data_set(tmp_path):
 
 
 def write(folder, rows):
-    """labels.parquet of ``rows``, by the packer's own code."""
+    """Write labels.parquet of ``rows`` with the packer's code."""
     (folder / LABELS_FILE).write_bytes(labels_bytes([labels_table(rows)]))
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_all_by_the_same_name():
+def test_a_loss_that_is_not_finite_on_one_rank_raises_the_same_error_on_all():
     nothing = np.zeros((6, CLASSES), bool)
     labels = Labels("train", tuple("abcdef"), nothing, None, None, *[np.arange(6)] * 4)
     epoch = EpochPlan(6, 4, 0, 0)
@@ -87,11 +87,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_by_the_same_name():
 
     def work(collective):
         meter = EpochMeter(labels, torch.device("cpu"))
-        mine = torch.from_numpy(order[epoch.rank_slice(0, collective.rank, 2)])
+        index = torch.from_numpy(order[epoch.rank_slice(0, collective.rank, 2)])
         losses = torch.ones(2)
         losses[1] = float("nan") if collective.rank else 1.0
         weak = torch.zeros(2, CLASSES)
-        meter.add(Batch({}, weak, mine, 4), {"total": losses}, Targets(weak, weak, weak))
+        meter.add(Batch({}, weak, index, 4), {"total": losses}, Targets(weak, weak, weak))
         with pytest.raises(TrainingError) as error:
             meter.check_finite(epoch, TrainPosition("denoise", 0, 0, 1, 2), collective)
         return str(error.value)

@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from avvp_dist.config import Section
-from avvp_dist.experiments.recipe import load, of_stages
+from avvp_dist.experiments.recipe import load, stage_config
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.train.stages import Identity
@@ -33,7 +33,7 @@ VALUES = {("lr", "window"): 2}  # values to change to, for keys whose valid valu
 
 def keys(config, fingerprint="data", **more):
     method = config.method.build(CLASSES, 10)
-    return {planned.stage.name: planned.key for planned in Identity(fingerprint, of_stages(config), **more).plan(method)}
+    return {planned.stage.name: planned.key for planned in Identity(fingerprint, stage_config(config), **more).plan(method)}
 
 
 def unchanged(keys, others):

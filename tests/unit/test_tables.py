@@ -1,4 +1,4 @@
-"""Tables of papers: shipped tables can run, errors are reported, and own figures are never mistaken for published ones."""
+"""Tables of papers: shipped tables can run, mistakes are reported, and our scores cannot be mistaken for the paper's."""
 
 import io
 
@@ -8,10 +8,10 @@ from rich.console import Console
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import paper_tables
 from avvp_dist.methods import METHODS
+from avvp_dist.metrics.names import LEVELS, METRICS
 from avvp_dist.report import paper
 
 SHIPPED = paper_tables.tables()
-METRICS = ("audio", "visual", "audio_visual", "type", "event")
 
 
 def write(tmp_path, text):
@@ -29,31 +29,31 @@ def test_every_row_of_a_shipped_table_can_run(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_figures_are_consistent(name):
+def test_shipped_scores_are_consistent(name):
     for row in SHIPPED[name].rows:
         levels = row.published.model_dump(exclude_none=True)
         assert any(levels.values()), row.label
         for level, figures in levels.items():
             if level == "segment" and row.label in ("MA", "not skipping cross-modal attention"):
                 continue  # printed so: 58.9 where its three make 58.5
-            if len(figures) == len(METRICS):  # a slip in copying would show: Type is the mean of the three before it
+            if len(figures) == len(METRICS):  # detects copying errors: Type is the mean of the three before it
                 mean = (figures["audio"] + figures["visual"] + figures["audio_visual"]) / 3
                 assert figures["type"] == pytest.approx(mean, abs=0.1), row.label
 
 
-def test_the_shipped_tables_exist():
+def test_shipped_tables():
     assert {"main", "han-ablation", "jomold-batch", "jomold-contrastive", "valor"} <= set(SHIPPED)
     assert [config.data.dataset for config in paper_tables.configs(SHIPPED["valor"])] == ["llp", "llp-clip-clap"]
     assert [config.train.batch_size for config in paper_tables.configs(SHIPPED["jomold-batch"])] == [32, 64, 128, 256]
     assert len(SHIPPED["han-ablation"].rows) == 10
 
 
-def test_rows_of_the_han_ablation_are_one_override_away():
+def test_rows_of_the_han_ablation_differ_by_one_override():
     table = SHIPPED["han-ablation"]
     assert all(len(row.overrides) <= 1 for row in table.rows)
     configs = {row.label: config for row, config in zip(table.rows, paper_tables.configs(table), strict=True)}
-    denoised = {"HAN + label smoothing", "HAN + bootstrap"}
-    assert {label for label, config in configs.items() if config.method.visual_smoothing == 0} == configs.keys() - denoised
+    others = {"HAN + label smoothing", "HAN + bootstrap"}
+    assert {label for label, config in configs.items() if config.method.visual_smoothing == 0} == configs.keys() - others
     assert configs["HAN + bootstrap"].method.bootstrap == 0.95
     assert configs["HAN"].model.temporal == configs["HAN + label smoothing"].model.temporal == "han"
     assert configs["both losses"].model.temporal == configs["max pooling"].model.temporal == "none"
@@ -68,14 +68,14 @@ def test_rows_on_other_networks_accept_network_settings():
     assert rates == [0, 0.5, 0, 0.5]
 
 
-def test_unknown_table_names_the_valid_ones(tmp_path):
+def test_unknown_tables_are_reported_with_the_valid_ones(tmp_path):
     with pytest.raises(ConfigError, match=r"unknown table 'mian'; did you mean 'main'\? Valid names: .*jomold-batch"):
         paper_tables.read("mian")
     with pytest.raises(ConfigError, match="no such table file"):
         paper_tables.read(str(tmp_path / "mine.yaml"))
 
 
-def test_all_errors_in_a_table_are_reported(tmp_path):
+def test_every_mistake_in_a_table_is_reported(tmp_path):
     path = write(
         tmp_path,
         """
@@ -98,7 +98,7 @@ rows:
     assert "row 3: expected keys with values" in message
 
 
-def test_a_contradictory_table_is_refused(tmp_path):
+def test_contradictory_tables_are_rejected(tmp_path):
     path = write(
         tmp_path,
         """
@@ -114,7 +114,7 @@ rows:
         paper_tables.read(path)
 
 
-def test_all_rows_that_cannot_run_are_listed(tmp_path):
+def test_all_rows_that_cannot_run_are_reported(tmp_path):
     path = write(
         tmp_path,
         """
@@ -131,7 +131,7 @@ rows:
         paper_tables.configs(table)
 
 
-def test_settings_apply_to_all_rows_but_cannot_override_a_rows_own():
+def test_settings_apply_to_all_rows_but_cannot_override_one():
     batches = SHIPPED["jomold-batch"]
     assert {config.model.width for config in paper_tables.configs(batches, ["model.width=32"])} == {32}
     with pytest.raises(ConfigError) as caught:
@@ -145,7 +145,7 @@ def test_settings_apply_to_all_rows_but_cannot_override_a_rows_own():
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
 
 
-def test_segment_level_labels_apply_only_to_rows_that_train_on_them(tmp_path, monkeypatch):
+def test_segment_level_labels_are_passed_to_rows_that_use_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
     refined = {row.label: config.data.refined for row, config in zip(SHIPPED["main"].rows, main, strict=True)}
@@ -156,14 +156,14 @@ def test_segment_level_labels_apply_only_to_rows_that_train_on_them(tmp_path, mo
     assert {config.data.refined for config in without_oracles} == {f"{tmp_path}/labels.npz"}
 
 
-def test_every_shipped_row_on_segment_level_labels_has_an_oracle_noise():
+def test_every_shipped_row_on_segment_level_labels_has_oracle_noise():
     for table in SHIPPED.values():
         for row, config in zip(table.rows, paper_tables.configs(table), strict=True):
             assert METHODS[config.method.name].segment_labels == (row.oracle_noise is not None), row.label
 
 
 def result(seed, value, synthetic=True):
-    levels = {level: dict.fromkeys(METRICS, value) for level in ("segment", "event")}
+    levels = {level: dict.fromkeys(METRICS, value) for level in LEVELS}
     scores = {**levels, "without_speech": levels, "segment_threshold": 0.5, "video_threshold": 0.5}
     return {"seed": seed, "scores": {"test": {"joint": scores}}, "data": {"synthetic": synthetic}}
 
@@ -198,7 +198,7 @@ def test_summary_is_mean_and_sample_standard_deviation():
 
 
 @pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
-def test_table_shows_own_and_published_figures_and_labels_both(show):
+def test_table_shows_published_and_own_scores_with_their_origin(show):
     shown = show(content())
     lines = shown.splitlines()
     assert "SYNTHETIC DATA, NOT LLP" in lines[0]
@@ -213,7 +213,7 @@ def test_table_shows_own_and_published_figures_and_labels_both(show):
 
 
 @pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
-def test_real_data_are_not_labeled_synthetic_and_unfinished_rows_are_dashes(show):
+def test_real_data_are_not_marked_and_unfinished_rows_are_dashes(show):
     assert "SYNTHETIC" not in show(content(synthetic=False))
     unfinished = show(content(ours=False))
     assert "±1.4" not in unfinished

@@ -1,4 +1,4 @@
-"""The pictures a finished run leaves."""
+"""The figures of a finished run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avvp_dist.metrics.denoising import Levels
 from avvp_dist.report import curves, denoising, timeline
 from avvp_dist.shards.index import Labels
 
-_SHOWN = 6  # videos on the timeline
+_TIMELINE_VIDEOS = 6
 
 
 def draw(
@@ -27,20 +27,21 @@ def draw(
     predicted: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     removed: Mapping[str, Levels],
 ) -> list[Path]:
-    """Draws curves, per-class bars, a parsing timeline and, for each refiner of labels, what it removed.
+    """Draw curves, per-class bars, a parsing timeline and, for each label refiner, the labels that it removed.
 
     Args:
-        folder: where the PNGs go.
+        folder: folder of the PNGs.
         classes: names of the C classes.
-        history: one row an epoch, over all stages.
+        history: one row per epoch, over all stages.
         result: the content of result.json.
-        protocol: whose per-class scores are drawn.
+        protocol: evaluation protocol of the per-class scores.
         truth: labels of the test split.
-        predicted: audio and visual predictions on it, [N,T,C] each.
-        removed: name of a picture -> labels of the training split that were removed, as `metrics.denoising.scoring` tells.
+        predicted: audio and visual predictions on the test split, [N,T,C] each.
+        removed: name of a figure -> labels removed from the training split, as `metrics.denoising.compare_labels` returns
+            them.
 
     Returns:
-        the files, in the order a reader wants them.
+        the files, in reading order.
     """
     synthetic = result["data"]["synthetic"]
     names = ["curves", "classes", "timeline", *removed]
@@ -48,7 +49,7 @@ def draw(
     curves.loss_and_scores(history, paths["curves"], synthetic)
     per_class = result["scores"]["test"][protocol]["per_class"]
     curves.class_bars(per_class, paths["classes"], f"{result['recipe']}: F per class, test, {protocol} protocol", synthetic)
-    rows = _telling(truth)
+    rows = _example_rows(truth)
     timeline.parsing(
         [timeline.TimelineVideo(truth.ids[row], tuple(np.array(classes)[truth.weak[row]].tolist())) for row in rows],
         classes,
@@ -64,7 +65,7 @@ def draw(
     return list(paths.values())
 
 
-def _telling(labels: Labels) -> NDArray[np.int64]:
-    """Videos whose weak label holds several events, the first of the split; chosen without a look at predictions."""
+def _example_rows(labels: Labels) -> NDArray[np.int64]:
+    """Return the first videos of the split with several weak labels; the choice does not depend on predictions."""
     order = np.argsort(-labels.weak.sum(axis=1).clip(max=2), kind="stable")
-    return np.sort(order[:_SHOWN])
+    return np.sort(order[:_TIMELINE_VIDEOS])

@@ -1,4 +1,4 @@
-"""What the cases are made of: small data sets and finished runs, and ways to damage a copy of them."""
+"""Small data sets and finished runs that cases use, and functions that damage a copy of them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SMALL = (
     "train.device=cpu",
     "train.epochs=2",
 )
-"""What makes a training take a second."""
+"""Settings with which a training takes a second."""
 
 Damage = Callable[[Path], None]
 
 
-class Material:
-    """Data sets and runs that cases copy, made once.
+class Fixtures:
+    """Data sets and runs that cases copy, created once.
 
     Args:
-        folder: where they are made.
-        runner: makes them.
-        tiny: only ``{tiny}``, which many cases get by with.
+        folder: their folder.
+        runner: runs the commands that create them.
+        tiny: create only ``{tiny}``, which is enough for many cases.
 
     Attributes:
         paths: placeholders of the cases' command lines -> folder or file.
@@ -52,20 +52,20 @@ class Material:
             self._runs()
 
     def expand(self, words: str | Sequence[str], here: Path) -> list[str]:
-        """A case's command line, split at spaces, with its placeholders filled in; ``{small}`` stands for `SMALL`."""
-        places = {name: str(path) for name, path in self.paths.items()} | {"here": str(here)}
+        """Split a case's command line at spaces and fill in its placeholders; ``{small}`` stands for `SMALL`."""
+        values = {name: str(path) for name, path in self.paths.items()} | {"here": str(here)}
         found: list[str] = []
         for word in words.split(" ") if isinstance(words, str) else words:
             if word == "{small}":
                 found += SMALL
                 continue
-            for name, place in places.items():
-                word = word.replace(f"{{{name}}}", place)
+            for name, value in values.items():
+                word = word.replace(f"{{{name}}}", value)
             found.append(word)
         return found
 
     def copy(self, name: str, here: Path) -> Path:
-        """A copy of a folder or file below ``here``, made of hard links: who changes a file has to replace it."""
+        """Copy a folder or file to ``here`` as hard links; a file must be replaced, not changed in place."""
         source = self.paths[name]
         target = here / source.name
         if not target.exists():
@@ -103,14 +103,14 @@ class Material:
 
 
 def replace(path: Path, content: bytes | str) -> None:
-    """Puts a file in the place of whatever is there, without writing through a hard link."""
+    """Write a file in place of whatever is at ``path``, without writing through a hard link."""
     remove(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def remove(path: Path) -> None:
-    """Takes away a file or folder, or nothing."""
+    """Remove a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -118,18 +118,18 @@ def remove(path: Path) -> None:
 
 
 def half(path: Path) -> None:
-    """Keeps the first half of a file."""
+    """Keep the first half of a file."""
     content = path.read_bytes()
     replace(path, content[: len(content) // 2])
 
 
 def holding(content: bytes | str) -> Damage:
-    """Puts other content into a file."""
+    """Return a function that replaces the content of a file."""
     return lambda path: replace(path, content)
 
 
 def inverted(path: Path) -> None:
-    """Inverts the bytes in the middle of a file."""
+    """Invert the bytes in the middle of a file."""
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 16] = bytes(byte ^ 0xFF for byte in content[middle : middle + 16])
@@ -137,40 +137,40 @@ def inverted(path: Path) -> None:
 
 
 def folder(path: Path) -> None:
-    """A folder where a file should be."""
+    """Put a folder in place of a file."""
     remove(path)
     path.mkdir(parents=True)
 
 
 def loop(path: Path) -> None:
-    """A symbolic link to itself."""
+    """Put a symbolic link to itself in place of a file."""
     remove(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(path.name)
 
 
 def fifo(path: Path) -> None:
-    """A named pipe into which nobody writes."""
+    """Put a named pipe that no process writes to in place of a file."""
     remove(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(path)
 
 
-DAMAGES: dict[str, Damage] = {
+REPLACEMENTS: dict[str, Damage] = {
     "missing": remove,
     "empty": holding(b""),
     "half": half,
-    "text": holding("neither this nor that\n"),
+    "text": holding("not a file of this format\n"),
     "binary": holding(bytes(range(256)) * 8),
     "folder": folder,
     "loop": loop,
     "fifo": fifo,
 }
-"""What may be in the place of a file."""
+"""What a file can be replaced with."""
 
 
 def edited(change: Callable[[Any], Any]) -> Damage:
-    """Changes the content of a JSON file, in place or by returning other content."""
+    """Return a function that changes the content of a JSON file, in place or by returning other content."""
 
     def edit(path: Path) -> None:
         content = json.loads(path.read_text())
@@ -181,7 +181,7 @@ def edited(change: Callable[[Any], Any]) -> Damage:
 
 
 def array(make: Callable[[], np.ndarray]) -> Damage:
-    """Puts another array into a .npy file."""
+    """Return a function that replaces the array of a .npy file."""
 
     def edit(path: Path) -> None:
         remove(path)
@@ -192,7 +192,7 @@ def array(make: Callable[[], np.ndarray]) -> Damage:
 
 
 def arrays(change: Callable[[dict[str, np.ndarray]], None]) -> Damage:
-    """Changes the arrays of a .npz file."""
+    """Return a function that changes the arrays of a .npz file."""
 
     def edit(path: Path) -> None:
         with np.load(path, allow_pickle=False) as file:
