@@ -148,7 +148,11 @@ def test_ratios_without_a_checksum_are_read(copy, tmp_path):
 def test_result_and_config(copy):
     def read():
         (setting,), _ = read_settings([str(copy)])
-        return {"keys": dict(setting.keys), "result": dict(setting.runs[0].result), "without": setting.runs[0].without}
+        return {
+            "keys": dict(setting.keys),
+            "result": dict(setting.runs[0].result),
+            "problem": setting.runs[0].per_video_problem,
+        }
 
     assert_no_flip_is_read(copy / "result.json", read)
     assert_no_flip_is_read(copy / "config.yaml", read)
@@ -161,7 +165,7 @@ def test_damaged_per_video_scores_are_not_used(copy):
         file.write_bytes(damaged)
         run = read_settings([str(copy)])[0][0].runs[0]
         assert run.per_video is None
-        assert "per_video.npz: damaged" in run.without
+        assert "per_video.npz: damaged" in run.per_video_problem
     done = CliRunner().invoke(cli.app, ["evaluate", str(copy)])
     assert done.exit_code == 0, done.exception
     assert file.read_bytes() == content

@@ -49,7 +49,7 @@ def test_addresses_that_can_never_work_are_rejected_with_one_message(command, ur
     captured = capsys.readouterr()
     assert caught.value.code == 2
     first, *rest = captured.err.splitlines()
-    assert not rest or (len(rest) == 1 and rest[0].startswith("all of it: "))  # the path alone can be too long for a line
+    assert not rest or (len(rest) == 1 and rest[0].startswith("full message: "))  # the path alone can be too long for a line
     assert "tracking.uri=" in first
     assert message in captured.err
     assert not (tmp / "out").exists()
