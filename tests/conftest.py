@@ -1,6 +1,8 @@
 """Fixtures that several test folders share."""
 
+import importlib.util
 import os
+import sys
 import uuid
 from pathlib import Path
 
@@ -10,10 +12,39 @@ from hypothesis import settings
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
+STARTUP = Path(__file__).parent / "startup"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
 settings.register_profile("avvp", deadline=None)  # a busy machine takes its time
 settings.load_profile("avvp")
+
+
+def _draw_no_figures() -> str:
+    """Make this process and all Python processes it starts skip figures; return the variable that turns them on."""
+    spec = importlib.util.spec_from_file_location("avvp_startup", STARTUP / "sitecustomize.py")
+    startup = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(startup)
+    assert isinstance(sys.modules[startup.MODULE], startup.FiguresOnRequest), "imported before conftest.py"
+    assert (Path(__file__).parents[1] / f"{startup.MODULE.replace('.', '/')}.py").is_file(), "the module was renamed"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
+    return startup.SWITCH
+
+
+_FIGURES = _draw_no_figures()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Runs of this test draw their figures, in the processes that it starts as well."""
+    monkeypatch.setenv(_FIGURES, "1")
+
+
+@pytest.fixture(scope="module")
+def module_figures():
+    """As `figures`, for a whole module and its fixtures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(_FIGURES, "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

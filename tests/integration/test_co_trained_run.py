@@ -84,10 +84,10 @@ def test_both_networks_learn(packed, tmp_path):
         "method.plain_epochs=8",
     )
     rows = history(tmp_path)
-    own = [row["loss/total"] - row["loss/other"] for row in (rows[0], rows[-1])]
+    own = [row["loss/total"] - row["loss/second_network"] for row in (rows[0], rows[-1])]
     assert own[1] < 0.7 * own[0]
-    assert rows[-1]["loss/other"] < 0.7 * rows[0]["loss/other"]
-    assert rows[-1]["loss/other"] != own[1]
+    assert rows[-1]["loss/second_network"] < 0.7 * rows[0]["loss/second_network"]
+    assert rows[-1]["loss/second_network"] != own[1]
 
 
 def test_what_is_left_is_one_plain_network(packed, finished):

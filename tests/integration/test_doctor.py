@@ -15,6 +15,7 @@ from s3_servers import ENVIRONMENT
 from avvp_dist import storage
 from avvp_dist.launch import doctor_checks
 from avvp_dist.shards.index import Index
+from avvp_dist.storage.config import StorageConfig
 
 SLOW = "timeout=200"  # for a machine that others use too
 
@@ -64,7 +65,7 @@ def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     assert "run and artifact (s3) written, read and deleted" in found["mlflow"]["figure"]
     for name in ("output", "output by ray"):
         assert "written, read and deleted" in found[name]["figure"]
-    storage.configure(storage.StorageConfig(endpoint=s3_server))
+    storage.configure(StorageConfig(endpoint=s3_server))
     assert storage.names(s3) == ["data"], "something was left behind"
 
 

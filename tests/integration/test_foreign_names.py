@@ -47,7 +47,7 @@ def test_comparisons_hold_foreign_names_harmless(runs, tmp_path, capsys):
     assert (tmp_path / "p" / "settings.png").is_file()
 
 
-def test_a_run_into_a_folder_with_markup_ends_well(packed, tmp_path, capsys):
+def test_a_run_into_a_folder_with_markup_ends_well(packed, tmp_path, capsys, figures):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     change_index(data, lambda index: {"classes": ("[/x]", "$a$ $\\frac{$", "[red]", *index.classes[3:])})

@@ -12,6 +12,7 @@ from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, read_labels
 
+pytestmark = pytest.mark.usefixtures("module_figures")
 TINY = ["train.epochs=1", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=1"]
 TINY += ["tracking=none", "train.device=cpu"]
 

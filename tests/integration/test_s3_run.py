@@ -67,7 +67,7 @@ def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplo
     assert json.loads(here("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
 
 
-def test_two_ranks_train_and_everything_else_reads(bucket, by_setting):
+def test_two_ranks_train_and_everything_else_reads(bucket, by_setting, figures):
     output, setting = f"{bucket}/run", f"storage.{by_setting}"
     ranks(2, ["train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting])
     assert storage.names(output) == [

@@ -41,7 +41,7 @@ def story(output, stage):
     return [{key: row[key] for key in row if "second" not in key} for row in rows]
 
 
-def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
+def test_a_run_leaves_scores_model_and_figures(packed, tmp_path, figures):
     result = run("jomold", packed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert set(result["scores"]) == {"val", "test"}

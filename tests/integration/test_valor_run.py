@@ -94,7 +94,7 @@ def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, t
 
 
 @pytest.mark.parametrize("recipe", recipes())
-def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe):
+def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe, figures):
     overrides = [f"data={clip_clap}", f"output={tmp_path}", "train.epochs=1", "model.width=16", "train.batch_size=31"]
     overrides += [f"data.refined={labels}"] if recipe.startswith("valor") else []
     result = run_experiment(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
