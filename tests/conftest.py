@@ -4,17 +4,24 @@ import importlib.util
 import os
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from ray_cluster import SETTINGS
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
 STARTUP = Path(__file__).parent / "startup"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
+with pytest.MonkeyPatch.context() as _patch:
+    for _name, _value in SETTINGS.items():  # Ray reads them when it is imported
+        _patch.setenv(_name, _value)
+    with suppress(ImportError):
+        import ray  # noqa: F401
 settings.register_profile("avvp", deadline=None)  # a busy machine takes its time
 settings.load_profile("avvp")
 
@@ -78,6 +85,31 @@ def packed(tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("data") / "packed")
     synthetic.write(out, videos=None, seed=0, layout="shards", splits=(62, 14, 14), workers=1, shard_videos=16)
     return out
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A Ray of two CPUs that the tests of this process share; see `ray_cluster`."""
+    pytest.importorskip("ray")
+    from ray_cluster import ray_cluster
+
+    with ray_cluster() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def joined(cluster):
+    """The shared Ray, which this process has joined as a driver."""
+    import ray
+
+    from avvp_dist.launch import ray_environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "0")
+        ray_environment.prepare()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

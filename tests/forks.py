@@ -18,7 +18,9 @@ import torch
 from torch.distributed import TCPStore
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["avvp_dist.cli.main", "avvp_dist.launch.local", "torch._dynamo"])  # what a training imports
+_server.set_forkserver_preload(  # what a tracked training imports; not Ray, which reads its environment when it is imported
+    ["avvp_dist.cli.main", "avvp_dist.launch.local", "torch._dynamo", "pandas", "mlflow"]
+)
 
 
 def avvp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

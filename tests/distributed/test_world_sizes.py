@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import stage_folder
 from dying import DyingRuntime, Killed
-from forks import ranks
+from forks import avvp, ranks
 from prometheus import last, scraped
+from ray_cluster import RayCluster
 
 from avvp_dist.datasets.external import noisy_labels
 from avvp_dist.experiments.recipe import load
@@ -22,7 +24,7 @@ from avvp_dist.loading.refined import RefinedLabels
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
     "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
-    "tracking=none", "train.device=cpu",
+    "model.width=128", "model.feedforward=128", "tracking=none", "train.device=cpu",
 ]  # fmt: skip
 DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
 JOMOLD = [*DENOISE, "model.dropout=0"]
@@ -32,24 +34,12 @@ def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, 
     ranks(world, ["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides])
 
 
-def train_apart(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
-    """In a process of its own, which starts others; with relative paths: Ray's workers run in other folders."""
+def train_on_ray(cluster: RayCluster, output: Path, data: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """With two workers, and with relative paths: Ray's workers run in other folders."""
     places = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
-    arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    done = subprocess.run(
-        [sys.executable, *launcher, "avvp_dist", *arguments],
-        env=environment,
-        cwd=output.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def stage(output: Path, name: str) -> Path:
-    (folder,) = (output / "stages").glob(f"{name}-*")
-    return folder
+    arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides, "launch=ray", "launch.workers=2"]
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    return avvp(*arguments, cwd=output.parent, **cluster.environment, **quick)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +51,9 @@ def one(packed, tmp_path_factory):
 
 def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
     for name in stages:
-        expected, got = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
+        expected, got = (
+            json.loads((stage_folder(run, name) / "stage.json").read_text())["history"] for run in (one, output)
+        )
         assert [row["epoch"] for row in got] == [row["epoch"] for row in expected]
         for row, reference in zip(got, expected, strict=True):
             for key in [key for key in reference if key.startswith("loss/")]:
@@ -70,9 +62,9 @@ def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
 
 def assert_same_training(output: Path, one: Path) -> None:
     assert_same_losses(output, one, "estimate", "denoise")
-    ratios = [json.loads((stage(run, "ratios") / "ratios.json").read_text()) for run in (one, output)]
+    ratios = [json.loads((stage_folder(run, "ratios") / "ratios.json").read_text()) for run in (one, output)]
     assert ratios[0] == ratios[1]
-    removed = [np.load(stage(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
+    removed = [np.load(stage_folder(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
     assert removed[0].any()
     np.testing.assert_array_equal(*removed)
     scores = [json.loads((run / "result.json").read_text())["scores"] for run in (one, output)]
@@ -80,8 +72,10 @@ def assert_same_training(output: Path, one: Path) -> None:
 
 
 def test_torchrun(packed, tmp_path, one):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m")
-    train_apart(tmp_path, packed, launcher=launcher)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "avvp_dist"]
+    command = [*launcher, "train", *JOMOLD, f"data={packed}", f"output={tmp_path}", *OVERRIDES]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"], provenance["device"]) == (3, "torchrun", "cpu")
@@ -103,7 +97,7 @@ def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, world=2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", *trained)
-    labels = [RefinedLabels.load(str(stage(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
+    labels = [RefinedLabels.load(str(stage_folder(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
     assert (labels[0].audio == 0).any()
     assert labels[0].fingerprint == labels[1].fingerprint
 
@@ -161,27 +155,19 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, world=2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
-    removed = [np.load(stage(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
+    removed = [np.load(stage_folder(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
     assert removed[0].any(axis=(0, 2)).all()
     np.testing.assert_array_equal(*removed)
 
 
-def nodes(folder: Path) -> set[str]:
-    """Addresses that Ray, in ``folder``, gives to Prometheus."""
-    files = [json.loads(file.read_text()) for file in folder.rglob("prom_metrics_service_discovery.json")]
-    return {address for file in files for group in file for address in group["targets"]}
-
-
-def test_ray_train(packed, tmp_path, one, monkeypatch):
-    with tempfile.TemporaryDirectory() as folder:  # Ray's sockets need a short path
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
-        with scraped(lambda: nodes(Path(folder))) as found:
-            train_apart(tmp_path, packed, "launch=ray", "launch.workers=2")
+def test_ray_train(cluster, packed, tmp_path, one):
+    with scraped(lambda: [cluster.metrics]) as every:
+        done = train_on_ray(cluster, tmp_path, packed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [series for series in every if series["run"] == str(tmp_path)]
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"]) == (2, "ray")
-    assert {series["run"] for series in found} == {str(tmp_path)}
     of_ranks = ["data_wait", "step", "ranking", "exchange", "all_reduce"]
     for name in of_ranks:
         for rank in ("0", "1"):
@@ -201,14 +187,15 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_train_names_the_bad_shard_that_one_worker_finds(packed, tmp_path):
+def test_ray_train_names_the_bad_shard_that_one_worker_finds(cluster, packed, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     with (data / "train-000002.tar").open("r+b") as shard:
         shard.write(b"x")
-    with pytest.raises(AssertionError, match=r"(?s)error: .*train-000002.tar: content differs") as caught:
-        train_apart(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
-    assert "Traceback" not in str(caught.value).split("error:")[-1]
+    done = train_on_ray(cluster, tmp_path / "run", str(data), *STREAMED)
+    assert done.returncode != 0
+    assert re.search(r"(?s)error: .*train-000002.tar: content differs", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr.split("error:")[-1]
 
 
 def test_a_batch_of_fewer_videos_than_workers_is_refused_before_anything_starts(packed, tmp_path):
@@ -222,7 +209,7 @@ def test_a_batch_of_fewer_videos_than_workers_is_refused_before_anything_starts(
         "launch.workers=3",
         "launch.min_workers=1",
     ]
-    done = subprocess.run([sys.executable, "-m", "avvp_dist", *arguments], capture_output=True, text=True)
+    done = avvp(*arguments)
     assert done.returncode == 2
     assert "batch_size 2 is the global batch: some of 3 workers would never see a video; use 3 or more" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from commands import history, stage_folder, train_here
 from dying import DyingRuntime, Killed
 from forks import ranks
 from typer.testing import CliRunner
 
 from avvp_dist.cli import main as cli
-from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, TrainingError
-from avvp_dist.experiments.recipe import load
-from avvp_dist.experiments.run import run_experiment
 from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.loop import StageResult, StageTrainer
@@ -24,19 +22,13 @@ SMALL = [*TINY, "train.epochs=2", "train.checkpoint_every=2"]
 
 
 def run(data, output, *overrides, recipe="han", runtime=None):
-    config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
+    return train_here(recipe, data, output, *SMALL, *overrides, runtime=runtime)
 
 
 def cut(data, output, after):
     """A run that is killed after so many checkpoints, of which it makes two an epoch."""
     with pytest.raises(Killed):
         run(data, output, runtime=DyingRuntime(str(output), after=after))
-
-
-def stage(output, name="train"):
-    (folder,) = Path(output, "stages").glob(f"{name}-*")
-    return folder
 
 
 def checkpoints(output):
@@ -50,10 +42,8 @@ def flip(file, place=0.5):
 
 
 def assert_equal_runs(one, other, name="train"):
-    rows = [json.loads((stage(output, name) / "stage.json").read_text())["history"] for output in (one, other)]
-    told = [[{key: row[key] for key in row if "second" not in key} for row in each] for each in rows]
-    assert told[0] == told[1]
-    weights = [(stage(output, name) / "model.safetensors").read_bytes() for output in (one, other)]
+    assert history(one, name) == history(other, name)
+    weights = [(stage_folder(output, name) / "model.safetensors").read_bytes() for output in (one, other)]
     assert weights[0] == weights[1]
 
 
@@ -164,9 +154,9 @@ def other_weights(folder):
 )
 def test_a_damaged_stage_is_run_again(packed, whole, tmp_path, caplog, damage, file):
     output = Path(shutil.copytree(whole, tmp_path / "run"))
-    damage(stage(output))
+    damage(stage_folder(output))
     run(packed, output)
-    assert f"{stage(output)}/{file}" in caplog.text
+    assert f"{stage_folder(output)}/{file}" in caplog.text
     assert "stage train is run again" in caplog.text
     assert caplog.text.count(file) == 1
     assert_equal_runs(whole, output)
@@ -177,8 +167,8 @@ def test_two_ranks_agree_on_what_is_damaged(packed, tmp_path):
     arguments = ["train", "jomold", f"data={packed}", *SMALL]
     ranks(2, [*arguments, f"output={one}"])
     shutil.copytree(one, two)
-    flip(stage(two, "estimate") / "model.safetensors")
-    (stage(two, "ratios") / "ratios.json").unlink()
+    flip(stage_folder(two, "estimate") / "model.safetensors")
+    (stage_folder(two, "ratios") / "ratios.json").unlink()
     ranks(2, [*arguments, f"output={two}"])
     for name in ("estimate", "denoise"):
         assert_equal_runs(one, two, name)

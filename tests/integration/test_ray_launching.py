@@ -58,15 +58,6 @@ def test_a_run_on_its_own_ray_is_closed_to_others_and_stops_on_ctrl_c(packed, tm
         time.sleep(0.5)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray of two CPUs; to whoever has RAY_ADDRESS it is a cluster that may grow."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
 def failed(capsys, *arguments) -> str:
     from avvp_dist.cli import main as cli
 
@@ -87,7 +78,7 @@ def failed(capsys, *arguments) -> str:
         (["launch.gpus_per_worker=1", "train.device=auto"], "1 worker with 1 CPU and 1 GPU asked for"),
     ],
 )
-def test_what_a_cluster_can_never_give_is_refused_at_once(cluster, packed, tmp_path, capsys, asked, told):
+def test_what_a_cluster_can_never_give_is_refused_at_once(joined, packed, tmp_path, capsys, asked, told):
     began = time.monotonic()
     said = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *asked)
     assert time.monotonic() - began < 30
@@ -95,7 +86,7 @@ def test_what_a_cluster_can_never_give_is_refused_at_once(cluster, packed, tmp_p
     assert "launch.workers" in said
 
 
-def test_resources_in_use_are_waited_for_with_a_limit(cluster, packed, tmp_path, capsys, monkeypatch, caplog):
+def test_resources_in_use_are_waited_for_with_a_limit(joined, packed, tmp_path, capsys, monkeypatch, caplog):
     holder = ray.remote(num_cpus=2)(type("Holder", (), {"there": lambda self: True})).remote()
     assert ray.get(holder.there.remote())
     settings = [f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", "launch.workers=2", "launch.wait=2"]

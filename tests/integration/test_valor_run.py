@@ -1,11 +1,11 @@
 """VALOR from labels of segments to scores, on a small synthetic data set."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import history, train_here
 from dying import DyingRuntime, Killed
 from indexes import change_index
 from typer.testing import CliRunner
@@ -42,13 +42,7 @@ def clip_clap(tmp_path_factory):
 
 
 def run(packed, output, *overrides, runtime=None):
-    config = load("valor", [f"data={packed}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
-
-
-def history(output):
-    (file,) = Path(output, "stages").glob("train-*/stage.json")
-    return [{key: row[key] for key in row if "second" not in key} for row in json.loads(file.read_text())["history"]]
+    return train_here("valor", packed, output, *SMALL, *overrides, runtime=runtime)
 
 
 def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
