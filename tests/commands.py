@@ -42,6 +42,12 @@ def history(output: object, stage: str = "train") -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if not key.endswith(TIMES)} for row in rows]
 
 
+def outcome(output: object) -> dict[str, Any]:
+    """Return the parts of result.json that have to be equal for equal runs."""
+    result = json.loads(Path(str(output), "result.json").read_text())
+    return {key: result[key] for key in ("scores", "best", "denoising", "artifacts")}
+
+
 def invoke(*arguments: object) -> str:
     """Run a command in this process and return its output; raise what it raises."""
     done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])

@@ -1,11 +1,9 @@
 """Measuring changes no weight, and says where ranks wait for each other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from measured import LATE, STEPS
 
@@ -15,14 +13,7 @@ WORLD = 3  # no power of two: dividing by it is not multiplying by its reciproca
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name("measured.py")), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    forks.ranks(WORLD, [str(folder)], program=str(Path(__file__).with_name("measured.py")))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 

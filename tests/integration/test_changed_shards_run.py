@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from commands import wait_until
 from safetensors.numpy import load_file
 
 from avvp_dist.dist.runtime import LocalRuntime
@@ -71,7 +71,7 @@ def test_truncated_under_two_ranks_a_shard_ends_both_by_its_name(packed, tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        wait_for(lambda: list(output.glob("checkpoints/*.pt")) or running.poll() is not None)
+        wait_until(lambda: list(output.glob("checkpoints/*.pt")) or running.poll() is not None)
         os.truncate(data / SHARD, 1000)
         _, said = running.communicate(timeout=240)
     finally:
@@ -82,10 +82,3 @@ def test_truncated_under_two_ranks_a_shard_ends_both_by_its_name(packed, tmp_pat
     assert "SIGBUS" not in said
     assert not (output / "result.json").exists()
     assert json.loads((data / "index.json").read_text())["shards"][1]["name"] == SHARD
-
-
-def wait_for(condition, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -1,13 +1,11 @@
 """`avvp doctor`: every check for real, in good and in bad circumstances."""
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from ports import free_port
 from s3_servers import ENVIRONMENT
@@ -21,10 +19,7 @@ SLOW = "timeout=200"  # for a machine that others use too
 
 
 def doctor(*arguments, cwd, **environment):
-    command = [sys.executable, "-m", "avvp_dist", "doctor", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=250, check=False
-    )
+    return forks.avvp("doctor", *arguments, cwd=cwd, **environment)
 
 
 def findings(done):
@@ -43,10 +38,7 @@ def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     """From a setting, not the environment, all three must learn the endpoint: our storage, Ray's, and MLflow's."""
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    code = (
-        f"from mlflow import MlflowClient; MlflowClient({uri!r}).create_experiment('s3', artifact_location='{s3}/artifacts')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    pytest.importorskip("mlflow").MlflowClient(uri).create_experiment("s3", artifact_location=f"{s3}/artifacts")
     settings = [
         f"data={packed_s3}",
         f"output={s3}/runs",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import invoke
 from ports import free_port
 
 pytest.importorskip("ray")
@@ -171,12 +172,7 @@ def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(h
 
 
 def test_packing_and_evaluating_as_jobs(head, trained, tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "avvp_dist", "data", "synth", str(tmp_path / "raw"), "--videos", "60", "--workers", "1"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        check=True,
-    )
+    invoke("data", "synth", tmp_path / "raw", "--videos", "60", "--workers", "1")
     raw, out = str(tmp_path / "raw"), str(tmp_path / "packed")
     log = head.run("shard", "llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", out, "--workers", "1")
     assert "60 videos in 3 shards" in log

@@ -9,38 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
+from commands import start, wait_until
 from ports import free_port
 
 SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
 TESTS = Path(__file__).parents[1]
-
-
-def start(arguments, environment=None, **options) -> subprocess.Popen:
-    """`avvp` in a process group of its own, as a shell on a terminal starts it."""
-    # a shell script's background ignores Ctrl-C, and so would its children
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "avvp_dist", *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def wait_until(there, process: subprocess.Popen, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def listening(processes) -> set[str]:
@@ -84,15 +60,18 @@ def test_ranks_of_srun_equal_those_of_torchrun_and_listen_on_loopback(packed, tm
     for name, environment in (("torchrun", by_torchrun), ("srun", by_srun)):
         port = free_port()
         arguments = ["train", "jomold", f"data={packed}", f"output={tmp_path / name}", *SMALL, "train.epochs=2"]
-        ranks = [start(arguments, environment(rank, port)) for rank in range(2)]
-        seen: set[str] = set()
-        while any(rank.poll() is None for rank in ranks):
-            seen |= listening(ranks)
+        folders = [tmp_path / f"{name}-{rank}" for rank in range(2)]
+        ranks = []
+        for rank, folder in enumerate(folders):
+            folder.mkdir()
+            ranks.append(forks.start(arguments, os.environ | environment(rank, port), folder))
+        addresses: set[str] = set()
+        while any(rank.is_alive() for rank in ranks):
+            addresses |= listening(ranks)
             time.sleep(0.02)
-        said = [rank.communicate()[1] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0, 0], said
-        assert seen
-        assert seen <= {"127.0.0.1", "::1"}
+        assert [rank.exitcode for rank in ranks] == [0, 0], [(folder / "err").read_text() for folder in folders]
+        assert addresses
+        assert addresses <= {"127.0.0.1", "::1"}
     assert scores(tmp_path / "srun") == scores(tmp_path / "torchrun")
 
 

@@ -2,15 +2,13 @@
 
 import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import forks
 import pytest
 from ports import free_port
 
@@ -38,12 +36,8 @@ FREE = [
 
 def avvp(*arguments, cwd, **variables):
     """A command in a process of its own, in an environment full of secrets; fails where it shows one."""
-    environment = os.environ | VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
-    for name in ("MLFLOW_TRACKING_URI", CARRIER):
-        if name not in variables:
-            environment.pop(name, None)
-    command = [sys.executable, "-m", "avvp_dist", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    given = VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
+    done = forks.avvp(*arguments, cwd=cwd, without=("MLFLOW_TRACKING_URI", CARRIER), **given)
     assert MARK not in done.stdout + done.stderr, (arguments, done.stdout, done.stderr)
     return done
 

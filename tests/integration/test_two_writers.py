@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from commands import wait_until
 from typer.testing import CliRunner
 
 from avvp_dist import storage
@@ -22,14 +22,6 @@ def start(*arguments, **environment):
     return subprocess.Popen(
         command, env=os.environ | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_until(there, process, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def train(*arguments):
