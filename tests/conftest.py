@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share."""
+"""Fixtures of several test folders."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ with pytest.MonkeyPatch.context() as _patch:
         _patch.setenv(_name, _value)
     with suppress(ImportError):
         import ray  # noqa: F401
-settings.register_profile("avvp", deadline=None)  # a busy machine takes its time
+settings.register_profile("avvp", deadline=None)  # a busy machine is slow
 settings.load_profile("avvp")
 
 
@@ -38,6 +38,32 @@ def _draw_no_figures() -> str:
 
 
 _FIGURES = _draw_no_figures()
+
+
+_SLOW = {
+    "test_cache.py": {"test_killed_before_each_thing_it_does_to_the_disk"},
+    "test_locks.py": {"test_a_store_that_knows_no_conditions", "test_a_killed_holder_of_another_machine_is_waited_for"},
+    "test_robustness_benchmark.py": {"test_inputs_are_tried", "test_a_killed_training_is_run_again_and_compared"},
+    "test_scale_benchmark.py": {"test_figures_of_few_videos"},
+    "test_shards.py": {
+        "test_killed_before_any_write_it_goes_on_and_ends_the_same",
+        "test_killed_with_its_workers_it_goes_on_where_it_stopped",
+    },
+    "test_storage.py": {
+        "test_not_now_is_asked_again",
+        "test_giving_up_names_url_attempts_and_cause",
+        "test_nobody_at_the_endpoint",
+        "test_reads_that_break_off_are_made_whole",
+    },
+    "test_streaming.py": {"test_readers_end_with_the_trainer_however_it_ends"},
+}
+"""Unit tests that `make test-fast` leaves out: they take or wait for more than three seconds."""
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if getattr(item, "originalname", item.name) in _SLOW.get(item.path.name, ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -56,7 +82,7 @@ def module_figures():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Shards that tests fetch do not go into the user's cache."""
+    """Keep the shards that tests fetch out of the user's cache."""
     os.environ["AVVP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["AVVP_CACHE"]
@@ -70,7 +96,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def llp_annotations() -> Path:
-    """Folder of the official LLP annotation files; skips where they are not at hand."""
+    """Folder of the official LLP annotation files; skip the test if it is missing."""
     folder = Path(os.environ.get("AVVP_LLP_ANNOTATIONS", Path(__file__).parents[2] / "shared" / "llp"))
     if not (folder / "AVVP_train.csv").is_file():
         pytest.skip(f"LLP annotation files not found in {folder}; set AVVP_LLP_ANNOTATIONS to their folder")
@@ -123,7 +149,7 @@ def s3_server():
 
 @pytest.fixture
 def s3(s3_server, monkeypatch) -> str:
-    """URL of an empty bucket, which this process and its children reach by their environment."""
+    """URL of an empty bucket; this process and its children have the endpoint and credentials in their environment."""
     from avvp_dist import storage
     from avvp_dist.storage.config import StorageConfig
 

@@ -40,14 +40,14 @@ def ranks(world: int, arguments: list[str], timeout: float = 300, program: str =
     """Run a program, a module or a file, on every rank of ``world``; when one fails, end the others and show its output."""
     # what torchrun's agent does: a store of its own, where all ranks are guests
     store = TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
-    met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with tempfile.TemporaryDirectory() as folder:
         running = {}
         for rank in range(world):
-            places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **met}
-            said = Path(folder) / str(rank)
-            said.mkdir()
-            running[start(arguments, os.environ | places, said, program=program)] = said / "err"
+            identity = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **rendezvous}
+            output = Path(folder) / str(rank)
+            output.mkdir()
+            running[start(arguments, os.environ | identity, output, program=program)] = output / "err"
         try:
             while running:
                 ended = connection.wait([process.sentinel for process in running], timeout)

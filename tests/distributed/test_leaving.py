@@ -1,4 +1,4 @@
-"""A rank ends as it means to, even if threads of its process group are late."""
+"""A rank exits with its own exit code, even if threads of its process group end late."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ WORLD = 2
 
 
 @pytest.mark.parametrize("code", [0, 75])
-def test_threads_of_the_process_group_end_before_python_does(code):
+def test_threads_of_the_process_group_end_before_the_interpreter(code):
     here = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -25,5 +25,5 @@ def test_threads_of_the_process_group_end_before_python_does(code):
         subprocess.Popen(command, env=here | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(WORLD)
     ]
-    said = [rank.communicate()[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [code] * WORLD, said
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [code] * WORLD, errors

@@ -1,4 +1,4 @@
-"""Measuring changes no weight, and says where ranks wait for each other."""
+"""Measuring changes no weight, and shows where ranks wait for each other."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ def ranks(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
-def test_measured_gradients_are_ddp_s_own_to_the_bit(ranks):
+def test_gradients_are_bit_for_bit_those_of_ddp_when_measured(ranks):
     assert [found["same"] for found in ranks] == [True] * WORLD
 
 
-def test_ranks_that_wait_for_a_late_one_say_where(ranks):
+def test_waiting_for_a_late_rank_is_measured_where_it_happens(ranks):
     for found in ranks:
         assert 0 < found["exchange"] <= found["ranking"] <= found["step"]
         assert 0 < found["all_reduce"] <= found["step"]

@@ -1,4 +1,4 @@
-"""One process, three, four, and two under Ray Train: the same labels are removed and the losses agree to 1e-5."""
+"""One, two, three and four processes, and two under Ray Train: the same labels are removed, losses agree to 1e-5."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_streaming_on_three_ranks(packed, tmp_path, one_streamed):  # two of the
     assert_same_training(tmp_path, one_streamed)
 
 
-def test_streaming_goes_on_in_the_middle_of_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
+def test_streaming_resumes_within_an_epoch_on_two_ranks(packed, tmp_path, one_streamed):
     config = load(
         JOMOLD[0], [*JOMOLD[1:], f"data={packed}", f"output={tmp_path}", *OVERRIDES, *STREAMED, "train.checkpoint_every=2"]
     )
@@ -175,12 +175,12 @@ def test_ray_train(cluster, packed, tmp_path, one):
     assert {series["rank"] for series in found if series["name"] == "ray_avvp_videos_per_second"} == {"0"}
     # Ray tells its exporter from time to time, so a run may end before the last epoch's values are out
     rows = [row for row in json.loads((tmp_path / "history.json").read_text()) if row["stage"] == "denoise"]
-    told = {
+    series = {
         "ray_avvp_videos_per_second": {"videos_per_second": {}},
         "ray_avvp_removed_labels": {f"removed/{modality}": {"modality": modality} for modality in ("audio", "visual")},
         **{f"ray_avvp_{name}_seconds": {f"time/{name}_seconds": {"rank": "0"}} for name in of_ranks},
     }
-    for name, keys in told.items():
+    for name, keys in series.items():
         for key, tags in keys.items():
             assert last(found, name, stage="denoise", **tags) in [pytest.approx(row[key], rel=1e-5) for row in rows], key
     assert rows[-1]["removed/audio"] + rows[-1]["removed/visual"] > 0

@@ -1,4 +1,4 @@
-"""Two networks side by side: trained, resumed, and left as one plain network, on a small synthetic data set."""
+"""Two co-trained networks: trained, resumed, and saved as one plain network, on a small synthetic data set."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def finished(packed, tmp_path_factory, request):
     return request.param, output, run(request.param, packed, output, "train.checkpoint_every=2")
 
 
-def test_killed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(packed, tmp_path, finished):
+def test_a_run_killed_within_an_epoch_resumes_bit_for_bit(packed, tmp_path, finished):
     recipe, whole, result = finished
     with pytest.raises(Killed):
         run(
@@ -77,7 +77,7 @@ def test_both_networks_learn(packed, tmp_path):
     assert rows[-1]["loss/second_network"] != own[1]
 
 
-def test_what_is_left_is_one_plain_network(packed, finished):
+def test_the_final_model_is_one_plain_network(packed, finished):
     _, output, result = finished
     config, index = load(str(output / "config.yaml")), Index.load(packed)
     plain = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
@@ -85,7 +85,7 @@ def test_what_is_left_is_one_plain_network(packed, finished):
     assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
-def test_the_first_network_starts_where_a_lone_one_does(packed, tmp_path):
+def test_the_first_network_is_initialized_like_a_single_one(packed, tmp_path):
     """With nothing left out and no dropout, the first of two networks is trained exactly as HAN is."""
     same = ["model.dropout=0", "train.epochs=2"]
     run(

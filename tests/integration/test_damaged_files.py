@@ -1,4 +1,4 @@
-"""A run whose files were damaged, copied or moved goes on, says which file it was, and ends as one that nobody touched."""
+"""A run whose files were damaged, copied or moved resumes, names the damaged file, and ends like an undisturbed run."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(packed, whole,
     assert_equal_runs(whole, output)
 
 
-def test_without_a_good_checkpoint_the_stage_starts_over(packed, whole, tmp_path, caplog):
+def test_without_a_valid_checkpoint_the_stage_starts_from_scratch(packed, whole, tmp_path, caplog):
     output = tmp_path / "run"
     cut(packed, output, after=3)
     for name in checkpoints(output):
@@ -117,7 +117,7 @@ def test_foreign_files_among_the_checkpoints_are_neither_used_nor_deleted(packed
     cut(packed, output, after=3)
     foreign = ["best.pt", "00000001-copy.pt", "last.ckpt", "9.pt"]
     for name in foreign:
-        (output / "checkpoints" / name).write_bytes(b"of somebody else")
+        (output / "checkpoints" / name).write_bytes(b"foreign")
     run(packed, output)
     assert checkpoints(output) == sorted(foreign)
     assert "checkpoints" not in caplog.text
@@ -174,7 +174,7 @@ def test_two_ranks_agree_on_what_is_damaged(packed, tmp_path):
         assert_equal_runs(one, two, name)
 
 
-def test_a_copied_and_a_moved_run_go_on(packed, whole, tmp_path):
+def test_a_copied_and_a_moved_run_resume(packed, whole, tmp_path):
     """The config in the folder names another output; that decides nothing about what comes out."""
     cut(packed, tmp_path / "begun", after=2)
     moved = tmp_path / "elsewhere" / "moved"
@@ -191,7 +191,7 @@ def test_a_copied_and_a_moved_run_go_on(packed, whole, tmp_path):
         run(packed, copied, "optim.lr=0.5")
 
 
-def test_another_pace_goes_on_with_the_run(packed, whole, tmp_path):
+def test_a_run_resumes_with_another_checkpoint_interval(packed, whole, tmp_path):
     cut(packed, tmp_path / "run", after=2)
     run(packed, tmp_path / "run", "train.checkpoint_every=1", "train.check_every=3", "evaluate.batch_size=7")
     assert_equal_runs(whole, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Packing with Ray tasks: the bytes of a local pack, whoever dies meanwhile."""
+"""Packing with Ray tasks: the same bytes as a local pack, even if tasks or the driver die."""
 
 import os
 import signal
@@ -55,25 +55,25 @@ def test_any_number_of_tasks_writes_the_same_bytes(joined, official, tmp_path, c
     assert "5 shards written, 0 were complete already" in caplog.text
 
 
-def test_a_task_that_dies_is_done_again(joined, official, tmp_path):
+def test_a_task_that_dies_is_retried(joined, official, tmp_path):
     pack_tiny(official, tmp_path / "ray", source=DyingOnceFeatures)
     assert (official / "died").exists()
     pack_tiny(official, tmp_path / "local", on="local", workers=1)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")  # hidden files too: nothing half-written is left
 
 
-def test_a_task_that_dies_every_time_is_told_plainly(joined, official, tmp_path):
-    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* it goes on where it stopped") as told:
+def test_a_task_that_always_dies_is_one_clear_error(joined, official, tmp_path):
+    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* it goes on where it stopped") as caught:
         pack_tiny(official, tmp_path / "out", source=DeadlyFeatures)
-    assert told.value.exit_code == 1
+    assert caught.value.exit_code == 1
 
 
-def test_bad_features_of_all_tasks_are_told_at_once(joined, official, tmp_path):
+def test_bad_features_of_all_tasks_are_reported_together(joined, official, tmp_path):
     (official / "feats" / "vggish" / f"{IDS[1]}.npy").unlink()
     np.save(official / "feats" / "res152" / f"{IDS[10]}.npy", np.zeros((79, 5), np.float32))
-    with pytest.raises(DataError, match="2 of 12 videos have bad features; nothing was packed") as told:
+    with pytest.raises(DataError, match="2 of 12 videos have bad features; nothing was packed") as caught:
         pack_tiny(official, tmp_path / "out")
-    assert told.value.problems == [
+    assert caught.value.problems == [
         f"train {IDS[1]}: vggish/{IDS[1]}.npy: missing",
         f"test {IDS[10]}: res152/{IDS[10]}.npy: shape [79, 5], expected [80, 5]",
     ]
@@ -89,7 +89,7 @@ pack_tiny(Path(sys.argv[1]), sys.argv[2], source=SlowFeatures)
 """
 
 
-def test_a_killed_driver_takes_its_tasks_along_and_the_next_goes_on(joined, official, tmp_path, caplog):
+def test_tasks_end_with_a_killed_driver_and_packing_resumes(joined, official, tmp_path, caplog):
     out = tmp_path / "out"
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, official, out], env=os.environ | {"RAY_ADDRESS": joined.address, "PYTHONPATH": PATH}

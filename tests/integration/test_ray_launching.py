@@ -1,4 +1,4 @@
-"""Runs on a Ray of their own and on one that others use: listeners, token, temporary folder, resources, signals."""
+"""Runs on a Ray of their own and on a shared one: listeners, token, temporary folder, resources, signals, faults."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,8 +64,8 @@ class OwnRay:
     def checkpoints(self) -> set[str]:
         return {path.parent.name for path in self.output.glob("ray/train/checkpoint_*/checkpoint.pt")}
 
-    def start(self) -> subprocess.Popen:
-        return start(self._arguments, self._environment)
+    def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
+        return start(self._arguments, environment or self._environment)
 
     def start_and_train(self) -> subprocess.Popen:
         """Return when the run has written another checkpoint."""
@@ -76,11 +77,12 @@ class OwnRay:
         wait_until(lambda: not listening(driver, self.marker), seconds=60)
 
 
-def test_faults_and_signals_on_a_ray_of_its_own(packed, tmp_path):
+def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     """A run resumes with the scores of an undisturbed one, whatever ended it.
 
-    A worker is killed and then Ctrl-C pressed; SIGTERM is followed by Ctrl-C; the driver is killed while Ray writes its
-    record of checkpoints, and the newest checkpoint is damaged. The first start also checks that only this user has access.
+    A worker is killed and then Ctrl-C pressed; Ctrl-C is pressed twice; the driver is killed while Ray writes its record of
+    checkpoints, and the newest checkpoint is damaged; SIGTERM arrives; another Ray takes over. The first start also checks
+    that only this user has access.
     """
     run = OwnRay(packed, tmp_path)
     driver = run.start_and_train()
@@ -101,12 +103,11 @@ def test_faults_and_signals_on_a_ray_of_its_own(packed, tmp_path):
     run.assert_ray_ends(driver)
 
     driver = run.start_and_train()
-    driver.send_signal(signal.SIGTERM)
+    os.killpg(driver.pid, signal.SIGINT)
     time.sleep(0.3)
     os.killpg(driver.pid, signal.SIGINT)
     _, log = driver.communicate(timeout=20)
     assert driver.returncode == 130, log
-    assert "asked to stop: " in log
     assert "ended at once" in log
     assert not [line for line in own_lines(log) if "Traceback" in line or "KeyboardInterrupt" in line], log
     run.assert_ray_ends(driver)
@@ -126,11 +127,16 @@ def test_faults_and_signals_on_a_ray_of_its_own(packed, tmp_path):
     content[len(content) // 2] ^= 1
     (folder / newest / "checkpoint.pt").write_bytes(content)
 
-    driver = run.start()
-    _, log = driver.communicate()
-    assert driver.returncode == 0, log
+    driver = run.start_and_train()
+    driver.send_signal(signal.SIGTERM)
+    _, log = driver.communicate(timeout=300)
+    assert driver.returncode == 75, log
+    assert "error: asked to stop at stage" in log
     assert "checkpoint_manager_snapshot.json: damaged" in log
     assert f"{newest}/checkpoint.pt: damaged" in log
+
+    _, log = (driver := run.start(cluster.environment)).communicate()
+    assert driver.returncode == 0, log
     whole = tmp_path / "whole"
     ranks(2, ["train", "jomold", f"data={packed}", f"output={whole}", *SMALL, *EPOCHS])
     assert outcome(run.output) == outcome(whole)
@@ -142,13 +148,13 @@ def failed(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return " ".join(told.split())
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return " ".join(message.split())
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("settings", "need"),
     [
         (["launch.workers=3"], "3 workers with 1 CPU each asked for"),
         (["launch.workers=4", "launch.min_workers=3"], "3 workers with 1 CPU each asked for"),
@@ -156,12 +162,12 @@ def failed(capsys, *arguments) -> str:
         (["launch.gpus_per_worker=1", "train.device=auto"], "1 worker with 1 CPU and 1 GPU asked for"),
     ],
 )
-def test_what_a_cluster_can_never_give_is_refused_at_once(joined, packed, tmp_path, capsys, asked, told):
+def test_resources_that_a_cluster_can_never_provide_are_refused(joined, packed, tmp_path, capsys, settings, need):
     began = time.monotonic()
-    said = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *asked)
+    message = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *settings)
     assert time.monotonic() - began < 30
-    assert f"{told}, which this cluster can never hold: it has 1 node with 2 CPUs" in said
-    assert "launch.workers" in said
+    assert f"{need}, which this cluster can never hold: it has 1 node with 2 CPUs" in message
+    assert "launch.workers" in message
 
 
 def test_resources_in_use_are_waited_for_with_a_limit(joined, packed, tmp_path, capsys, monkeypatch, caplog):
@@ -169,13 +175,13 @@ def test_resources_in_use_are_waited_for_with_a_limit(joined, packed, tmp_path, 
     assert ray.get(holder.there.remote())
     settings = [f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", "launch.workers=2", "launch.wait=2"]
     with caplog.at_level("INFO"):
-        said = failed(capsys, "train", "han", *settings)
-        assert "there was no room within 2 s (others use them)" in said
-        assert "launch.wait=SECONDS" in said
+        message = failed(capsys, "train", "han", *settings)
+        assert "there was no room within 2 s (others use them)" in message
+        assert "launch.wait=SECONDS" in message
         assert "waiting for others to end, 1 of 2 s: 2 workers with 1 CPU each asked for" in " ".join(caplog.messages)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # whose monitor says that nothing starts nodes
-    said = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
-    assert "which this cluster can never hold" in said
+    message = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
+    assert "which this cluster can never hold" in message
     ray.kill(holder)
 
 

@@ -1,4 +1,4 @@
-"""Whole runs from and to object storage: the same as on a disk, whoever starts them and wherever they go on."""
+"""Whole runs from and to object storage: the same results as on a disk, with every launcher and when resumed."""
 
 import json
 import time
@@ -121,7 +121,7 @@ def test_labels_ratios_and_tables(bucket, tmp_path):
 
 
 @pytest.mark.slow
-def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
+def test_tracking_resumes_on_another_machine(bucket, tmp_path):
     """The first machine finds no server; another sends what it left, and a third goes on with the same MLflow run."""
     mlflow = pytest.importorskip("mlflow")
     output, uri = f"{bucket}/run", f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -157,7 +157,7 @@ def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
         ("s4://bucket/data", [], "index.json: not a URL that can be used: Protocol not known: s4"),
     ],
 )
-def test_mistakes_are_one_message_and_soon(bucket, data, settings, message):
+def test_mistakes_are_one_message_within_a_time_limit(bucket, data, settings, message):
     with Flaky(b"", ["403"] * 100) as refusing:
         known = {"bucket": bucket, "port": free_port(), "refusing": refusing.endpoint}
         arguments = [text.format(**known) for text in (f"data={data}", f"output={bucket}/run", *SMALL, *settings)]

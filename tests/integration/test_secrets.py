@@ -1,4 +1,4 @@
-"""Marked secrets in every key and variable that may hold one: nothing that a command leaves or says has them."""
+"""Marked secrets in every key and variable that can hold one: no file and no output of a command contains them."""
 
 import base64
 import json
@@ -87,7 +87,7 @@ def locked():
     server.server_close()
 
 
-def test_a_run_at_a_server_that_asks_for_a_password(packed, tmp_path, locked):
+def test_a_run_with_a_tracking_server_that_requires_a_password(packed, tmp_path, locked):
     """train (tracking fails, training succeeds), sync without and with the password, evaluate, compare, config."""
     place = f"127.0.0.1:{locked.server_address[1]}"
     whole = f"http://me:p@{MARK}/w@{place}"
@@ -184,10 +184,10 @@ def test_a_refusal_repeats_no_secret(command, tmp_path, monkeypatch, capfd):
     (tmp_path / "broken.yaml").write_text(f'tracking: {{uri: "http://me:{MARK}@host" x}}\n')
     with pytest.raises(SystemExit) as caught:
         main(command)
-    told = "".join(capfd.readouterr())
+    shown = "".join(capfd.readouterr())
     (tmp_path / "broken.yaml").unlink()
-    assert caught.value.code == 2, told
-    assert MARK not in told
+    assert caught.value.code == 2, shown
+    assert MARK not in shown
     assert not leaks(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The table of methods on synthetic data: trains what is missing, takes what is there, judges removed labels by itself."""
+"""The table of methods on synthetic data: trains missing runs, reuses finished ones, scores removed labels."""
 
 import json
 
@@ -19,22 +19,22 @@ def trained(packed, tmp_path_factory):
     return out
 
 
-def test_finished_runs_are_taken_as_they_are_and_judged_anew(packed, trained, capsys):
+def test_finished_runs_are_reused_and_scored_again(packed, trained, capsys):
     result = trained / "lr-1" / "result.json"
     content = json.loads(result.read_text())
-    told = content.pop("denoising")
+    denoising = content.pop("denoising")
     try:
         result.write_text(json.dumps(content))  # as an older commit wrote it
         main([str(trained), "--data", packed, "--seeds", "1,2", "--finished", "--json", str(trained / "again.json"), *TINY])
     finally:
-        result.write_text(json.dumps({**content, "denoising": told}))
+        result.write_text(json.dumps({**content, "denoising": denoising}))
     first, again = (json.loads((trained / f"{name}.json").read_text()) for name in ("first", "again"))
     assert again == first  # nothing was trained for seed 2, and variants without runs are left out
     assert list(again["rows"]) == ["lr", "valor"]
     row = again["rows"]["lr"]
     assert row["seeds"] == [1]
     assert row["protocol"] == "joint"
-    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(told)
+    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(denoising)
     scores = content["scores"]["test"]["joint"]
     assert row["segment.visual"] == {"mean": scores["segment"]["visual"], "std": None, "all": [scores["segment"]["visual"]]}
     assert row["without_speech.event.type"]["mean"] == scores["without_speech"]["event"]["type"]
@@ -77,5 +77,5 @@ def test_runs_on_other_data_are_refused(trained, tmp_path, capsys):
 def test_unknown_variants_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"no variant jomould; there are {', '.join(VARIANTS)}" in said
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"no variant jomould; there are {', '.join(VARIANTS)}" in message

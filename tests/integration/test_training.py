@@ -119,7 +119,7 @@ def test_the_ratios_of_one_run_skip_the_first_stages_of_another(packed, tmp_path
     assert second["scores"] == first["scores"]
 
 
-def test_denoising_is_judged_against_the_planted_truth(packed, tmp_path):
+def test_denoising_is_scored_against_the_synthetic_truth(packed, tmp_path):
     run("jomold", packed, tmp_path / "run", "method.warmup=linear")
     last = history(tmp_path / "run", "denoise")[-1]
     removed = np.load(stage_folder(tmp_path / "run", "denoise") / "removed.npz")["removed"]
@@ -178,7 +178,7 @@ def test_another_run_is_not_overwritten(packed, tmp_path):
     assert (tmp_path / "run" / "result.json").read_text() == before
 
 
-def test_data_that_is_not_there(packed, tmp_path):
+def test_missing_data_is_reported(packed, tmp_path):
     with pytest.raises(DataError, match="index.json"):
         run("han", tmp_path / "nowhere", tmp_path / "run")
     with pytest.raises(ConfigError, match="data: missing"):
@@ -186,7 +186,7 @@ def test_data_that_is_not_there(packed, tmp_path):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_checkpoints_run_no_code(tmp_path):
+def test_loading_a_checkpoint_runs_no_code(tmp_path):
     class Bomb:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "exploded",))

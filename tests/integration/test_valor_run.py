@@ -1,4 +1,4 @@
-"""VALOR from labels of segments to scores, on a small synthetic data set."""
+"""VALOR from segment-level labels to scores, on a small synthetic data set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +45,7 @@ def run(packed, output, *overrides, runtime=None):
     return train_here("valor", packed, output, *SMALL, *overrides, runtime=runtime)
 
 
-def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
+def test_valor_learns_and_resumes_after_a_kill(packed, labels, tmp_path):
     result = run(packed, tmp_path / "whole", f"data.refined={labels}")
     rows = history(tmp_path / "whole")
     assert rows[-1]["loss/audio"] < rows[0]["loss/audio"]
@@ -60,7 +60,7 @@ def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
     assert again["scores"] == result["scores"]
 
 
-def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_path):
+def test_missing_or_unfit_labels_are_refused_before_anything_is_written(packed, labels, tmp_path):
     with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on labels of segments; make such"):
         run(packed, tmp_path / "run")
     found = RefinedLabels.load(labels)
@@ -80,7 +80,7 @@ def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, tmp_path):
+def test_other_methods_use_segment_level_labels_as_video_level_ones(packed, labels, tmp_path):
     overrides = [f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=1", "model.width=32", "tracking=none"]
     config = load("han", [*overrides, f"data.refined={labels}"])
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
@@ -96,7 +96,7 @@ def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_pa
     assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
 
 
-def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(packed, labels, tmp_path):
+def test_data_that_does_not_fit_a_recipe_is_refused_before_anything_is_written(packed, labels, tmp_path):
     config = load("valor-plus-plus", [f"data={packed}", f"data.refined={labels}", f"output={tmp_path / 'run'}"])
     with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus asks for llp-clip-clap"):
         run_experiment(config, LocalRuntime(config.output, "cpu"))
