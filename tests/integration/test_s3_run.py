@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from commands import invoke, train_here
+from dying import DyingRuntime, Killed
 from forks import avvp, ranks
 from ports import free_port
 from s3_servers import Flaky
-from test_training import SMALL, DyingRuntime, Killed
+from test_training import SMALL
 from typer.testing import CliRunner
 
 from avvp_dist import storage

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import history, stage_folder
 from dying import DyingRuntime, Killed
-from test_training import run, stage_folder, story
+from test_training import run
 
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
@@ -34,7 +35,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, recipe, stag
         run(recipe, packed, tmp_path / "cut", *settings, "data.workers=2", runtime=dying)
     run(recipe, packed, tmp_path / "cut", *settings, "data.workers=1", "data.prefetch=2")  # how it is read does not matter
     for stage in stages:
-        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
+        assert history(tmp_path / "whole", stage) == history(tmp_path / "cut", stage)
         whole, cut = (stage_folder(tmp_path / name, stage) / "model.safetensors" for name in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
 
