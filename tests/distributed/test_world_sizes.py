@@ -24,10 +24,11 @@ from avvp_dist.loading.refined import RefinedLabels
 # 62 videos: the last batch has two, so that at W = 4 two ranks have nothing in it
 OVERRIDES = [
     "train.epochs=2", "train.batch_size=20", "optim.lr=0.001", "model.visual_dropout=0",
-    "model.width=128", "model.feedforward=128", "tracking=none", "train.device=cpu",
+    "tracking=none", "train.device=cpu",
 ]  # fmt: skip
 DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
-JOMOLD = [*DENOISE, "model.dropout=0"]
+NARROW = ["model.width=128", "model.feedforward=128", "model.dropout=0"]
+JOMOLD = [*DENOISE, *NARROW]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, world: int = 1) -> None:
@@ -89,8 +90,8 @@ def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
 @pytest.mark.parametrize(
     ("recipe", "trained", "refined"),
     [
-        (["ma", "model.dropout=0", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
-        (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["ma", *NARROW, "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", *NARROW, "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
 def test_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
