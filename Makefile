@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test test-fast lint clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
 env: $(VENV)/.ready  ## make .venv with everything pinned in constraints.txt
 
@@ -33,11 +33,15 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 	@echo "pictures  demo/han/pictures demo/jomold/pictures"
 	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"
 
-# a file's tests stay in one process (they share what they set up); two of them, since Ray and S3 are mostly waited for;
-# in the order of the folders, since xdist would begin with the files of many small tests and wait for long ones at the end
-test: export OMP_WAIT_POLICY = passive
-test: env  ## all tests
-	$(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+# The tests of a file run in one process, because they share fixtures. Files run in the order of the folders: xdist would start
+# with those of many small tests, and then wait for the long ones at the end.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+test test-fast: export OMP_WAIT_POLICY = passive
+test: env  ## all tests (about ten minutes on 2 CPU cores)
+	$(PYTEST)
+
+test-fast: env  ## unit tests that take no longer than three seconds each (about a minute)
+	$(PYTEST) -m "not slow" tests/unit
 
 lint: env  ## format, lint, types
 	$(BIN)/ruff format --check .

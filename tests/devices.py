@@ -1,4 +1,4 @@
-"""Devices of a test's own."""
+"""Device nodes for tests."""
 
 import os
 import stat
@@ -10,10 +10,10 @@ NULL, FULL = 3, 7  # minor numbers of /dev/null and /dev/full
 
 
 def device(path: Path, minor: int) -> Path:
-    """A node of the memory devices; skips where only root may make one, or the file system takes none."""
+    """Create a memory device node; skip the test if that is not permitted or not supported."""
     try:
         os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
         path.open("wb").close()
     except PermissionError:
-        pytest.skip("may not make device nodes here")
+        pytest.skip("device nodes cannot be made here")
     return path

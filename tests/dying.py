@@ -1,14 +1,14 @@
-"""A run that is killed at a chosen moment."""
+"""A run that is killed at a chosen checkpoint."""
 
 from avvp_dist.dist.runtime import LocalRuntime
 
 
 class Killed(BaseException):
-    """Stands for the process being killed right after a checkpoint was committed."""
+    """Represents a process killed right after a checkpoint was committed."""
 
 
 class DyingRuntime(LocalRuntime):
-    """Dies when the n-th checkpoint has been committed."""
+    """Raise `Killed` when the n-th checkpoint has been committed."""
 
     def __init__(self, output: str, after: int) -> None:
         super().__init__(output, "cpu")

@@ -1,7 +1,7 @@
 """The command `avvp` in forks of one process that has torch imported: each starts in a moment instead of five seconds.
 
-Real processes, real gloo, real sockets. A user's process imports all anew, and so does torchrun for every rank; some tests
-begin that way all the same.
+Real processes, real gloo, real sockets. A user's process imports everything itself, and so does each rank of torchrun: some
+tests start processes that way.
 """
 
 import multiprocessing
@@ -10,7 +10,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
@@ -18,31 +18,36 @@ import torch
 from torch.distributed import TCPStore
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["avvp_dist.cli.main", "avvp_dist.launch.local", "torch._dynamo"])  # what a training imports
+_server.set_forkserver_preload(  # what a tracked training imports; not Ray, which reads its environment when it is imported
+    ["avvp_dist.cli.main", "avvp_dist.launch.local", "torch._dynamo", "pandas", "mlflow"]
+)
 
 
-def avvp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """One command in a process of its own, run to its end."""
+def avvp(
+    *arguments: object, cwd: Path | None = None, without: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, with this environment but for the variables of ``without``."""
     with tempfile.TemporaryDirectory() as folder:
         words = [str(argument) for argument in arguments]
-        process = _start(words, os.environ | environment, Path(folder), cwd)
+        kept = {name: value for name, value in os.environ.items() if name not in without}
+        process = start(words, kept | environment, Path(folder), cwd)
         process.join()
         out, err = ((Path(folder) / name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(words, process.exitcode, out, err)
 
 
-def ranks(world: int, arguments: list[str], timeout: float = 300) -> None:
-    """A command on every rank of ``world``; when one fails, ends the others and tells what it said."""
+def ranks(world: int, arguments: list[str], timeout: float = 300, program: str = "avvp_dist") -> None:
+    """Run a program, a module or a file, on every rank of ``world``; when one fails, end the others and show its output."""
     # what torchrun's agent does: a store of its own, where all ranks are guests
     store = TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
-    met = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     with tempfile.TemporaryDirectory() as folder:
         running = {}
         for rank in range(world):
-            places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **met}
-            said = Path(folder) / str(rank)
-            said.mkdir()
-            running[_start(arguments, os.environ | places, said)] = said / "err"
+            identity = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), **rendezvous}
+            output = Path(folder) / str(rank)
+            output.mkdir()
+            running[start(arguments, os.environ | identity, output, program=program)] = output / "err"
         try:
             while running:
                 ended = connection.wait([process.sentinel for process in running], timeout)
@@ -57,15 +62,21 @@ def ranks(world: int, arguments: list[str], timeout: float = 300) -> None:
                 process.join()
 
 
-def _start(
-    arguments: list[str], environment: Mapping[str, str], folder: Path, cwd: Path | None = None
+def start(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    cwd: Path | None = None,
+    program: str = "avvp_dist",
 ) -> multiprocessing.process.BaseProcess:
-    process = _server.Process(target=_command, args=(arguments, dict(environment), str(folder), cwd and str(cwd)))
+    """Start a program, whose output goes into the files ``out`` and ``err`` of a folder."""
+    given = (list(arguments), dict(environment), str(folder), cwd and str(cwd), program)
+    process = _server.Process(target=_command, args=given)
     process.start()
     return process
 
 
-def _command(arguments: list[str], environment: dict[str, str], folder: str, cwd: str | None) -> None:
+def _command(arguments: list[str], environment: dict[str, str], folder: str, cwd: str | None, program: str) -> None:
     for name, stream in (("out", 1), ("err", 2)):
         with open(Path(folder) / name, "w") as file:
             os.dup2(file.fileno(), stream)
@@ -75,4 +86,7 @@ def _command(arguments: list[str], environment: dict[str, str], folder: str, cwd
         os.chdir(cwd)
     torch.set_num_threads(1)
     sys.argv = ["avvp", *arguments]
-    runpy.run_module("avvp_dist", run_name="__main__")
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__")

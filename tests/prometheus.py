@@ -1,4 +1,4 @@
-"""What Prometheus would see of our own metrics while something runs."""
+"""The metrics of this package as Prometheus reads them."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def scraped(targets: Callable[[], Iterable[str]]) -> Iterator[list[dict[str, str]]]:
-    """Asks the addresses that ``targets`` names several times a second; our series, oldest first: tags, name and value."""
+    """Read the addresses of ``targets`` several times a second; yield series, oldest first: tags, name and value."""
     found: list[dict[str, str]] = []
     done = threading.Event()
 
@@ -30,7 +30,7 @@ def scraped(targets: Callable[[], Iterable[str]]) -> Iterator[list[dict[str, str
 
 
 def last(found: list[dict[str, str]], name: str, **tags: str) -> float:
-    """The newest value of a series."""
+    """Return the newest value of a series."""
     values = [each["value"] for each in found if tags.items() <= each.items() and each["name"] == name]
     assert values, (name, tags, sorted({each["name"] for each in found}))
     return float(values[-1])

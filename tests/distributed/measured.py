@@ -1,4 +1,4 @@
-"""One of three ranks: the same steps with and without time measurement, one rank always late; see test_waiting_ranks.py."""
+"""One of three ranks: the same steps measured and not, one rank always late. Run by test_waiting_ranks.py."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A rank exits with its own exit code, even if threads of its process group are still running."""
+"""A rank exits with its own exit code, even if threads of its process group end late."""
 
 import os
 import subprocess
@@ -12,8 +12,8 @@ WORLD = 2
 
 
 @pytest.mark.parametrize("code", [0, 75])
-def test_threads_of_the_process_group_end_before_python_does(code):
-    environment = os.environ | {
+def test_threads_of_the_process_group_end_before_the_interpreter(code):
+    here = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "MASTER_ADDR": "127.0.0.1",

@@ -1,11 +1,9 @@
-"""Time measurement does not change the weights, and shows where ranks wait for each other."""
+"""Measuring changes no weight, and shows where ranks wait for each other."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from measured import LATE, STEPS
 
@@ -15,25 +13,18 @@ WORLD = 3  # not a power of two, so that dividing by it differs from multiplying
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(__file__).with_name("measured.py")), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    forks.ranks(WORLD, [str(folder)], program=str(Path(__file__).with_name("measured.py")))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD)]
 
 
-def test_measured_gradients_are_bitwise_equal_to_those_of_ddp(ranks):
-    assert [of_rank["same"] for of_rank in ranks] == [True] * WORLD
+def test_gradients_are_bit_for_bit_those_of_ddp_when_measured(ranks):
+    assert [found["same"] for found in ranks] == [True] * WORLD
 
 
-def test_waiting_for_a_late_rank_counts_as_exchange(ranks):
-    for of_rank in ranks:
-        assert 0 < of_rank["exchange"] <= of_rank["ranking"] <= of_rank["step"]
-        assert 0 < of_rank["all_reduce"] <= of_rank["step"]
+def test_waiting_for_a_late_rank_is_measured_where_it_happens(ranks):
+    for found in ranks:
+        assert 0 < found["exchange"] <= found["ranking"] <= found["step"]
+        assert 0 < found["all_reduce"] <= found["step"]
     late = ranks.pop(1)
     for of_rank in ranks:  # they first communicate when they rank labels
         assert of_rank["exchange"] > STEPS * LATE / 3  # its forward pass is faster while the others are idle

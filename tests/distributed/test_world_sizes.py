@@ -1,18 +1,20 @@
-"""Runs on one, three and four processes, and on two Ray Train workers: equal removed labels, losses equal to 1e-5."""
+"""One, two, three and four processes, and two under Ray Train: the same labels are removed, losses agree to 1e-5."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import stage_folder
 from dying import DyingRuntime, Killed
-from forks import ranks
+from forks import avvp, ranks
 from prometheus import last, scraped
+from ray_cluster import RayCluster
 
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.experiments.recipe import load
@@ -25,31 +27,20 @@ OVERRIDES = [
     "tracking=none", "train.device=cpu",
 ]  # fmt: skip
 DENOISE = ["jomold", "method.warmup=linear", "method.rounding=carry"]
-JOMOLD = [*DENOISE, "model.dropout=0"]
+NARROW = ["model.width=128", "model.feedforward=128", "model.dropout=0"]
+JOMOLD = [*DENOISE, *NARROW]
 
 
 def train(output: Path, data: str, *overrides: str, recipe: list[str] = JOMOLD, world: int = 1) -> None:
     ranks(world, ["train", *recipe, f"data={data}", f"output={output}", *OVERRIDES, *overrides])
 
 
-def train_in_subprocess(output: Path, data: str, *overrides: str, launcher: tuple[str, ...] = ("-m",)) -> None:
-    """Train in a separate process, which starts others; with relative paths, since Ray's workers run in other folders."""
-    paths = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
-    arguments = ["train", *JOMOLD, *paths, *OVERRIDES, *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    done = subprocess.run(
-        [sys.executable, *launcher, "avvp_dist", *arguments],
-        env=environment,
-        cwd=output.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def stage(output: Path, name: str) -> Path:
-    (folder,) = (output / "stages").glob(f"{name}-*")
-    return folder
+def train_on_ray(cluster: RayCluster, output: Path, data: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """With two workers, and with relative paths: Ray's workers run in other folders."""
+    places = [f"data={os.path.relpath(data, output.parent)}", f"output={output.name}"]
+    arguments = ["train", *JOMOLD, *places, *OVERRIDES, *overrides, "launch=ray", "launch.workers=2"]
+    quick = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+    return avvp(*arguments, cwd=output.parent, **cluster.environment, **quick)
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +52,20 @@ def one(packed, tmp_path_factory):
 
 def assert_same_losses(output: Path, one: Path, *stages: str) -> None:
     for name in stages:
-        expected, found = (json.loads((stage(run, name) / "stage.json").read_text())["history"] for run in (one, output))
-        assert [row["epoch"] for row in found] == [row["epoch"] for row in expected]
-        for row, reference in zip(found, expected, strict=True):
+        expected, got = (
+            json.loads((stage_folder(run, name) / "stage.json").read_text())["history"] for run in (one, output)
+        )
+        assert [row["epoch"] for row in got] == [row["epoch"] for row in expected]
+        for row, reference in zip(got, expected, strict=True):
             for key in [key for key in reference if key.startswith("loss/")]:
                 assert row[key] == pytest.approx(reference[key], abs=1e-5), (name, row["epoch"], key)
 
 
 def assert_same_training(output: Path, one: Path) -> None:
     assert_same_losses(output, one, "estimate", "denoise")
-    ratios = [json.loads((stage(run, "ratios") / "ratios.json").read_text()) for run in (one, output)]
+    ratios = [json.loads((stage_folder(run, "ratios") / "ratios.json").read_text()) for run in (one, output)]
     assert ratios[0] == ratios[1]
-    removed = [np.load(stage(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
+    removed = [np.load(stage_folder(run, "denoise") / "removed.npz")["removed"] for run in (one, output)]
     assert removed[0].any()
     np.testing.assert_array_equal(*removed)
     scores = [json.loads((run / "result.json").read_text())["scores"] for run in (one, output)]
@@ -80,8 +73,10 @@ def assert_same_training(output: Path, one: Path) -> None:
 
 
 def test_torchrun(packed, tmp_path, one):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m")
-    train_in_subprocess(tmp_path, packed, launcher=launcher)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "avvp_dist"]
+    command = [*launcher, "train", *JOMOLD, f"data={packed}", f"output={tmp_path}", *OVERRIDES]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"], provenance["device"]) == (3, "torchrun", "cpu")
@@ -95,15 +90,15 @@ def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
 @pytest.mark.parametrize(
     ("recipe", "trained", "refined"),
     [
-        (["ma", "model.dropout=0", "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
-        (["lr", "model.dropout=0", "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["ma", *NARROW, "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
+        (["lr", *NARROW, "method.tau=0.2"], ["base", "refine"], "relabel"),
     ],
 )
 def test_label_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, world=2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", *trained)
-    labels = [RefinedLabels.load(str(stage(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
+    labels = [RefinedLabels.load(str(stage_folder(tmp_path / run, refined) / "refined.npz")) for run in ("one", "two")]
     assert (labels[0].audio == 0).any()
     assert labels[0].fingerprint == labels[1].fingerprint
 
@@ -161,27 +156,19 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "two", packed, recipe=recipe, world=2)
     assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
-    removed = [np.load(stage(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
+    removed = [np.load(stage_folder(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
     assert removed[0].any(axis=(0, 2)).all()
     np.testing.assert_array_equal(*removed)
 
 
-def nodes(folder: Path) -> set[str]:
-    """Addresses that Ray writes to ``folder`` for Prometheus."""
-    files = [json.loads(file.read_text()) for file in folder.rglob("prom_metrics_service_discovery.json")]
-    return {address for file in files for group in file for address in group["targets"]}
-
-
-def test_ray_train(packed, tmp_path, one, monkeypatch):
-    with tempfile.TemporaryDirectory() as folder:  # paths of Ray's sockets must be short
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        monkeypatch.setenv("RAY_metrics_report_interval_ms", "200")
-        with scraped(lambda: nodes(Path(folder))) as found:
-            train_in_subprocess(tmp_path, packed, "launch=ray", "launch.workers=2")
+def test_ray_train(cluster, packed, tmp_path, one):
+    with scraped(lambda: [cluster.metrics]) as every:
+        done = train_on_ray(cluster, tmp_path, packed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [series for series in every if series["run"] == str(tmp_path)]
     assert_same_training(tmp_path, one)
     provenance = json.loads((tmp_path / "result.json").read_text())["provenance"]
     assert (provenance["world_size"], provenance["launcher"]) == (2, "ray")
-    assert {series["run"] for series in found} == {str(tmp_path)}
     of_ranks = ["data_wait", "step", "ranking", "exchange", "all_reduce"]
     for name in of_ranks:
         for rank in ("0", "1"):
@@ -189,26 +176,27 @@ def test_ray_train(packed, tmp_path, one, monkeypatch):
     assert {series["rank"] for series in found if series["name"] == "ray_avvp_videos_per_second"} == {"0"}
     # Ray updates its exporter periodically, so that a run can end before the last epoch's values are exported
     rows = [row for row in json.loads((tmp_path / "history.json").read_text()) if row["stage"] == "denoise"]
-    exported = {
+    series = {
         "ray_avvp_videos_per_second": {"videos_per_second": {}},
         "ray_avvp_removed_labels": {f"removed/{modality}": {"modality": modality} for modality in ("audio", "visual")},
         **{f"ray_avvp_{name}_seconds": {f"time/{name}_seconds": {"rank": "0"}} for name in of_ranks},
     }
-    for name, keys in exported.items():
+    for name, keys in series.items():
         for key, tags in keys.items():
             assert last(found, name, stage="denoise", **tags) in [pytest.approx(row[key], rel=1e-5) for row in rows], key
     assert rows[-1]["removed/audio"] + rows[-1]["removed/visual"] > 0
 
 
 @pytest.mark.slow
-def test_ray_train_reports_the_bad_shard_of_one_worker(packed, tmp_path):
+def test_ray_train_names_the_bad_shard_that_one_worker_finds(cluster, packed, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     with (data / "train-000002.tar").open("r+b") as shard:
         shard.write(b"x")
-    with pytest.raises(AssertionError, match=r"(?s)error: .*train-000002.tar: content differs") as caught:
-        train_in_subprocess(tmp_path / "run", str(data), *STREAMED, "launch=ray", "launch.workers=2")
-    assert "Traceback" not in str(caught.value).split("error:")[-1]
+    done = train_on_ray(cluster, tmp_path / "run", str(data), *STREAMED)
+    assert done.returncode != 0
+    assert re.search(r"(?s)error: .*train-000002.tar: content differs", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr.split("error:")[-1]
 
 
 def test_a_batch_with_fewer_videos_than_workers_is_refused_before_workers_start(packed, tmp_path):
@@ -222,7 +210,7 @@ def test_a_batch_with_fewer_videos_than_workers_is_refused_before_workers_start(
         "launch.workers=3",
         "launch.min_workers=1",
     ]
-    done = subprocess.run([sys.executable, "-m", "avvp_dist", *arguments], capture_output=True, text=True)
+    done = avvp(*arguments)
     assert done.returncode == 2
     assert "batch_size 2 is the global batch: some of 3 workers would never get a video; use 3 or more" in done.stderr
     assert "Traceback" not in done.stderr

@@ -88,7 +88,7 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
         assert {name: weight.shape for name, weight in stage.weights.items()} == shapes
 
 
-def test_a_whole_run_is_scored_again_alike(tiny, tmp_path):
+def test_evaluation_reproduces_the_scores_of_a_whole_run(tiny, tmp_path):
     config = configured("jomold", tiny, tmp_path / "run", "ave", "method.skip_exchange=false")
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     again = load(str(tmp_path / "run" / "config.yaml"))

@@ -1,4 +1,4 @@
-"""Training over a network that spoils answers: the same result, no wrong byte trained on, a clear end of patience."""
+"""Training over a faulty network: the same result, no corrupt byte used, and a clear error when retries are exhausted."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(data, tmp_path, name, *settings):
 
 
 @pytest.mark.parametrize("mode", [[], STREAMED], ids=["resident", "streaming"])
-def test_faults_cost_time_and_change_nothing(bucket, network, tmp_path, mode):
+def test_network_faults_do_not_change_the_scores(bucket, network, tmp_path, mode):
     good = train(bucket, tmp_path, "good", *mode)
     network.inject("slowdown", "train-", times=3)
     network.inject("reset", "train-000000", times=1)
@@ -60,7 +60,7 @@ def test_faults_cost_time_and_change_nothing(bucket, network, tmp_path, mode):
     assert sorted(kind for kind, _ in network.hits) == sorted([*["slowdown"] * 3, "reset", "short", "stall", *["wrong"] * 3])
 
 
-def test_bytes_that_stay_wrong_are_refused_by_name(bucket, network, tmp_path):
+def test_a_shard_that_stays_corrupt_is_named(bucket, network, tmp_path):
     network.inject("wrong", "train-000002", times=-1)
     with pytest.raises(DataError, match=r"train-000002\.tar: content differs from what the index recorded, 4 times"):
         train(bucket, tmp_path, "bad", f"storage.endpoint={network.url}")
@@ -70,14 +70,14 @@ def test_bytes_that_stay_wrong_are_refused_by_name(bucket, network, tmp_path):
     train(bucket, tmp_path, "bad", f"storage.endpoint={network.url}")  # the same command goes on
 
 
-def test_a_store_that_stays_busy_is_given_up_with_shard_attempts_and_cause(bucket, network, tmp_path):
+def test_a_store_that_stays_busy_fails_with_shard_attempts_and_cause(bucket, network, tmp_path):
     network.inject("slowdown", "train-000001", times=-1)
     settings = [f"storage.endpoint={network.url}", "storage.retries=1"]
     with pytest.raises(StorageError, match=r"(?s)train-000001\.tar.*2 attempts.*SlowDown"):
         train(bucket, tmp_path, "bad", *settings)
 
 
-def test_verify_looks_at_the_store_and_not_at_what_a_node_holds(bucket, network, tmp_path, monkeypatch):
+def test_verify_reads_the_store_and_not_the_cache(bucket, network, tmp_path, monkeypatch):
     monkeypatch.setenv("AVVP_CACHE", str(tmp_path / "cache"))
     train(bucket, tmp_path, "run")
     storage.configure(StorageConfig(endpoint=network.url))

@@ -1,4 +1,4 @@
-"""Runs whose shards are damaged under them end by name, hang nobody, and go on once the shards are restored."""
+"""Runs whose shards are damaged during training fail with the shard's name, do not hang, and resume once it is restored."""
 
 import json
 import os
@@ -6,10 +6,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from commands import wait_until
 from safetensors.numpy import load_file
 
 from avvp_dist.dist.runtime import LocalRuntime
@@ -36,7 +36,7 @@ class Damaging(LocalRuntime):
 
 
 @pytest.mark.parametrize("mode", ["resident", "streaming"])
-def test_restored_a_run_goes_on_to_what_an_uninterrupted_one_reaches(packed, tmp_path, mode):
+def test_a_run_resumes_once_its_shard_is_restored(packed, tmp_path, mode):
     data = Path(shutil.copytree(packed, tmp_path / "data"))
     whole = (data / SHARD).read_bytes()
 
@@ -55,7 +55,7 @@ def test_restored_a_run_goes_on_to_what_an_uninterrupted_one_reaches(packed, tmp
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def test_truncated_under_two_ranks_a_shard_ends_both_by_its_name(packed, tmp_path):
+def test_a_shard_truncated_during_training_ends_both_ranks(packed, tmp_path):
     data, output = Path(shutil.copytree(packed, tmp_path / "data")), tmp_path / "run"
     command = [
         sys.executable,
@@ -71,21 +71,14 @@ def test_truncated_under_two_ranks_a_shard_ends_both_by_its_name(packed, tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
-        wait_for(lambda: list(output.glob("checkpoints/*.pt")) or running.poll() is not None)
+        wait_until(lambda: list(output.glob("checkpoints/*.pt")) or running.poll() is not None)
         os.truncate(data / SHARD, 1000)
-        _, said = running.communicate(timeout=240)
+        _, stderr = running.communicate(timeout=240)
     finally:
         running.send_signal(signal.SIGKILL)
     assert running.returncode not in (0, None)
-    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, but the index records" in said
-    assert "error: " in said
-    assert "SIGBUS" not in said
+    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, the index says" in stderr
+    assert "error: " in stderr
+    assert "SIGBUS" not in stderr
     assert not (output / "result.json").exists()
     assert json.loads((data / "index.json").read_text())["shards"][1]["name"] == SHARD
-
-
-def wait_for(condition, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

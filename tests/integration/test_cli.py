@@ -1,4 +1,4 @@
-"""The command line as a user meets it: in processes of its own, exit codes and messages included."""
+"""The command line in processes of its own: exit codes, messages, output files."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def trained(packed, tmp_path_factory):
     return output, done
 
 
-def test_train_says_what_it_does_and_where_things_are(trained):
+def test_train_reports_stages_scores_and_output_files(trained):
     output, done = trained
     for stage in ("estimate", "ratios", "denoise"):
         assert f"stage {stage}: " in done.stderr
@@ -50,7 +50,7 @@ def test_a_second_train_reuses_every_stage(trained, packed):
     assert json.loads(before)["scores"] == json.loads((output / "result.json").read_text())["scores"]
 
 
-def test_evaluate_reproduces_the_result_and_takes_other_data(trained, packed, tmp_path):
+def test_evaluate_reproduces_the_result_and_accepts_other_data(trained, packed, tmp_path):
     output, _ = trained
     done = avvp("evaluate", output, f"data={packed}", "--json", tmp_path / "again.json")
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_evaluate_reproduces_the_result_and_takes_other_data(trained, packed, tm
     assert again["scores"] == recorded["scores"]
 
 
-def test_evaluate_makes_the_scores_of_videos_that_a_run_lacks(trained):
+def test_evaluate_restores_missing_per_video_scores(trained):
     output, _ = trained
     left = (output / "per_video.npz").read_bytes()
     (output / "per_video.npz").unlink()
@@ -128,7 +128,7 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
+def test_a_missing_gpu_is_refused(packed, tmp_path):
     import torch
 
     if torch.cuda.is_available():
@@ -143,7 +143,7 @@ def test_a_gpu_that_is_not_there_is_refused(packed, tmp_path):
     ("address", "message"),
     [("127.0.0.1:9", "127.0.0.1:9: cannot connect"), ("nowhere:x", "nowhere:x: Port could not be cast")],
 )
-def test_a_ray_cluster_that_is_not_there_is_refused(packed, tmp_path, address, message):
+def test_an_unreachable_ray_cluster_is_refused(packed, tmp_path, address, message):
     pytest.importorskip("ray")
     given = [f"data={packed}", f"output={tmp_path / 'run'}", "launch=ray"]
     done = avvp("train", "han", *given, RAY_ADDRESS=address)

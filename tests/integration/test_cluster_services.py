@@ -1,4 +1,4 @@
-"""MLflow's server as compose.yaml starts it, here: it answers the hosts it is told to, and no others."""
+"""MLflow's server, started with the options of compose.yaml: it accepts the listed host names and no others."""
 
 import shlex
 import signal
@@ -55,11 +55,11 @@ def ask(port: int, path: str, host: str) -> int:
         return 0
 
 
-def test_mlflow_answers_the_names_by_which_nodes_and_a_browser_reach_it(server):
+def test_mlflow_accepts_the_host_names_of_nodes_and_browsers(server):
     path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     assert [ask(server, path, host) for host in ("mlflow:5000", "127.0.0.1:5000", "localhost:5000")] == [200, 200, 200]
 
 
-def test_mlflow_answers_no_other_name(server):
+def test_mlflow_refuses_other_host_names(server):
     path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     assert ask(server, path, "rebound.example:5000") == 403

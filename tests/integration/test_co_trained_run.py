@@ -1,11 +1,9 @@
-"""Two networks side by side: trained, resumed, and left as one plain network, on a small synthetic data set."""
-
-import json
-from pathlib import Path
+"""Two co-trained networks: trained, resumed, and saved as one plain network, on a small synthetic data set."""
 
 import numpy as np
 import pytest
 import torch
+from commands import history, stage_folder, train_here
 from dying import DyingRuntime, Killed
 
 from avvp_dist.dist.runtime import LocalRuntime
@@ -21,18 +19,7 @@ METHODS = {"coteaching": ["method.plain_epochs=1"], "jocor": []}
 
 
 def run(recipe, packed, output, *overrides, runtime=None):
-    config = load(recipe, [f"data={packed}", f"output={output}", *SMALL, *METHODS[recipe], *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
-
-
-def stage(output):
-    (folder,) = Path(output, "stages").glob("train-*")
-    return folder
-
-
-def history(output):
-    rows = json.loads((stage(output) / "stage.json").read_text())["history"]
-    return [{key: row[key] for key in row if not key.endswith(("second", "seconds"))} for row in rows]
+    return train_here(recipe, packed, output, *SMALL, *METHODS[recipe], *overrides, runtime=runtime)
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -42,7 +29,7 @@ def finished(packed, tmp_path_factory, request):
     return request.param, output, run(request.param, packed, output, "train.checkpoint_every=2")
 
 
-def test_killed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(packed, tmp_path, finished):
+def test_a_run_killed_within_an_epoch_resumes_bit_for_bit(packed, tmp_path, finished):
     recipe, whole, result = finished
     with pytest.raises(Killed):
         run(
@@ -58,9 +45,9 @@ def test_killed_in_the_middle_of_an_epoch_it_goes_on_bit_for_bit(packed, tmp_pat
     assert_networks_differ(state["model"])
     run(recipe, packed, tmp_path / "cut", "train.checkpoint_every=2")
     assert history(whole) == history(tmp_path / "cut")
-    files = [stage(output) / "model.safetensors" for output in (whole, tmp_path / "cut")]
+    files = [stage_folder(output) / "model.safetensors" for output in (whole, tmp_path / "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    removed = [np.load(stage(output) / "removed.npz")["removed"] for output in (whole, tmp_path / "cut")]
+    removed = [np.load(stage_folder(output) / "removed.npz")["removed"] for output in (whole, tmp_path / "cut")]
     np.testing.assert_array_equal(*removed)
     assert result["denoising"]["removed/visual"] == removed[0][:, 1].sum() > 0
     assert 0 <= result["denoising"]["removed/visual_precision"] <= 100
@@ -90,7 +77,7 @@ def test_both_networks_learn(packed, tmp_path):
     assert rows[-1]["loss/second_network"] != own[1]
 
 
-def test_what_is_left_is_one_plain_network(packed, finished):
+def test_the_final_model_is_one_plain_network(packed, finished):
     _, output, result = finished
     config, index = load(str(output / "config.yaml")), Index.load(packed)
     plain = config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
@@ -98,7 +85,7 @@ def test_what_is_left_is_one_plain_network(packed, finished):
     assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 
 
-def test_the_first_network_starts_where_a_lone_one_does(packed, tmp_path):
+def test_the_first_network_is_initialized_like_a_single_one(packed, tmp_path):
     """With nothing left out and no dropout, the first of two networks is trained exactly as HAN is."""
     same = ["model.dropout=0", "train.epochs=2"]
     run(

@@ -1,4 +1,4 @@
-"""A run whose files were damaged, copied or moved goes on, says which file it was, and ends as one that nobody touched."""
+"""A run whose files were damaged, copied or moved resumes, names the damaged file, and ends like an undisturbed run."""
 
 import json
 import shutil
@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from commands import history, stage_folder, train_here
 from dying import DyingRuntime, Killed
 from forks import ranks
 from typer.testing import CliRunner
 
 from avvp_dist.cli import main as cli
-from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, TrainingError
-from avvp_dist.experiments.recipe import load
-from avvp_dist.experiments.run import run_experiment
 from avvp_dist.storage import integrity
 from avvp_dist.train import checkpoint
 from avvp_dist.train.loop import StageResult, StageTrainer
@@ -24,19 +22,13 @@ SMALL = [*TINY, "train.epochs=2", "train.checkpoint_every=2"]
 
 
 def run(data, output, *overrides, recipe="han", runtime=None):
-    config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
+    return train_here(recipe, data, output, *SMALL, *overrides, runtime=runtime)
 
 
 def cut(data, output, after):
     """A run that is killed after so many checkpoints, of which it makes two an epoch."""
     with pytest.raises(Killed):
         run(data, output, runtime=DyingRuntime(str(output), after=after))
-
-
-def stage(output, name="train"):
-    (folder,) = Path(output, "stages").glob(f"{name}-*")
-    return folder
 
 
 def checkpoints(output):
@@ -50,10 +42,8 @@ def flip(file, place=0.5):
 
 
 def assert_equal_runs(one, other, name="train"):
-    rows = [json.loads((stage(output, name) / "stage.json").read_text())["history"] for output in (one, other)]
-    told = [[{key: row[key] for key in row if "second" not in key} for row in each] for each in rows]
-    assert told[0] == told[1]
-    weights = [(stage(output, name) / "model.safetensors").read_bytes() for output in (one, other)]
+    assert history(one, name) == history(other, name)
+    weights = [(stage_folder(output, name) / "model.safetensors").read_bytes() for output in (one, other)]
     assert weights[0] == weights[1]
 
 
@@ -112,7 +102,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(packed, whole,
     assert_equal_runs(whole, output)
 
 
-def test_without_a_good_checkpoint_the_stage_starts_over(packed, whole, tmp_path, caplog):
+def test_without_a_valid_checkpoint_the_stage_starts_from_scratch(packed, whole, tmp_path, caplog):
     output = tmp_path / "run"
     cut(packed, output, after=3)
     for name in checkpoints(output):
@@ -127,7 +117,7 @@ def test_foreign_files_among_the_checkpoints_are_neither_used_nor_deleted(packed
     cut(packed, output, after=3)
     foreign = ["best.pt", "00000001-copy.pt", "last.ckpt", "9.pt"]
     for name in foreign:
-        (output / "checkpoints" / name).write_bytes(b"of somebody else")
+        (output / "checkpoints" / name).write_bytes(b"foreign")
     run(packed, output)
     assert checkpoints(output) == sorted(foreign)
     assert "checkpoints" not in caplog.text
@@ -164,9 +154,9 @@ def other_weights(folder):
 )
 def test_a_damaged_stage_is_run_again(packed, whole, tmp_path, caplog, damage, file):
     output = Path(shutil.copytree(whole, tmp_path / "run"))
-    damage(stage(output))
+    damage(stage_folder(output))
     run(packed, output)
-    assert f"{stage(output)}/{file}" in caplog.text
+    assert f"{stage_folder(output)}/{file}" in caplog.text
     assert "stage train is run again" in caplog.text
     assert caplog.text.count(file) == 1
     assert_equal_runs(whole, output)
@@ -177,14 +167,14 @@ def test_two_ranks_agree_on_what_is_damaged(packed, tmp_path):
     arguments = ["train", "jomold", f"data={packed}", *SMALL]
     ranks(2, [*arguments, f"output={one}"])
     shutil.copytree(one, two)
-    flip(stage(two, "estimate") / "model.safetensors")
-    (stage(two, "ratios") / "ratios.json").unlink()
+    flip(stage_folder(two, "estimate") / "model.safetensors")
+    (stage_folder(two, "ratios") / "ratios.json").unlink()
     ranks(2, [*arguments, f"output={two}"])
     for name in ("estimate", "denoise"):
         assert_equal_runs(one, two, name)
 
 
-def test_a_copied_and_a_moved_run_go_on(packed, whole, tmp_path):
+def test_a_copied_and_a_moved_run_resume(packed, whole, tmp_path):
     """The config in the folder names another output; that decides nothing about what comes out."""
     cut(packed, tmp_path / "begun", after=2)
     moved = tmp_path / "elsewhere" / "moved"
@@ -201,7 +191,7 @@ def test_a_copied_and_a_moved_run_go_on(packed, whole, tmp_path):
         run(packed, copied, "optim.lr=0.5")
 
 
-def test_another_pace_goes_on_with_the_run(packed, whole, tmp_path):
+def test_a_run_resumes_with_another_checkpoint_interval(packed, whole, tmp_path):
     cut(packed, tmp_path / "run", after=2)
     run(packed, tmp_path / "run", "train.checkpoint_every=1", "train.check_every=3", "evaluate.batch_size=7")
     assert_equal_runs(whole, tmp_path / "run")

@@ -1,13 +1,11 @@
-"""`avvp doctor`: every check for real, in good and in bad circumstances."""
+"""`avvp doctor`: every check against real services, passing and failing."""
 
 import json
-import os
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 from ports import free_port
 from s3_servers import ENVIRONMENT
@@ -21,10 +19,7 @@ SLOW = "timeout=200"  # for a machine that others use too
 
 
 def doctor(*arguments, cwd, **environment):
-    command = [sys.executable, "-m", "avvp_dist", "doctor", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, timeout=250, check=False
-    )
+    return forks.avvp("doctor", *arguments, cwd=cwd, **environment)
 
 
 def findings(done):
@@ -39,14 +34,11 @@ def packed_s3(packed, s3):
 
 
 @pytest.mark.slow
-def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
+def test_all_checks_pass(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     """From a setting, not the environment, all three must learn the endpoint: our storage, Ray's, and MLflow's."""
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    code = (
-        f"from mlflow import MlflowClient; MlflowClient({uri!r}).create_experiment('s3', artifact_location='{s3}/artifacts')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    pytest.importorskip("mlflow").MlflowClient(uri).create_experiment("s3", artifact_location=f"{s3}/artifacts")
     settings = [
         f"data={packed_s3}",
         f"output={s3}/runs",
@@ -69,7 +61,7 @@ def test_all_is_well(packed_s3, s3, s3_server, tmp_path, monkeypatch):
     assert storage.names(s3) == ["data"], "something was left behind"
 
 
-def test_all_is_wrong(s3, tmp_path):
+def test_all_checks_fail(s3, tmp_path):
     port = free_port()
     uri = f"http://someone:hunter2@127.0.0.1:{port}"
     done = doctor(
@@ -90,7 +82,7 @@ def test_all_is_wrong(s3, tmp_path):
     assert lines["collective"].startswith("ok    ")
 
 
-def test_what_does_not_answer_is_not_waited_for(tmp_path):
+def test_services_that_do_not_answer_time_out(tmp_path):
     with socket.socket() as silent:  # accepts, and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -102,7 +94,7 @@ def test_what_does_not_answer_is_not_waited_for(tmp_path):
     assert "mlflow" not in done.stdout
 
 
-def test_a_users_mistake(tmp_path):
+def test_configuration_mistakes_are_reported(tmp_path):
     done = doctor("dta=x", "storage.secret=hunter2", "timeout=-1", cwd=tmp_path)
     assert done.returncode == 2
     assert "dta: unknown key; did you mean 'data'?" in done.stderr
@@ -121,25 +113,25 @@ def test_a_damaged_shard(packed, tmp_path):
     assert (finding.status, finding.advice) == ("fail", "delete it and run the pack command again")
 
 
-def test_looking_at_a_local_output_makes_no_folder(tmp_path):
+def test_checking_a_local_output_creates_no_folder(tmp_path):
     assert doctor_checks.output(str(tmp_path / "a" / "b")).status == "ok"
     assert doctor_checks.ray_output(str(tmp_path / "a" / "b")).status == "ok"
     assert not list(tmp_path.iterdir())
 
 
-def test_packages_are_held_against_what_is_asked_for(monkeypatch):
+def test_installed_packages_are_compared_with_the_requirements(monkeypatch):
     assert doctor_checks.python().status in ("ok", "warn")
-    asked = ["torch>=99", "numpy>=1", "no-such-package>=1", 'nobody-has-ray>=2; extra == "ray"']
-    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: asked)
+    requirements = ["torch>=99", "numpy>=1", "no-such-package>=1", 'nobody-has-ray>=2; extra == "ray"']
+    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: requirements)
     finding = doctor_checks.python()
     assert finding.status == "fail"
-    assert "1 packages in the required versions" in finding.figure
-    assert "required >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
-    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [asked[1], asked[3]])
+    assert "1 packages in the versions asked for" in finding.figure
+    assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
+    monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [requirements[1], requirements[3]])
     assert doctor_checks.python().status == "warn"
 
 
-def test_nobody_at_the_mlflow_database_yet(tmp_path):
+def test_an_mlflow_database_that_does_not_exist_yet(tmp_path):
     pytest.importorskip("mlflow")
     path = Path(tmp_path, "new", "mlflow.db")
     assert doctor_checks.mlflow(f"sqlite:///{path}", "avvp").figure == f"{path} is created by the first run"

@@ -1,4 +1,4 @@
-"""Failures that need a process of their own: a reader who goes away, a package that is missing, a job's script, a bug."""
+"""Failures that need a process of their own: a closed pipe, a missing package, a job script, a bug."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def python(*arguments, cwd, before=""):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={"PATH": "", "PYTHONPATH": str(ROOT)})
 
 
-def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
+def test_a_closed_output_pipe_is_not_an_error(tmp_path):
     done = subprocess.run(
         f'{sys.executable} -c \'from avvp_dist.cli.main import main; main(["config", "jomold"])\' | head -c 1',
         shell=True,
@@ -34,7 +34,7 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path):
         ("s3fs", ["train", "han", "data=s3://bucket/llp", "output=run"], "s3"),
     ],
 )
-def test_a_package_that_is_missing_is_named_with_how_to_install_it(missing, arguments, extra, packed, tmp_path):
+def test_a_missing_package_is_named_with_its_install_command(missing, arguments, extra, packed, tmp_path):
     given = [argument.replace("DATA", packed) for argument in arguments]
     done = python(*given, cwd=tmp_path, before=f"sys.modules[{missing!r}] = None")
     assert done.returncode == 2, done.stderr
@@ -43,7 +43,7 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(missing, argu
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bug_is_called_one_and_its_traceback_is_in_a_file(tmp_path):
+def test_a_bug_is_reported_and_its_traceback_written_to_a_file(tmp_path):
     broken = "import avvp_dist.experiments.recipe\navvp_dist.experiments.recipe.recipes = lambda: 1 / 0"
     done = python("recipes", cwd=tmp_path, before=f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n{broken}")
     assert done.returncode == 1

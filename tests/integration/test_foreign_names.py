@@ -1,4 +1,4 @@
-"""Names, classes and settings of others in all that is shown and written: nothing takes effect, nothing fails."""
+"""Foreign names, classes and settings in output and files: markup and formulas have no effect, nothing fails."""
 
 import csv
 import shutil
@@ -27,7 +27,7 @@ def runs(tmp_path, monkeypatch):
     return [write_run(tmp_path / "[/x] run", f"data.refined={VALUE}"), write_run(tmp_path / "other", gain=0.1)]
 
 
-def test_comparisons_hold_foreign_names_harmless(runs, tmp_path, capsys):
+def test_comparisons_escape_foreign_names(runs, tmp_path, capsys):
     files = {kind: tmp_path / kind for kind in ("csv", "markdown", "latex")}
     avvp(
         "compare", *runs, "--per-class", *(f"--{kind}={path}" for kind, path in files.items()), "--pictures", tmp_path / "p"
@@ -47,7 +47,7 @@ def test_comparisons_hold_foreign_names_harmless(runs, tmp_path, capsys):
     assert (tmp_path / "p" / "settings.png").is_file()
 
 
-def test_a_run_into_a_folder_with_markup_ends_well(packed, tmp_path, capsys):
+def test_a_run_in_a_folder_with_markup_in_its_name(packed, tmp_path, capsys, figures):
     data = tmp_path / "data"
     shutil.copytree(packed, data)
     change_index(data, lambda index: {"classes": ("[/x]", "$a$ $\\frac{$", "[red]", *index.classes[3:])})

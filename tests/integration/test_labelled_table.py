@@ -1,4 +1,4 @@
-"""`avvp table` with rows that are trained on labels of segments and on several feature sets."""
+"""`avvp table` with rows that need segment-level labels and several feature sets."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def config_of(row):
     return yaml.safe_load(Path(run, "config.yaml").read_text())["data"]
 
 
-def test_each_row_runs_on_its_features_and_labels_are_made_of_the_truth_for_those_that_ask(finished):
+def test_each_row_gets_its_features_and_synthetic_labels_if_it_needs_them(finished):
     folder, shown, content = finished
     plain, deep = content["rows"]
     assert (content["data"]["dataset"], plain["data"], deep["data"]["dataset"]) == ("llp", None, "llp-clip-clap")
@@ -65,12 +65,12 @@ def test_each_row_runs_on_its_features_and_labels_are_made_of_the_truth_for_thos
         lines = [line for line in text.splitlines() if "ORACLE labels: ground truth, 18% flipped" in line]
         assert len(lines) >= 2
         assert all("ours, SYNTHETIC" in line for line in lines)
-        told = " ".join(text.split())
-        assert "deep: trained on ORACLE segment-level labels: the ground truth" in told
-        assert "deep: llp-clip-clap (SYNTHETIC DATA)" in told
+        shown = " ".join(text.split())
+        assert "deep: trained on ORACLE labels of segments, the planted truth" in shown
+        assert "deep: llp-clip-clap (SYNTHETIC DATA)" in shown
 
 
-def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp_path):
+def test_on_real_data_labels_are_passed_to_the_rows_that_need_them(finished, real, tmp_path):
     folder, _, _ = finished
     llp, clip_clap = real
     out = tmp_path / "out"
@@ -99,7 +99,7 @@ def test_on_real_data_labels_are_given_for_the_rows_that_ask(finished, real, tmp
     assert "deep: trained on the segment-level labels in" in shown
 
 
-def test_made_up_and_real_data_are_not_mixed(finished, real, tmp_path):
+def test_synthetic_and_real_data_are_not_mixed(finished, real, tmp_path):
     folder, _, content = finished
     mixed = ["--data", content["data"]["url"], "--data", real[1], "--output", tmp_path / "out"]
     with pytest.raises(ConfigError, match="synthetic and real data do not go into one table"):

@@ -1,4 +1,4 @@
-"""Ranks started by hand, as torchrun and srun start them; where they listen; Ctrl-C and SIGTERM; users without a home."""
+"""Ranks with the environment of torchrun and srun; listeners; Ctrl-C and SIGTERM; users without a home directory."""
 
 import json
 import os
@@ -9,38 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import forks
 import psutil
 import pytest
+from commands import start, wait_until
 from ports import free_port
 
 SMALL = ["model.width=32", "model.feedforward=32", "train.batch_size=20", "tracking=none", "train.device=cpu"]
 TESTS = Path(__file__).parents[1]
-
-
-def start(arguments, environment=None, **options) -> subprocess.Popen:
-    """`avvp` in a process group of its own, as a shell on a terminal starts it."""
-    # a shell script's background ignores Ctrl-C, and so would its children
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "avvp_dist", *map(str, arguments)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def wait_until(there, process: subprocess.Popen, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def listening(processes) -> set[str]:
@@ -84,44 +60,47 @@ def test_ranks_of_srun_equal_those_of_torchrun_and_listen_on_loopback(packed, tm
     for name, environment in (("torchrun", by_torchrun), ("srun", by_srun)):
         port = free_port()
         arguments = ["train", "jomold", f"data={packed}", f"output={tmp_path / name}", *SMALL, "train.epochs=2"]
-        ranks = [start(arguments, environment(rank, port)) for rank in range(2)]
-        seen: set[str] = set()
-        while any(rank.poll() is None for rank in ranks):
-            seen |= listening(ranks)
+        folders = [tmp_path / f"{name}-{rank}" for rank in range(2)]
+        ranks = []
+        for rank, folder in enumerate(folders):
+            folder.mkdir()
+            ranks.append(forks.start(arguments, os.environ | environment(rank, port), folder))
+        addresses: set[str] = set()
+        while any(rank.is_alive() for rank in ranks):
+            addresses |= listening(ranks)
             time.sleep(0.02)
-        said = [rank.communicate()[1] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0, 0], said
-        assert seen
-        assert seen <= {"127.0.0.1", "::1"}
+        assert [rank.exitcode for rank in ranks] == [0, 0], [(folder / "err").read_text() for folder in folders]
+        assert addresses
+        assert addresses <= {"127.0.0.1", "::1"}
     assert scores(tmp_path / "srun") == scores(tmp_path / "torchrun")
 
 
 @pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "x"}])
-def test_an_incomplete_launch_is_refused_at_once(packed, tmp_path, environment):
+def test_an_incomplete_launch_is_refused(packed, tmp_path, environment):
     process = start(["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL], environment)
-    _, told = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "torchrun" in told
-    assert "unset WORLD_SIZE" in told
-    assert len(told.splitlines()) <= 3
+    assert "torchrun" in stderr
+    assert "unset WORLD_SIZE" in stderr
+    assert len(stderr.splitlines()) <= 3
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_say_the_same(packed, tmp_path, number):
+def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_report_the_same(packed, tmp_path, number):
     run = tmp_path / "run"
     process = start(["train", "han", f"data={packed}", f"output={run}", *SMALL, "train.epochs=500"])
     wait_until(lambda: list(run.glob("checkpoints/*.pt")), process)
     os.killpg(process.pid, number)
-    _, told = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "stop requested: a checkpoint is written" in told
-    assert "error: asked to stop at stage train" in told
-    assert "the same command goes on from there" in told
-    assert "Traceback" not in told
+    assert "asked to stop: a checkpoint is written" in stderr
+    assert "error: asked to stop at stage train" in stderr
+    assert "the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_a_second_ctrl_c_ends_at_once_even_where_a_rank_waits_for_others(packed, tmp_path):
+def test_a_second_ctrl_c_ends_a_rank_that_waits_for_others(packed, tmp_path):
     run, port = tmp_path / "run", free_port()
     arguments = ["train", "han", f"data={packed}", f"output={run}", *SMALL, "train.epochs=500"]
     first, second = (start(arguments, by_torchrun(rank, port)) for rank in range(2))
@@ -133,16 +112,16 @@ def test_a_second_ctrl_c_ends_at_once_even_where_a_rank_waits_for_others(packed,
         time.sleep(0.5)
         assert first.poll() is None
         os.killpg(first.pid, signal.SIGINT)
-        _, told = first.communicate(timeout=20)
+        _, stderr = first.communicate(timeout=20)
     finally:
         second.kill()
         second.communicate()
     assert first.returncode == 130
-    assert "ended immediately" in told
-    assert "Traceback" not in told
+    assert "ended at once" in stderr
+    assert "Traceback" not in stderr
 
 
-def test_ctrl_c_of_a_pack_says_how_to_go_on(tmp_path):
+def test_ctrl_c_during_packing_tells_how_to_resume(tmp_path):
     from llp_files import video_id, write_annotations, write_features
 
     write_annotations(tmp_path / "llp")
@@ -163,13 +142,13 @@ def test_ctrl_c_of_a_pack_says_how_to_go_on(tmp_path):
     process = start(["data", "pack", "llp", *places, "--workers", "1"], {"HOLD": str(held), "PYTHONPATH": path})
     wait_until(held.exists, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 75, told
-    assert "finished shards are safe, the same command goes on from there" in told
-    assert "Traceback" not in told
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "finished shards are safe, the same command goes on from there" in stderr
+    assert "Traceback" not in stderr
 
 
-def nobody() -> list[str]:
+def unknown_user() -> list[str]:
     """Starts a command as a user without passwd entry and without HOME; skips where namespaces are not allowed."""
     prefix = ["unshare", "--user", "--map-user=12345"]
     if not shutil.which("unshare") or subprocess.run([*prefix, "true"], capture_output=True).returncode:
@@ -177,11 +156,11 @@ def nobody() -> list[str]:
     return prefix
 
 
-def test_without_a_home_local_data_train_and_the_cache_is_one_message(packed, tmp_path):
+def test_without_a_home_directory_local_training_works_and_the_cache_is_refused(packed, tmp_path):
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     arguments = ["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL[:-2], "train.epochs=1"]
     arguments += ["train.device=cpu", f"tracking.uri=sqlite:///{tmp_path / 'mlflow.db'}"]
-    command = [*nobody(), sys.executable, "-m", "avvp_dist"]
+    command = [*unknown_user(), sys.executable, "-m", "avvp_dist"]
     done = subprocess.run([*command, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

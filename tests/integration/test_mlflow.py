@@ -1,4 +1,4 @@
-"""Tracking against the real MLflow: in a SQLite file, and behind a server that comes and goes."""
+"""Tracking with a real MLflow: in a SQLite file, and with a server that is temporarily down."""
 
 import json
 import logging
@@ -77,7 +77,7 @@ def test_two_runs_may_make_the_store_at_the_same_moment(uri):
     assert [(run.info.status, run.data.metrics) for run in runs] == [("FINISHED", {"loss": 1.0})] * 2
 
 
-def test_everything_told_is_in_mlflow(uri, tmp_path):
+def test_everything_logged_is_in_mlflow(uri, tmp_path):
     tracker = open_tracker(
         TrackingConfig(uri=uri, experiment="llp", run_name="jomold-1", parent_run="p" * 32), tmp_path / "run"
     )
@@ -141,7 +141,7 @@ def test_a_run_whose_id_was_lost_on_the_way_is_found_again(uri, tmp_path):
     assert again.run_id == known["run_id"]
 
 
-def test_values_that_mlflow_refuses_hold_up_nothing(uri, tmp_path, caplog):
+def test_values_that_mlflow_refuses_do_not_block_others(uri, tmp_path, caplog):
     tracker = open_tracker(TrackingConfig(uri=uri), tmp_path / "run")
     tracker.params({"epochs": 10, "lr": 0.1})
     tracker.finish("FINISHED")
@@ -172,7 +172,7 @@ def test_a_deleted_run_keeps_its_unsent_values(uri, tmp_path):
     assert history(client, tracker.run_id, "loss") == [(0, 1.0)]
 
 
-def test_a_broken_artifact_store_stops_no_metrics(uri, tmp_path):
+def test_a_broken_artifact_store_does_not_block_metrics(uri, tmp_path):
     (tmp_path / "mlartifacts").write_text("a file where the artifact folder has to be")
     tracker = open_tracker(TrackingConfig(uri=uri, flush_timeout=10), tmp_path / "run")
     tracker.text("config.yaml", "a: 1")
@@ -219,7 +219,7 @@ def test_a_killed_training_loses_nothing(uri, tmp_path):
     assert len(steps) >= len(lines)
 
 
-def test_a_line_cut_short_costs_only_itself(uri, tmp_path):
+def test_a_truncated_journal_line_loses_only_itself(uri, tmp_path):
     tracker = open_tracker(TrackingConfig(uri=uri), tmp_path / "run")
     tracker.finish("FAILED")
     with (tmp_path / "run" / "spool.jsonl").open("ab") as handle:
@@ -310,7 +310,7 @@ def test_a_server_that_is_down_delays_nothing_and_loses_nothing(uri, tmp_path, c
     assert mlflow.MlflowClient(uri).get_run(report.run_id).info.status == "FAILED"
 
 
-def test_no_password_is_written_down(tmp_path, caplog):
+def test_no_password_is_written_to_files_or_logs(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     secret = "hunter2"
     config = TrackingConfig(uri=f"http://me:{secret}@127.0.0.1:{free_port()}", flush_timeout=5)
@@ -344,7 +344,7 @@ def test_system_metrics_carry_the_names_mlflow_shows(uri, tmp_path):
     assert {"system/system_memory_usage_megabytes", "system/disk_usage_percentage"} <= set(found)
 
 
-def test_a_tracker_never_stops_training(tmp_path):
+def test_tracking_errors_never_stop_training(tmp_path):
     assert isinstance(open_tracker(TrackingConfig(name="none"), tmp_path), NullTracker)
     (tmp_path / "file").write_text("")
     unwritable = open_tracker(TrackingConfig(), tmp_path / "file" / "run")
@@ -364,11 +364,11 @@ def test_a_relative_store_is_where_the_run_was_started(tmp_path, monkeypatch):
 
 
 def test_opening_a_tracker_imports_no_mlflow():
-    code = "import sys, avvp_dist.tracking.base, avvp_dist.tracking.tracker; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, avvp_dist.tracking.journal, avvp_dist.tracking.tracker; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_sync_says_what_is_wrong_with_the_folder(tmp_path):
+def test_sync_refuses_a_folder_without_a_tracked_run(tmp_path):
     with pytest.raises(DataError, match=r"no tracked run here"):
         sync(tmp_path)
 

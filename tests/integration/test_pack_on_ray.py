@@ -1,4 +1,4 @@
-"""Packing with Ray tasks: the bytes of a local pack, whoever dies meanwhile."""
+"""Packing with Ray tasks: the same bytes as a local pack, even if tasks or the driver die."""
 
 import os
 import signal
@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 import pytest
 from llp_files import TINY, DeadlyFeatures, DyingOnceFeatures, contents, video_id, write_annotations, write_features
-from s3_servers import ENVIRONMENT
 from typer.testing import CliRunner
 
 from avvp_dist import storage
@@ -27,23 +26,8 @@ from avvp_dist.storage.config import StorageConfig
 
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).parents[1]
+PATH = os.pathsep.join([str(TESTS), str(TESTS.parent)])
 IDS = [video_id(number) for number in range(12)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """Address of a Ray with two CPUs, which has credentials for S3 but knows no server."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
-        for name, value in (ENVIRONMENT | ours).items():
-            patch.setenv(name, value)
-        started = ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, logging_level="ERROR"
-        )
-        yield started.address_info["gcs_address"]
-        ray.shutdown()
 
 
 @pytest.fixture
@@ -62,7 +46,7 @@ def pack_tiny(official, out, on="ray", source=OfficialFeatures, workers=None):
 
 
 @pytest.mark.parametrize("workers", [None, 1])
-def test_any_number_of_tasks_writes_the_same_bytes(cluster, official, tmp_path, caplog, workers):
+def test_any_number_of_tasks_writes_the_same_bytes(joined, official, tmp_path, caplog, workers):
     with caplog.at_level("INFO"):
         index = pack_tiny(official, tmp_path / "ray", workers=workers)
     assert "packing: 5 of 5 shards, 12 of 12 videos" in caplog.text
@@ -71,25 +55,25 @@ def test_any_number_of_tasks_writes_the_same_bytes(cluster, official, tmp_path, 
     assert "5 shards written, 0 were already complete" in caplog.text
 
 
-def test_a_task_that_dies_is_done_again(cluster, official, tmp_path):
+def test_a_task_that_dies_is_retried(joined, official, tmp_path):
     pack_tiny(official, tmp_path / "ray", source=DyingOnceFeatures)
     assert (official / "died").exists()
     pack_tiny(official, tmp_path / "local", on="local", workers=1)
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")  # hidden files too: nothing half-written is left
 
 
-def test_a_task_that_dies_every_time_is_told_plainly(cluster, official, tmp_path):
-    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* and it resumes") as told:
+def test_a_task_that_always_dies_is_one_clear_error(joined, official, tmp_path):
+    with pytest.raises(AvvpError, match=r"Ray lost a task 4 times, .* it goes on where it stopped") as caught:
         pack_tiny(official, tmp_path / "out", source=DeadlyFeatures)
-    assert told.value.exit_code == 1
+    assert caught.value.exit_code == 1
 
 
-def test_bad_features_of_all_tasks_are_told_at_once(cluster, official, tmp_path):
+def test_bad_features_of_all_tasks_are_reported_together(joined, official, tmp_path):
     (official / "feats" / "vggish" / f"{IDS[1]}.npy").unlink()
     np.save(official / "feats" / "res152" / f"{IDS[10]}.npy", np.zeros((79, 5), np.float32))
-    with pytest.raises(DataError, match="2 of 12 videos have bad features; nothing was packed") as told:
+    with pytest.raises(DataError, match="2 of 12 videos have bad features; nothing was packed") as caught:
         pack_tiny(official, tmp_path / "out")
-    assert told.value.problems == [
+    assert caught.value.problems == [
         f"train {IDS[1]}: vggish/{IDS[1]}.npy: missing",
         f"test {IDS[10]}: res152/{IDS[10]}.npy: shape [79, 5], expected [80, 5]",
     ]
@@ -105,9 +89,11 @@ pack_tiny(Path(sys.argv[1]), sys.argv[2], source=SlowFeatures)
 """
 
 
-def test_a_killed_driver_takes_its_tasks_along_and_the_next_goes_on(cluster, official, tmp_path, caplog):
+def test_tasks_end_with_a_killed_driver_and_packing_resumes(joined, official, tmp_path, caplog):
     out = tmp_path / "out"
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, official, out], env=os.environ | {"RAY_ADDRESS": cluster})
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, official, out], env=os.environ | {"RAY_ADDRESS": joined.address, "PYTHONPATH": PATH}
+    )
     wait_for(lambda: (out / "_parts" / "train-000000.tar.json").exists() or driver.poll() is not None)
     driver.send_signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL
@@ -133,7 +119,7 @@ def tasks_under_way() -> list[psutil.Process]:
     return found
 
 
-def test_from_and_to_a_bucket_that_only_the_setting_names(cluster, s3, s3_server, tmp_path, monkeypatch):
+def test_from_and_to_a_bucket_that_only_the_setting_names(joined, s3, s3_server, tmp_path, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     write_annotations(tmp_path / "llp", (2, 1, 1))
     write_features(tmp_path / "llp", IDS[:4], LLP)

@@ -1,4 +1,4 @@
-"""Runs on a Ray of their own and on one that others use: listeners, token, temporary folder, resources, signals."""
+"""Runs on a Ray of their own and on a shared one: listeners, token, temporary folder, resources, signals, faults."""
 
 import os
 import re
@@ -6,12 +6,18 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
-from test_launchers import SMALL, start, wait_until
+from commands import outcome, start, wait_until
+from forks import ranks
+from test_launchers import SMALL
 
 ray = pytest.importorskip("ray")
+EPOCHS = ["train.epochs=24", "train.check_every=2"]  # more than a run has time for before it is disturbed
 
 
 def listening(driver: subprocess.Popen, session: str) -> set[tuple[str, str]]:
@@ -28,43 +34,112 @@ def listening(driver: subprocess.Popen, session: str) -> set[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("second", [False, True])
-def test_a_run_on_its_own_ray_is_closed_to_others_and_stops_on_ctrl_c(packed, tmp_path, second):
-    home, long, run = tmp_path / "home", tmp_path / ("x" * 70), tmp_path / "run"
-    home.mkdir()
-    long.mkdir()
-    arguments = ["train", "han", f"data={packed}", f"output={run}", *SMALL, "train.epochs=2000", "train.check_every=2"]
-    mark = f"mark-{os.getpid()}-{second}"
-    environment = {"HOME": str(home), "TMPDIR": str(long), "AVVP_TEST_MARK": mark, "WORLD_SIZE": "3", "RANK": "2"}
-    driver = start([*arguments, "launch=ray", "launch.workers=2"], environment)
-    wait_until(lambda: list(run.glob("ray/train/checkpoint_*/checkpoint.pt")), driver, 600)
-    seen = listening(driver, mark)
-    token = home / ".ray" / "auth_token"
-    assert stat.S_IMODE(token.stat().st_mode) == 0o600
-    assert any("TrainWo" in name for name, _ in seen), seen
-    assert {address for _, address in seen} <= {"127.0.0.1", "::1"}, seen
+def train_workers(driver: subprocess.Popen) -> list[psutil.Process]:
+    """Ray Train's workers below a driver; Ray names them so."""
+    found = []
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "TrainWorker" in " ".join(child.cmdline()) else []
+    return found
+
+
+def own_lines(log: str) -> list[str]:
+    """Lines of a driver's log that are not of Ray's own actors."""
+    return [line for line in log.splitlines() if not re.search(r"\(\w+ pid=\d+\)", line)]
+
+
+class OwnRay:
+    """A run of two workers, started again and again, each time on a Ray of its own."""
+
+    def __init__(self, packed: str, folder: Path) -> None:
+        self.output, self.home, self.marker = folder / "run", folder / "home", f"marker-{os.getpid()}"
+        long = folder / ("x" * 70)  # too long for Ray's sockets
+        self.home.mkdir()
+        long.mkdir()
+        self._arguments = ["train", "jomold", f"data={packed}", f"output={self.output}", *SMALL, *EPOCHS]
+        self._arguments += ["launch=ray", "launch.workers=2"]
+        self._environment = {"HOME": str(self.home), "TMPDIR": str(long), "AVVP_TEST_MARKER": self.marker}
+        self._environment |= {"WORLD_SIZE": "3", "RANK": "2", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+
+    def checkpoints(self) -> set[str]:
+        return {path.parent.name for path in self.output.glob("ray/train/checkpoint_*/checkpoint.pt")}
+
+    def start(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen:
+        return start(self._arguments, environment or self._environment)
+
+    def start_and_train(self) -> subprocess.Popen:
+        """Return when the run has written another checkpoint."""
+        before, driver = self.checkpoints(), self.start()
+        wait_until(lambda: self.checkpoints() - before, driver, 600)
+        return driver
+
+    def assert_ray_ends(self, driver: subprocess.Popen) -> None:
+        wait_until(lambda: not listening(driver, self.marker), seconds=60)
+
+
+def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
+    """A run resumes with the scores of an undisturbed one, whatever ended it.
+
+    A worker is killed and then Ctrl-C pressed; Ctrl-C is pressed twice; the driver is killed while Ray writes its record of
+    checkpoints, and the newest checkpoint is damaged; SIGTERM arrives; another Ray takes over. The first start also checks
+    that only this user has access.
+    """
+    run = OwnRay(packed, tmp_path)
+    driver = run.start_and_train()
+    listeners = listening(driver, run.marker)
+    assert stat.S_IMODE((run.home / ".ray" / "auth_token").stat().st_mode) == 0o600
+    assert any("TrainWo" in name for name, _ in listeners), listeners
+    assert {address for _, address in listeners} <= {"127.0.0.1", "::1"}, listeners
+    workers = train_workers(driver)
+    assert len(workers) == 2
+    before = run.checkpoints()
+    workers[1].kill()
+    wait_until(lambda: run.checkpoints() - before, driver, 600)
     os.killpg(driver.pid, signal.SIGINT)
-    if second:
-        time.sleep(0.3)
-        os.killpg(driver.pid, signal.SIGINT)
-    _, told = driver.communicate(timeout=20 if second else 300)
-    assert driver.returncode == (130 if second else 75), told
-    ours = [line for line in told.splitlines() if not re.search(r"\(\w+ pid=\d+\)", line)]  # not those of Ray's own actors
-    assert not [line for line in ours if "Traceback" in line or "KeyboardInterrupt" in line], told
-    assert ("ended immediately" if second else "error: asked to stop at stage train") in told
-    deadline = time.monotonic() + 60
-    while listening(driver, mark):  # Ray ends with its driver
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    _, log = driver.communicate(timeout=300)
+    assert driver.returncode == 75, log
+    assert "error: asked to stop at stage" in log
+    assert not [line for line in own_lines(log) if "Traceback" in line or "KeyboardInterrupt" in line], log
+    run.assert_ray_ends(driver)
 
+    driver = run.start_and_train()
+    os.killpg(driver.pid, signal.SIGINT)
+    time.sleep(0.3)
+    os.killpg(driver.pid, signal.SIGINT)
+    _, log = driver.communicate(timeout=20)
+    assert driver.returncode == 130, log
+    assert "ended at once" in log
+    assert not [line for line in own_lines(log) if "Traceback" in line or "KeyboardInterrupt" in line], log
+    run.assert_ray_ends(driver)
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray of two CPUs; to whoever has RAY_ADDRESS it is a cluster that may grow."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    driver = run.start_and_train()
+    processes = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(processes, timeout=120)  # workers without a driver run on for a moment
+    assert not alive
+    assert not (run.output / "result.json").exists()
+
+    folder = run.output / "ray" / "train"
+    (folder / "checkpoint_manager_snapshot.json").write_bytes(b"")  # a kill in the middle of writing it
+    newest = max(name for name in run.checkpoints() if (folder / name / "checkpoint.pt").stat().st_size)
+    content = bytearray((folder / newest / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / newest / "checkpoint.pt").write_bytes(content)
+
+    driver = run.start_and_train()
+    driver.send_signal(signal.SIGTERM)
+    _, log = driver.communicate(timeout=300)
+    assert driver.returncode == 75, log
+    assert "error: asked to stop at stage" in log
+    assert "checkpoint_manager_snapshot.json: damaged" in log
+    assert f"{newest}/checkpoint.pt: damaged" in log
+
+    _, log = (driver := run.start(cluster.environment)).communicate()
+    assert driver.returncode == 0, log
+    whole = tmp_path / "whole"
+    ranks(2, ["train", "jomold", f"data={packed}", f"output={whole}", *SMALL, *EPOCHS])
+    assert outcome(run.output) == outcome(whole)
 
 
 def failed(capsys, *arguments) -> str:
@@ -73,13 +148,13 @@ def failed(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main([str(argument) for argument in arguments])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    return " ".join(told.split())
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return " ".join(message.split())
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("settings", "need"),
     [
         (["launch.workers=3"], "3 workers with 1 CPU each requested"),
         (["launch.workers=4", "launch.min_workers=3"], "3 workers with 1 CPU each requested"),
@@ -87,28 +162,26 @@ def failed(capsys, *arguments) -> str:
         (["launch.gpus_per_worker=1", "train.device=auto"], "1 worker with 1 CPU and 1 GPU requested"),
     ],
 )
-def test_what_a_cluster_can_never_give_is_refused_at_once(cluster, packed, tmp_path, capsys, asked, told):
+def test_resources_that_a_cluster_can_never_provide_are_refused(joined, packed, tmp_path, capsys, settings, need):
     began = time.monotonic()
-    said = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *asked)
+    message = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *settings)
     assert time.monotonic() - began < 30
-    assert f"{told}, which this cluster can never have: it has 1 node with 2 CPUs" in said
-    assert "launch.workers" in said
+    assert f"{need}, which this cluster can never hold: it has 1 node with 2 CPUs" in message
+    assert "launch.workers" in message
 
 
-def test_resources_in_use_are_waited_for_with_a_limit(cluster, packed, tmp_path, capsys, monkeypatch, caplog):
+def test_resources_in_use_are_waited_for_with_a_limit(joined, packed, tmp_path, capsys, monkeypatch, caplog):
     holder = ray.remote(num_cpus=2)(type("Holder", (), {"there": lambda self: True})).remote()
     assert ray.get(holder.there.remote())
     settings = [f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", "launch.workers=2", "launch.wait=2"]
     with caplog.at_level("INFO"):
-        said = failed(capsys, "train", "han", *settings)
-        assert "not available within 2 s (other processes use them)" in said
-        assert "launch.wait=SECONDS" in said
-        assert "waiting for other processes to end, 1 of 2 s: 2 workers with 1 CPU each requested" in " ".join(
-            caplog.messages
-        )
+        message = failed(capsys, "train", "han", *settings)
+        assert "there was no room within 2 s (others use them)" in message
+        assert "launch.wait=SECONDS" in message
+        assert "waiting for others to end, 1 of 2 s: 2 workers with 1 CPU each asked for" in " ".join(caplog.messages)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # whose monitor says that nothing starts nodes
-    said = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
-    assert "which this cluster can never have" in said
+    message = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
+    assert "which this cluster can never hold" in message
     ray.kill(holder)
 
 

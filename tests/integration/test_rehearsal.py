@@ -1,4 +1,4 @@
-"""The short rehearsal of a cluster: three nodes, an elastic training, one node killed; see cluster/rehearsal.py."""
+"""The short rehearsal of a cluster: three nodes, an elastic run, one node killed; see cluster/rehearsal.py."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What refiners removed, as finished runs tell it: a method's own labels and those given from outside."""
+"""Removed labels in the results of finished runs: those of the method itself and given ones."""
 
 import math
 from pathlib import Path
@@ -12,6 +12,7 @@ from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, read_labels
 
+pytestmark = pytest.mark.usefixtures("module_figures")
 TINY = ["train.epochs=1", "train.batch_size=16", "model.width=32", "model.feedforward=32", "model.heads=1"]
 TINY += ["tracking=none", "train.device=cpu"]
 
@@ -40,7 +41,7 @@ def counted(labels, refined, classes, spans):
     return int(removed), int(noise), int(hits)
 
 
-def test_the_windows_that_lr_cleared_are_judged(packed, lr):
+def test_windows_removed_by_lr_are_scored(packed, lr):
     folder, result = lr
     index = Index.load(packed)
     labels = read_labels(packed, index)["train"]
@@ -59,8 +60,8 @@ def test_the_windows_that_lr_cleared_are_judged(packed, lr):
     assert (folder / "pictures" / "denoising.png").exists()
 
 
-def test_labels_given_from_outside_are_judged_beside_the_run_s_own(packed, lr, tmp_path):
-    made = noisy_segment_labels(packed, 0.2, seed=0)
+def test_given_labels_are_scored_beside_those_of_the_run(packed, lr, tmp_path):
+    made = noisy_labels(packed, 0.2, seed=0)
     # in another order than the data set's: it is the ids that count
     upside_down = RefinedLabels(made.ids[::-1], made.classes, None, made.audio[::-1], made.visual[::-1], {})
     (tmp_path / "labels.npz").write_bytes(upside_down.to_bytes())

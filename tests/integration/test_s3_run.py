@@ -1,32 +1,23 @@
-"""Whole runs from and to object storage: the same as on a disk, whoever starts them and wherever they go on."""
+"""Whole runs from and to object storage: the same results as on a disk, with every launcher and when resumed."""
 
 import json
 import time
 from pathlib import Path
 
 import pytest
+from commands import invoke, train_here
+from dying import DyingRuntime, Killed
 from forks import avvp, ranks
 from ports import free_port
 from s3_servers import Flaky
-from test_training import SMALL, DyingRuntime, Killed
+from test_training import SMALL
 from typer.testing import CliRunner
 
 from avvp_dist import storage
 from avvp_dist.cli.main import app as commands
-from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.experiments.recipe import load
-from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index
 from avvp_dist.storage.config import StorageConfig
-
-
-def here(*arguments):
-    """A command in this process, which saves seconds."""
-    done = CliRunner().invoke(commands, list(map(str, arguments)))
-    if done.exception:
-        raise done.exception
-    return done.output
 
 
 def good(done):
@@ -35,8 +26,7 @@ def good(done):
 
 
 def run(recipe, data, output, *overrides, runtime=None):
-    config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
+    return train_here(recipe, data, output, *SMALL, *overrides, runtime=runtime)
 
 
 @pytest.fixture
@@ -57,27 +47,27 @@ def by_setting(s3_server, monkeypatch):
 
 def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplog):
     url = f"{s3}/data"
-    command = ["data", "synth", url, "--splits", "62,14,14", "--layout", "shards", "--shard-videos", "16", "--workers", "2"]
-    good(avvp(*command, "--storage", by_setting))
+    command = ["data", "synth", url, "--splits", "62,14,14", "--layout", "shards", "--shard-videos", "16"]
+    good(avvp(*command, "--storage", by_setting, "--workers", "2"))
     assert Index.load(url).fingerprint == Index.load(packed).fingerprint
     assert storage.names(url) == storage.names(packed)
     with caplog.at_level("INFO"):
-        here(*command, "--storage", by_setting)
-    assert "0 shards written, 6 were already complete" in caplog.text
-    assert json.loads(here("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
+        invoke(*command, "--storage", by_setting, "--workers", "1")
+    assert "0 shards written, 6 were complete already" in caplog.text
+    assert json.loads(invoke("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
 
 
-def test_two_ranks_train_and_everything_else_reads(bucket, by_setting):
+def test_two_ranks_train_and_everything_else_reads(bucket, by_setting, figures):
     output, setting = f"{bucket}/run", f"storage.{by_setting}"
     ranks(2, ["train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting])
     assert storage.names(output) == [
         "config.yaml", "history.json", "model.safetensors", "per_video.npz", "pictures", "result.json", "stages",
     ]  # fmt: skip
     assert len(storage.names(f"{output}/pictures")) >= 4
-    assert "result.json reproduced" in here("evaluate", output, setting, "--json", f"{output}/again.json")
+    assert "result.json reproduced" in invoke("evaluate", output, setting, "--json", f"{output}/again.json")
     assert json.loads(storage.read_text(f"{output}/again.json"))["data"]["url"] == f"{bucket}/data"
-    assert "jomold" in here("compare", output, "--storage", by_setting)
-    assert f"output: {output}" in here("config", f"{output}/config.yaml", setting)
+    assert "jomold" in invoke("compare", output, "--storage", by_setting)
+    assert f"output: {output}" in invoke("config", f"{output}/config.yaml", setting)
     for name, text in ((name, storage.read_bytes(f"{output}/{name}").decode()) for name in ("config.yaml", "result.json")):
         assert "testing-secret" not in text, name
 
@@ -102,10 +92,10 @@ def test_resumed_in_a_bucket_equals_uninterrupted_on_a_disk(packed, bucket, tmp_
 
 
 @pytest.mark.slow
-def test_ray_trains_from_and_to_a_bucket(bucket, by_setting):
+def test_ray_trains_from_and_to_a_bucket(cluster, bucket, by_setting):
     output = f"{bucket}/run"
     command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "launch=ray"]
-    good(avvp(*command, f"storage.{by_setting}", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2"))
+    good(avvp(*command, f"storage.{by_setting}", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", **cluster.environment))
     result = json.loads(storage.read_text(f"{output}/result.json"))
     assert set(result["scores"]) == {"val", "test"}
     checkpoints = [name for name in storage.names(f"{output}/ray/train") if name.startswith("checkpoint_2")]
@@ -115,7 +105,7 @@ def test_ray_trains_from_and_to_a_bucket(bucket, by_setting):
 
 def test_labels_ratios_and_tables(bucket, tmp_path):
     labels = f"{bucket}/labels/refined.npz"
-    here("data", "noisy-labels", "--data", f"{bucket}/data", "--out", labels)
+    invoke("data", "noisy-labels", "--data", f"{bucket}/data", "--out", labels)
     assert len(RefinedLabels.load(labels).ids) == 62
     run("han", f"{bucket}/data", f"{bucket}/run", f"data.refined={labels}", "train.epochs=1")
     table = tmp_path / "tiny.yaml"
@@ -126,13 +116,13 @@ def test_labels_ratios_and_tables(bucket, tmp_path):
     storage.write_bytes(f"{bucket}/tiny.yaml", table.read_bytes())
     settings = [part for setting in SMALL[1:] for part in ("--set", setting)]
     command = ["table", f"{bucket}/tiny.yaml", "--data", f"{bucket}/data", "--output", f"{bucket}/table", "--seeds", "1"]
-    here(*command, "--epochs", "1", *settings, "--markdown", f"{bucket}/table.md")
+    invoke(*command, "--epochs", "1", *settings, "--markdown", f"{bucket}/table.md")
     assert json.loads(storage.read_text(f"{bucket}/table/table.json"))["rows"][0]["ours"]
     assert "| one | published | joint |" in storage.read_text(f"{bucket}/table.md")
 
 
 @pytest.mark.slow
-def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
+def test_tracking_resumes_on_another_machine(bucket, tmp_path):
     """The first machine finds no server; another sends what it left, and a third goes on with the same MLflow run."""
     mlflow = pytest.importorskip("mlflow")
     output, uri = f"{bucket}/run", f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -168,7 +158,7 @@ def test_tracking_goes_on_from_another_machine(bucket, tmp_path):
         ("s4://bucket/data", [], "index.json: not a URL that can be used: Protocol not known: s4"),
     ],
 )
-def test_mistakes_are_one_message_and_soon(bucket, data, settings, message):
+def test_mistakes_are_one_message_within_a_time_limit(bucket, data, settings, message):
     with Flaky(b"", ["403"] * 100) as refusing:
         known = {"bucket": bucket, "port": free_port(), "refusing": refusing.endpoint}
         arguments = [text.format(**known) for text in (f"data={data}", f"output={bucket}/run", *SMALL, *settings)]

@@ -1,16 +1,14 @@
-"""Marked secrets in every key and variable that may hold one: nothing that a command leaves or says has them."""
+"""Marked secrets in every key and variable that can hold one: no file and no output of a command contains them."""
 
 import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import forks
 import pytest
 from ports import free_port
 
@@ -38,12 +36,8 @@ FREE = [
 
 def avvp(*arguments, cwd, **variables):
     """A command in a process of its own, in an environment full of secrets; fails where it shows one."""
-    environment = os.environ | VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
-    for name in ("MLFLOW_TRACKING_URI", TRACKING_VARIABLE):
-        if name not in variables:
-            environment.pop(name, None)
-    command = [sys.executable, "-m", "avvp_dist", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    given = VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
+    done = forks.avvp(*arguments, cwd=cwd, without=("MLFLOW_TRACKING_URI", CARRIER), **given)
     assert MARK not in done.stdout + done.stderr, (arguments, done.stdout, done.stderr)
     return done
 
@@ -93,7 +87,7 @@ def locked():
     server.server_close()
 
 
-def test_a_run_at_a_server_that_asks_for_a_password(packed, tmp_path, locked):
+def test_a_run_with_a_tracking_server_that_requires_a_password(packed, tmp_path, locked):
     """train (tracking fails, training succeeds), sync without and with the password, evaluate, compare, config."""
     place = f"127.0.0.1:{locked.server_address[1]}"
     whole = f"http://me:p@{MARK}/w@{place}"
@@ -190,10 +184,10 @@ def test_a_refusal_repeats_no_secret(command, tmp_path, monkeypatch, capfd):
     (tmp_path / "broken.yaml").write_text(f'tracking: {{uri: "http://me:{MARK}@host" x}}\n')
     with pytest.raises(SystemExit) as caught:
         main(command)
-    told = "".join(capfd.readouterr())
+    shown = "".join(capfd.readouterr())
     (tmp_path / "broken.yaml").unlink()
-    assert caught.value.code == 2, told
-    assert MARK not in told
+    assert caught.value.code == 2, shown
+    assert MARK not in shown
     assert not leaks(tmp_path)
 
 

@@ -19,7 +19,7 @@ def run(data, output, *overrides):
     return result["scores"], (output / "model.safetensors").read_bytes()
 
 
-def test_the_way_features_reach_a_process_changes_nothing(packed, tmp_path):
+def test_scores_do_not_depend_on_how_features_are_loaded(packed, tmp_path):
     url = "memory://bucket/shared-data"
     storage.remove(url)
     for path in Path(packed).iterdir():

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import history, stage_folder
 from dying import DyingRuntime, Killed
-from test_training import run, stage_folder, story
+from test_training import run
 
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError
@@ -34,7 +35,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, recipe, stag
         run(recipe, packed, tmp_path / "cut", *settings, "data.workers=2", runtime=dying)
     run(recipe, packed, tmp_path / "cut", *settings, "data.workers=1", "data.prefetch=2")  # how it is read does not matter
     for stage in stages:
-        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
+        assert history(tmp_path / "whole", stage) == history(tmp_path / "cut", stage)
         whole, cut = (stage_folder(tmp_path / name, stage) / "model.safetensors" for name in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
 
@@ -43,7 +44,7 @@ def keys(output):
     return {path.name for path in Path(output, "stages").iterdir()}
 
 
-def test_stages_know_how_they_were_read(packed, tmp_path):
+def test_stage_keys_depend_on_the_order_of_the_data(packed, tmp_path):
     quick = ["train.epochs=1", "data.workers=0"]
     run("han", packed, tmp_path / "memory", *quick)
     run("han", packed, tmp_path / "other", *quick, "data.streams=4", "data.window=8")  # in memory all the same
@@ -102,7 +103,7 @@ def test_bad_shards_end_a_run_or_are_left_out_and_counted(packed, tmp_path, mode
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
-def test_numbers_that_do_not_work_out_are_refused_before_anything_is_written(packed, tmp_path):
+def test_stream_counts_that_do_not_fit_are_refused_before_anything_is_written(packed, tmp_path):
     with pytest.raises(ConfigError, match=r"data.streams=12 streams; use a batch_size of 12, or data.streams=8 or 16"):
         run("han", packed, tmp_path / "run", "data.mode=streaming", "data.streams=12")
     assert not (tmp_path / "run").exists()

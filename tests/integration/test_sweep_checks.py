@@ -1,4 +1,4 @@
-"""`avvp sweep` before anything starts: all of a sweep file is checked, and what is refused leaves nothing."""
+"""`avvp sweep` before anything starts: the whole sweep file is checked, and a refused sweep leaves no files."""
 
 import json
 import os
@@ -66,14 +66,14 @@ def optuna(**space):
         (POPULATION, "setting gamma=9: optim.gamma: Input should be less"),
     ],
 )
-def test_what_is_wrong_with_a_sweep_file_is_told_before_anything_starts(here, how, content, message):
+def test_mistakes_in_a_sweep_file_are_reported_before_anything_starts(here, how, content, message):
     done = sweep(*how, **content)
     assert message in str(done.exception)
     assert done.exception.exit_code == 2
     assert sorted(path.name for path in here.iterdir()) == ["data", "s.yaml"]
 
 
-def test_a_dry_run_finds_what_relative_paths_name_and_leaves_nothing(here, packed, monkeypatch):
+def test_a_dry_run_resolves_relative_paths_and_leaves_nothing(here, packed, monkeypatch):
     """Relative paths in every key: recipe file, overrides of the sweep and of the command, swept values."""
     Path("labels.npz").write_bytes(noisy_segment_labels(packed, flip=0.1, seed=0).to_bytes())
     mine = {"recipe": "mine", "model": {"name": "han"}, "method": {"name": "han"}, "data": {"cache": "cache"}}
@@ -100,7 +100,7 @@ def test_a_sweep_in_a_job_refuses_relative_places(here, monkeypatch):
     assert sorted(path.name for path in here.iterdir()) == ["data", "s.yaml"]
 
 
-def test_training_with_relative_paths_leaves_a_run_that_can_be_scored_when_its_files_are_gone(here, packed, monkeypatch):
+def test_a_run_trained_with_relative_paths_is_scored_without_its_label_files(here, packed, monkeypatch):
     """Noise ratios and refined labels, which only training reads."""
     from avvp_dist.shards.index import Index
 

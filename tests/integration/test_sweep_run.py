@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray: stages shared, failures told, killed drivers resumed, schedulers and searchers at work."""
+"""Sweeps on a real Ray: shared stages, failures, killed drivers, schedulers and searchers."""
 
 import json
 import os
@@ -21,21 +21,11 @@ TINY = ["model.width=16", "train.epochs=2", "train.batch_size=16", "evaluate.bat
 
 
 @pytest.fixture(scope="module")
-def on_ray():
-    """One Ray for the sweeps that run in this process.
-
-    Every trial of it is too slow for Tune's own patience when it ends and another is to take its process: none may fail.
-    """
+def on_ray(joined):
+    """Start a sweep on the shared Ray in this process."""
     from avvp_dist.launch.start import launch_sweep
 
-    os.environ.update({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AIR_NEW_OUTPUT": "0"})
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = "0"
-    import ray
-
-    quick = {"metrics_report_interval_ms": 200}
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", _system_config=quick)
-    yield launch_sweep
-    ray.shutdown()
+    return launch_sweep
 
 
 def spec(**content):
@@ -49,7 +39,7 @@ def result(output, row):
     return json.loads((output / "runs" / row["name"] / "result.json").read_text())
 
 
-def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path, monkeypatch):
+def test_trials_share_stages_and_a_failure_stops_no_other_trial(on_ray, cluster, packed, tmp_path, monkeypatch):
     """`avvp sweep` with relative paths wherever there may be one: Ray's workers run in other folders."""
     space = {
         "method.rounding": {"grid": ["floor", "carry"]},
@@ -62,11 +52,7 @@ def test_trials_share_stages_and_a_failure_stops_nobody(on_ray, packed, tmp_path
     (tmp_path / "mine.yaml").write_text(load("jomold", ["data.refined=labels.npz", *TINY]).to_yaml())
     content = {"title": "t", "recipe": "mine.yaml", "space": space, "seeds": [1], "overrides": ["data.cache=cache"]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
-    import ray
-
-    (node,) = ray.nodes()
-    address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-    with scraped(lambda: [address]) as found:
+    with scraped(lambda: [cluster.metrics]) as found:
         done = CliRunner().invoke(cli.app, ["sweep", "s.yaml", "data=data", "--output", "sweep"])
     assert done.exit_code == 1, done.output
     content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
@@ -110,19 +96,12 @@ def _check_tracking(database):
             assert run.data.metrics["denoise/time/all_reduce_seconds"] == 0
 
 
-def ray_address():
-    import ray
-
-    return ray.get_runtime_context().gcs_address
-
-
-def start(name, output, settings, variables=(), **content):
+def start(cluster, name, output, settings, variables=(), **content):
     """A sweep in a process of its own, which can be killed."""
     path = output.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump({"title": "t", "recipe": "jomold", "seeds": [1]} | content))
     command = [sys.executable, "-m", "avvp_dist", "sweep", str(path), *settings, "--output", str(output)]
-    # on the Ray of `on_ray`, and with its token
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray_address()} | dict(variables)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | cluster.environment | dict(variables)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -140,12 +119,12 @@ def resume(output):
     return json.loads((output / "sweep.json").read_text())["trials"]
 
 
-def test_a_killed_driver_is_resumed_to_the_same_scores(on_ray, packed, tmp_path):
+def test_a_sweep_resumed_after_a_killed_driver_has_the_same_scores(on_ray, cluster, packed, tmp_path):
     """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
     space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
     settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    driver = start("s", killed, settings, space=space)
+    driver = start(cluster, "s", killed, settings, space=space)
     wait_for(driver, killed, 1)
     driver.kill()
     driver.wait()
@@ -156,7 +135,7 @@ def test_a_killed_driver_is_resumed_to_the_same_scores(on_ray, packed, tmp_path)
     assert result(killed, rows[0])["scores"] == result(whole, rows[0])["scores"]
 
 
-def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, packed, tmp_path):
+def test_asha_stops_trials_early_and_optuna_resumes_from_finished_trials(on_ray, packed, tmp_path):
     space = {"optim.lr": {"loguniform": [1e-6, 1e-2]}}
     chosen = {
         "space": space,
@@ -185,7 +164,7 @@ def test_asha_ends_trials_early_and_optuna_goes_on_from_what_it_knows(on_ray, pa
     assert all(row["epochs"] < 8 for row in stopped)
 
 
-def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed, tmp_path):
+def test_trials_whose_process_cannot_start_are_reported_as_failed(on_ray, cluster, packed, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         'import sys\nif "default_worker.py" in " ".join(sys.orig_argv):\n    sys.modules["avvp_dist"] = None\n'
     )  # as on a node where the package is not installed
@@ -193,12 +172,12 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
     settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     space = {"optim.lr": {"grid": [1e-3]}}
     variables = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
-    driver = start("none", tmp_path / "sweep", settings, variables, recipe="han", space=space)
-    said = driver.communicate()[0]
-    assert driver.returncode == 1, said
+    driver = start(cluster, "none", tmp_path / "sweep", settings, variables, recipe="han", space=space)
+    log = driver.communicate()[0]
+    assert driver.returncode == 1, log
     (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["trials"]
     assert row["status"] == "failed"
-    assert row["reason"].startswith("ModuleNotFoundError: No module named 'avvp_dist"), said
+    assert row["reason"].startswith("ModuleNotFoundError: No module named 'avvp_dist"), log
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -206,39 +185,39 @@ def test_trials_whose_process_never_comes_up_are_told_as_failures(on_ray, packed
     assert run.info.status == "FAILED"  # none of its trials gave a score
 
 
-def test_a_sweep_whose_trials_no_node_can_hold_is_refused_and_leaves_nothing(on_ray, packed, tmp_path):
+def test_a_sweep_whose_trials_fit_on_no_node_is_refused(on_ray, packed, tmp_path):
     settings = [f"data={packed}", *TINY, f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     with pytest.raises(ConfigError, match="1 trial with 64 CPUs requested, which this cluster can never have"):
         on_ray("s", spec(cpus_per_trial=64), settings, str(tmp_path / "sweep"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_population_hands_weights_on_and_goes_on_after_ctrl_c(on_ray, packed, tmp_path):
+def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster, packed, tmp_path):
     pbt = {
         "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
         "recipe": "han",
         "search": {"name": "random", "samples": 2},  # the worse of two takes over at once
-        "scheduler": {"name": "pbt", "perturb_every": 1},
+        "scheduler": {"name": "pbt", "perturb_every": 3},
     }
-    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    settings = [f"data={packed}", *TINY, "train.epochs=12", "tracking=none"]
     sweep = tmp_path / "sweep"
-    driver = start("pbt", sweep, settings, **pbt)
+    driver = start(cluster, "pbt", sweep, settings, **pbt)
     wait_for(driver, sweep, 1)
     driver.send_signal(signal.SIGINT)
-    said = driver.communicate()[0]
-    assert driver.returncode == 75, said
-    assert f"resume with: avvp sweep --resume {sweep}" in said
+    log = driver.communicate()[0]
+    assert driver.returncode == 75, log
+    assert f"go on with: avvp sweep --resume {sweep}" in log
     rows = resume(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]
-    assert all([row["epoch"] for row in history] == list(range(1, 9)) for history in histories)
-    told = list(sweep.glob("runs/*/history.json"))  # of runs that were left later, too
-    epochs = {path: {row["lr"] for row in json.loads(path.read_text())} for path in told}
-    own = {path: yaml.safe_load(path.with_name("config.yaml").read_text())["optim"]["lr"] for path in told}
-    assert any(epochs[path] != {own[path]} for path in told)  # somebody has epochs of another's, and a rate of its own
+    assert all([row["epoch"] for row in history] == list(range(1, 13)) for history in histories)
+    files = list(sweep.glob("runs/*/history.json"))  # also of trials that ended early
+    epochs = {path: {row["lr"] for row in json.loads(path.read_text())} for path in files}
+    own = {path: yaml.safe_load(path.with_name("config.yaml").read_text())["optim"]["lr"] for path in files}
+    assert any(epochs[path] != {own[path]} for path in files)  # a trial has epochs of another one, and its own learning rate
 
 
-def test_trials_of_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
+def test_trials_with_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
     from avvp_dist.launch.ray_tune import prepare
 
     one = spec(recipe="han", space={"optim.lr": {"grid": [1e-3]}})

@@ -1,4 +1,4 @@
-"""The benchmark of methods on synthetic data: trains missing runs, reuses finished ones, scores removed labels itself."""
+"""The table of methods on synthetic data: trains missing runs, reuses finished ones, scores removed labels."""
 
 import json
 
@@ -19,22 +19,22 @@ def trained(packed, tmp_path_factory):
     return out
 
 
-def test_finished_runs_are_reused_and_removed_labels_scored_again(packed, trained, capsys):
+def test_finished_runs_are_reused_and_scored_again(packed, trained, capsys):
     result = trained / "lr-1" / "result.json"
     content = json.loads(result.read_text())
-    recorded = content.pop("denoising")
+    denoising = content.pop("denoising")
     try:
         result.write_text(json.dumps(content))  # as an older commit wrote it
         main([str(trained), "--data", packed, "--seeds", "1,2", "--finished", "--json", str(trained / "again.json"), *TINY])
     finally:
-        result.write_text(json.dumps({**content, "denoising": recorded}))
+        result.write_text(json.dumps({**content, "denoising": denoising}))
     first, again = (json.loads((trained / f"{name}.json").read_text()) for name in ("first", "again"))
     assert again == first  # nothing was trained for seed 2, and variants without runs are left out
     assert list(again["rows"]) == ["lr", "valor"]
     row = again["rows"]["lr"]
     assert row["seeds"] == [1]
     assert row["protocol"] == "joint"
-    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(recorded)
+    assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(denoising)
     scores = content["scores"]["test"]["joint"]
     assert row["segment.visual"] == {"mean": scores["segment"]["visual"], "std": None, "all": [scores["segment"]["visual"]]}
     assert row["without_speech.event.type"]["mean"] == scores["without_speech"]["event"]["type"]
@@ -78,4 +78,4 @@ def test_unknown_variants_are_reported(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
     message = " ".join(capsys.readouterr().err.split())
-    assert f"unknown variants jomould; valid: {', '.join(VARIANTS)}" in message
+    assert f"no variant jomould; there are {', '.join(VARIANTS)}" in message

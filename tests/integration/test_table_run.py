@@ -1,4 +1,4 @@
-"""`avvp table` from nothing to a finished table, on a small synthetic data set."""
+"""`avvp table` from an empty folder to a finished table, on a small synthetic data set."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_rows_run_over_seeds_and_share_stages(finished):
     assert "| floor | published | modality |" in (folder / "tiny.md").read_text()
 
 
-def test_table_json_holds_what_the_runs_found(finished):
+def test_table_json_holds_the_scores_of_the_runs(finished):
     folder, _, _ = finished
     content = json.loads((folder / "out" / "table.json").read_text())
     assert content["data"]["synthetic"] is True
@@ -71,7 +71,7 @@ def test_table_json_holds_what_the_runs_found(finished):
         assert without == [score["without_speech"]["event"]["type"] for score in scores]
 
 
-def test_a_second_run_trains_nothing_and_a_lost_one_is_made_again(finished, caplog):
+def test_a_second_call_trains_only_missing_runs(finished, caplog):
     folder, command, first = finished
     results = sorted((folder / "out" / "runs").glob("*/result.json"))
     written = [path.stat().st_mtime_ns for path in results]
@@ -114,7 +114,7 @@ def test_other_settings_run_in_other_folders(finished):
         (["main", "--set", "optim.lrr=3"], "row 'HAN': optim.lrr: unknown key"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match=message) as caught:
         avvp_table(*arguments)
@@ -122,7 +122,7 @@ def test_mistakes_are_told_before_anything_is_written(arguments, message, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_is_not_started_by_torchrun(finished, monkeypatch):
+def test_a_table_under_torchrun_is_refused(finished, monkeypatch):
     _, command, _ = finished
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)

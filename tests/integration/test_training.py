@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import history, stage_folder, train_here
 from dying import DyingRuntime, Killed
 
 from avvp_dist.dist.runtime import LocalRuntime
@@ -26,22 +27,10 @@ SMALL = [
 
 
 def run(recipe, data, output, *overrides, runtime=None):
-    config = load(recipe, [f"data={data}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
+    return train_here(recipe, data, output, *SMALL, *overrides, runtime=runtime)
 
 
-def stage_folder(output, stage) -> Path:
-    (folder,) = Path(output, "stages").glob(f"{stage}-*")
-    return folder
-
-
-def story(output, stage):
-    """An epoch-by-epoch account without what depends on the clock."""
-    rows = json.loads((stage_folder(output, stage) / "stage.json").read_text())["history"]
-    return [{key: row[key] for key in row if "second" not in key} for row in rows]
-
-
-def test_a_run_leaves_scores_model_and_pictures(packed, tmp_path):
+def test_a_run_leaves_scores_model_and_figures(packed, tmp_path, figures):
     result = run("jomold", packed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert set(result["scores"]) == {"val", "test"}
@@ -77,7 +66,7 @@ def test_evaluate_reproduces_the_recorded_scores(packed, tmp_path):
 
 def test_learning_lowers_the_loss(packed, tmp_path):
     run("han", packed, tmp_path / "run", "train.epochs=8", "optim.lr=0.003")
-    losses = [row["loss/total"] for row in story(tmp_path / "run", "train")]
+    losses = [row["loss/total"] for row in history(tmp_path / "run", "train")]
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -96,7 +85,7 @@ def test_finished_stages_are_reused_and_only_the_touched_ones_run_again(packed, 
 
 def test_best_epoch_is_the_last_of_the_best(packed, tmp_path):
     result = run("jomold", packed, tmp_path / "run")
-    rows = story(tmp_path / "run", "denoise")
+    rows = history(tmp_path / "run", "denoise")
     best = max(row["val/event.audio"] for row in rows)
     assert result["best"]["value"] == best
     assert result["best"]["epoch"] == [row["epoch"] for row in rows if row["val/event.audio"] == best][-1]
@@ -114,7 +103,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, commits):
         run("jomold", packed, tmp_path / "cut", *settings, runtime=DyingRuntime(str(tmp_path / "cut"), after=commits))
     run("jomold", packed, tmp_path / "cut", *settings)
     for stage in ("estimate", "denoise"):
-        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
+        assert history(tmp_path / "whole", stage) == history(tmp_path / "cut", stage)
         whole, cut = (stage_folder(tmp_path / name, stage) / "model.safetensors" for name in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes()
     removed = [np.load(stage_folder(tmp_path / name, "denoise") / "removed.npz")["removed"] for name in ("whole", "cut")]
@@ -130,9 +119,9 @@ def test_the_ratios_of_one_run_skip_the_first_stages_of_another(packed, tmp_path
     assert second["scores"] == first["scores"]
 
 
-def test_denoising_is_judged_against_the_planted_truth(packed, tmp_path):
+def test_denoising_is_scored_against_the_synthetic_truth(packed, tmp_path):
     run("jomold", packed, tmp_path / "run", "method.warmup=linear")
-    last = story(tmp_path / "run", "denoise")[-1]
+    last = history(tmp_path / "run", "denoise")[-1]
     removed = np.load(stage_folder(tmp_path / "run", "denoise") / "removed.npz")["removed"]
     assert removed.shape == (62, 2, 25)
     assert last["removed/visual"] == removed[:, 1].sum() > 0
@@ -144,7 +133,7 @@ def test_denoising_is_judged_against_the_planted_truth(packed, tmp_path):
 )
 def test_options_train(packed, tmp_path, settings):
     run("jomold", packed, tmp_path / "run", *settings)
-    assert all(math.isfinite(row["loss/total"]) for row in story(tmp_path / "run", "denoise"))
+    assert all(math.isfinite(row["loss/total"]) for row in history(tmp_path / "run", "denoise"))
 
 
 def test_ma_refines_and_any_method_trains_on_its_labels(packed, tmp_path):
@@ -153,7 +142,7 @@ def test_ma_refines_and_any_method_trains_on_its_labels(packed, tmp_path):
     assert "last epoch" in result["best"]["metric"]
     refined = stage_folder(tmp_path / "ma", "exchange") / "refined.npz"
     on_top = run("jomold", packed, tmp_path / "jomold", f"data.refined={refined}")
-    assert story(tmp_path / "jomold", "denoise")
+    assert history(tmp_path / "jomold", "denoise")
     plain = run("jomold", packed, tmp_path / "plain")
     assert plain["scores"] != on_top["scores"]
     with pytest.raises(DataError, match="no such file"):
@@ -167,8 +156,8 @@ def test_lr_refines_windows_and_resumes_exactly(packed, tmp_path):
         run("lr", packed, tmp_path / "cut", *settings, runtime=DyingRuntime(str(tmp_path / "cut"), after=3))
     run("lr", packed, tmp_path / "cut", *settings)
     for stage in ("base", "refine"):
-        assert story(tmp_path / "whole", stage) == story(tmp_path / "cut", stage)
-    assert story(tmp_path / "whole", "base")[-1]["loss/mixed"] > 0
+        assert history(tmp_path / "whole", stage) == history(tmp_path / "cut", stage)
+    assert history(tmp_path / "whole", "base")[-1]["loss/mixed"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_videos(packed, tmp_path):
@@ -189,7 +178,7 @@ def test_another_run_is_not_overwritten(packed, tmp_path):
     assert (tmp_path / "run" / "result.json").read_text() == before
 
 
-def test_data_that_is_not_there(packed, tmp_path):
+def test_missing_data_is_reported(packed, tmp_path):
     with pytest.raises(DataError, match="index.json"):
         run("han", tmp_path / "nowhere", tmp_path / "run")
     with pytest.raises(ConfigError, match="data: missing"):
@@ -197,7 +186,7 @@ def test_data_that_is_not_there(packed, tmp_path):
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_checkpoints_run_no_code(tmp_path):
+def test_loading_a_checkpoint_runs_no_code(tmp_path):
     class Bomb:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "exploded",))

@@ -1,12 +1,12 @@
-"""Two runs at once on one output, or on one stage of a shared store: real processes, really killed."""
+"""Two runs at the same time on one output, or on one stage of a shared store: real processes, killed for real."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from commands import wait_until
 from typer.testing import CliRunner
 
 from avvp_dist import storage
@@ -24,22 +24,14 @@ def start(*arguments, **environment):
     )
 
 
-def wait_until(there, process, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not there():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def train(*arguments):
     return CliRunner().invoke(cli.app, ["train", "han", *SMALL, *arguments])
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_a_second_run_on_one_output_says_who_has_it(packed, tmp_path, request, monkeypatch, where):
-    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.5)
-    monkeypatch.setattr(locks._ObjectLock, "poll", 0.3)
+def test_a_second_run_on_an_output_names_the_process_that_uses_it(packed, tmp_path, request, monkeypatch, where):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
+    monkeypatch.setattr(locks._InStore, "poll", 0.3)
     output = str(tmp_path / "run") if where == "disk" else f"{request.getfixturevalue('s3')}/run"
     monkeypatch.setattr(locks, "_STALE_AFTER", 60.0 if where == "disk" else 3.0)
     (tmp_path / "tmp").mkdir()
@@ -63,7 +55,7 @@ def test_a_second_run_on_one_output_says_who_has_it(packed, tmp_path, request, m
         first.wait()
 
 
-def test_a_second_run_on_one_stage_waits_and_takes_it(packed, tmp_path, caplog):
+def test_a_second_run_waits_for_a_stage_and_reuses_it(packed, tmp_path, caplog):
     shared = [f"data={packed}", f"store={tmp_path / 'store'}", "train.epochs=25"]
     first = start(*shared, f"output={tmp_path / 'one'}")
     try:
@@ -71,8 +63,8 @@ def test_a_second_run_on_one_stage_waits_and_takes_it(packed, tmp_path, caplog):
         with caplog.at_level("INFO"):
             second = train(*shared, f"output={tmp_path / 'two'}")
         assert second.exit_code == 0, second.exception
-        _, told = first.communicate(timeout=300)
-        assert first.returncode == 0, told
+        _, stderr = first.communicate(timeout=300)
+        assert first.returncode == 0, stderr
     finally:
         first.kill()
         first.wait()
@@ -90,7 +82,7 @@ def test_a_second_run_on_one_stage_waits_and_takes_it(packed, tmp_path, caplog):
         ["sweep", "jomold-denoising", "data={data}", "--output", "{place}"],
     ],
 )
-def test_every_command_that_writes_a_folder_says_who_has_it(packed, tmp_path, monkeypatch, command):
+def test_every_command_that_writes_a_folder_names_the_process_that_uses_it(packed, tmp_path, monkeypatch, command):
     """Before Ray starts, and before a file in the folder is touched."""
     monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.2)
     place = tmp_path / "place"

@@ -1,11 +1,11 @@
-"""VALOR from labels of segments to scores, on a small synthetic data set."""
+"""VALOR from segment-level labels to scores, on a small synthetic data set."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import history, train_here
 from dying import DyingRuntime, Killed
 from indexes import change_index
 from typer.testing import CliRunner
@@ -42,16 +42,10 @@ def clip_clap(tmp_path_factory):
 
 
 def run(packed, output, *overrides, runtime=None):
-    config = load("valor", [f"data={packed}", f"output={output}", *SMALL, *overrides])
-    return run_experiment(config, runtime or LocalRuntime(config.output, "cpu"))
+    return train_here("valor", packed, output, *SMALL, *overrides, runtime=runtime)
 
 
-def history(output):
-    (file,) = Path(output, "stages").glob("train-*/stage.json")
-    return [{key: row[key] for key in row if "second" not in key} for row in json.loads(file.read_text())["history"]]
-
-
-def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
+def test_valor_learns_and_resumes_after_a_kill(packed, labels, tmp_path):
     result = run(packed, tmp_path / "whole", f"data.refined={labels}")
     rows = history(tmp_path / "whole")
     assert rows[-1]["loss/audio"] < rows[0]["loss/audio"]
@@ -66,8 +60,8 @@ def test_it_learns_and_goes_on_where_it_was_killed(packed, labels, tmp_path):
     assert again["scores"] == result["scores"]
 
 
-def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_path):
-    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on segment-level labels; make such"):
+def test_missing_or_unfit_labels_are_refused_before_anything_is_written(packed, labels, tmp_path):
+    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on labels of segments; make such"):
         run(packed, tmp_path / "run")
     found = RefinedLabels.load(labels)
     of_videos = RefinedLabels(found.ids, found.classes, None, found.audio.max(1), found.visual.max(1), {})
@@ -86,7 +80,7 @@ def test_labels_are_asked_for_before_anything_is_written(packed, labels, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, tmp_path):
+def test_other_methods_use_segment_level_labels_as_video_level_ones(packed, labels, tmp_path):
     overrides = [f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=1", "model.width=32", "tracking=none"]
     config = load("han", [*overrides, f"data.refined={labels}"])
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
@@ -94,7 +88,7 @@ def test_other_methods_take_the_same_labels_as_those_of_videos(packed, labels, t
 
 
 @pytest.mark.parametrize("recipe", recipes())
-def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe):
+def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_path, recipe, figures):
     overrides = [f"data={clip_clap}", f"output={tmp_path}", "train.epochs=1", "model.width=16", "train.batch_size=31"]
     overrides += [f"data.refined={labels}"] if recipe.startswith("valor") else []
     result = run_experiment(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
@@ -102,7 +96,7 @@ def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_pa
     assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
 
 
-def test_data_that_a_recipe_is_not_for_are_refused_before_anything_is_written(packed, labels, tmp_path):
+def test_data_that_does_not_fit_a_recipe_is_refused_before_anything_is_written(packed, labels, tmp_path):
     config = load("valor-plus-plus", [f"data={packed}", f"data.refined={labels}", f"output={tmp_path / 'run'}"])
     with pytest.raises(DataError, match="data set llp: recipe valor-plus-plus requires llp-clip-clap"):
         run_experiment(config, LocalRuntime(config.output, "cpu"))
