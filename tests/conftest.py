@@ -1,8 +1,6 @@
 """Fixtures of several test folders."""
 
-import importlib.util
 import os
-import sys
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +12,6 @@ from ray_cluster import SETTINGS
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
-STARTUP = Path(__file__).parent / "startup"
 torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
 with pytest.MonkeyPatch.context() as _patch:
@@ -26,57 +23,21 @@ settings.register_profile("avvp", deadline=None)  # a busy machine is slow
 settings.load_profile("avvp")
 
 
-def _draw_no_figures() -> str:
-    """Make this process and all Python processes it starts skip figures; return the variable that turns them on."""
-    spec = importlib.util.spec_from_file_location("avvp_startup", STARTUP / "sitecustomize.py")
-    startup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(startup)
-    assert isinstance(sys.modules[startup.MODULE], startup.FiguresOnRequest), "imported before conftest.py"
-    assert (Path(__file__).parents[1] / f"{startup.MODULE.replace('.', '/')}.py").is_file(), "the module was renamed"
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
-    return startup.SWITCH
-
-
-_FIGURES = _draw_no_figures()
-
-
-_SLOW = {
-    "test_cache.py": {"test_killed_before_each_thing_it_does_to_the_disk"},
-    "test_locks.py": {"test_a_store_that_knows_no_conditions", "test_a_killed_holder_of_another_machine_is_waited_for"},
-    "test_robustness_benchmark.py": {"test_inputs_are_tried", "test_a_killed_training_is_run_again_and_compared"},
-    "test_scale_benchmark.py": {"test_figures_of_few_videos"},
-    "test_shards.py": {
-        "test_killed_before_any_write_it_goes_on_and_ends_the_same",
-        "test_killed_with_its_workers_it_goes_on_where_it_stopped",
-    },
-    "test_storage.py": {
-        "test_not_now_is_asked_again",
-        "test_giving_up_names_url_attempts_and_cause",
-        "test_nobody_at_the_endpoint",
-        "test_reads_that_break_off_are_made_whole",
-    },
-    "test_streaming.py": {"test_readers_end_with_the_trainer_however_it_ends"},
-}
-"""Unit tests that `make test-fast` leaves out: they take or wait for more than three seconds."""
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if getattr(item, "originalname", item.name) in _SLOW.get(item.path.name, ()):
-            item.add_marker(pytest.mark.slow)
+# drawing takes nine tenths of the CPU time of a run as small as the tests train; the fixture `figures` turns it on
+os.environ["AVVP_FIGURES"] = "0"
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """Runs of this test draw their figures, in the processes that it starts as well."""
-    monkeypatch.setenv(_FIGURES, "1")
+    monkeypatch.setenv("AVVP_FIGURES", "1")
 
 
 @pytest.fixture(scope="module")
 def module_figures():
     """As `figures`, for a whole module and its fixtures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(_FIGURES, "1")
+        patch.setenv("AVVP_FIGURES", "1")
         yield
 
 

@@ -57,7 +57,7 @@ def ray_cluster() -> Iterator[RayCluster]:
     tests = Path(__file__).parent
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_ADDRESS", "MLFLOW_"))}
     own = SETTINGS | {
-        "PYTHONPATH": os.pathsep.join([str(tests / "startup"), str(tests), str(tests.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": "0",
         "OMP_NUM_THREADS": "1",
     }

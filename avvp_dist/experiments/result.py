@@ -25,7 +25,6 @@ from avvp_dist.metrics.names import LEVELS
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.report.run_figures import draw
 from avvp_dist.shards.index import Index, Labels, LeftOut
 from avvp_dist.storage import integrity
 from avvp_dist.tracking.base import Tracker
@@ -150,6 +149,11 @@ class RunResult:
         return result
 
     def _draw(self, folder: Path, history: list[dict[str, Any]], result: Mapping[str, Any]) -> list[Path]:
+        """Draw the figures of the run into ``folder``; none if the environment variable AVVP_FIGURES is 0."""
+        if os.environ.get("AVVP_FIGURES") == "0":
+            return []
+        from avvp_dist.report.run_figures import draw  # importing matplotlib takes a second
+
         return draw(
             folder,
             classes=self.index.classes,

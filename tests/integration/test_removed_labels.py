@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment

@@ -12,7 +12,6 @@ import forks
 import pytest
 from ports import free_port
 
-from avvp_dist.text.credentials import TRACKING_VARIABLE
 from avvp_dist.tracking.journal import read_run
 
 MARK = "Leak42Mark"
