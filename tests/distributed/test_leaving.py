@@ -13,7 +13,7 @@ WORLD = 2
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_threads_of_the_process_group_end_before_the_interpreter(code):
-    here = os.environ | {
+    environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "MASTER_ADDR": "127.0.0.1",

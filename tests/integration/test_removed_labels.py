@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
@@ -60,7 +61,7 @@ def test_windows_removed_by_lr_are_scored(packed, lr):
 
 
 def test_given_labels_are_scored_beside_those_of_the_run(packed, lr, tmp_path):
-    made = noisy_labels(packed, 0.2, seed=0)
+    made = noisy_segment_labels(packed, 0.2, seed=0)
     # in another order than the data set's: it is the ids that count
     upside_down = RefinedLabels(made.ids[::-1], made.classes, None, made.audio[::-1], made.visual[::-1], {})
     (tmp_path / "labels.npz").write_bytes(upside_down.to_bytes())

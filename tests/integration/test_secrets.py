@@ -12,6 +12,7 @@ import forks
 import pytest
 from ports import free_port
 
+from avvp_dist.text.credentials import TRACKING_VARIABLE
 from avvp_dist.tracking.journal import read_run
 
 MARK = "Leak42Mark"
@@ -36,7 +37,7 @@ FREE = [
 def avvp(*arguments, cwd, **variables):
     """A command in a process of its own, in an environment full of secrets; fails where it shows one."""
     given = VARIABLES | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5"} | variables
-    done = forks.avvp(*arguments, cwd=cwd, without=("MLFLOW_TRACKING_URI", CARRIER), **given)
+    done = forks.avvp(*arguments, cwd=cwd, without=("MLFLOW_TRACKING_URI", TRACKING_VARIABLE), **given)
     assert MARK not in done.stdout + done.stderr, (arguments, done.stdout, done.stderr)
     return done
 

@@ -182,6 +182,7 @@ def die_at(moment: int, events: set[str], report: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 def test_a_process_killed_before_any_disk_operation_leaves_a_valid_cache(url, tmp_path):
     finished, moment = False, 0
     events = {"open", "os.rename", "os.remove", "os.utime", "os.mkdir", "fcntl.flock"}

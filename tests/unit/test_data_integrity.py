@@ -115,6 +115,7 @@ def rewrite_members(data: Path, change) -> None:
     (data / INDEX_FILE).write_text(replace(index, shards=tuple(shards)).to_json())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_verify_detects_every_flipped_bit(data, capsys, name):
     assert avvp(capsys, "data", "verify", data, "--workers", 1)[0] == 0
@@ -249,6 +250,7 @@ def test_data_sets_packed_earlier_are_read_with_a_warning_and_get_their_checksum
     assert (data / INDEX_FILE).read_bytes() == recorded
 
 
+@pytest.mark.slow
 def test_without_a_hash_flips_that_change_values_are_detected(data, capsys):
     as_packed_earlier(data)
     before = read_labels(str(data), Index.load(str(data)))

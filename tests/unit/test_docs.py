@@ -181,6 +181,7 @@ def test_python_names_in_the_command_reference_can_be_imported():
     exec(compile(block, "commands.md", "exec"), {})
 
 
+@pytest.mark.slow
 def test_the_examples_of_extending_pass_their_own_tests(tmp_path):
     blocks = {block.splitlines()[0].removeprefix("# "): block for block in code_blocks(EXTENDING, "python")}
     assert set(blocks) == {path for path in EXAMPLES if path.endswith(".py")}

@@ -145,6 +145,7 @@ def test_ratios_without_a_checksum_are_read(copy, tmp_path):
     assert read_ratios(str(tmp_path / "mine.json"), list(content["audio"]))["audio"] == content["audio"]
 
 
+@pytest.mark.slow
 def test_result_and_config(copy):
     def read():
         (setting,), _ = read_settings([str(copy)])
@@ -158,6 +159,7 @@ def test_result_and_config(copy):
     assert_no_flip_is_read(copy / "config.yaml", read)
 
 
+@pytest.mark.slow
 def test_damaged_per_video_scores_are_not_used(copy):
     file = copy / "per_video.npz"
     content = file.read_bytes()

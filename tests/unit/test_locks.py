@@ -107,6 +107,7 @@ def test_the_lock_of_a_killed_process_is_free_immediately(place):
     assert not storage.exists(storage.join(place, storage.LOCK))
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_of_another_machine_becomes_stale(place):
     """Its kernel lock and its process cannot be checked from here; that nothing renews the lock can."""
     with lock_holder(place, host="node-b") as process:
@@ -204,6 +205,7 @@ def test_a_second_pack_into_the_same_folder_is_refused(tmp_path, short_waits, la
         assert storage.names(str(tmp_path / "out")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["ignored", "501"])
 def test_a_store_without_conditional_writes(s3, s3_server, short_waits, monkeypatch, answer):
     """The lock is looked up before it is written; only two processes at the same moment may both get it."""

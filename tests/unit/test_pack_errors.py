@@ -50,6 +50,7 @@ def test_a_machine_without_the_features_is_an_error_and_no_video_is_left_out(off
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_errors_of_all_running_jobs_are_reported_together(official, tmp_path):
     with pytest.raises(DataError) as error:
         pack_tiny(official, tmp_path / "out", source=VanishingFeatures(official, TINY), workers=2)

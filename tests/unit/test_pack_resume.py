@@ -131,6 +131,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_pack_killed_before_any_of_its_writes_resumes_with_the_same_result(official, tmp_path):
     """Kill a pack before its first, second, ... write, leaving a partial temporary file, then pack again."""
     done = run_script(CRASHES, official, tmp_path / "outs")
@@ -158,6 +159,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_pack_killed_with_its_workers_resumes(official, tmp_path):
     out = tmp_path / "out"
     script = tmp_path / "slow.py"

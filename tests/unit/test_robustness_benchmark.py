@@ -64,6 +64,7 @@ def test_unexpected_results_fail(result, changes, expected):
     assert re.search(expected, inputs.check_answer(BAD_SETTING, result, changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "good"),
     [
@@ -163,6 +164,7 @@ def test_leaked_secrets_fail(tmp_path, fixtures):
     assert found.why == "the secret of the command line is in the output"
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_resumed_and_compared(tmp_path, fixtures):
     bench = fault_bench.Bench(fixtures, tmp_path)
     words = ("train", "han", "data={tiny}", "{small}", "train.epochs=3")

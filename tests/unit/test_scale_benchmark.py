@@ -20,6 +20,7 @@ from benchmarks.scale import main, make, one_shard
 CLASSES = len(LLP.classes)
 
 
+@pytest.mark.slow
 def test_results_for_few_videos(tmp_path, capsys):
     out, page = tmp_path / "scale.json", tmp_path / "scale.md"
     main(["--videos", "6000", "--worlds", "2,16", "--out", str(out), "--markdown", str(page)])

@@ -85,6 +85,7 @@ def flaky_settings(s3):
     return configure
 
 
+@pytest.mark.slow
 def test_interrupted_reads_are_repeated(flaky_settings, caplog):
     with Flaky(CONTENT, ["503", "short", "reset", "stall"]) as server:
         flaky_settings(server)
@@ -93,6 +94,7 @@ def test_interrupted_reads_are_repeated(flaky_settings, caplog):
     assert caplog.text.count("s3://bucket/shard.tar: read broke off") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "cause"), [("short", "512000 of 1024000 bytes"), ("stall", "ReadTimeoutError"), ("500", "InternalError")]
 )
@@ -109,6 +111,7 @@ def test_giving_up_names_url_attempts_and_cause(flaky_settings, word, cause):
     assert (str(again), again.transient) == (str(caught.value), True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", ["408", "408:Strange", "409:OperationAborted", "409:ConditionalRequestConflict", "425", "429", "429:SlowDown"]
 )
@@ -170,6 +173,7 @@ def test_credentials_are_read_again_once_after_a_token_expired(flaky_settings, p
         assert caplog.text.count("reading credentials again") == 1
 
 
+@pytest.mark.slow
 def test_a_token_that_stays_expired_is_an_error(flaky_settings, profile):
     profile("OLD")
     with Flaky(CONTENT, []) as server:

@@ -215,6 +215,7 @@ print(*[reader.pid for reader in readers_of(os.getpid())], flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "kill"),
     [
