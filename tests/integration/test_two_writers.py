@@ -30,8 +30,8 @@ def train(*arguments):
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_a_second_run_on_an_output_names_the_process_that_uses_it(packed, tmp_path, request, monkeypatch, where):
-    monkeypatch.setattr(locks, "_PATIENCE", 0.5)
-    monkeypatch.setattr(locks._InStore, "poll", 0.3)
+    monkeypatch.setattr(locks, "_WAIT_FOR_RUNNING", 0.5)
+    monkeypatch.setattr(locks._ObjectLock, "poll", 0.3)
     output = str(tmp_path / "run") if where == "disk" else f"{request.getfixturevalue('s3')}/run"
     monkeypatch.setattr(locks, "_STALE_AFTER", 60.0 if where == "disk" else 3.0)
     (tmp_path / "tmp").mkdir()
