@@ -221,7 +221,7 @@ class Rehearsal:
         status = self._jobs.details(job)["status"]
         check(status == "STOPPED", f"the stopped job is {status}")
         log = self._jobs.end(job, "STOPPED")
-        check("asked to stop at stage denoise" in log, f"it wrote no checkpoint:\n{log[-3000:]}")
+        check("stopped on request at stage denoise" in log, f"it wrote no checkpoint:\n{log[-3000:]}")
         self.report("job stopped in the middle of its last stage: it wrote and reported a checkpoint")
         log = self._jobs.run("train", *words, f"output={stopped}")
         check("stage estimate: finished before" in log, "a finished stage was trained again")

@@ -110,7 +110,11 @@ def other_shape(content):
 # id, arguments, what the message says
 CASES = [
     # what cannot be written, found out before the work
-    ("output-is-file", lambda c: c.train(f"output={c.file('x', 'f')}"), "output: {folder}/f: not a directory; a file lies"),
+    (
+        "output-is-file",
+        lambda c: c.train(f"output={c.file('x', 'f')}"),
+        "output: {folder}/f: not a directory; there is a file",
+    ),
     ("output-below-file", lambda c: c.train(f"output={c.file('x', 'f')}/run"), "output: {folder}/f"),
     ("output-loop", lambda c: c.train(f"output={c.loop()}"), "loop of symbolic links"),
     ("output-dangling", lambda c: c.train(f"output={c.dangling()}"), "dangling symbolic link"),
@@ -272,7 +276,7 @@ CASES = [
     (
         "sweep-json-list",
         lambda c: ["sweep", "--resume", str(Path(c.file("[]", "sw/sweep.json")).parent)],
-        "sw/sweep.json: not what",
+        "sw/sweep.json: malformed",
     ),
     (
         "index-cut",

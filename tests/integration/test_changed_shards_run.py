@@ -77,7 +77,7 @@ def test_a_shard_truncated_during_training_ends_both_ranks(packed, tmp_path):
     finally:
         running.send_signal(signal.SIGKILL)
     assert running.returncode not in (0, None)
-    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, the index says" in stderr
+    assert f"{SHARD}: overwritten or truncated while it is being read (1000 bytes, but the index records" in stderr
     assert "error: " in stderr
     assert "SIGBUS" not in stderr
     assert not (output / "result.json").exists()

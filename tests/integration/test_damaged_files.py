@@ -83,7 +83,7 @@ def not_finite(file):
     ("damage", "why"),
     [
         (flip, "its content differs from its checksum"),
-        (truncate, "bytes of content where"),
+        (truncate, "bytes of content, but"),
         (absurd, "epoch 1000000 of a stage of 2 epochs"),
         (negative, "step -1"),
         (other_shapes, "weights do not fit the network"),

@@ -74,7 +74,7 @@ def test_all_checks_fail(s3, tmp_path):
     lines = {line[6:20].strip(): line for line in done.stdout.splitlines()}
     assert "no index.json here" in lines["data"]
     for name in ("output", "output by ray"):
-        assert "there is no bucket 'no-such-bucket'; make it" in lines[name]
+        assert "there is no bucket 'no-such-bucket'; create it" in lines[name]
     assert f"RAY_ADDRESS=127.0.0.1:{port}: cannot connect (Connection refused); start the cluster" in lines["ray"]
     assert "start the server, or mend tracking=URI" in lines["mlflow"]
     for name in ("data", "output", "output by ray", "ray", "mlflow"):
@@ -125,7 +125,7 @@ def test_installed_packages_are_compared_with_the_requirements(monkeypatch):
     monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: requirements)
     finding = doctor_checks.python()
     assert finding.status == "fail"
-    assert "1 packages in the versions asked for" in finding.figure
+    assert "1 packages in the required versions" in finding.figure
     assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
     monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [requirements[1], requirements[3]])
     assert doctor_checks.python().status == "warn"

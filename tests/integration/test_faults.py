@@ -22,7 +22,7 @@ def test_sigterm_leaves_a_checkpoint_and_an_exit_code_of_its_own(packed, tmp_pat
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 75
-    assert re.search("asked to stop at stage (estimate|denoise)", stderr)
+    assert re.search("stopped on request at stage (estimate|denoise)", stderr)
     assert "Traceback" not in stderr
     ranks(1, arguments(packed, tmp_path / "cut", *settings))
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

@@ -66,7 +66,7 @@ def test_each_row_gets_its_features_and_synthetic_labels_if_it_needs_them(finish
         assert len(lines) >= 2
         assert all("ours, SYNTHETIC" in line for line in lines)
         shown = " ".join(text.split())
-        assert "deep: trained on ORACLE labels of segments, the planted truth" in shown
+        assert "deep: trained on ORACLE segment-level labels: the ground truth" in shown
         assert "deep: llp-clip-clap (SYNTHETIC DATA)" in shown
 
 
@@ -75,7 +75,7 @@ def test_on_real_data_labels_are_passed_to_the_rows_that_need_them(finished, rea
     llp, clip_clap = real
     out = tmp_path / "out"
     common = [folder / "two.yaml", "--seeds", "1", "--output", out, *SMALL]
-    with pytest.raises(ConfigError, match=r"row 'deep' runs on llp-clip-clap; give one more --data, besides llp \("):
+    with pytest.raises(ConfigError, match=r"row 'deep' requires llp-clip-clap; give another --data in addition to llp \("):
         avvp_table(*common, "--data", llp)
     both = [*common, "--data", clip_clap, "--data", llp]
     with pytest.raises(ConfigError) as caught:
@@ -102,6 +102,6 @@ def test_on_real_data_labels_are_passed_to_the_rows_that_need_them(finished, rea
 def test_synthetic_and_real_data_are_not_mixed(finished, real, tmp_path):
     folder, _, content = finished
     mixed = ["--data", content["data"]["url"], "--data", real[1], "--output", tmp_path / "out"]
-    with pytest.raises(ConfigError, match="synthetic and real data do not go into one table"):
+    with pytest.raises(ConfigError, match="synthetic and real data cannot be mixed in one table"):
         avvp_table(folder / "two.yaml", *mixed)
     assert not (tmp_path / "out").exists()

@@ -94,9 +94,9 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_and_report_the_same(packed, tmp_p
     os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 75
-    assert "asked to stop: a checkpoint is written" in stderr
-    assert "error: asked to stop at stage train" in stderr
-    assert "the same command goes on from there" in stderr
+    assert "stop requested: a checkpoint is written" in stderr
+    assert "error: stopped on request at stage train" in stderr
+    assert "the same command resumes from there" in stderr
     assert "Traceback" not in stderr
 
 
@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_ends_a_rank_that_waits_for_others(packed, tmp_path):
         second.kill()
         second.communicate()
     assert first.returncode == 130
-    assert "ended at once" in stderr
+    assert "ended immediately" in stderr
     assert "Traceback" not in stderr
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_during_packing_tells_how_to_resume(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr
-    assert "finished shards are safe, the same command goes on from there" in stderr
+    assert "finished shards are kept, the same command resumes" in stderr
     assert "Traceback" not in stderr
 
 

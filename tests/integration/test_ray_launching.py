@@ -98,7 +98,7 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     os.killpg(driver.pid, signal.SIGINT)
     _, log = driver.communicate(timeout=300)
     assert driver.returncode == 75, log
-    assert "error: asked to stop at stage" in log
+    assert "error: stopped on request at stage" in log
     assert not [line for line in own_lines(log) if "Traceback" in line or "KeyboardInterrupt" in line], log
     run.assert_ray_ends(driver)
 
@@ -108,7 +108,7 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     os.killpg(driver.pid, signal.SIGINT)
     _, log = driver.communicate(timeout=20)
     assert driver.returncode == 130, log
-    assert "ended at once" in log
+    assert "ended immediately" in log
     assert not [line for line in own_lines(log) if "Traceback" in line or "KeyboardInterrupt" in line], log
     run.assert_ray_ends(driver)
 
@@ -131,7 +131,7 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     driver.send_signal(signal.SIGTERM)
     _, log = driver.communicate(timeout=300)
     assert driver.returncode == 75, log
-    assert "error: asked to stop at stage" in log
+    assert "error: stopped on request at stage" in log
     assert "checkpoint_manager_snapshot.json: damaged" in log
     assert f"{newest}/checkpoint.pt: damaged" in log
 
@@ -166,7 +166,7 @@ def test_resources_that_a_cluster_can_never_provide_are_refused(joined, packed, 
     began = time.monotonic()
     message = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *settings)
     assert time.monotonic() - began < 30
-    assert f"{need}, which this cluster can never hold: it has 1 node with 2 CPUs" in message
+    assert f"{need}, which this cluster can never have: it has 1 node with 2 CPUs" in message
     assert "launch.workers" in message
 
 
@@ -176,12 +176,14 @@ def test_resources_in_use_are_waited_for_with_a_limit(joined, packed, tmp_path, 
     settings = [f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", "launch.workers=2", "launch.wait=2"]
     with caplog.at_level("INFO"):
         message = failed(capsys, "train", "han", *settings)
-        assert "there was no room within 2 s (others use them)" in message
+        assert "not available within 2 s (other processes use them)" in message
         assert "launch.wait=SECONDS" in message
-        assert "waiting for others to end, 1 of 2 s: 2 workers with 1 CPU each asked for" in " ".join(caplog.messages)
+        assert "waiting for other processes to end, 1 of 2 s: 2 workers with 1 CPU each requested" in " ".join(
+            caplog.messages
+        )
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # whose monitor says that nothing starts nodes
     message = failed(capsys, "train", "han", *settings[:-2], "launch.workers=5", "launch.wait=600")
-    assert "which this cluster can never hold" in message
+    assert "which this cluster can never have" in message
     ray.kill(holder)
 
 

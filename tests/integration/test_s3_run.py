@@ -53,7 +53,7 @@ def test_packing_into_a_bucket_makes_the_same_data(packed, s3, by_setting, caplo
     assert storage.names(url) == storage.names(packed)
     with caplog.at_level("INFO"):
         invoke(*command, "--storage", by_setting, "--workers", "1")
-    assert "0 shards written, 6 were complete already" in caplog.text
+    assert "0 shards written, 6 were already complete" in caplog.text
     assert json.loads(invoke("data", "inspect", url, "--json", "--storage", by_setting))["splits"]["train"]["videos"] == 62
 
 
@@ -129,7 +129,7 @@ def test_tracking_resumes_on_another_machine(bucket, tmp_path):
     command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "tracking=mlflow"]
     away = [f"tracking.uri=http://127.0.0.1:{free_port()}", "tracking.flush_timeout=60"]
     first = good(avvp(*command, *away, HOME=str(tmp_path / "first")))
-    assert f"kept in {output}/tracking" in first.stderr
+    assert f"also stored in {output}/tracking" in first.stderr
     assert storage.names(f"{output}/tracking") == ["run.json", "unsent.tar"]
     sent = good(avvp("sync", output, "--uri", uri, HOME=str(tmp_path / "second")))
     assert ", 0 left" in sent.stdout
@@ -155,7 +155,7 @@ def test_tracking_resumes_on_another_machine(bucket, tmp_path):
         ("{bucket}/data", ["output=s3://no-such-bucket/run"], "there is no bucket 'no-such-bucket'"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run", "launch=ray"], "there is no bucket 'no-such-bucket'"),
         ("s3://me:hunter2@bucket/data", ["storage.key=hunter2"], "data.url: credentials must not be part of a URL"),
-        ("s4://bucket/data", [], "index.json: not a URL that can be used: Protocol not known: s4"),
+        ("s4://bucket/data", [], "index.json: not a usable URL: Protocol not known: s4"),
     ],
 )
 def test_mistakes_are_one_message_within_a_time_limit(bucket, data, settings, message):

@@ -104,7 +104,7 @@ def test_bad_shards_end_a_run_or_are_left_out_and_counted(packed, tmp_path, mode
 
 
 def test_stream_counts_that_do_not_fit_are_refused_before_anything_is_written(packed, tmp_path):
-    with pytest.raises(ConfigError, match=r"data.streams=12 streams; use a batch_size of 12, or data.streams=8 or 16"):
+    with pytest.raises(ConfigError, match=r"data.streams=12; use a batch_size of 12, or data.streams=8 or 16"):
         run("han", packed, tmp_path / "run", "data.mode=streaming", "data.streams=12")
     assert not (tmp_path / "run").exists()
     run("han", packed, tmp_path / "run", "data.mode=resident", "data.streams=12", "train.epochs=1")

@@ -206,7 +206,7 @@ def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster
     driver.send_signal(signal.SIGINT)
     log = driver.communicate()[0]
     assert driver.returncode == 75, log
-    assert f"go on with: avvp sweep --resume {sweep}" in log
+    assert f"resume with: avvp sweep --resume {sweep}" in log
     rows = resume(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]

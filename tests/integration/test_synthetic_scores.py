@@ -78,4 +78,4 @@ def test_unknown_variants_are_reported(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path), "--only", "han,jomould"])
     message = " ".join(capsys.readouterr().err.split())
-    assert f"no variant jomould; there are {', '.join(VARIANTS)}" in message
+    assert f"unknown variants jomould; valid: {', '.join(VARIANTS)}" in message

@@ -61,7 +61,7 @@ def test_valor_learns_and_resumes_after_a_kill(packed, labels, tmp_path):
 
 
 def test_missing_or_unfit_labels_are_refused_before_anything_is_written(packed, labels, tmp_path):
-    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on labels of segments; make such"):
+    with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on segment-level labels; make such"):
         run(packed, tmp_path / "run")
     found = RefinedLabels.load(labels)
     of_videos = RefinedLabels(found.ids, found.classes, None, found.audio.max(1), found.visual.max(1), {})
@@ -109,6 +109,6 @@ def test_data_that_does_not_fit_a_recipe_is_refused_before_anything_is_written(p
         with pytest.raises(DataError) as caught:
             run_experiment(config, LocalRuntime(config.output, "cpu"))
         assert caught.value.problems == [
-            "stream motion: missing, network han reads it; the data set has audio, visual, flow"
+            "stream motion: missing, but network han reads it; the data set has audio, visual, flow"
         ]
     assert not (tmp_path / "run").exists()
