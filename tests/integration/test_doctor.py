@@ -76,7 +76,7 @@ def test_all_checks_fail(s3, tmp_path):
     for name in ("output", "output by ray"):
         assert "there is no bucket 'no-such-bucket'; create it" in lines[name]
     assert f"RAY_ADDRESS=127.0.0.1:{port}: cannot connect (Connection refused); start the cluster" in lines["ray"]
-    assert "start the server, or mend tracking=URI" in lines["mlflow"]
+    assert "start the server, or correct tracking=URI" in lines["mlflow"]
     for name in ("data", "output", "output by ray", "ray", "mlflow"):
         assert lines[name].startswith("fail  ")
     assert lines["collective"].startswith("ok    ")
@@ -126,7 +126,7 @@ def test_installed_packages_are_compared_with_the_requirements(monkeypatch):
     finding = doctor_checks.python()
     assert finding.status == "fail"
     assert "1 packages in the required versions" in finding.figure
-    assert "wanted >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
+    assert "required >=99; no-such-package missing; nobody-has-ray missing" in finding.figure
     monkeypatch.setattr(doctor_checks.metadata, "requires", lambda _: [requirements[1], requirements[3]])
     assert doctor_checks.python().status == "warn"
 

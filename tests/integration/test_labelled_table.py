@@ -82,7 +82,7 @@ def test_on_real_data_labels_are_passed_to_the_rows_that_need_them(finished, rea
         avvp_table(*both)
     (problem,) = caught.value.problems
     assert "row 'deep' trains on segment-level labels" in problem
-    assert "--set data.refined=FILE, which goes to such rows only" in problem
+    assert "--set data.refined=FILE, which applies only to such rows" in problem
     with pytest.raises(ConfigError, match="row 'deep': .*two.npz: no such file"):
         avvp_table(*both, "--set", f"data.refined={tmp_path / 'two.npz'}")
     assert not out.exists()
