@@ -10,7 +10,7 @@ import typer
 
 from avvp_dist import storage
 from avvp_dist.cli.data_findings import print_edition, print_odd_files
-from avvp_dist.cli.data_options import ANNOTATIONS, DATASET, MEND, STREAMS, WIDTH, WORKERS, Streams, find_dataset
+from avvp_dist.cli.data_options import ANNOTATIONS, DATASET, DEFAULT_STREAMS, MEND, STREAMS, WIDTH, WORKERS, find_dataset
 from avvp_dist.cli.data_view import flaw_counts, print_flaws, print_left_out
 from avvp_dist.cli.output import console, valid_url
 from avvp_dist.cli.storage_options import STORAGE
@@ -40,7 +40,7 @@ def check(
     annotations: ANNOTATIONS,
     features: _FEATURES = None,
     mend: MEND = False,
-    streams: STREAMS = Streams.vggish_resnet,
+    streams: STREAMS = DEFAULT_STREAMS,
     json_file: _JSON = None,
     limit: _LIMIT = None,
     workers: WORKERS = None,

@@ -17,12 +17,10 @@ WIDTH = 160  # of tables on a stdout that is not a terminal
 MOST_VIDEOS = 10**9  # of a data set
 
 
-class Streams(StrEnum):
-    """The keys of `FEATURE_SETS`."""
-
-    vggish_resnet = "vggish-resnet"
-    clip_clap = "clip-clap"
-
+# The keys of FEATURE_SETS; an enum, because Typer lists its values in the help and in the message about an invalid one.
+Streams = StrEnum("Streams", {name: name for name in FEATURE_SETS})  # type: ignore[misc]  # mypy expects a literal
+DEFAULT_STREAMS = Streams("vggish-resnet")
+_FOLDERS = "; ".join(f"{name}: {', '.join(stream.folder for stream in FEATURE_SETS[name].streams)}" for name in FEATURE_SETS)
 
 DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
 ANNOTATIONS = Annotated[
@@ -35,9 +33,7 @@ WORKERS = Annotated[
 SHARD_VIDEOS = Annotated[int, typer.Option(min=1, max=MOST_VIDEOS, help="Number of videos in a shard.")]
 STREAMS = Annotated[
     Streams,
-    typer.Option(
-        help="Features: VGGish and ResNet-152, or CLAP and CLIP as published by VALOR's authors; R(2+1)D is in both."
-    ),
+    typer.Option(help=f"Feature set of LLP's videos. Folders of its files: {_FOLDERS}."),
 ]
 URL = Annotated[
     str, typer.Argument(metavar="URL", help="Packed data set: a local folder or object-store URL.", callback=valid_url)

@@ -14,12 +14,12 @@ from avvp_dist.cli.data_findings import print_edition
 from avvp_dist.cli.data_options import (
     ANNOTATIONS,
     DATASET,
+    DEFAULT_STREAMS,
     MEND,
     SHARD_VIDEOS,
     STREAMS,
     WIDTH,
     WORKERS,
-    Streams,
     find_dataset,
 )
 from avvp_dist.cli.data_view import flaw_counts, print_left_out
@@ -80,7 +80,7 @@ def pack(
     skip_bad: _SKIP_BAD = False,
     overrides: _OVERRIDES = None,
     mend: MEND = False,
-    streams: STREAMS = Streams.vggish_resnet,
+    streams: STREAMS = DEFAULT_STREAMS,
     workers: WORKERS = None,
     shard_videos: SHARD_VIDEOS = 256,
     storage_settings: STORAGE = None,

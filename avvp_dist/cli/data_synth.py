@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from avvp_dist.cli.data_options import MOST_VIDEOS, SHARD_VIDEOS, STREAMS, WORKERS, Streams
+from avvp_dist.cli.data_options import DEFAULT_STREAMS, MOST_VIDEOS, SHARD_VIDEOS, STREAMS, WORKERS
 from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST
@@ -54,7 +54,7 @@ def synth(
     seed: _SEED = 0,
     annotations: _ANNOTATIONS = None,
     layout: _LAYOUT = Layout.official,
-    streams: STREAMS = Streams.vggish_resnet,
+    streams: STREAMS = DEFAULT_STREAMS,
     splits: _SPLITS = None,
     workers: WORKERS = None,
     shard_videos: SHARD_VIDEOS = 256,

@@ -49,6 +49,7 @@ MARKER = "synthetic.json"
 
 _RECIPE = 1  # increased whenever the same seed yields other features
 _STRENGTH = {"vggish": 0.6, "res152": 0.25, "r2plus1d_18": 0.38, "CLAP/features": 0.4, "CLIP/features": 0.42}
+_DEFAULT_STRENGTH = 0.4  # of any other stream: evidence about as strong as that of CLAP and CLIP features
 _CONFUSABLE = (
     ("Speech", "Singing"),
     ("Cello", "Violin_fiddle"),
@@ -103,7 +104,7 @@ def features(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> np.ndarr
 
 
 def _feature_map(values: np.ndarray, stream: Stream) -> np.ndarray:
-    """Rows of a CLAP file, float32 [rows,d]: two equal bands, each column with the second that contains its centre."""
+    """Rows of a CLAP file, float32 [rows,d]: two equal bands, each column with the second that contains its center."""
     columns = stream.rows // 2
     seconds = (np.arange(columns) * 2 + 1) * len(values) // (2 * columns)
     return np.tile(values[seconds].astype(np.float32), (2, 1))
@@ -119,7 +120,7 @@ def _stream(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset) ->
     for label, active in _activity(events or ()).items():
         appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
         strength = np.exp(_VIDEO_SPREAD * rng.standard_normal() + _SECOND_SPREAD * rng.standard_normal(LLP.segments))
-        gain = (_STRENGTH[stream.folder] * strength * active).astype(np.float32)
+        gain = (_STRENGTH.get(stream.folder, _DEFAULT_STRENGTH) * strength * active).astype(np.float32)
         values += gain[:, None] * appearance
     np.maximum(values, 0, out=values)
     if stream.folder == "CLIP/features":
@@ -307,8 +308,8 @@ def _write_official(
 
 
 def _folder(out: str, stream: Stream) -> str:
-    is_outside = stream.folder.startswith(("CLAP/", "CLIP/"))  # as in the layout of their authors
-    return storage.join(out, stream.folder) if is_outside else storage.join(out, "feats", stream.folder)
+    is_path = "/" in stream.folder  # such as CLAP/features: beside feats/, as in the layout of their authors
+    return storage.join(out, stream.folder) if is_path else storage.join(out, "feats", stream.folder)
 
 
 def _write_features(job: tuple[str, SyntheticFeatures, Sequence[VideoRecord]]) -> None:

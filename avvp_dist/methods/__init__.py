@@ -1,4 +1,4 @@
-"""All training methods. A new one needs a file here, its config class in `MethodConfig`, a recipe and a golden test."""
+"""All training methods. A new one needs a file here, its config class in `MethodConfig`, a recipe and a test."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SMALL = ["train.epochs=1", "train.batch_size=8", "optim.lr=0.001", "train.device
 
 
 class Silent:
-    """Nobody is told how training goes."""
+    """Callback that ignores all events."""
 
     def stage_started(self, stage, epochs, resumed): ...
 

@@ -7,8 +7,7 @@ from avvp_dist.experiments import recipe as recipe_module
 from avvp_dist.experiments.recipe import load, recipes
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.han import HanMethodConfig
-from avvp_dist.models.ave import AveConfig
-from avvp_dist.models.avslowfast import AvSlowFastConfig
+from avvp_dist.models import MODELS
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -56,9 +55,11 @@ def test_another_method_starts_from_its_own_defaults():
     assert config.method == HanMethodConfig()
 
 
-@pytest.mark.parametrize("recipe", recipes())
-@pytest.mark.parametrize(("name", "variant"), [("ave", AveConfig), ("avslowfast", AvSlowFastConfig)])
-def test_another_network_starts_from_its_own_defaults(recipe, name, variant):
+@pytest.mark.parametrize(
+    ("recipe", "name"), [(recipe, name) for recipe in recipes() for name in MODELS if load(recipe).model.name != name]
+)
+def test_another_network_starts_from_its_own_defaults(recipe, name):
+    variant = MODELS[name]
     assert load(recipe, [f"model={name}"]).model == variant()
     assert load(recipe, [f"model={name}", "model.width=32"]).model == variant(width=32)
     assert load(recipe, ["model.width=32", f"model={name}"]).model == variant(width=32)

@@ -141,7 +141,7 @@ def test_losses_are_finite_and_train_every_network(name, models):
     steps, _ = run(name, LocalCollective(), models)
     assert steps
     for step in steps.values():
-        assert next(iter(step.losses)) == "total"
+        assert "total" in step.losses
         for loss in step.losses.values():
             assert loss.shape == (VIDEOS,)
             assert loss.isfinite().all()

@@ -69,8 +69,10 @@ def test_rows_on_other_networks_accept_network_settings():
 
 
 def test_unknown_tables_are_reported_with_the_valid_ones(tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown table 'mian'; did you mean 'main'\? Valid names: .*jomold-batch"):
-        paper_tables.read("mian")
+    with pytest.raises(
+        ConfigError, match=r"unknown table 'han-ablatoin'; did you mean 'han-ablation'\? Valid names: .*jomold-batch"
+    ):
+        paper_tables.read("han-ablatoin")
     with pytest.raises(ConfigError, match="no such table file"):
         paper_tables.read(str(tmp_path / "mine.yaml"))
 
