@@ -294,9 +294,17 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
     if detail["type"] == "union_tag_invalid":
         valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
+    if detail["type"] == "model_type":
+        return f"{name}: is a section; set its keys instead, e.g. {name}.{_example_key(holder, path[-1])}=..."
     message = detail["msg"].removeprefix("Value error, ")
     shown = not isinstance(given, Mapping) and not any(map(is_secret_name, path))
     return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
+
+
+def _example_key(holder: type[Section] | None, name: str) -> str:
+    """Return a key of the section ``name`` of ``holder``."""
+    sections = _sections(holder.model_fields[name].annotation) if holder and name in holder.model_fields else ()
+    return next(iter(sections[0].model_fields)) if sections else "KEY"
 
 
 def _of_variant(path: Sequence[str], holder: type[Section] | None) -> str:

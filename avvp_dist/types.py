@@ -176,7 +176,7 @@ class Outputs:
     co_trained: tuple[Outputs, ...] = ()
 
     def pooled_within(self, start: int, stop: int) -> Tensor:
-        """Pool segments [start, stop) only, with weights renormalised inside: [B,2,C] probabilities of both modalities."""
+        """Pool segments [start, stop) only, with weights renormalized inside: [B,2,C] probabilities of both modalities."""
         segments = self.segments[:, start:stop]
         if self.temporal_weights is None:
             return segments.amax(dim=1)

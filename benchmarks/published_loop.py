@@ -4,7 +4,7 @@ A transcription of that code, deliberately without the optimizations of this pac
 per video in every epoch, all 80 frames are projected before averaging, a step has two complete forward passes, and the
 ranking is a Python loop over the classes. Its selection and its network are tested against outputs of the published code.
 
-Omitted, in favour of the baseline: printing, TensorBoard and the warm-up of the ratios (they have their final values, as
+Omitted, in favor of the baseline: printing, TensorBoard and the warm-up of the ratios (they have their final values, as
 from the second epoch on). The published loader has 5 workers and pins memory; here both are arguments.
 
 Shapes: B videos, T = 10 seconds, C = 25 classes.

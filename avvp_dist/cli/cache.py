@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from avvp_dist.cli.errors import Commands
 from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.errors import ConfigError
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from avvp_dist.shards.cache import ShardCache
 
 cache = typer.Typer(
+    cls=Commands,
     name="cache",
     help="Inspect or empty this node's cache of remote shards.",
     no_args_is_help=True,

@@ -5,6 +5,7 @@ How a message is shortened for a terminal is in `cli.messages`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import select
 import sys
@@ -45,7 +46,18 @@ _NO_MEMORY = ("can't allocate memory", "out of memory", "Unable to allocate", "S
 
 
 class Commands(TyperGroup):
-    """A group of commands whose usage errors contain no control characters and only a part of an overlong argument."""
+    """A group of commands whose help has one line per paragraph, so that it wraps at the width of the terminal.
+
+    Usage errors contain no control characters and only a part of an overlong argument.
+    """
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """See `click.Group`."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            paragraphs = inspect.cleandoc(command.help).split("\n\n")
+            command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return command
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """See `click.Group`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +11,11 @@ import typer
 from avvp_dist import storage
 from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.cli.run_options import OVERRIDES, configure_storage_for, print_scores
-from avvp_dist.errors import DataError, StorageError
+from avvp_dist.config import parse_overrides
+from avvp_dist.errors import ConfigError, DataError, StorageError
 from avvp_dist.storage import integrity, json_files
 
+_SECTIONS, _KEYS = ("data", "evaluate", "storage"), ("train.device", "train.precision")  # that evaluation reads
 _TOLERANCE = 1e-6  # points by which the scores of one model may differ
 
 _RUN = Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).", callback=valid_url)]
@@ -31,6 +34,7 @@ def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) ->
     from avvp_dist.metrics.per_video import FILE as PER_VIDEO
     from avvp_dist.storage.probe import refuse_unwritable
 
+    _refuse_other_keys(overrides or [])
     configure_storage_for(run, overrides or [])
     config_url, result_url = storage.join(run, "config.yaml"), storage.join(run, "result.json")
     missing = [url for url in (config_url, result_url) if not storage.exists(url)]
@@ -55,6 +59,21 @@ def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) ->
         echo(f"differs from result.json by up to {difference:.3g} points")
     if json_file:
         storage.write_text(json_file, json.dumps(result, indent=1))
+
+
+def _refuse_other_keys(overrides: Sequence[str]) -> None:
+    """Refuse overrides of keys that evaluation does not read, or that describe the trained network.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    keys = [".".join(path) for path, _ in parse_overrides(overrides)]
+    refused = [key for key in keys if key.partition(".")[0] not in _SECTIONS and key not in _KEYS]
+    if refused:
+        raise ConfigError(
+            f"evaluate: {', '.join(refused)} cannot be changed for a trained model; "
+            f"only data.*, evaluate.*, storage.* and {', '.join(_KEYS)} can be given"
+        )
 
 
 def _write_if_different(run: str, result: dict[str, Any], name: str, content: bytes) -> None:

@@ -22,7 +22,7 @@ def import_segment_labels(data: str, audio: str, visual: str, split: str = "trai
     """Import segment-level labels from two folders of ``<id>.npy``, as VALOR publishes them (segment_pseudo_labels).
 
     Args:
-        data: packed data set with the labelled videos.
+        data: packed data set with the labeled videos.
         audio, visual: folders or URLs; each file is [T,C] of bool, int or float in [0, 1], classes in the data set's order.
         split: of the videos. Labels of val and test reveal their weak labels: never train on them.
 

@@ -67,7 +67,7 @@ def import_need_to_change(
     """Import the labels that remain after clearing those listed by MA's step 2.
 
     Args:
-        data: packed data set with the labelled videos.
+        data: packed data set with the labeled videos.
         file: path or URL of need_to_change.pkl: two lists, visual and audio, with one list of row numbers per class.
         annotations: folder with the annotation file to which the rows refer.
         aliasing: published: clearing an audio label also clears the video-level label, as in MA's step 3; fixed: it does
@@ -120,7 +120,7 @@ def import_arrays(
     """Import video-level or segment-level labels from two arrays with one entry per row of an annotation file.
 
     Args:
-        data: packed data set with the labelled videos.
+        data: packed data set with the labeled videos.
         audio, visual: paths or URLs of .npy files, or of .npz files with an array of that name (they can be the same file).
             Each is [rows, classes] or [rows, segments, classes] of bool, int or float in [0, 1], classes in LLP's order.
         annotations: folder with the annotation file to which the rows refer.

@@ -41,7 +41,7 @@ _FOLDER = "recipes"  # of the shipped recipes
 S = TypeVar("S", bound=Section)
 
 # the key that a bare value stands for: launch=ray is launch.name=ray
-_SHORTHAND = {"data": "url", "model": "name", "method": "name", "tracking": "name", "launch": "name"}
+_SHORTHAND = {"data": "url", "model": "name", "method": "name", "optim": "name", "tracking": "name", "launch": "name"}
 _VARIANTS = ("model", "method")  # sections whose name selects a class with keys of its own
 # by section, keys that do not change the results
 _EXECUTION_KEYS = {

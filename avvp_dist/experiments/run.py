@@ -143,12 +143,18 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
     url = storage.join(config.output, WEIGHTS)
     if not storage.exists(url):
         raise DataError(f"{config.output}: no model.safetensors; train a run into this folder first")
-    check_files(config.output, finished(config.output) or {}, [WEIGHTS])
+    recorded = finished(config.output) or {}
+    check_files(config.output, recorded, [WEIGHTS])
     model = _build_network(config, index).to(runtime.device)
     try:
         model.load_state_dict(read_weights(url))
-    except RuntimeError as error:
-        raise DataError(f"{url}: does not fit this data or network: {' '.join(str(error).split())[:200]}") from None
+    except RuntimeError:
+        trained_on = recorded.get("data", {}).get("dataset", "another data set")
+        streams = ", ".join(f"{stream.name} ({stream.dim})" for stream in index.streams)
+        raise DataError(
+            f"{url}: does not fit {config.data.url}: the network {config.model.name} was trained on data set {trained_on} "
+            f"with other streams or classes; this is {index.dataset} with streams {streams} and {len(index.classes)} classes"
+        ) from None
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
         cross_modal = _build_method(config, index).stages[-1].cross_modal

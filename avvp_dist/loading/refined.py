@@ -57,7 +57,7 @@ class RefinedLabels:
         return cls(tuple(ids), tuple(classes), None, audio, visual, provenance)
 
     def to_bytes(self) -> bytes:
-        """Serialise to an .npz with a checksum inside, readable without pickle."""
+        """Serialize to an .npz with a checksum inside, readable without pickle."""
         arrays = {"audio": self.audio, "visual": self.visual, "ids": np.array(self.ids)}
         if self.video is not None:
             arrays["video"] = self.video

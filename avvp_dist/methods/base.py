@@ -83,7 +83,7 @@ class TrainStage(Stage):
 
     @abstractmethod
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        """Return named losses of each video, [B] each. ``total`` is minimised, the others are reported.
+        """Return named losses of each video, [B] each. ``total`` is minimized, the others are reported.
 
         The training step sums over the global batch and divides by its size, so that the result does not depend on how the
         batch is divided among ranks.
@@ -126,7 +126,7 @@ class CollectStage(Stage):
 
     @abstractmethod
     def finish(self, collective: Collective, ids: Sequence[str]) -> dict[str, Any] | RefinedLabels:
-        """Return the artifact: a JSON-serialisable dict or refined labels, the same on all ranks.
+        """Return the artifact: a JSON-serializable dict or refined labels, the same on all ranks.
 
         Called once, after the last batch.
 

@@ -22,7 +22,7 @@ class HanMethodConfig(MethodSection):
 
     name: Literal["han"] = "han"
     loss: Literal["both", "weak", "guided"] = "both"
-    """Loss terms to minimise. weak: the video's only; guided: those of the modalities only. All terms are reported."""
+    """Loss terms to minimize. weak: the video's only; guided: those of the modalities only. All terms are reported."""
     audio_smoothing: float = Field(0.0, ge=0, le=1)
     """Smoothing of the audio target; the paper's epsilon_a, 0 in the published code."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)

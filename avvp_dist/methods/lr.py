@@ -1,12 +1,12 @@
 """LR: temporal label refinement on HAN (HAN+LR on LLP).
 
 Three stages. Base training mixes each video with a partner that shares no label with it: a window of the video replaces that
-of the partner, and the label is the union. Relabelling inserts each window of a video into its partner and keeps the labels
+of the partner, and the label is the union. Relabeling inserts each window of a video into its partner and keeps the labels
 that the base network then predicts, in each modality. The last stage trains from scratch on these labels of windows.
 
-Reconstruction: the paper describes the procedure for event localisation and reports results on LLP, but neither the window,
-stride and threshold used there nor how MMIL pools slices. Chosen here: N = 4 and s = 2 as for localisation; probabilities of
-each modality, thresholded at tau; pooling weights renormalised inside the window; binary cross-entropy throughout.
+Reconstruction: the paper describes the procedure for event localization and reports results on LLP, but neither the window,
+stride and threshold used there nor how MMIL pools slices. Chosen here: N = 4 and s = 2 as for localization; probabilities of
+each modality, thresholded at tau; pooling weights renormalized inside the window; binary cross-entropy throughout.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class LrConfig(MethodSection):
     mixing_weight: float = Field(1.0, ge=0)
     """Weight of the base network's loss on mixed videos (the paper's A); 0 trains it on whole videos only."""
     partner_seed: int = Field(2, ge=0)
-    """Seed of the draw of partners for relabelling."""
+    """Seed of the draw of partners for relabeling."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)
     """Smoothing of the visual target of base training, as in HAN."""
 
     def build(self, classes: Sequence[str], segments: int) -> Method:
-        """Base training with mixed videos, relabelling of windows, training on windows.
+        """Base training with mixed videos, relabeling of windows, training on windows.
 
         Raises:
             ConfigError: the windows do not fit the data set's segments.

@@ -42,7 +42,7 @@ class PerVideo:
         return np.mean([columns[kind] for kind in KINDS], axis=0) if metric == "type" else columns[metric]
 
     def to_bytes(self) -> bytes:
-        """Serialise as an .npz that is readable without pickle; the same content gives the same bytes."""
+        """Serialize as an .npz that is readable without pickle; the same content gives the same bytes."""
         arrays = {f"{split}/ids": np.array(ids) for split, ids in self.ids.items()}
         for (split, protocol, without_speech), scores in self.values.items():
             arrays[_name(split, protocol, without_speech)] = scores

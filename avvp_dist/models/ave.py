@@ -9,7 +9,7 @@ that a softmax would have a single element. Therefore the weights here are gates
 channel. Without exchange all weights are 1, which results in the mean of a second's frames.
 
 The outputs of an LSTM, a sigmoid times a tanh, are small. Heads hardly learn from them at the learning rates of HAN and
-JoMoLD, which are chosen for normalised features. Therefore layer norm is applied to them, as in HAN's layer.
+JoMoLD, which are chosen for normalized features. Therefore layer norm is applied to them, as in HAN's layer.
 
 Shapes: B videos, T segments, k frames a segment, D width; a leading 2 is (audio, visual).
 """

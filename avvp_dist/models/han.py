@@ -44,13 +44,13 @@ class HanConfig(NetworkSection):
     separately, by a bidirectional GRU layer or by the hybrid layer without its cross-modal half, both reconstructions of the
     paper's ablation. heads, feedforward and dropout apply to han and transformer only."""
     layers: int = Field(1, ge=1, le=1000)
-    """Number of stacked layers. Each has its own weights, which are initialised as copies of the first layer's (published
+    """Number of stacked layers. Each has its own weights, which are initialized as copies of the first layer's (published
     code); han and transformer only."""
     sequential: bool = False
     """Whether visual segments attend to a layer's audio segments after their update (VALOR) or before it (HAN, MA, JoMoLD);
     temporal=han only."""
     norm: Literal["last", "first"] = "last"
-    """Position of a layer's normalisation. last: after its attention and after its feed-forward block (published runs);
+    """Position of a layer's normalization. last: after its attention and after its feed-forward block (published runs);
     first: on the inputs of both, but not on the other modality's segments in cross-modal attention, and on each modality
     after the last layer (an option of VALOR's code); han and transformer only."""
     pooling: Literal["attentive", "max", "mean"] = "attentive"
@@ -97,7 +97,7 @@ class Heads(NamedTuple):
 class Attention(nn.Module):
     """`torch.nn.MultiheadAttention` in two steps, so that two passes can share the projections.
 
-    Parameters (names, shapes, initialisation) and results are the same. For a single head and many rows, the weights are
+    Parameters (names, shapes, initialization) and results are the same. For a single head and many rows, the weights are
     multiplied first, ``(x Wq)(x Wk)' = (x Wq Wk') x'`` and ``A (x Wv) Wo = A (x Wv Wo)``, which halves the work. The bias
     of the key adds the same value to all scores of a query, so that the softmax does not depend on it.
     """

@@ -104,7 +104,7 @@ def freeze_exchange(model: nn.Module) -> None:
     """Freeze the parameters that only the exchange uses, of every `Network` in ``model``, for training without exchange.
 
     DDP would otherwise wait for gradients that are never computed, or (``find_unused_parameters``) search the graph of every
-    step for unused parameters, send zeros for them, and synchronise with the device to exchange which were used.
+    step for unused parameters, send zeros for them, and synchronize with the device to exchange which were used.
     """
     for module in model.modules():
         if isinstance(module, Network):

@@ -1,4 +1,4 @@
-"""Size, colours and style of all figures, and the label of synthetic data. No pyplot, which keeps every figure in memory."""
+"""Size, colors and style of all figures, and the label of synthetic data. No pyplot, which keeps every figure in memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from avvp_dist.text.escape import mathtext
 
-# The colours of Okabe and Ito, which colour-blind readers can distinguish.
+# The colors of Okabe and Ito, which color-blind readers can distinguish.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
-COLOURS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
+COLORS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
 
 DPI = 100
 STYLE: Any = {

@@ -21,7 +21,7 @@ from avvp_dist.report.compare import Comparison
 from avvp_dist.report.runs import RunGroup
 from avvp_dist.text.escape import mathtext
 
-SPLIT_COLOURS = {"val": BLUE, "test": ORANGE}
+SPLIT_COLORS = {"val": BLUE, "test": ORANGE}
 _MARKERS = {"val": "o", "test": "D"}
 _MAX_SETTINGS = 40  # in one figure
 _MAX_PANELS = 9  # keys plotted against the score
@@ -168,8 +168,8 @@ def _heatmap(comparison: Comparison, path: Path) -> None:
         for row, column in np.ndindex(means.shape):
             found = scores.get((rows[row], columns[column]))
             text = _cell_text(found) if found else "not run"
-            colour = "#777777" if not found else "white" if means[row, column] < middle else "black"
-            axis.text(column, row, text, ha="center", va="center", color=colour)
+            color = "#777777" if not found else "white" if means[row, column] < middle else "black"
+            axis.text(column, row, text, ha="center", va="center", color=color)
         axis.set_xticks(range(len(columns)), [_wrapped(_value_text(value), 14) for value in columns])
         axis.set_yticks(range(len(rows)), [_wrapped(_value_text(value), 20) for value in rows])
         axis.set_xlabel(mathtext(across))
@@ -190,8 +190,8 @@ def _importance(comparison: Comparison, path: Path) -> None:
     title = f"Importance of keys for the val score: {_score(comparison)}, {runs} runs"
     with new_figure(path, 10, 2.2 + 0.45 * max(1, len(bars) + len(unknown)), title, comparison.synthetic) as figure:
         axis = figure.subplots()
-        for row, (_, share, colour) in enumerate(bars):
-            axis.barh(row, 100 * share, color=colour, height=0.6)
+        for row, (_, share, color) in enumerate(bars):
+            axis.barh(row, 100 * share, color=color, height=0.6)
             axis.text(100 * share + 1, row, f"{100 * share:.0f} %", va="center")
         for row, _ in enumerate(unknown, start=len(bars)):
             axis.text(1, row, "not determined by these runs", va="center", color="#777777")
@@ -225,7 +225,7 @@ def _plot(
     assert axis.figure is not None
     right, up = (0.0, -points) if across else (points, 0.0)
     offset = ScaledTranslation(right, up, axis.figure.dpi_scale_trans)
-    axis.add_artist(Line2D(x, y, color=SPLIT_COLOURS[split], transform=axis.transData + offset, **style))
+    axis.add_artist(Line2D(x, y, color=SPLIT_COLORS[split], transform=axis.transData + offset, **style))
     axis.update_datalim(np.column_stack([x, y]))  # add_artist does not update the limits, and plot would get them wrong
     axis.autoscale_view()
 
@@ -233,7 +233,7 @@ def _plot(
 def _add_legend_entry(axis: Axes, comparison: Comparison, split: str) -> None:
     """Add a split to the legend."""
     only = ", of the setting selected on val" if comparison.chosen and split == "test" else ""
-    axis.plot([], [], marker=_MARKERS[split], color=SPLIT_COLOURS[split], label=f"{split}{only}")
+    axis.plot([], [], marker=_MARKERS[split], color=SPLIT_COLORS[split], label=f"{split}{only}")
 
 
 def _scored_splits(comparison: Comparison) -> list[str]:

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from avvp_dist.metrics.names import KINDS, LEVELS, METRIC_TITLES
-from avvp_dist.report.canvas import BLUE, COLOURS, DARK, GREEN, ORANGE, PURPLE, RED, SKY, new_figure
+from avvp_dist.report.canvas import BLUE, COLORS, DARK, GREEN, ORANGE, PURPLE, RED, SKY, new_figure
 from avvp_dist.text.escape import mathtext
 
-LOSS_COLOURS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
-OTHER_COLOURS = (PURPLE, RED, SKY, "#A0A000", "#888888")
+LOSS_COLORS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
+OTHER_COLORS = (PURPLE, RED, SKY, "#A0A000", "#888888")
 
 
 def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic: bool) -> None:
@@ -29,16 +29,16 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic:
         synthetic: whether the data are synthetic, which the figure then states.
     """
     panels = [
-        ("Training loss", "loss", "loss/", LOSS_COLOURS, {}),
-        *((f"Validation, {level} level", "F, %", f"val/{level}.", COLOURS, METRIC_TITLES) for level in LEVELS),
+        ("Training loss", "loss", "loss/", LOSS_COLORS, {}),
+        *((f"Validation, {level} level", "F, %", f"val/{level}.", COLORS, METRIC_TITLES) for level in LEVELS),
     ]
     present = [panel for panel in panels if _keys(history, panel[2])]
     with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), "Losses and scores", synthetic) as figure:
         axes = figure.subplots(max(1, len(present)), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (title, unit, prefix, colours, names) in zip(axes, present, strict=False):
+        for axis, (title, unit, prefix, colors, names) in zip(axes, present, strict=False):
             axis.set_title(title, loc="left")
             axis.set_ylabel(unit)
-            _curves(axis, history, prefix, colours, names)
+            _curves(axis, history, prefix, colors, names)
         for axis in axes:
             _stage_bands(axis, history, named=axis is axes[0])
             axis.grid(axis="y")
@@ -54,14 +54,14 @@ def _keys(history: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
     return sorted(keys, key=lambda key: key != f"{prefix}total")
 
 
-def _curves(axis: Axes, history: Sequence[Mapping[str, Any]], prefix: str, colours: Mapping, names: Mapping) -> None:
-    others = cycle(OTHER_COLOURS)
+def _curves(axis: Axes, history: Sequence[Mapping[str, Any]], prefix: str, colors: Mapping, names: Mapping) -> None:
+    others = cycle(OTHER_COLORS)
     for key in _keys(history, prefix):
         name = key.removeprefix(prefix)
         strong = name in ("total", "type", "event")
         x, y = _points(history, key)
         axis.plot(
-            x, y, color=colours.get(name) or next(others), label=names.get(name, name), linewidth=2.2 if strong else 1.4,
+            x, y, color=colors.get(name) or next(others), label=names.get(name, name), linewidth=2.2 if strong else 1.4,
             linestyle="--" if name == "event" else "-", marker="o", markersize=3.5 if len(history) < 60 else 0,
         )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -123,9 +123,7 @@ def class_bars(
             for offset, kind in zip((-0.27, 0.0, 0.27), KINDS, strict=True):
                 values = [per_class[name][level][kind] for name in names]
                 rows = [number + offset for number in range(len(names))]
-                axis.barh(
-                    rows, [value or 0 for value in values], height=0.27, color=COLOURS[kind], label=METRIC_TITLES[kind]
-                )
+                axis.barh(rows, [value or 0 for value in values], height=0.27, color=COLORS[kind], label=METRIC_TITLES[kind])
                 absent = [row for row, value in zip(rows, values, strict=True) if value is None]
                 axis.scatter([1.2] * len(absent), absent, marker="x", s=14, linewidths=1, color="#777777")
             axis.set_title(f"{level} level", loc="left")

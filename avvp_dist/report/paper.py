@@ -115,8 +115,8 @@ def _describe(data: Mapping[str, Any]) -> str:
 
 def _describe_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the source of the segment-level labels that some rows are trained on."""
-    labelled = [(row["label"], row["labels"]) for row in rows if row.get("labels")]
-    names = ", ".join(label for label, labels in labelled if labels["oracle_noise"] is not None)
+    labeled = [(row["label"], row["labels"]) for row in rows if row.get("labels")]
+    names = ", ".join(label for label, labels in labeled if labels["oracle_noise"] is not None)
     if names:
         yield (
             f"{names}: trained on ORACLE segment-level labels: the ground truth within the weak label, some flipped; "
@@ -124,7 +124,7 @@ def _describe_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
     yield from (
         f"{label}: trained on the segment-level labels in {labels['url']}"
-        for label, labels in labelled
+        for label, labels in labeled
         if labels["oracle_noise"] is None
     )
 

@@ -77,7 +77,7 @@ def parsing(
         for video, top in zip(videos, tops, strict=True):
             axes[0].text(0, top - 0.58, _headline(video), fontsize=11, fontweight="bold", va="bottom").set_in_layout(False)
         labels = {"ground truth": DARK} if true_audio is not None else {}
-        handles = [Patch(color=colour, label=name) for name, colour in labels.items()]
+        handles = [Patch(color=color, label=name) for name, color in labels.items()]
         handles.append(Patch(color=BLUE, label="predicted, correct" if labels else "predicted"))
         if labels:
             handles.append(Patch(facecolor=RED, edgecolor="white", hatch="////", label="predicted, incorrect"))

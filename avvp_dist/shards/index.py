@@ -92,7 +92,7 @@ class Index:
         shards: all tar files, ordered by split.
         left_out: videos that were skipped because of bad features.
         provenance: origin of the data; ``{"synthetic": True, ...}`` for synthetic data.
-        source: fingerprint of all inputs, by which a repeated pack recognises its own output.
+        source: fingerprint of all inputs, by which a repeated pack recognizes its own output.
         labels: size and hash of labels.parquet; None if the data set was packed before they were recorded.
     """
 

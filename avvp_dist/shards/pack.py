@@ -8,7 +8,7 @@ beside the shards records its progress:
     <split>-000000.tar ...       the shards, each written atomically
     labels.parquet, index.json   in this order; then _parts is deleted
 
-A pack can therefore be killed at any point and started again: complete files are recognised by their fingerprint and hash.
+A pack can therefore be killed at any point and started again: complete files are recognized by their fingerprint and hash.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writes one shard of a packed data set, or recognises a complete one, in whichever worker executes the job.
+"""Writes one shard of a packed data set, or recognizes a complete one, in whichever worker executes the job.
 
 A shard contains videos of one split in annotation order, with two members each: ``<id>.features.npy``, float16 [T,width],
 and ``<id>.json``. Its bytes depend only on the data, not on who packed it, where or when.

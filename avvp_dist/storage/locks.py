@@ -143,10 +143,10 @@ class _FileLock:
         self._path = path
         self._file = -1
         self._content = b""
-        self._created_folder = False
+        self._created_folders: list[Path] = []  # innermost first
 
     def acquire(self, owner: Owner, stale: str | None) -> _Held | None:
-        self._created_folder |= not self._path.parent.exists()
+        self._created_folders = self._created_folders or [folder for folder in self._path.parents if not folder.exists()]
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -180,9 +180,10 @@ class _FileLock:
         try:
             if _is_at(self._file, self._path) and os.pread(self._file, 1 << 16, 0) == self._content:
                 self._path.unlink()
-                if self._created_folder and self._path.name == storage.LOCK:  # remove it again if nothing was written
+                if self._path.name == storage.LOCK:  # remove the folders again if nothing was written
                     with contextlib.suppress(OSError):
-                        self._path.parent.rmdir()
+                        for folder in self._created_folders:
+                            folder.rmdir()
         finally:
             os.close(self._file)
 

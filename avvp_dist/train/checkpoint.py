@@ -19,7 +19,7 @@ _ZIP = b"PK\x03\x04"  # first bytes of a file of torch.save
 
 
 def pack(state: dict[str, Any]) -> bytes:
-    """Serialise tensors, numbers, strings, lists and dicts."""
+    """Serialize tensors, numbers, strings, lists and dicts."""
     buffer = io.BytesIO()
     torch.save({"format": _STATE, **state}, buffer)
     return integrity.wrap(buffer.getvalue(), _MAGIC, _FORMAT)
@@ -31,7 +31,7 @@ def rekeyed(blob: bytes, key: str) -> bytes:
 
 
 def unpack(blob: bytes, what: str = "the checkpoint") -> dict[str, Any]:
-    """Deserialise the result of `pack`, with tensors on the CPU. No code in the blob is executed.
+    """Deserialize the result of `pack`, with tensors on the CPU. No code in the blob is executed.
 
     Args:
         blob: the result of `pack`.

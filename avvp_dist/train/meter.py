@@ -34,7 +34,7 @@ class EpochMeter:
         self._denoises = False
 
     def add(self, batch: Batch, losses: Mapping[str, Tensor], targets: Targets) -> None:
-        """Add one step; does not synchronise with the device."""
+        """Add one step; does not synchronize with the device."""
         for name, loss in losses.items():
             summed = loss.sum(dtype=torch.float64)
             self._sums[name] = self._sums[name] + summed if name in self._sums else summed

@@ -267,7 +267,7 @@ def read_weights(url: str) -> dict[str, Tensor]:
 
 
 def weights_bytes(weights: Mapping[str, Tensor]) -> bytes:
-    """Serialise weights as a safetensors file."""
+    """Serialize weights as a safetensors file."""
     return safetensors.torch.save({name: value.contiguous() for name, value in weights.items()})
 
 

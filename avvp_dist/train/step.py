@@ -24,7 +24,7 @@ from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 class TrainStep:
     """Training step of a stage, in one process or on one of several DDP ranks.
 
-    It never synchronises the host with the device.
+    It never synchronizes the host with the device.
 
     Args:
         model: the network, on the runtime's device.

@@ -1,4 +1,4 @@
-"""Measures the time of an epoch's phases without synchronising with the device."""
+"""Measures the time of an epoch's phases without synchronizing with the device."""
 
 from __future__ import annotations
 

@@ -298,7 +298,7 @@ def encodings(secret: str) -> list[bytes]:
     forms = [plain, plain.lower(), plain[::-1], binascii.hexlify(plain)]
     for offset in range(3):
         coded = base64.b64encode(b"\0" * offset + plain + b"\0" * 3)
-        # without the characters that also depend on neighbouring bytes
+        # without the characters that also depend on neighboring bytes
         forms.append(coded[4 * offset // 3 + (offset > 0) : 4 * ((offset + len(plain)) // 3)])
     return forms
 

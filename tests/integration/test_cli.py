@@ -116,6 +116,10 @@ def test_config_prints_what_would_run():
         (["train", "jomodl", "data=nowhere"], ["unknown recipe 'jomodl'; did you mean 'jomold'?"]),
         (["train", "jomold", "data=nowhere", "method.ratios=none.json"], ["nowhere"]),
         (["evaluate", "nowhere"], ["nowhere: not a finished run", "config.yaml", "result.json"]),
+        (
+            ["evaluate", "nowhere", "model=han", "train.epochs=9"],
+            ["model, train.epochs cannot be changed for a trained model", "train.device"],
+        ),
         (["sync", "nowhere"], ["nowhere"]),
         (["data", "pack", "lpl", "--annotations", "a", "--features", "b", "--out", "c"], ["unknown data set 'lpl'", "llp"]),
     ],
@@ -176,3 +180,12 @@ def test_every_command_has_help(command):
     done = avvp(*command.split(), "--help")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) > 5
+
+
+@pytest.mark.parametrize("command", [["train"], ["data", "verify"]])
+def test_paragraphs_of_help_wrap_at_the_width_of_the_terminal(command):
+    done = avvp(*command, "--help", COLUMNS="400")
+    described = done.stdout.partition("Arguments")[0]
+    assert any(text in described for text in ("To train in several processes, use torchrun", "--record changes the")), (
+        described
+    )

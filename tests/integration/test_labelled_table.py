@@ -13,7 +13,7 @@ from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.errors import ConfigError
 from avvp_dist.loading.refined import RefinedLabels
 
-LABELLED = """
+LABELED = """
 title: Labels
 source: a paper
 columns: {segment: [type]}
@@ -25,8 +25,8 @@ rows:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("labelled")
-    (folder / "two.yaml").write_text(LABELLED)
+    folder = tmp_path_factory.mktemp("labeled")
+    (folder / "two.yaml").write_text(LABELED)
     command = [folder / "two.yaml", "--videos", "40,8,8", "--seeds", "1", "--output", folder / "out", *SMALL]
     shown = avvp_table(*command, "--markdown", folder / "two.md")
     return folder, shown, json.loads((folder / "out" / "table.json").read_text())

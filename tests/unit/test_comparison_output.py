@@ -106,9 +106,9 @@ def test_text_that_looks_like_markup_is_escaped():
     assert "| a\\|b [3, 4] |" in text
 
 
-def pixels(path, colour):
+def pixels(path, color):
     image = imread(path)[..., :3]
-    return int((np.abs(image - np.array(to_rgb(colour))) < 1 / 255).all(axis=-1).sum())
+    return int((np.abs(image - np.array(to_rgb(color))) < 1 / 255).all(axis=-1).sum())
 
 
 def test_figures_of_one_key(two, tmp_path):

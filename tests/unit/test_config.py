@@ -46,6 +46,15 @@ def test_overrides_of_nested_keys_and_shorthands():
     assert config.method.rounding == "carry"
 
 
+def test_the_name_of_an_optimizer_has_a_shorthand():
+    assert load("han", ["optim=adamw"]).optim.name == "adamw"
+
+
+def test_a_value_in_place_of_a_section_is_refused_with_one_of_its_keys():
+    with pytest.raises(ConfigError, match=r"evaluate: is a section; set its keys instead, e\.g\. evaluate\.protocol="):
+        load("han", ["evaluate=joint"])
+
+
 def test_order_of_shorthand_and_detail_does_not_matter():
     assert load("han", ["launch.workers=2", "launch=ray"]).launch == load("han", ["launch=ray", "launch.workers=2"]).launch
 

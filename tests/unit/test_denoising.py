@@ -109,7 +109,7 @@ def test_video_level_labels_have_no_finer_level_and_agree_with_the_metrics_of_an
     assert row["removed/audio_precision"] == 50
 
 
-def test_each_modality_can_be_labelled_at_its_own_level():
+def test_each_modality_can_be_labeled_at_its_own_level():
     levels = compare_labels(WEAK, AUDIO, VISUAL.any(axis=1), AUDIO, VISUAL)
     assert {level: list(modalities) for level, modalities in levels.items()} == {
         "removed": ["audio", "visual"],

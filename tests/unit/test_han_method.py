@@ -58,17 +58,17 @@ def test_published_loss():
 
 
 @pytest.mark.parametrize(
-    ("loss", "minimised"), [("weak", {"video"}), ("guided", {"audio", "visual"}), ("both", {"video", "audio", "visual"})]
+    ("loss", "minimized"), [("weak", {"video"}), ("guided", {"audio", "visual"}), ("both", {"video", "audio", "visual"})]
 )
-def test_terms_that_are_minimised(loss, minimised):
+def test_terms_that_are_minimized(loss, minimized):
     outputs, _, losses = one_step(loss=loss)
     _, _, published = one_step()
     assert {name: each.tolist() for name, each in losses.items() if name != "total"} == {
         name: each.tolist() for name, each in published.items() if name != "total"
     }  # all terms are reported
-    assert losses["total"].tolist() == pytest.approx(sum(published[name] for name in minimised).tolist())
+    assert losses["total"].tolist() == pytest.approx(sum(published[name] for name in minimized).tolist())
     losses["total"].sum().backward()
-    assert {name for name in ("video", "audio", "visual") if getattr(outputs, name).grad is not None} == minimised
+    assert {name for name in ("video", "audio", "visual") if getattr(outputs, name).grad is not None} == minimized
 
 
 def test_smoothing_of_zero_keeps_the_weak_labels():

@@ -77,6 +77,14 @@ def test_releasing_a_lock_leaves_nothing(place):
     assert not storage.exists(place)
 
 
+def test_releasing_a_lock_removes_only_the_empty_folders_that_it_created(tmp_path):
+    (tmp_path / "outputs").mkdir()
+    with locks.lock_folder(str(tmp_path / "outputs" / "sweeps" / "rates")):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "outputs"]
+    assert not list((tmp_path / "outputs").iterdir())
+
+
 def test_releasing_a_lock_keeps_what_was_written(place):
     with locks.lock_folder(place):
         storage.write_text(storage.join(place, "result"), "1")

@@ -51,13 +51,13 @@ def test_contrastive_loss_is_a_cross_entropy_with_soft_targets():
     torch.testing.assert_close(cross_entropy_contrastive(audio, visual, 0.2), expected.reshape(2, 4).mean(1))
 
 
-def labelled(videos=300):
+def labeled(videos=300):
     rng = np.random.default_rng(0)
     return [f"video{number:04d}" for number in range(videos)], rng.random((videos, 6)) < 0.2
 
 
 def test_partners_share_no_label_and_depend_on_ids_only():
-    ids, weak = labelled()
+    ids, weak = labeled()
     partners = draw_partners(ids, weak, seed=2, draws=3)
     assert not (weak[:, None] & weak[partners]).any()
     shuffled = np.random.default_rng(1).permutation(len(ids))

@@ -39,7 +39,7 @@ def official(tmp_path) -> Path:
     return write_official(tmp_path / "llp")
 
 
-def test_inputs_are_recognised_across_versions_and_include_the_reduction(official, tmp_path):
+def test_inputs_are_recognized_across_versions_and_include_the_reduction(official, tmp_path):
     """Packs made before streams named their reduction are complete; one with another reduction has other inputs."""
     index = pack_tiny(official, tmp_path / "out")
     records = read_annotations(official).records

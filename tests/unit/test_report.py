@@ -15,10 +15,10 @@ from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
 CLASSES = ("Speech", "Car", "Frying_(food)", "Telephone_bell_ringing")
 
 
-def pixels(path, colour):
-    """Count the pixels of a PNG that have exactly this colour."""
+def pixels(path, color):
+    """Count the pixels of a PNG that have exactly this color."""
     image = imread(path)[..., :3]
-    return int((np.abs(image - np.array(to_rgb(colour))) < 1 / 255).all(axis=-1).sum())
+    return int((np.abs(image - np.array(to_rgb(color))) < 1 / 255).all(axis=-1).sum())
 
 
 def history(stages=(("estimate", 4), ("denoise", 6)), **extra):

@@ -149,7 +149,7 @@ def test_partner_candidates_are_close_and_in_the_same_stream(plan):
     assert (stop <= bounds[stream + 1]).all()
 
 
-def labelled(videos):
+def labeled(videos):
     rng = np.random.default_rng(0)
     weak = np.zeros((videos, 25), bool)
     weak[np.arange(videos), rng.integers(0, 25, videos)] = True
@@ -157,7 +157,7 @@ def labelled(videos):
 
 
 def test_partners_share_no_label_and_are_close():
-    ids, weak = labelled(400)
+    ids, weak = labeled(400)
     plan = StreamPlan(np.arange(400) // 20, 8, 4, 30, 5, 1)
     partners = draw_nearby_partners(ids, weak, plan, np.arange(400), draws=3)
     order, near = plan.order(), plan.partner_candidates()

@@ -51,7 +51,7 @@ def published_layer(layer, query, other, norm):
     """One call of the published layer (post_norm or pre_norm), without dropout."""
     own, cross = torch_attention(layer.self_attention), torch_attention(layer.cross_attention)
     if norm == "first":
-        x = layer.norm1(query)  # the other modality is not normalised
+        x = layer.norm1(query)  # the other modality is not normalized
         x = query + cross(x, other, other)[0] + own(x, x, x)[0]
         return x + layer.linear2(F.relu(layer.linear1(layer.norm2(x))))
     x = layer.norm1(query + cross(query, other, other)[0] + own(query, query, query)[0])
@@ -76,7 +76,7 @@ def test_network_is_the_published_encoder(heads, layers, sequential, norm):
     stack = getattr(model.layer, "stack", [model.layer])
     assert len(stack) == layers
     for layer in stack[1:]:
-        nn.init.normal_(layer.linear1.weight)  # layers are initialised as copies; a wrong order must change the result
+        nn.init.normal_(layer.linear1.weight)  # layers are initialized as copies; a wrong order must change the result
     outputs = model(batch)
     audio, visual = outputs.audio_inputs, outputs.visual_inputs
     for layer in stack:

@@ -99,7 +99,7 @@ def test_first_host_of_a_node_list(nodes, first):
     assert first_host(nodes) == first
 
 
-def test_one_machine_is_recognised_by_counts_or_by_the_address():
+def test_one_machine_is_recognized_by_counts_or_by_the_address():
     assert read(STEP).one_machine
     assert not read(TWO_NODES).one_machine
     assert not read({"WORLD_SIZE": "2", "RANK": "0", **MASTER}).one_machine
