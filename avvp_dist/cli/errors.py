@@ -80,15 +80,16 @@ def exit_on_error() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             # file names need not be valid text, and a terminal need not be able to show every character
             stream.reconfigure(errors="backslashreplace")
+    stdout = _duplicate_of_stdout()  # rich connects stdout itself to /dev/null when the pipe is closed
     try:
         yield
     except SystemExit as ended:
         # typer exits silently on any EPIPE, even one of a network connection
-        if isinstance(ended.__context__, BrokenPipeError) and not _stdout_closed():
+        if isinstance(ended.__context__, BrokenPipeError) and not _is_closed(stdout):
             _exit(ended.__context__)
         raise
     except BrokenPipeError as error:
-        if not _stdout_closed():
+        if not _is_closed(stdout):
             _exit(error)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at exit
         sys.exit(1)
@@ -151,14 +152,21 @@ def _exit(error: BaseException) -> None:
     sys.exit(code)
 
 
-def _stdout_closed() -> bool:
-    """Whether stdout is a pipe whose reading end is closed."""
+def _duplicate_of_stdout() -> int | None:
+    """Another file descriptor of stdout; None if there is no stdout."""
     try:
-        poll = select.poll()
-        poll.register(sys.__stdout__ or 1, 0)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError):
+        return os.dup((sys.__stdout__ or sys.stdout).fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_closed(pipe: int | None) -> bool:
+    """Whether a file descriptor is a pipe whose reading end is closed."""
+    if pipe is None:
         return False
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 @contextmanager

@@ -15,15 +15,16 @@ def python(*arguments, cwd, before=""):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={"PATH": "", "PYTHONPATH": str(ROOT)})
 
 
-def test_a_closed_output_pipe_is_not_an_error(tmp_path):
+@pytest.mark.parametrize(("arguments", "first"), [('"config", "jomold"', "r"), ('"train", "--help"', " ")])
+def test_a_closed_output_pipe_is_not_an_error(arguments, first):
     done = subprocess.run(
-        f'{sys.executable} -c \'from avvp_dist.cli.main import main; main(["config", "jomold"])\' | head -c 1',
+        f"{sys.executable} -c 'from avvp_dist.cli.main import main; main([{arguments}])' | head -c 1",
         shell=True,
         capture_output=True,
         text=True,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
     )
-    assert (done.stdout, done.stderr) == ("r", "")
+    assert (done.stdout, done.stderr) == (first, "")
 
 
 @pytest.mark.parametrize(
