@@ -199,7 +199,7 @@ def test_a_stopped_job_resumes(head, packed, tmp_path):
     words = ["jomold", f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=5000", *SMALL]
     logs = [head.stop_after(head.submit("train", *words), r"estimate epoch \d+, loss") for _ in range(2)]
     for log in logs:
-        assert re.search(r"error: stopped on request at stage estimate, .*: a checkpoint is safe", log), log
+        assert re.search(r"error: stopped on request at stage estimate, .*: a checkpoint is saved", log), log
         assert not re.search(r'File ".*avvp_dist/', log), log  # no traceback of ours; Ray's own cleaner may leave one
     where = re.search(r"stopped on request at stage estimate, (epoch (\d+), step \d+)", logs[0])
     assert f"stage estimate: 5000 epochs, resumed at {where[1]}" in logs[1], logs
