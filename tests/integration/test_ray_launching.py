@@ -116,6 +116,8 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     processes = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.communicate()
+    whole = tmp_path / "whole"  # the undisturbed run, trained while Ray notices the loss of its driver
+    ranks(2, ["train", "jomold", f"data={packed}", f"output={whole}", *SMALL, *EPOCHS])
     _, alive = psutil.wait_procs(processes, timeout=120)  # workers without a driver run on for a moment
     assert not alive
     assert not (run.output / "result.json").exists()
@@ -137,8 +139,6 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
 
     _, log = (driver := run.start(cluster.environment)).communicate()
     assert driver.returncode == 0, log
-    whole = tmp_path / "whole"
-    ranks(2, ["train", "jomold", f"data={packed}", f"output={whole}", *SMALL, *EPOCHS])
     assert outcome(run.output) == outcome(whole)
 
 
