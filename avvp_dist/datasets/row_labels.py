@@ -213,7 +213,7 @@ def _cleared(modality: str, of_classes: Any, rows: _Rows, problems: list[str]) -
 
 
 def _whole_numbers(values: Any) -> list[int] | str:
-    """Convert a list, an array or a tensor of whole numbers to a list of int; else return what it is."""
+    """Convert a list, array or tensor of integers to a list of int; return the name of its type for any other value."""
     if isinstance(values, np.ndarray | torch.Tensor):
         values = values.tolist()
     if not isinstance(values, list | tuple):

@@ -3,7 +3,7 @@
 With annotation files, the videos are taken from them, and only the training videos, which are not densely annotated, need
 synthetic events: each weak label copies its seconds from a random annotated video with the same label. Without annotation
 files, everything is drawn from ``llp_statistics.json``, which counts the label sets of LLP and, for each class, the seconds
-in which annotators heard and saw it (validation and test split). The counts of these second patterns jointly contain what
+annotated as audible and visible (validation and test split). The counts of these second patterns jointly contain what
 the literature reports separately: how often a class is only audible, only visible, both or neither, how long it lasts,
 where it starts, how often it is interrupted, and how well both modalities agree.
 """

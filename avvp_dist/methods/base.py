@@ -28,7 +28,8 @@ class Stage(ABC):
         name: unique within the method; names logs, metrics and artifacts.
         cross_modal: whether the network exchanges information between modalities, in training and in evaluation.
         irrelevant: keys of the method's config that do not affect this stage's artifact. All other keys are part of the
-            artifact's cache key. A key missing here costs a recomputation; a key listed wrongly reuses a wrong artifact.
+            artifact's cache key. A key that is omitted by mistake costs a recomputation; one included by mistake reuses a
+            wrong artifact.
         external_inputs: what the stage uses besides the config, such as the content of a file that the config names; part
             of the artifact's cache key.
     """

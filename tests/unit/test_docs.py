@@ -178,7 +178,9 @@ def test_the_quickstart_of_the_readme_runs_as_shown(tmp_path):
 
 def test_python_names_in_the_command_reference_can_be_imported():
     (block,) = code_blocks(ROOT / "docs" / "commands.md", "python")
-    exec(compile(block, "commands.md", "exec"), {})
+    names: dict = {}
+    exec(compile(block, "commands.md", "exec"), names)
+    assert names.keys() - {"__builtins__"}
 
 
 @pytest.mark.slow

@@ -41,15 +41,17 @@ def test_all_results_in_the_jobs_folder_are_refused_together(in_job):
 
 
 def test_results_outside_the_jobs_folder_are_accepted(in_job, tmp_path):
-    ray_job.refuse_own_folder(
-        {"output": "s3://bucket/run", "store": str(tmp_path / "stages"), "tracking.uri": "http://mlflow:5000"}
-    )
-    ray_job.refuse_own_folder({"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    outside = {"output": "s3://bucket/run", "store": str(tmp_path / "stages"), "tracking.uri": "http://mlflow:5000"}
+    with pytest.raises(ConfigError) as refused:  # one folder of the job among them: only that one is named
+        ray_job.refuse_own_folder({**outside, "other": "outputs/a"})
+    assert [line.split("=")[0] for line in refused.value.problems] == ["other"]
+    assert ray_job.refuse_own_folder(outside) is None
+    assert ray_job.refuse_own_folder({"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}) is None
 
 
 def test_outside_a_job_all_folders_are_accepted(monkeypatch, in_job):
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    ray_job.refuse_own_folder({"output": "outputs/a"})
+    assert ray_job.refuse_own_folder({"output": "outputs/a"}) is None
 
 
 def test_training_in_a_job_refuses_its_folder_before_reading_data(in_job):
