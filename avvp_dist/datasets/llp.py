@@ -52,7 +52,6 @@ _SECONDS = r"[0-9]+(?:\.[0-9]+)?"
 _NAME = re.compile(f"({_ID})_{_SECONDS}_{_SECONDS}")
 _WEAK_COLUMNS = ("filename", "event_labels")
 _EVENT_COLUMNS = ("filename", "onset", "offset", "event_labels")
-_ECHOED = 100  # characters of a malformed line that a message repeats
 _LARGEST = float(np.finfo(np.float16).max)
 
 
