@@ -286,18 +286,18 @@ def _explain(section: type[Section], content: Mapping[str, Any], detail: Any) ->
         hint = did_you_mean(path[-1], valid)
         return f"{name}: unknown key{_of_variant(path, holder)}{hint} Valid names: {', '.join(valid)}"
     if detail["type"] == "missing":
-        return f"{name}: missing; give it as {name}=..."
+        return f"{name}: missing; this key is required"
     if detail["type"] == "union_tag_not_found":
         variants = _sections(section.model_fields[path[-1]].annotation)
         names = ", ".join(repr(get_args(variant.model_fields["name"].annotation)[0]) for variant in variants)
-        return f"{name}.name: missing; give it as {name}=... Valid names: {names}"
+        return f"{name}.name: missing; this key is required. Valid names: {names}"
     if detail["type"] == "union_tag_invalid":
         valid_tags, tag = detail["ctx"]["expected_tags"], detail["ctx"]["tag"]
         return f"{name}.name: unknown {name} {tag!r}. Valid names: {valid_tags}".replace("''", "'")
     if detail["type"] == "model_type":
         return f"{name}: is a section; set its keys instead, e.g. {name}.{_example_key(holder, path[-1])}=..."
     message = detail["msg"].removeprefix("Value error, ")
-    shown = not isinstance(given, Mapping) and not any(map(is_secret_name, path))
+    shown = not isinstance(given, Mapping) and not any(map(is_secret_name, path)) and repr(given) not in message
     return f"{name}: {message}" + (f", got {redact(repr(given))}" if shown else "")
 
 

@@ -25,7 +25,7 @@ _FOLDER = Annotated[
     str | None,
     typer.Option(
         "--cache",
-        metavar="DIR",
+        metavar="FOLDER",
         help="Cache folder (data.cache of a run); default $AVVP_CACHE, or avvp_dist in the user's cache directory.",
         callback=valid_url,
     ),

@@ -25,7 +25,7 @@ _Level = Literal["own", Level, "all"]
 _Protocol = Literal["own", Protocol, "all"]
 
 _RUNS = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Folders or URLs of finished runs.", callback=valid_url)
+    list[str] | None, typer.Argument(metavar="RUN", help="Folders or URLs of finished runs.", callback=valid_url)
 ]
 _SWEEP = Annotated[
     str | None,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.shards.index import LeftOut
 
 _FEATURES = Annotated[
-    str | None, typer.Option(metavar="DIR", help="Also check all feature files below this folder.", callback=valid_url)
+    str | None, typer.Option(metavar="FOLDER", help="Also check all feature files below this folder.", callback=valid_url)
 ]
 _JSON = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=valid_url)

@@ -24,7 +24,7 @@ _FOLDERS = "; ".join(f"{name}: {', '.join(stream.folder for stream in FEATURE_SE
 
 DATASET = Annotated[str, typer.Argument(metavar="DATASET", help=f"Data set: {', '.join(DATASETS)}.")]
 ANNOTATIONS = Annotated[
-    str, typer.Option(metavar="DIR", help="Folder of the official annotation files (AVVP_*.csv).", callback=valid_url)
+    str, typer.Option(metavar="FOLDER", help="Folder of the official annotation files (AVVP_*.csv).", callback=valid_url)
 ]
 WORKERS = Annotated[
     int | None,

@@ -66,7 +66,7 @@ _SKIP_BAD = Annotated[bool, typer.Option("--skip-bad", help="Leave out videos wi
 _OVERRIDES = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[launch=ray]",
+        metavar="launch=ray",
         help="Pack in tasks on a Ray cluster; --workers is then the maximum number of concurrent tasks.",
     ),
 ]

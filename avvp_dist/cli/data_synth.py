@@ -34,7 +34,7 @@ _SEED = Annotated[int, typer.Option(max=LARGEST, help="Random seed; the same see
 _ANNOTATIONS = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR",
+        metavar="FOLDER",
         help="Use the videos and labels of these annotation files instead of synthetic ones.",
         callback=valid_url,
     ),
@@ -75,8 +75,10 @@ def synth(
         workers=workers,
         shard_videos=shard_videos,
     )
-    for name, value in summary.items():
-        echo(f"{name}: {value}")
+    counts = ", ".join(f"{split} {count}" for split, count in summary["videos"].items())
+    for name, value in {**summary, "videos": counts, "notes": "; ".join(summary["notes"])}.items():
+        if value != "":
+            echo(f"{name}: {value}")
 
 
 def _split_counts(splits: str | None) -> tuple[int, int, int] | None:

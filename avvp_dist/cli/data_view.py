@@ -70,7 +70,8 @@ def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> 
 
     counts = annotated.count()
     rows = [(kind, file, counts[kind, file], FLAWS[kind]) for kind, file in sorted(counts)]
-    console.print(table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
+    if rows:
+        console.print(table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
     shown = annotated.flaws[:limit]
     if shown:
         lines = ((flaw.file, str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)

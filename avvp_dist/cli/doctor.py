@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from avvp_dist.cli.run_options import distinct_keys
 from avvp_dist.text.escape import visible
 
 _COLORS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
@@ -18,7 +19,8 @@ _COLORS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.
 _SETTINGS = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
+        callback=distinct_keys,
         help="What to check: data=URL, output=URL, tracking=URI, timeout=SECONDS, storage.endpoint=URL, ...",
     ),
 ]

@@ -18,7 +18,9 @@ from avvp_dist.storage import integrity, json_files
 _SECTIONS, _KEYS = ("data", "evaluate", "storage"), ("train.device", "train.precision")  # that evaluation reads
 _TOLERANCE = 1e-6  # points by which the scores of one model may differ
 
-_RUN = Annotated[str, typer.Argument(help="Folder or URL of a finished run (its output).", callback=valid_url)]
+_RUN = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder or URL of a finished run (its output).", callback=valid_url)
+]
 _JSON = Annotated[str | None, typer.Option("--json", help="Also write the scores to this file.", callback=valid_url)]
 
 

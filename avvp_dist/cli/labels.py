@@ -45,13 +45,13 @@ _SPLIT = Annotated[str, typer.Option(help="Split of the videos; training uses th
 _AUDIO = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR|FILE",
+        metavar="FOLDER|FILE",
         help="Audio labels. segments: folder of <id>.npy; arrays: .npy or .npz file.",
         callback=valid_url,
     ),
 ]
 _VISUAL = Annotated[
-    str | None, typer.Option(metavar="DIR|FILE", help="Visual labels, in the same form.", callback=valid_url)
+    str | None, typer.Option(metavar="FOLDER|FILE", help="Visual labels, in the same form.", callback=valid_url)
 ]
 _FORMAT = Annotated[
     LabelFormat,
@@ -72,7 +72,7 @@ _FILE = Annotated[
 _ANNOTATIONS = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR",
+        metavar="FOLDER",
         help="Folder of the annotation files to whose rows arrays and need-to-change refer.",
         callback=valid_url,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,14 +11,35 @@ from rich.console import Console
 
 from avvp_dist import storage
 from avvp_dist.cli.storage_options import configure
+from avvp_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from avvp_dist.experiments.recipe import RunConfig
 
-RECIPE = Annotated[str, typer.Argument(help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")]
+
+def distinct_keys(overrides: list[str] | None) -> list[str] | None:
+    """Return overrides of a command line unchanged.
+
+    Raises:
+        ConfigError: a key is given more than once.
+    """
+    counts = Counter(override.partition("=")[0].strip() for override in overrides or [] if "=" in override)
+    repeated = [f"{key}: given {count} times; give it once" for key, count in counts.items() if count > 1]
+    if repeated:
+        raise ConfigError(repeated, "repeated overrides")
+    return overrides
+
+
+RECIPE = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")
+]
 OVERRIDES = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides, e.g. data=URL optim.lr=1e-3 launch=ray."),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config overrides, e.g. data=URL optim.lr=1e-3 launch=ray.",
+        callback=distinct_keys,
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from avvp_dist import storage
 from avvp_dist.cli.output import echo, seed_list, valid_url
+from avvp_dist.cli.run_options import distinct_keys
 from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage import json_files
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 
 _RECORDED = {"name": str, "spec": dict, "overrides": list, "trials": list}  # content of sweep.json that --resume needs
 
-_NAME = Annotated[str | None, typer.Argument(help="Name of a shipped sweep (see --list) or path of a .yaml file.")]
+_NAME = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="Name of a shipped sweep (see --list) or path of a .yaml file.")
+]
 _OVERRIDES = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config overrides for all trials; data=URL is required."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Config overrides for all trials; data=URL is required.", callback=distinct_keys
+    ),
 ]
 _OUTPUT = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=valid_url),
+    typer.Option(metavar="FOLDER", help="Folder or URL of the sweep; default outputs/sweeps/NAME.", callback=valid_url),
 ]
 _RESUME = Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Resume the sweep in this folder, with its recorded settings.", callback=valid_url),
+    typer.Option(metavar="FOLDER", help="Resume the sweep in this folder, with its recorded settings.", callback=valid_url),
 ]
 _SEEDS = Annotated[str | None, typer.Option(metavar="S,S,...", help="Seeds; every setting is trained with each of them.")]
 _SAMPLES = Annotated[int | None, typer.Option(min=1, help="Number of settings that a random or Optuna search tries.")]
@@ -65,8 +70,8 @@ def sweep(
 ) -> None:
     """Train a recipe over a search space and several seeds with Ray Tune, on this machine or the cluster of RAY_ADDRESS.
 
-    Trials share the stages that do not depend on a swept key. The same command (or --resume DIR) resumes an interrupted
-    sweep without repeating finished trials. To compare its settings, use `avvp compare --sweep DIR`.
+    Trials share the stages that do not depend on a swept key. The same command (or --resume FOLDER) resumes an interrupted
+    sweep without repeating finished trials. To compare its settings, use `avvp compare --sweep FOLDER`.
 
     Exit code 0: all trials ended; 1: some trials failed; 75: some trials are left, because time ran out or the sweep was
     interrupted.
@@ -120,7 +125,7 @@ def _read(
     from avvp_dist.experiments import sweep as sweeps
 
     if (name is None) == (resume is None):
-        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.sweeps())}), the path of a .yaml file, or --resume DIR")
+        raise ConfigError(f"sweep: give a name ({', '.join(sweeps.sweeps())}), the path of a .yaml file, or --resume FOLDER")
     if resume:
         if overrides or output:
             raise ConfigError("--resume uses the sweep's own overrides and folder; do not give others")

@@ -12,7 +12,9 @@ from avvp_dist.cli.storage_options import STORAGE
 _RUN = Annotated[
     str,
     typer.Argument(
-        help="Folder or URL of a run with unsent tracking records, or of a sweep (all its trials).", callback=valid_url
+        metavar="RUN|SWEEP",
+        help="Folder or URL of a run with unsent tracking records, or of a sweep (all its trials).",
+        callback=valid_url,
     ),
 ]
 _URI = Annotated[str | None, typer.Option(help="MLflow tracking URI; default the one that the run was started with.")]

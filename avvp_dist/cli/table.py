@@ -10,6 +10,7 @@ import typer
 
 from avvp_dist import storage
 from avvp_dist.cli.output import console, echo, seed_list, valid_url
+from avvp_dist.cli.run_options import distinct_keys
 from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.credentials import redact_setting
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from avvp_dist.experiments.paper_tables import PaperTable
     from avvp_dist.experiments.recipe import RunConfig
 
-_NAME = Annotated[str | None, typer.Argument(help="Name of a shipped table (see --list) or path of a .yaml file.")]
+_NAME = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="Name of a shipped table (see --list) or path of a .yaml file.")
+]
 _DATA = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,7 +35,7 @@ _SEEDS = Annotated[str, typer.Option(metavar="S,S,...", help="Seeds; every row i
 _OUTPUT = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR", help="Folder or URL for runs and table.json; default outputs/tables/NAME.", callback=valid_url
+        metavar="FOLDER", help="Folder or URL for runs and table.json; default outputs/tables/NAME.", callback=valid_url
     ),
 ]
 _EPOCHS = Annotated[
@@ -42,6 +45,7 @@ _SETTINGS = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        callback=distinct_keys,
         metavar="KEY=VALUE",
         help="Config override for all rows; can be repeated. data.refined=FILE (segment-level labels) applies only to rows "
         "that train on them, such as VALOR's.",
@@ -56,7 +60,7 @@ _VIDEOS = Annotated[
 _ANNOTATIONS = Annotated[
     str | None,
     typer.Option(
-        metavar="DIR", help="Generate synthetic features for the labels of these annotation files.", callback=valid_url
+        metavar="FOLDER", help="Generate synthetic features for the labels of these annotation files.", callback=valid_url
     ),
 ]
 _MARKDOWN = Annotated[

@@ -115,6 +115,8 @@ def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Anno
         DataError: lists every problem of every file: missing files and columns, unknown classes, seconds that are not whole
             numbers within 0..10, malformed file names, videos listed twice.
     """
+    if not storage.exists(folder):
+        raise DataError(f"{os.fspath(folder)}: no such folder; it must contain LLP's annotation files")
     found = _Findings()
     videos: dict[str, _Video] = {}
     for split, file in SPLIT_FILES.items():

@@ -36,7 +36,7 @@ from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _FOLDER = "recipes"  # of the shipped recipes
 S = TypeVar("S", bound=Section)
 
@@ -194,7 +194,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 @functools.cache
 def _warn_once(message: str) -> None:
     """Log a warning once per process: sweeps and tables load the same recipe many times."""
-    _log.warning(message)
+    LOGGER.warning(message)
 
 
 def _variant_warnings(content: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
@@ -273,4 +273,11 @@ def _drop_keys(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]])
 
 def describe_changes(one: Any, other: Any) -> list[str]:
     """Return one line for each dotted key in which two dumped configs differ, with both values."""
-    return [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changed_keys(one, other).items()]
+    return [
+        f"{key}: {_shown(there)} there, {_shown(here)} in this command"
+        for key, (there, here) in changed_keys(one, other).items()
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else repr(value)

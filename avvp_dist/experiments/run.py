@@ -25,13 +25,14 @@ from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_s
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import PerVideo
-from avvp_dist.shards.index import Index, Labels, LeftOut, read_labels
+from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut, read_labels
 from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 
 LOGGER = logging.getLogger(__name__)
 EVALUATED = ("val", "test")
+_DATA_FILES = (INDEX_FILE, ".csv", ".h5", ".npy", ".npz", ".parquet", ".pkl", ".tar")  # a run writes none of them at the top
 _MAX_LOGGED = 20  # bad videos listed in the log
 
 
@@ -208,7 +209,9 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
     """
     url = config.data.url
     if not url:
-        raise ConfigError("data: missing; give data=URL of a packed data set (`avvp data pack`, `avvp data synth`)")
+        raise ConfigError(
+            "data: missing; give data=URL of a packed data set (`avvp data pack`, `avvp data synth OUT --layout shards`)"
+        )
     index = Index.load(url)
     labels = read_labels(url, index)
     problems = [f"split {name}: missing" for name in ("train", *EVALUATED) if name not in labels]
@@ -336,7 +339,8 @@ def _write_config(config: RunConfig) -> None:
     If there is a result.json, config.yaml is kept until the next result is written.
 
     Raises:
-        ConfigError: the folder belongs to another run (the message lists the differing keys), or its config is damaged.
+        ConfigError: the folder belongs to another run (the message lists the differing keys), its config is damaged, or it
+            contains data.
     """
     storage.remove_abandoned(config.output)
     url = storage.join(config.output, CONFIG)
@@ -352,4 +356,6 @@ def _write_config(config: RunConfig) -> None:
             raise ConfigError(changes, f"output={config.output} holds another run; choose another output or delete it")
         if storage.exists(storage.join(config.output, RESULT)):
             return
+    elif data_files := [name for name in storage.names(config.output) if name.endswith(_DATA_FILES)]:
+        raise ConfigError(f"output={config.output} contains data ({', '.join(data_files[:3])}); choose another folder")
     storage.write_text(url, config.to_yaml())

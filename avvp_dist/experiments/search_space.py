@@ -31,6 +31,13 @@ class Dimension(Section):
     when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """The key is swept only if each of these swept keys has one of these values; otherwise the recipe's value is used."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _explain_bare_values(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            raise ValueError("expected a section, e.g. {grid: [0.1, 0.2]}")
+        return values
+
     @field_validator("when", mode="before")
     @classmethod
     def _one_value(cls, when: Any) -> Any:

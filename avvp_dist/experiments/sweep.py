@@ -65,7 +65,7 @@ class SweepConfig(Section):
     def _known(cls, metric: str) -> str:
         if metric not in SCORES:
             hint = did_you_mean(metric, SCORES)
-            raise ValueError(f"unknown score{hint} Valid names: {', '.join(SCORES)}")
+            raise ValueError(f"unknown score {metric!r}{hint} Valid names: {', '.join(SCORES)}")
         return metric
 
     @model_validator(mode="after")

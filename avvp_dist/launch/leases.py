@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from avvp_dist.storage import locks
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _POLL = 1.0  # seconds between two attempts of a waiting trial
 _RENEW = 5.0  # seconds between two renewals of a lease
 _STALE = 60.0  # seconds without renewal after which a lease expires
@@ -64,7 +64,7 @@ def leases(lease_server: ActorHandle) -> Lease:
         waiting = False
         while not ray.get(lease_server.take.remote(key, owner)):
             if not waiting:
-                _log.info("stage %s: waiting for another trial that computes it", key)
+                LOGGER.info("stage %s: waiting for another trial that computes it", key)
                 waiting = True
             time.sleep(_POLL)
 

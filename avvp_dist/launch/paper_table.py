@@ -27,7 +27,7 @@ from avvp_dist.shards.index import Index, Labels
 from avvp_dist.storage import locks
 from avvp_dist.text.credentials import redact_setting
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _SPLITS = (2500, 649, 1200)  # the sizes of LLP's val and test, and a quarter of its train
 
 
@@ -155,7 +155,7 @@ def synthetic_data(
     for name in wanted:
         tail = [*(["annotated"] if annotations else []), *([known[name]] if name != LLP.name else [])]
         folders.append(storage.join(output, "data", "-".join(["synthetic", *parts, *tail])))
-        _log.info("synthetic data %s", folders[-1])
+        LOGGER.info("synthetic data %s", folders[-1])
         synthetic.write(
             folders[-1],
             videos=splits if isinstance(splits, int) else None,
@@ -224,7 +224,7 @@ def _oracle(row: _Row, flip: float, output: str) -> str:
     """Derive segment-level labels of the training videos from the ground truth, with noise, once below ``output``."""
     url = storage.join(output, "labels", f"truth-flip{flip:g}-{row.index.fingerprint[:12]}.npz")
     if not storage.exists(url):
-        _log.info("segment-level labels %s: ground truth with %g of the labels flipped", url, flip)
+        LOGGER.info("segment-level labels %s: ground truth with %g of the labels flipped", url, flip)
         storage.write_bytes(url, noisy_segment_labels(row.config.data.url or "", flip, seed=0).to_bytes())
     return url
 
@@ -251,9 +251,9 @@ def _result(todo: _Run, where: str) -> Mapping[str, Any]:
     """Return the content of the run's result.json, after running it unless it is finished."""
     known = finished(todo.config.output)
     if known:
-        _log.info("%s: already finished, %s", where, todo.config.output)
+        LOGGER.info("%s: already finished, %s", where, todo.config.output)
         return known
-    _log.info("%s: %s", where, todo.config.output)
+    LOGGER.info("%s: %s", where, todo.config.output)
     return launch_run(todo.config)
 
 

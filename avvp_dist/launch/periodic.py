@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 
 class PeriodicTask:
@@ -45,6 +45,6 @@ class PeriodicTask:
                 succeeded = True
             except Exception as error:  # an exception on this thread would be lost, and must not stop the training
                 if succeeded:
-                    _log.warning("%s: %s; retrying every %g s", self._name, error, self._every)
+                    LOGGER.warning("%s: %s; retrying every %g s", self._name, error, self._every)
                 succeeded = False
             self._stopped.wait(self._every)

@@ -13,7 +13,7 @@ from pathlib import Path
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage import user_folders
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 _SOCKET_PATH = 107  # maximum length in bytes of a UNIX socket's path on Linux
 # path below RAY_TMPDIR, with a process id of seven digits and the longest socket name of Ray 2.60
@@ -53,7 +53,7 @@ def _temporary_folder() -> str:
         problem = _why_unsuitable(folder)
         if problem is None:
             if problems:
-                _log.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
+                LOGGER.info("Ray's temporary files go to %s (%s)", folder, "; ".join(problems))
                 os.environ["TMPDIR"] = folder  # Ray's dashboard opens its own sockets there
             return folder
         problems.append(f"{folder}: {problem}")
@@ -102,7 +102,7 @@ def _make_token_private() -> None:
             f"{path}: other users can read Ray's token (mode {stat.S_IMODE(found.st_mode):o}), and its mode cannot be "
             f"changed ({error.strerror}); set RAY_AUTH_TOKEN_PATH to a file that only you can read"
         ) from None
-    _log.warning(
+    LOGGER.warning(
         "%s: other users could read Ray's token (mode %o) and run code as you; the mode is now 600. If this machine has "
         "other users, stop the Ray clusters that use this token and delete the file; the next start creates a new one",
         path,

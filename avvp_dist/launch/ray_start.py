@@ -17,7 +17,7 @@ _SLOW = (
     "check it with `avvp doctor timeout=120`; on a slow or busy machine set RAY_raylet_start_wait_time_s=120, or "
     "train with launch=local"
 )
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443, "ray": 10001}
 
 
@@ -57,7 +57,7 @@ def start_ray(log_to_driver: bool = True) -> None:
         if address == "local":  # local workers inherit this environment; those of a cluster do not
             os.environ.update(credentials.child_environment())
         else:
-            _log.warning("workers of a cluster do not receive the credentials of tracking.uri: %s", _ON_NODES)
+            LOGGER.warning("workers of a cluster do not receive the credentials of tracking.uri: %s", _ON_NODES)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver)
     except Exception as error:  # Ray's start raises exceptions of many classes

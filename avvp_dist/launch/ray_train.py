@@ -40,7 +40,7 @@ from avvp_dist.storage import locks
 from avvp_dist.storage.config import StorageConfig
 from avvp_dist.text.redacted_output import redacted_errors
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _ERROR_TYPES = (ConfigError, DataError, StorageError, TrainingError, Preempted)
 _ERRORS: dict[str, type[AvvpError]] = {error.__name__: error for error in _ERROR_TYPES}
 _EXPERIMENT, _CHECKPOINT, _STATE = "train", "checkpoint_", "checkpoint.pt"  # Ray's folders, and this package's file in them
@@ -183,7 +183,7 @@ def _drop_damaged_record(output: str) -> None:
     except (ValueError, KeyError, TypeError, RecursionError):
         missing = {"its own content"}
     if missing:
-        _log.warning(
+        LOGGER.warning(
             "%s: damaged, %s missing; using the checkpoints in the folder instead", record, ", ".join(sorted(missing))
         )
         storage.remove(record)

@@ -36,7 +36,7 @@ from avvp_dist.tracking.base import Status, Tracker
 from avvp_dist.tracking.home import TrackingHome, open_home
 from avvp_dist.tracking.tracker import open_tracker
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 _CREDENTIALS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
 
 _BUDGET = ("concurrency", "hours", "trials", "cpus_per_trial", "gpus_per_trial")  # may change when a sweep is resumed

@@ -18,7 +18,7 @@ from ray.util import placement_group, remove_placement_group
 
 from avvp_dist.errors import ConfigError
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 Resources = Mapping[str, float]
 
@@ -99,7 +99,7 @@ def wait_for(request: ResourceRequest, limit: float, key: str) -> None:
             if waited - logged >= _LOG_SECONDS:
                 logged = waited
                 why = "other processes to end" if enough else "more nodes"
-                _log.info(
+                LOGGER.info(
                     "waiting for %s, %.0f of %g s: %s requested, %s", why, waited, limit, request, _cluster_text(nodes)
                 )
     finally:

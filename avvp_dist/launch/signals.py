@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from avvp_dist.errors import INTERRUPTED
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 _SAME = 0.1  # seconds within which a second SIGINT is the same Ctrl-C, forwarded by a parent process
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -94,7 +94,7 @@ def _watch(numbers: socket.socket, stop: Callable[[], None], effect: str) -> Non
                 first = first or now
             if not requested:
                 requested = True
-                _log.info("stop requested: %s; press Ctrl-C (again) to end immediately", effect)
+                LOGGER.info("stop requested: %s; press Ctrl-C (again) to end immediately", effect)
                 stop()
 
 

@@ -93,15 +93,15 @@ def _summary(
         return (
             f"Optuna chooses settings during the sweep: {sweep.search.samples} settings with {len(sweep.seeds)} seeds, "
             f"{total} trials",
-            f"one trial takes about {_span(seconds)} on this machine if it shares no stage, all trials at most "
-            f"{_span(seconds * total)}{_in_parallel(sweep, seconds * total)}",
+            f"the training steps of one trial take {_span(seconds)} on this machine if it shares no stage, "
+            f"of all trials at most {_span(seconds * total)}{_in_parallel(sweep, seconds * total)}",
         )
     new = list(stages.values()).count("new")
     needed = sum(len(row.stages) for row in rows if row.stages != ("finished",))
     seconds = sum(costs.values())
     return (
         f"stages to compute: {new}; reused: {needed - new} of the {needed} that the trials need",
-        f"about {_span(seconds)} on this machine, one trial after another{_in_parallel(sweep, seconds)}, without validation",
+        f"their training steps take {_span(seconds)} on this machine, one trial after another{_in_parallel(sweep, seconds)}",
     )
 
 
@@ -114,9 +114,11 @@ def _in_parallel(sweep: SweepConfig, seconds: float) -> str:
 
 
 def _span(seconds: float) -> str:
+    if seconds < 1:
+        return "less than 1 s"
     if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
 
 
 def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequence[Stage]) -> float:

@@ -17,7 +17,7 @@ from avvp_dist.experiments.sweep import SweepConfig, SweepPoint, Trial, label, m
 from avvp_dist.launch.trial import FAILURE, SCORES, chosen_point, final_score
 from avvp_dist.text.credentials import redact
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 RECORD = "sweep.json"
 
 
@@ -111,7 +111,7 @@ class SweepRecorder(tune.Callback):
         self._ended[name] = status
         content = self.write()
         done = sum(row["status"] != "pending" for row in content["trials"])
-        _log.info("trial %d of %d, %s: %s", done, len(content["trials"]), name, line)
+        LOGGER.info("trial %d of %d, %s: %s", done, len(content["trials"]), name, line)
 
     def write(self) -> dict[str, Any]:
         """Write sweep.json and return its content."""

@@ -19,13 +19,14 @@ LOSS_COLORS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 OTHER_COLORS = (PURPLE, RED, SKY, "#A0A000", "#888888")
 
 
-def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic: bool) -> None:
+def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, title: str, synthetic: bool) -> None:
     """Plot losses and validation scores by epoch, with the stages of the run as bands.
 
     Args:
         history: one row per epoch, in order: ``stage``, ``epoch``, ``loss/<name>``, ``val/segment.<metric>`` and
             ``val/event.<metric>`` in percent. A row can lack any of the numbers.
         path: PNG to write.
+        title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
     """
     panels = [
@@ -33,7 +34,7 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, synthetic:
         *((f"Validation, {level} level", "F, %", f"val/{level}.", COLORS, METRIC_TITLES) for level in LEVELS),
     ]
     present = [panel for panel in panels if _keys(history, panel[2])]
-    with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), "Losses and scores", synthetic) as figure:
+    with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), title, synthetic) as figure:
         axes = figure.subplots(max(1, len(present)), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, unit, prefix, colors, names) in zip(axes, present, strict=False):
             axis.set_title(title, loc="left")

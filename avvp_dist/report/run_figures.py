@@ -46,9 +46,10 @@ def draw(
     synthetic = result["data"]["synthetic"]
     names = ["curves", "classes", "timeline", *removed]
     paths = {name: folder / f"{name}.png" for name in names}
-    curves.loss_and_scores(history, paths["curves"], synthetic)
+    recipe = result["recipe"]
+    curves.loss_and_scores(history, paths["curves"], f"{recipe}: losses and scores", synthetic)
     per_class = result["scores"]["test"][protocol]["per_class"]
-    curves.class_bars(per_class, paths["classes"], f"{result['recipe']}: F per class, test, {protocol} protocol", synthetic)
+    curves.class_bars(per_class, paths["classes"], f"{recipe}: F per class, test, {protocol} protocol", synthetic)
     rows = _example_rows(truth)
     timeline.parsing(
         [timeline.TimelineVideo(truth.ids[row], tuple(np.array(classes)[truth.weak[row]].tolist())) for row in rows],
@@ -58,6 +59,7 @@ def draw(
         predicted[0][rows],
         predicted[1][rows],
         paths["timeline"],
+        f"{recipe}: parsing of test videos",
         synthetic,
     )
     for name, levels in removed.items():

@@ -37,6 +37,7 @@ def parsing(
     pred_audio: BoolArray,
     pred_visual: BoolArray,
     path: Path,
+    title: str,
     synthetic: bool,
 ) -> None:
     """Plot a few videos: one panel per modality, one row per true or predicted class, annotation above prediction.
@@ -47,6 +48,7 @@ def parsing(
         true_audio, true_visual: [n,T,C] annotated seconds; None if there are no annotations.
         pred_audio, pred_visual: [n,T,C] predicted seconds.
         path: PNG to write.
+        title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
     """
     pairs = ((true_audio, pred_audio), (true_visual, pred_visual))
@@ -54,7 +56,7 @@ def parsing(
     heights = [max(1, len(rows)) for rows in shown]
     # one axis per modality with all videos in it: one axis per video and modality takes 1.6 times as long to draw
     tops = [sum(heights[:number]) + _HEADLINE * (number + 1) for number in range(len(videos))]
-    with new_figure(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), "Parsing", synthetic) as figure:
+    with new_figure(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), title, synthetic) as figure:
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for axis, name, (truth, prediction) in zip(axes, MODALITIES, pairs, strict=True):
             for number, top in enumerate(tops):
@@ -92,7 +94,7 @@ def _classes_of(number: int, pairs: Sequence[tuple[BoolArray | None, BoolArray]]
 
 def _headline(video: TimelineVideo) -> str:
     weak = ", ".join(readable(name) for name in video.weak) or "none"
-    text = f"{mathtext(video.id)}   weak: {weak}"
+    text = f"{mathtext(video.id)}   weak labels: {weak}"
     return text if len(text) <= 90 else f"{text[:88]}…"  # as wide as both panels
 
 

@@ -177,6 +177,8 @@ class Index:
         except FileNotFoundError:
             if storage.names(storage.join(url, PARTS_FOLDER)):
                 raise DataError(f"{url}: packing was interrupted; run the same pack command again, and it resumes") from None
+            if not storage.exists(url):
+                raise DataError(f"{url}: no such folder") from None
             raise DataError(f"{url}: no {INDEX_FILE} here, not a packed data set; make one with `avvp data pack`") from None
         return cls.from_json(text, source)
 

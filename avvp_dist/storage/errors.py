@@ -19,7 +19,7 @@ from avvp_dist.text.credentials import CREDENTIALS_HINT, redact
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+LOGGER = logging.getLogger(__name__)
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 _UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity"} | _EXPIRED
@@ -87,7 +87,7 @@ def call_with_retries(
         except Exception as error:
             if _code(error) not in _EXPIRED | {"400"}:  # the response to a HEAD request has no body, only this code
                 raise
-            _log.warning("%s: the token may have expired (%s), reading credentials again", redact(url), _code(error))
+            LOGGER.warning("%s: the token may have expired (%s), reading credentials again", redact(url), _code(error))
             renew()
             return retrying(counted)
 
@@ -125,7 +125,9 @@ def _log_retry(state: RetryCallState, url: str, doing: str) -> None:
     error = state.outcome and state.outcome.exception()
     assert error
     failure = "broke off" if _response(error) is None else "was put off"
-    _log.warning("%s: %s %s (%s), attempt %d follows", redact(url), doing, failure, _brief(error), state.attempt_number + 1)
+    LOGGER.warning(
+        "%s: %s %s (%s), attempt %d follows", redact(url), doing, failure, _brief(error), state.attempt_number + 1
+    )
 
 
 def _is_retryable(error: BaseException) -> bool:

@@ -229,5 +229,5 @@ def test_trials_with_several_workers_nest_a_trainer(on_ray, packed, tmp_path):
     assert len(json.loads((tmp_path / "runs" / alone.name / "scores.json").read_text())) == 2
     again = on_ray("s", one, settings, str(tmp_path))  # may go on in another way
     assert again["trials"] == content["trials"]
-    with pytest.raises(ConfigError, match=r"holds another sweep(?s:.*)optim.gamma: 0.1 there, 0.5 here"):
+    with pytest.raises(ConfigError, match=r"holds another sweep(?s:.*)optim.gamma: 0.1 there, 0.5 in this command"):
         on_ray("s", one, [*settings, "optim.gamma=0.5"], str(tmp_path))

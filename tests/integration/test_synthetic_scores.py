@@ -51,8 +51,8 @@ def test_finished_runs_are_reused_and_scored_again(packed, trained, capsys):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ([*TINY[:-1], "train.device=cpu", "optim.lr=0.01"], "optim.lr: 0.0003 there, 0.01 here"),
-        (["--only", "lr"], "train.epochs: 1 there, 40 here"),
+        ([*TINY[:-1], "train.device=cpu", "optim.lr=0.01"], "optim.lr: 0.0003 there, 0.01 in this command"),
+        (["--only", "lr"], "train.epochs: 1 there, 40 in this command"),
     ],
 )
 def test_runs_of_another_config_are_rejected(packed, trained, options, reason, capsys):

@@ -173,13 +173,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_videos(packe
 def test_another_run_is_not_overwritten(packed, tmp_path):
     run("han", packed, tmp_path / "run")
     before = (tmp_path / "run" / "result.json").read_text()
-    with pytest.raises(ConfigError, match=r"optim.lr: 0.0003 there, 0.001 here"):
+    with pytest.raises(ConfigError, match=r"optim.lr: 0.0003 there, 0.001 in this command"):
         run("han", packed, tmp_path / "run", "optim.lr=0.001")
     assert (tmp_path / "run" / "result.json").read_text() == before
 
 
+def test_a_folder_of_data_is_not_accepted_as_output(packed, tmp_path):
+    before = sorted(path.name for path in Path(packed).iterdir())
+    with pytest.raises(ConfigError, match="contains data \\(index.json"):
+        run("han", packed, packed)
+    assert sorted(path.name for path in Path(packed).iterdir()) == before
+
+
 def test_missing_data_is_reported(packed, tmp_path):
-    with pytest.raises(DataError, match="index.json"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         run("han", tmp_path / "nowhere", tmp_path / "run")
     with pytest.raises(ConfigError, match="data: missing"):
         run_experiment(load("han", [f"output={tmp_path / 'run'}"]), LocalRuntime(str(tmp_path / "run"), "cpu"))

@@ -144,7 +144,7 @@ def test_a_recipe_without_a_network_is_refused_with_the_valid_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {width: 32}\nmethod: {name: han}\n")
     with pytest.raises(
-        ConfigError, match=r"model.name: missing; give it as model=... Valid names: 'han', 'ave', 'avslowfast'"
+        ConfigError, match=r"model.name: missing; this key is required. Valid names: 'han', 'ave', 'avslowfast'"
     ):
         load(str(path))
 

@@ -30,10 +30,10 @@ def history(stages=(("estimate", 4), ("denoise", 6)), **extra):
 
 
 def test_curves_show_the_scores_of_the_history(tmp_path):
-    curves.loss_and_scores(history(), tmp_path / "losses.png", synthetic=False)
+    curves.loss_and_scores(history(), tmp_path / "losses.png", "losses", synthetic=False)
     scored = history(**{f"val/{level}.{name}": 50.0 for level in ("segment", "event") for name in ("audio", "audio_visual")})
     scored[2]["val/segment.audio"] = None
-    curves.loss_and_scores(scored, tmp_path / "scores.png", synthetic=False)
+    curves.loss_and_scores(scored, tmp_path / "scores.png", "scores", synthetic=False)
     assert pixels(tmp_path / "losses.png", GREEN) == 0
     assert pixels(tmp_path / "scores.png", GREEN) > 100
     assert imread(tmp_path / "scores.png").shape[0] > 2 * imread(tmp_path / "losses.png").shape[0]
@@ -43,8 +43,8 @@ def test_curves_show_the_scores_of_the_history(tmp_path):
 def test_curves_have_gaps_between_stages(tmp_path):
     one = [{"stage": "only", "epoch": epoch, "loss/total": 1.0} for epoch in range(2)]
     two = [{**row, "stage": f"stage {number}"} for number, row in enumerate(one)]
-    curves.loss_and_scores(one, tmp_path / "one.png", synthetic=False)
-    curves.loss_and_scores(two, tmp_path / "two.png", synthetic=False)
+    curves.loss_and_scores(one, tmp_path / "one.png", "one", synthetic=False)
+    curves.loss_and_scores(two, tmp_path / "two.png", "two", synthetic=False)
     assert pixels(tmp_path / "two.png", DARK) < pixels(tmp_path / "one.png", DARK) / 2
 
 
@@ -69,7 +69,7 @@ def test_a_class_that_does_not_occur_has_no_bar(tmp_path):
 
 def parse(path, truth, prediction):
     videos = [timeline.TimelineVideo(f"video-{number}", CLASSES[:3]) for number in range(len(prediction))]
-    timeline.parsing(videos, CLASSES, truth, truth, prediction, prediction, path, synthetic=False)
+    timeline.parsing(videos, CLASSES, truth, truth, prediction, prediction, path, "parsing", synthetic=False)
     return path
 
 
@@ -132,9 +132,9 @@ def test_every_figure_states_that_data_are_synthetic(tmp_path):
     video = [timeline.TimelineVideo(str(number), ()) for number in range(4)]
     for synthetic in (False, True):
         folder = tmp_path / str(synthetic)
-        curves.loss_and_scores(history(), folder / "a.png", synthetic)
+        curves.loss_and_scores(history(), folder / "a.png", "a", synthetic)
         curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), folder / "b.png", "F", synthetic)
-        timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", synthetic)
+        timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", "c", synthetic)
         denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), folder / "d.png", synthetic)
     for name in "abcd":
         title = [
