@@ -72,7 +72,7 @@ def test_all_checks_fail(s3, tmp_path):
     assert "hunter2" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     lines = {line[6:20].strip(): line for line in done.stdout.splitlines()}
-    assert "no index.json here" in lines["data"]
+    assert "no such folder" in lines["data"]
     for name in ("output", "output by ray"):
         assert "there is no bucket 'no-such-bucket'; create it" in lines[name]
     assert f"RAY_ADDRESS=127.0.0.1:{port}: cannot connect (Connection refused); start the cluster" in lines["ray"]
