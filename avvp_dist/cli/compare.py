@@ -13,16 +13,14 @@ from avvp_dist import storage
 from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
-from avvp_dist.metrics.names import DEFAULT_SCORE, LEVELS, PROTOCOLS, SCORES, Level, Protocol
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:
     from avvp_dist.report.compare import Comparison, ComparisonOptions
+    from avvp_dist.report.runs import TaskInfo
 
 
 _Split = Literal["both", "val", "test"]
-_Level = Literal["own", Level, "all"]
-_Protocol = Literal["own", Protocol, "all"]
 
 _RUNS = Annotated[
     list[str] | None, typer.Argument(metavar="RUN", help="Folders or URLs of finished runs.", callback=valid_url)
@@ -33,10 +31,13 @@ _SWEEP = Annotated[
         metavar="NAME|FOLDER", help="Compare the finished runs of the sweep with this name or folder.", callback=valid_url
     ),
 ]
-_SCORE = Annotated[
+_METRIC = Annotated[
     str | None,
     typer.Option(
-        metavar="LEVEL.METRIC", help="Score to test, rank and plot by; default the sweep's metric, or segment.type."
+        "--metric",
+        "--score",
+        metavar="NAME",
+        help="Metric to test, rank and plot by; default the sweep's, or the default metric of the runs' task.",
     ),
 ]
 _BASELINE = Annotated[
@@ -46,13 +47,22 @@ _SELECT = Annotated[
     bool, typer.Option("--select", help="Rank by val, and show only the test score of the setting that is best on val.")
 ]
 _SPLIT = Annotated[_Split, typer.Option(help="Split whose scores are shown.")]
-_PROTOCOL = Annotated[
-    _Protocol, typer.Option(help="Evaluation protocol; own: for all settings, that of --baseline or of the first run.")
+_VIEW = Annotated[
+    str,
+    typer.Option(
+        "--view",
+        "--protocol",
+        metavar="own|all|NAME",
+        help="View of the task, such as a protocol; own: for all settings, that of --baseline or of the first run.",
+    ),
 ]
-_LEVEL = Annotated[_Level, typer.Option(help="Level of the scores; own: that of --score.")]
-_WITHOUT_SPEECH = Annotated[bool, typer.Option("--without-speech", help="Also show the scores without class Speech.")]
+_GROUP = Annotated[
+    str,
+    typer.Option("--group", "--level", metavar="own|all|NAME", help="Group of metrics to show; own: that of --metric."),
+]
+_SUBSETS = Annotated[bool, typer.Option("--subsets", help="Also show the scores of the task's subsets of the classes.")]
 _PER_CLASS = Annotated[bool, typer.Option("--per-class", help="Also show the scores of each class.")]
-_PUBLISHED = Annotated[bool, typer.Option("--published", help="Also show the published figures for LLP.")]
+_PUBLISHED = Annotated[bool, typer.Option("--published", help="Also show the published figures for the task.")]
 _CSV = Annotated[
     str | None, typer.Option(metavar="FILE", help="Write all scores to this file, one per row.", callback=valid_url)
 ]
@@ -87,13 +97,13 @@ class _Files:
 def compare(
     runs: _RUNS = None,
     sweep: _SWEEP = None,
-    score: _SCORE = None,
+    metric: _METRIC = None,
     baseline: _BASELINE = None,
     select: _SELECT = False,
     split: _SPLIT = "both",
-    protocol: _PROTOCOL = "own",
-    level: _LEVEL = "own",
-    without_speech: _WITHOUT_SPEECH = False,
+    view: _VIEW = "own",
+    group: _GROUP = "own",
+    subsets: _SUBSETS = False,
     per_class: _PER_CLASS = False,
     published: _PUBLISHED = False,
     csv: _CSV = None,
@@ -114,8 +124,6 @@ def compare(
     from avvp_dist.experiments import comparison as reading  # importing torch takes seconds
     from avvp_dist.report import compare as comparing
 
-    if score and score not in SCORES:
-        raise ConfigError(f"--score {score!r}: unknown; valid names: {', '.join(SCORES)}")
     files = _Files(csv, markdown, latex, pictures)
     files.refuse_unwritable()
     finished = reading.read_sweep(sweep) if sweep else None
@@ -123,34 +131,51 @@ def compare(
     if finished and finished.trials and finished.trials > len(finished.runs):
         notes.append(f"{finished.trials - len(finished.runs)} of the sweep's {finished.trials} trials have no result")
     reference = reading.find_setting(settings, baseline) if baseline else None
-    score = score or (finished.metric if finished else None) or DEFAULT_SCORE
-    options = _options(split, protocol, (reference or settings[0]).protocol, level, score, without_speech, per_class)
+    task = (reference or settings[0]).task
+    metric = metric or (finished.metric if finished else None) or task.default_metric
+    options = _options(task, split=split, view=view, group=group, metric=metric, subsets=subsets, per_class=per_class)
     comparison = comparing.compare_groups(settings, options, baseline=reference, select=select, notes=notes)
     _write_comparison(comparison, published, files)
 
 
 def _options(
-    split: _Split, protocol: _Protocol, own_protocol: str, level: _Level, score: str, without_speech: bool, per_class: bool
+    task: TaskInfo, *, split: _Split, view: str, group: str, metric: str, subsets: bool, per_class: bool
 ) -> ComparisonOptions:
-    """Resolve the options that select which scores are shown."""
+    """Resolve the options that select which scores are shown.
+
+    Raises:
+        ConfigError: all names that the task does not have.
+    """
     from avvp_dist.report.compare import ComparisonOptions
 
+    problems = []
+    for option, name, valid in (
+        ("--metric", metric, task.metrics),
+        ("--view", view, ("own", "all", *task.views)),
+        ("--group", group, ("own", "all", *task.groups)),
+    ):
+        if name not in valid:
+            problems.append(f"{option} {name!r}: unknown; valid names: {', '.join(valid)}")
+    if problems:
+        raise ConfigError(problems, f"the runs are of task {task.name}")
+    views = task.main_views if view == "all" else (task.view if view == "own" else view,)
     return ComparisonOptions(
         splits=("val", "test") if split == "both" else (split,),
-        protocols=PROTOCOLS if protocol == "all" else (own_protocol if protocol == "own" else protocol,),
-        levels=LEVELS if level == "all" else (score.partition(".")[0] if level == "own" else level,),
-        score=score,
-        without_speech=without_speech,
+        views=tuple(shown for name in views for shown in (name, *(task.subsets(name) if subsets else ()))),
+        groups=task.groups if group == "all" else (task.metrics[metric].group if group == "own" else group,),
+        metric=metric,
         per_class=per_class,
     )
 
 
 def _write_comparison(comparison: Comparison, published: bool, files: _Files) -> None:
     """Print the comparison and write it to the requested files."""
+    from avvp_dist.experiments.published_scores import published_scores
     from avvp_dist.report import compare_figures, compare_tables, text_table
-    from avvp_dist.report.published import published_scores
 
-    papers = published_scores() if published else None
+    papers = published_scores(comparison.task.name) if published else None
+    if published and papers is None:
+        echo(f"no published scores for task {comparison.task.name} come with this package")
     tables = compare_tables.tables(comparison, papers)
     lines = [*comparison.notes, *compare_tables.explain_tests(comparison)]
     lines += compare_tables.explain_published(comparison, papers) if papers else []

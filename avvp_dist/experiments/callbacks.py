@@ -30,7 +30,7 @@ class RunCallback:
     def __init__(self, config: RunConfig, facts: Mapping[str, Any], rank_0: bool) -> None:
         self._home = _tracking_home(config) if rank_0 else None
         self.tracker: Tracker = _tracker(config, self._home)
-        self._console = TrainingConsole(config.evaluate.monitored) if rank_0 else None
+        self._console = TrainingConsole(config.evaluate.monitored(type(config.task))) if rank_0 else None
         tracked = not isinstance(self.tracker, NullTracker)
         self._sampler = SystemSampler(self.tracker, self._home.folder) if self._home and tracked else None
         self._run_id_logged = False

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError, UserError
 from avvp_dist.experiments.recipe import RunConfig, changed_keys, load, result_identity
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
-from avvp_dist.metrics.names import PROTOCOLS, SCORES
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.report.runs import Run, RunGroup
 from avvp_dist.storage import integrity
+from avvp_dist.tasks import TASKS
+from avvp_dist.tasks.base import TaskSection
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import flatten
 
@@ -77,7 +79,7 @@ def read_sweep(sweep: str) -> FinishedSweep:
             raise DataError(f"{url}: not the record of a sweep; expected an object with metric and trials") from None
         runs = [storage.join(folder, "runs", name) for name in names]
         finished = [run for run in runs if storage.exists(storage.join(run, "result.json"))]
-        found = FinishedSweep(finished, metric if metric in SCORES else None, len(names))
+        found = FinishedSweep(finished, metric, len(names))
     if not found.runs:
         raise DataError(f"{folder}: no finished run (no result.json)")
     return found
@@ -134,8 +136,8 @@ def read_settings(runs: Sequence[str]) -> tuple[list[RunGroup], list[str]]:
     keys = _differing_keys([identity for identity, _, _ in groups], [config.recipe for _, config, _ in groups])
     labels = _labels(keys, [config.recipe for _, config, _ in groups])
     settings = [
-        RunGroup(label, of_setting, config.evaluate.protocol, tuple(runs_of))
-        for label, of_setting, (_, config, runs_of) in zip(labels, keys, groups, strict=True)
+        RunGroup(label, of_setting, tuple(runs_of))
+        for label, of_setting, (_, _, runs_of) in zip(labels, keys, groups, strict=True)
     ]
     return settings, notes
 
@@ -182,10 +184,13 @@ def _read(url: str) -> tuple[RunConfig, Run]:
         seed, data, scores = result["seed"], result["data"], result["scores"]
         if not isinstance(seed, int) or not {"fingerprint", "dataset", "synthetic"} <= data.keys() or not scores:
             raise ValueError
-        for scored in (by_protocol for by_split in scores.values() for by_protocol in by_split.values()):
-            figures = [scored["segment_threshold"], scored["video_threshold"]]
-            for view in (scored, scored.get("without_speech")):
-                figures += [view[level][metric] for level, metric in (score.split(".") for score in SCORES)] if view else []
+        task = result["task"]
+        names = [metric["name"] for metric in task["metrics"]]
+        views = [view["name"] for view in task["views"]]
+        if task["view"] not in views or not isinstance(task["name"], str):
+            raise ValueError
+        for scored in (of_view for of_split in scores.values() for of_view in of_split.values()):
+            figures = [*scored["settings"].values(), *(scored["metrics"][name] for name in names)]
             if not all(isinstance(figure, int | float) for figure in figures):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -199,21 +204,33 @@ def _read(url: str) -> tuple[RunConfig, Run]:
 
 
 def _with_videos(url: str, result: Mapping[str, Any]) -> Run:
-    """Return a run with its per-video scores, or with the reason why they are not available."""
+    """Return a run with its statistics per video, or with the reason why they are not available."""
+    section = TASKS.get(result["task"]["name"])
+    if section is None:
+        return Run(url, result, None, f"task {result['task']['name']} is not installed")
     file, remedy = storage.join(url, PER_VIDEO), f"`avvp evaluate {url}` writes it"
     if not storage.exists(file):
         return Run(url, result, None, f"{file}: does not exist; {remedy}")
     try:
-        per_video = PerVideo.from_bytes(integrity.read_listed(url, PER_VIDEO, result), file)
+        per_video = VideoStatistics.from_bytes(integrity.read_listed(url, PER_VIDEO, result), file)
     except DataError as error:
         return Run(url, result, None, f"{error}; {remedy} again")
-    for split, protocols in result["scores"].items():
-        for protocol in PROTOCOLS:
-            scores = per_video.scores(split, protocol, "segment", "type")
-            recorded = protocols.get(protocol, {}).get("segment", {}).get("type")
-            if recorded is not None and (scores is None or not abs(float(np.mean(scores)) - recorded) <= 1e-6):
+    metric = result["task"]["default_metric"]
+    for split, views in result["scores"].items():
+        for view, scored in views.items():
+            statistics = per_video.values.get((split, view))
+            if statistics is None or not _agree(section, statistics, metric, scored["metrics"][metric]):
                 return Run(url, result, None, f"{file}: belongs to another network than result.json; {remedy} again")
     return Run(url, result, per_video)
+
+
+def _agree(section: type[TaskSection], statistics: NDArray[np.float64], metric: str, recorded: float) -> bool:
+    """Return whether the statistics per video give the recorded value of a metric."""
+    try:
+        found = section.recompute(statistics, np.ones((1, len(statistics))), metric)
+    except (ValueError, IndexError):  # statistics of another number of columns
+        return False
+    return bool(abs(float(found[0]) - recorded) <= _TOLERANCE)
 
 
 def _setting_identity(config: RunConfig, run: Run) -> dict[str, Any]:

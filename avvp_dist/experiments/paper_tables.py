@@ -11,8 +11,8 @@ from avvp_dist.config import KeyValue, Section, Text, parse_yaml, validate
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, describe_changes, load
 from avvp_dist.experiments.shipped import read_yaml, shipped
-from avvp_dist.metrics.names import Level, Metric, Protocol
 from avvp_dist.report.published import Figures
+from avvp_dist.text.suggest import did_you_mean
 
 _FOLDER = "tables"  # of the shipped tables
 
@@ -28,13 +28,6 @@ _RESERVED = {
 }
 
 
-class Published(Section):
-    """Published figures of one row, in percent."""
-
-    segment: Figures = Figures()
-    event: Figures = Figures()
-
-
 class PaperRow(Section):
     """One row of a paper's table: a recipe with overrides, and its published figures."""
 
@@ -44,10 +37,10 @@ class PaperRow(Section):
     """Name of a recipe."""
     overrides: tuple[KeyValue, ...] = ()
     """``key=value`` overrides of the recipe."""
-    protocol: Protocol
-    """Evaluation protocol of the published figures."""
-    published: Published = Published()
-    """Test scores on LLP in percent."""
+    view: str | None = None
+    """View of the task that corresponds to the published figures; null if it is unknown."""
+    published: Figures = Field(default_factory=dict)
+    """Test scores in percent by metric."""
     oracle_noise: float | None = Field(None, ge=0, le=1)
     """For a row trained on segment-level labels: on synthetic data these are the ground truth with this fraction of labels
     flipped, instead of the paper's labels; on real data they are given by ``--set data.refined=FILE``. null: weak labels."""
@@ -64,22 +57,12 @@ class PaperTable(Section):
     """Paper and number of the table."""
     note: Text = ""
     """What a reader must know to compare the figures, e.g. protocol, or settings that the paper does not state."""
-    columns: dict[Level, tuple[Metric, ...]]
-    """Metrics that the paper's table shows at each level."""
     rows: tuple[PaperRow, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _coherent(self) -> PaperTable:
         labels = [row.label for row in self.rows]
         problems = [f"rows: label {label!r} is duplicated" for label in dict.fromkeys(labels) if labels.count(label) > 1]
-        shown = {(level, metric) for level, metrics in self.columns.items() for metric in metrics}
-        problems += [
-            f"row {row.label!r}: {level}.{metric} is published but not in columns"
-            for row in self.rows
-            for level, figures in row.published.model_dump(exclude_none=True).items()
-            for metric in figures
-            if (level, metric) not in shown
-        ]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -124,6 +107,13 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
+        names = [metric.name for metric in config.task.metrics]
+        problems += [
+            f"row {row.label!r}: published: unknown metric {name!r}{did_you_mean(name, names)} "
+            f"Valid names: {', '.join(names)}"
+            for name in row.published
+            if name not in names
+        ]
         conflicts = describe_changes(reordered.model_dump(), config.model_dump())
         problems += [f"row {row.label!r} (there) sets this key itself: {line}" for line in conflicts]
         found.append(config)

@@ -31,8 +31,10 @@ from avvp_dist.loading.split import DataConfig
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
 from avvp_dist.storage.config import StorageConfig
+from avvp_dist.tasks import DEFAULT_TASK, MOVED_KEYS, TaskConfig
+from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import TrackingConfig
-from avvp_dist.train.evaluate import EvaluateConfig
+from avvp_dist.train.evaluate import LAST, EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
@@ -41,8 +43,16 @@ _FOLDER = "recipes"  # of the shipped recipes
 S = TypeVar("S", bound=Section)
 
 # the key that a bare value stands for: launch=ray is launch.name=ray
-_SHORTHAND = {"data": "url", "model": "name", "method": "name", "optim": "name", "tracking": "name", "launch": "name"}
-_VARIANTS = ("model", "method")  # sections whose name selects a class with keys of its own
+_SHORTHAND = {
+    "data": "url",
+    "task": "name",
+    "model": "name",
+    "method": "name",
+    "optim": "name",
+    "tracking": "name",
+    "launch": "name",
+}
+_VARIANTS = ("task", "model", "method")  # sections whose name selects a class with keys of its own
 # by section, keys that do not change the results
 _EXECUTION_KEYS = {
     "": ("tracking", "launch", "store", "storage"),
@@ -102,6 +112,7 @@ class RunConfig(Section):
     store: Url | None = None
     """Folder or URL of finished stages, which several runs can share; null for <output>/stages."""
     data: DataConfig = DataConfig()
+    task: TaskConfig = Field(default_factory=DEFAULT_TASK)
     model: ModelConfig
     method: MethodConfig
     train: TrainConfig = TrainConfig()
@@ -110,6 +121,25 @@ class RunConfig(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _check_task(self) -> RunConfig:
+        names = [metric.name for metric in self.task.metrics]
+        select = self.evaluate.select
+        problems = [
+            f"{kind} {section.name!r} cannot be used for task {self.task.name!r}: {reason}"
+            for kind, section, background in (
+                ("network", self.model, self.model.background),
+                ("method", self.method, None),
+            )
+            if (reason := self.task.unsuitable(section.tracks, background))
+        ]
+        if select not in (None, LAST, *names):
+            hint = did_you_mean(str(select), names)
+            problems.append(f"evaluate.select: unknown metric {select!r}{hint} Valid names: {', '.join(names)}, {LAST}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, without credentials; `load` accepts it as a recipe."""
@@ -182,13 +212,36 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     name, text = read_yaml(recipe, "recipe", _FOLDER)
     content = parse_yaml(text, recipe)
+    content = present_keys(content)
     content.setdefault("recipe", name)
-    merged = merge(content, parse_overrides(overrides), _SHORTHAND, _VARIANTS)
+    merged = merge(content, _present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS)
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
     config = validate(RunConfig, merged, f"recipe {recipe}")
     for warning in _variant_warnings(content, merged):
         _warn_once(warning)
     return config
+
+
+def present_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a recipe or config.yaml of an earlier version with the present names of keys."""
+    renamed = dict(content)
+    for old, new in MOVED_KEYS.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if isinstance(renamed.get(section), Mapping) and key in renamed[section]:
+            values = dict(renamed[section])
+            renamed[new_section] = {**renamed.get(new_section, {}), new_key: values.pop(key)}
+            renamed[section] = values
+    return renamed
+
+
+def _present_paths(overrides: Sequence[tuple[tuple[str, ...], Any]]) -> list[tuple[tuple[str, ...], Any]]:
+    found = []
+    for path, value in overrides:
+        new = MOVED_KEYS.get(".".join(path))
+        if new:
+            _warn_once(f"{'.'.join(path)} is now {new}")
+        found.append((tuple(new.split(".")) if new else path, value))
+    return found
 
 
 @functools.cache

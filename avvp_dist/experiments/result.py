@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -16,19 +17,19 @@ from typing import Any
 import torch
 
 from avvp_dist import storage
+from avvp_dist.config import parse_yaml
 from avvp_dist.dist.runtime import Runtime, named_device
 from avvp_dist.errors import DataError
-from avvp_dist.experiments.recipe import RunConfig
+from avvp_dist.experiments.recipe import RunConfig, present_keys
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import Levels, compare_labels, refinement_row
-from avvp_dist.metrics.names import LEVELS
-from avvp_dist.metrics.parsing import Probabilities
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.shards.index import Index, Labels, LeftOut
 from avvp_dist.storage import integrity
+from avvp_dist.tasks.base import Rows, Scores, Task, Tracks, as_content, describe, evaluate
+from avvp_dist.tasks.earlier import present_result
 from avvp_dist.tracking.base import Tracker
-from avvp_dist.train.evaluate import all_scores, decide, scores_of_videos
 from avvp_dist.train.loop import StageResult
 from avvp_dist.train.stages import WEIGHTS, weights_bytes
 
@@ -37,12 +38,13 @@ CONFIG, RESULT = "config.yaml", "result.json"
 _RESTORE = "restore it from a copy, or train the run again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunResult:
     """A run after its last stage.
 
     Attributes:
-        probabilities: predictions of the best network, by evaluated split.
+        task: the run's task.
+        rows: outputs of the best network, by evaluated split.
         trained, collected: results of the stages by their names, in order.
         given: the refined labels of ``data.refined``, if any.
         left_out: bad videos that the run left out.
@@ -53,7 +55,8 @@ class RunResult:
     config: RunConfig
     index: Index
     labels: Mapping[str, Labels]
-    probabilities: Mapping[str, Probabilities]
+    task: Task
+    rows: Mapping[str, Rows]
     trained: Mapping[str, StageResult]
     collected: Mapping[str, Any]
     cross_modal: bool
@@ -106,18 +109,21 @@ class RunResult:
             },
             "best": self.final.best,
             "evaluation": {"cross_modal": self.cross_modal},  # together with config.yaml, enough to score the model again
-            "scores": {
-                name: all_scores(found, self.labels[name], config.evaluate, index.classes)
-                for name, found in self.probabilities.items()
-            },
+            "task": describe(self.task),
+            "scores": {name: as_content(self.task, scores) for name, scores in self.scores.items()},
             **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
             "artifacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
             "provenance": dict(self.provenance),
         }
 
-    def per_video(self) -> PerVideo:
-        """Return the per-video scores whose means are the scores in result.json."""
-        return scores_of_videos(self.probabilities, self.labels, self.config.evaluate, self.index.classes)
+    @functools.cached_property
+    def scores(self) -> dict[str, dict[str, Scores]]:
+        """Scores of each evaluated split under each view."""
+        return {name: evaluate(self.task, rows, truth_of(self.labels[name])) for name, rows in self.rows.items()}
+
+    def per_video(self) -> VideoStatistics:
+        """Return the statistics per video, from which the scores in result.json follow."""
+        return statistics_of(self.scores, {name: self.labels[name].ids for name in self.scores})
 
     def publish(self, result: Mapping[str, Any], tracker: Tracker) -> dict[str, Any]:
         """Write and track all results, result.json last: it lists the checksums of the files that are read later.
@@ -145,7 +151,7 @@ class RunResult:
         storage.write_bytes(storage.join(output, CONFIG), config)
         storage.write_text(storage.join(output, RESULT), json.dumps(result, indent=1))
         tracker.text(RESULT, json.dumps(result, indent=1))
-        tracker.metrics(_final_metrics(self.config, result), step=0)
+        tracker.metrics(_final_metrics(result), step=0)
         return result
 
     def _draw(self, folder: Path, history: list[dict[str, Any]], result: Mapping[str, Any]) -> list[Path]:
@@ -159,9 +165,8 @@ class RunResult:
             classes=self.index.classes,
             history=history,
             result=result,
-            protocol=self.config.evaluate.protocol,
             truth=self.labels["test"],
-            predicted=decide(self.probabilities["test"], self.config.evaluate),
+            predicted=self.task.predict(self.rows["test"], self.task.view),
             removed=self.removed(),
         )
 
@@ -174,7 +179,7 @@ def read_result(output: str) -> dict[str, Any]:
         DataError: it is damaged.
     """
     try:
-        return integrity.read_sealed(storage.join(output, RESULT))
+        return _present(output, integrity.read_sealed(storage.join(output, RESULT)))
     except DataError as error:
         raise DataError([f"{problem}; {_RESTORE}" for problem in error.problems]) from None
 
@@ -182,12 +187,22 @@ def read_result(output: str) -> dict[str, Any]:
 def finished(output: str) -> dict[str, Any] | None:
     """Return the result as `read_result`; None if there is none or, with a warning, if it is damaged."""
     try:
-        return integrity.read_sealed(storage.join(output, RESULT))
+        return _present(output, integrity.read_sealed(storage.join(output, RESULT)))
     except FileNotFoundError:
         return None
     except DataError as error:
         LOGGER.warning("%s; the run is scored again", error)
         return None
+
+
+def _present(output: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result in the present form, if an earlier version wrote it."""
+
+    def settings() -> Mapping[str, Any]:
+        url = storage.join(output, CONFIG)
+        return present_keys(parse_yaml(storage.read_text(url), url)).get("task", {})
+
+    return present_result(result, settings)
 
 
 def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -204,6 +219,18 @@ def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) ->
             problems += error.problems
     if problems:
         raise DataError([f"{problem}; {_RESTORE}" for problem in problems])
+
+
+def truth_of(labels: Labels) -> Tracks:
+    """Return the ground truth of an evaluated split."""
+    assert labels.truth is not None  # experiments.run.open_data refuses data without it
+    return labels.truth
+
+
+def statistics_of(scores: Mapping[str, Mapping[str, Scores]], ids: Mapping[str, tuple[str, ...]]) -> VideoStatistics:
+    """Return the statistics per video of all splits and views."""
+    values = {(split, view): of_view.statistics for split, views in scores.items() for view, of_view in views.items()}
+    return VideoStatistics(ids, values)
 
 
 def provenance(index: Index, config: RunConfig, runtime: Runtime) -> dict[str, Any]:
@@ -238,13 +265,13 @@ def _commit() -> str | None:
     return commit + ("-dirty" if status else "")
 
 
-def _final_metrics(config: RunConfig, result: Mapping[str, Any]) -> dict[str, float]:
-    """Return the final metrics under the run's own protocol, with names that sort well in MLflow's table."""
+def _final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the final metrics under the task's own view, with names that sort well in MLflow's table."""
+    task = result["task"]
     found: dict[str, float] = {}
-    for split, protocols in result["scores"].items():
-        scores = protocols[config.evaluate.protocol]
-        for level in LEVELS:
-            found |= {f"{split}/{level}.{name}": value for name, value in scores[level].items()}
-            without = scores.get("without_speech", {}).get(level, {})
-            found |= {f"{split}_without_speech/{level}.{name}": value for name, value in without.items()}
+    for split, views in result["scores"].items():
+        for view in task["views"]:
+            if task["view"] in (view["name"], view["of"]):
+                prefix = f"{split}_{view['subset']}" if view["subset"] else split
+                found |= {f"{prefix}/{name}": value for name, value in views[view["name"]]["metrics"].items()}
     return found

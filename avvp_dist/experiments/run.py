@@ -18,16 +18,25 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.callbacks import RunCallback
-from avvp_dist.experiments.recipe import RunConfig, describe_changes, result_identity, stage_config
-from avvp_dist.experiments.result import CONFIG, RESULT, RunResult, check_files, finished, provenance
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, present_keys, result_identity, stage_config
+from avvp_dist.experiments.result import (
+    CONFIG,
+    RESULT,
+    RunResult,
+    check_files,
+    finished,
+    provenance,
+    statistics_of,
+    truth_of,
+)
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
 from avvp_dist.methods.base import Method
-from avvp_dist.metrics.parsing import Probabilities
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut, read_labels
 from avvp_dist.shards.quarantine import exclude, inspect
-from avvp_dist.train.evaluate import all_scores, predict, scores_of_videos
+from avvp_dist.tasks.base import Rows, Task, as_content, evaluate
+from avvp_dist.train.evaluate import predict
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 
 LOGGER = logging.getLogger(__name__)
@@ -73,6 +82,7 @@ def _train(
     }
     if refined is not None:
         splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
+    task = config.task.build(index.classes)
     callback = RunCallback(config, provenance(index, config, runtime), rank_0)
     try:
         runner = StageRunner(
@@ -82,6 +92,7 @@ def _train(
             train=config.train,
             optim=config.optim,
             evaluate=config.evaluate,
+            task=task,
             build=lambda: _build_network(config, index),
             splits=splits,
             runtime=runtime,
@@ -91,12 +102,13 @@ def _train(
         final = method.stages[-1]
         model = _build_network(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
-        probabilities = {name: _predict(model, splits[name], config, runtime, final.cross_modal) for name in EVALUATED}
+        rows = {name: _predict(model, splits[name], task, config, runtime, final.cross_modal) for name in EVALUATED}
         outcome = RunResult(
             config=config,
             index=index,
             labels=labels,
-            probabilities=probabilities,
+            task=task,
+            rows=rows,
             trained=trained,
             collected=collected,
             cross_modal=final.cross_modal,
@@ -125,11 +137,11 @@ class Evaluation:
 
     Attributes:
         scores: in the form of ``scores`` in result.json.
-        per_video: the per-video scores, of which they are means.
+        per_video: the statistics per video, from which they follow.
     """
 
     scores: dict[str, Any]
-    per_video: PerVideo
+    per_video: VideoStatistics
 
 
 def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
@@ -160,12 +172,15 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
     if cross_modal is None:
         cross_modal = _build_method(config, index).stages[-1].cross_modal
     labels, _ = _exclude_bad_videos(config, index, {name: labels[name] for name in EVALUATED}, runtime)
+    task = config.task.build(index.classes)
     found = {}
     for name in EVALUATED:
         with closing(_open_split(config, index, labels[name], runtime)) as split:
-            found[name] = _predict(model, split, config, runtime, cross_modal)
-    scores = {name: all_scores(found[name], labels[name], config.evaluate, index.classes) for name in EVALUATED}
-    return Evaluation(scores, scores_of_videos(found, labels, config.evaluate, index.classes))
+            found[name] = evaluate(task, _predict(model, split, task, config, runtime, cross_modal), truth_of(labels[name]))
+    return Evaluation(
+        {name: as_content(task, scores) for name, scores in found.items()},
+        statistics_of(found, {name: labels[name].ids for name in found}),
+    )
 
 
 def _recorded_cross_modal(config: RunConfig) -> bool | None:
@@ -218,8 +233,10 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
     problems += [
         f"split {name}: no segment annotations, which scoring needs"
         for name in EVALUATED
-        if name in labels and (labels[name].audio is None or labels[name].visual is None)
+        if name in labels and labels[name].truth is None
     ]
+    if index.task != config.task.name:
+        problems.append(f"a data set for task {index.task}: recipe {config.recipe} is for task {config.task.name}")
     if config.data.dataset not in (None, index.dataset):
         problems.append(f"data set {index.dataset}: recipe {config.recipe} requires {config.data.dataset} (data.dataset)")
     available = [stream.name for stream in index.streams]
@@ -322,10 +339,13 @@ def _build_network(config: RunConfig, index: Index) -> nn.Module:
     return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
 
 
-def _predict(model: nn.Module, split: SplitReader, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:
+def _predict(
+    model: nn.Module, split: SplitReader, task: Task, config: RunConfig, runtime: Runtime, cross_modal: bool
+) -> Rows:
     return predict(
         model,
         split,
+        task,
         runtime,
         cross_modal=cross_modal,
         batch_size=config.evaluate.batch_size,
@@ -346,7 +366,7 @@ def _write_config(config: RunConfig) -> None:
     url = storage.join(config.output, CONFIG)
     if storage.exists(url):
         try:
-            existing = parse_yaml(storage.read_text(url), url)
+            existing = present_keys(parse_yaml(storage.read_text(url), url))
         except (ConfigError, DataError) as error:
             raise ConfigError(
                 f"{url}: damaged ({error}); restore it, choose another output, or delete this folder"

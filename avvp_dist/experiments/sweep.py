@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import KeyValue, Section, Text, assignment, parse_yaml, validate
@@ -18,7 +18,6 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.recipe import RunConfig, absolute_overrides, absolute_value, load, run_folder
 from avvp_dist.experiments.search_space import Dimension, SchedulerConfig, SearchConfig
 from avvp_dist.experiments.shipped import read_yaml, shipped
-from avvp_dist.metrics.names import DEFAULT_SCORE, SCORES
 from avvp_dist.text.suggest import did_you_mean
 
 _FOLDER = "sweeps"  # of the shipped sweeps
@@ -43,10 +42,10 @@ class SweepConfig(Section):
     """Swept keys, e.g. method.temperature, and their values."""
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     """Every setting is trained with each of these seeds."""
-    metric: str = DEFAULT_SCORE
-    """Score on val, under the recipe's protocol, by which settings are ranked; the best epoch counts."""
-    mode: Literal["max", "min"] = "max"
-    """Whether the metric is to be maximized or minimized."""
+    metric: Text | None = None
+    """Metric on val, under the task's own view, that the sweep optimizes; null for the task's default metric."""
+    mode: Literal["max", "min"] | None = None
+    """Whether the metric is to be maximized or minimized; null for the direction of the metric."""
     search: SearchConfig = SearchConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     cpus_per_trial: float = Field(1.0, gt=0)
@@ -59,14 +58,6 @@ class SweepConfig(Section):
     """Time limit of the sweep; trials that are running then stop and can be resumed."""
     trials: int | None = Field(None, ge=1)
     """Maximum number of trials in total; each seed of a setting counts."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        if metric not in SCORES:
-            hint = did_you_mean(metric, SCORES)
-            raise ValueError(f"unknown score {metric!r}{hint} Valid names: {', '.join(SCORES)}")
-        return metric
 
     @model_validator(mode="after")
     def _coherent(self) -> SweepConfig:
@@ -148,8 +139,23 @@ def with_changes(content: dict[str, Any], changes: Mapping[str, Any], source: st
     return validate(SweepConfig, content, source)
 
 
+def with_metric(sweep: SweepConfig, base: RunConfig) -> SweepConfig:
+    """Return the sweep with metric and mode set, from the task of its recipe if the sweep file sets none.
+
+    Raises:
+        ConfigError: the task has no such metric.
+    """
+    metrics = {metric.name: metric for metric in base.task.metrics}
+    name = sweep.metric or base.task.default_metric
+    if name not in metrics:
+        hint = did_you_mean(name, metrics)
+        raise ConfigError(f"metric: task {base.task.name} has no metric {name!r}{hint} Valid names: {', '.join(metrics)}")
+    mode = sweep.mode or ("max" if metrics[name].higher_is_better else "min")
+    return sweep.model_copy(update={"metric": name, "mode": mode})
+
+
 def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
-    """Return a sweep and the user's overrides with all local paths made absolute: trials run and resume in other folders.
+    """Return a sweep with its metric, and the user's overrides, with absolute local paths: trials run in other folders.
 
     Relative paths in the recipe file, or in defaults, become overrides of the sweep.
 
@@ -168,7 +174,7 @@ def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[S
         )
     space = {key: _absolute(key, dimension) for key, dimension in sweep.space.items()}
     own += [assignment(key, value) for key, value in moved.items()]
-    return sweep.model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), given
+    return with_metric(sweep, base).model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), given
 
 
 def _absolute(key: str, dimension: Dimension) -> Dimension:

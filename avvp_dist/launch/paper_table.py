@@ -265,7 +265,6 @@ def _facts(name: str, table: PaperTable, first: _Row, seeds: Sequence[int], sett
         "title": table.title,
         "source": table.source,
         "note": table.note,
-        "columns": {level: list(metrics) for level, metrics in table.columns.items()},
         "split": "test",
         "data": first.data,
         "seeds": list(seeds),
@@ -281,6 +280,5 @@ def _row(
     content = table.rows[row].model_dump(exclude={"oracle_noise"})
     content["labels"] = rows[row].labels
     content["data"] = None if rows[row].data == rows[0].data else rows[row].data
-    content["published"] = table.rows[row].published.model_dump(exclude_none=True)
-    ours = summary([result for _, result in found], found[0][0].config.evaluate.protocol) if found else None
+    ours = summary([result for _, result in found]) if found else None
     return content | {"ours": ours, "runs": [run.config.output for run, _ in found]}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from avvp_dist import storage
 from avvp_dist.dist.world import rank
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, load
-from avvp_dist.experiments.sweep import SweepConfig
+from avvp_dist.experiments.sweep import SweepConfig, with_metric
 from avvp_dist.launch import ray_environment, ray_job
 from avvp_dist.shards import worker_pool
 from avvp_dist.storage import locks
@@ -52,6 +52,7 @@ def launch_sweep(name: str, spec: SweepConfig, overrides: Sequence[str], output:
     """
     overrides = [redact_setting(override) for override in overrides]
     base = load(spec.recipe, [*spec.overrides, *overrides])
+    spec = with_metric(spec, base)
     check_address(base.tracking)
     if ray_job.submission_id():
         _refuse_job_folder(base, output)
@@ -82,7 +83,9 @@ def pack_pool(name: str, wait: float = LaunchConfig().wait) -> worker_pool.OpenP
 
 def plan_sweep(spec: SweepConfig, overrides: Sequence[str], output: str) -> SweepPlan:
     """Return what `launch_sweep` would do, see `launch.sweep_plan.plan`."""
-    check_address(load(spec.recipe, [*spec.overrides, *overrides]).tracking)
+    base = load(spec.recipe, [*spec.overrides, *overrides])
+    spec = with_metric(spec, base)
+    check_address(base.tracking)
     ray_environment.prepare()
     from avvp_dist.launch import sweep_plan
 

@@ -124,9 +124,7 @@ class SweepRecorder(tune.Callback):
         row: dict[str, Any] = {"name": name, "setting": point, "label": label(point), "seed": seed, "status": "pending"}
         result, scores = finished(folder), storage.join(folder, SCORES)
         if result:
-            protocol = self._trial(point, seed).config.evaluate.protocol
-            score = final_score(result, protocol, self._sweep.metric)
-            return row | {"status": "finished", "score": score}
+            return row | {"status": "finished", "score": final_score(result, self._sweep.metric)}
         if storage.exists(scores):
             known = json.loads(storage.read_text(scores))
             row |= {"score": max(known.values()) if self._sweep.mode == "max" else min(known.values()), "epochs": len(known)}

@@ -112,7 +112,7 @@ def run_trial(chosen: Mapping[str, Any], *, context: TrialContext) -> None:
         if storage.exists(failure):  # a retry by Tune, which would fail in the same way
             raise AvvpError(json.loads(storage.read_text(failure)))
         try:
-            score = final_score(_result(config, context, population), config.evaluate.protocol, context.sweep.metric)
+            score = final_score(_result(config, context, population), context.sweep.metric)
         except AvvpError as error:
             storage.write_text(failure, json.dumps(str(error)))
             raise
@@ -126,10 +126,9 @@ def chosen_point(chosen: Mapping[str, Any], sweep: SweepConfig) -> tuple[SweepPo
     return applicable(sweep, chosen), sweep.seeds[chosen["__trial_index__"]]
 
 
-def final_score(result: Mapping[str, Any], protocol: str, metric: str) -> float:
-    """Return the val score of a finished run's best epoch; ``metric`` is level and name, e.g. segment.type."""
-    level, name = metric.split(".")
-    return result["scores"]["val"][protocol][level][name]
+def final_score(result: Mapping[str, Any], metric: str | None) -> float:
+    """Return a metric of a finished run's best epoch on val, under the task's own view."""
+    return result["scores"]["val"][result["task"]["view"]]["metrics"][metric]
 
 
 def _result(config: RunConfig, context: TrialContext, population: bool) -> Mapping[str, Any]:
@@ -159,7 +158,7 @@ def reserve_driver_cpus(launch: LaunchConfig) -> LaunchConfig:
 class _ScoreReporter:
     """Collects the score of each epoch of the last stage: for reports to Tune, and in a file of the run."""
 
-    def __init__(self, config: RunConfig, metric: str) -> None:
+    def __init__(self, config: RunConfig, metric: str | None) -> None:
         self.stage = planned_stages(config)[-1].stage.name
         self._url = storage.join(config.output, SCORES)
         self._metric = f"val/{metric}"

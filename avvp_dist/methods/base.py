@@ -18,7 +18,7 @@ from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.types import Batch, ForwardOptions, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, ForwardOptions, Outputs, Targets, TrainPosition
 
 
 class Stage(ABC):
@@ -155,10 +155,12 @@ class MethodSection(Section, ABC):
     Attributes:
         name: selects the method in a recipe; the key of `methods.METHODS`.
         segment_labels: whether the method needs segment-level labels, [B,T,C] in ``batch.refined``, from ``data.refined``.
+        tracks: whose labels the method trains on, see `tasks.base.TaskSection`; None for those of any task.
     """
 
     name: str
     segment_labels: ClassVar[bool] = False
+    tracks: ClassVar[tuple[str, ...] | None] = MODALITIES
 
     @abstractmethod
     def build(self, classes: Sequence[str], segments: int) -> Method:

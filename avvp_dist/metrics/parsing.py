@@ -6,9 +6,7 @@ use too. Each is a mean over videos, so that all videos have the same weight, ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +15,6 @@ from avvp_dist.metrics.names import KINDS, LEVELS, PROTOCOLS, Protocol
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
-
-_SPEECH = "Speech"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +30,6 @@ class Scores:
     segment: dict[str, float]
     event: dict[str, float]
     per_video: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Probabilities:
-    """A network's probabilities for a split.
-
-    Attributes:
-        video: [N,C], event in the video, in either modality.
-        audio, visual: [N,C], event in that modality of the video.
-        segments: [N,T,2,C], event in that second and modality; audio, then visual.
-    """
-
-    video: Floats
-    audio: Floats
-    visual: Floats
-    segments: Floats
 
 
 def score(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> Scores:
@@ -108,10 +88,10 @@ def apply_protocol(
     """Return predicted events: seconds whose probability reaches the threshold, in videos that pass the protocol's filter.
 
     Args:
-        video: [N,C], probabilities, see `Probabilities`.
-        audio: [N,C].
-        visual: [N,C].
-        segments: [N,T,2,C].
+        video: [N,C], probability of an event in the video, in either modality.
+        audio: [N,C], probability of an event in the audio of the video.
+        visual: [N,C], the same of the frames.
+        segments: [N,T,2,C], probability of an event in that second and modality; audio, then visual.
         protocol: ``joint``: the video's joint probability must reach ``video_threshold`` (HAN); ``modality``: that of the
             modality (MA, JoMoLD); ``none``: no filter.
         segment_threshold: smallest probability of a second that counts as a prediction.
@@ -137,97 +117,6 @@ def apply_protocol(
     heads = (video, video) if protocol == "joint" else (audio, visual)
     passed = [(head >= video_threshold)[:, None] for head in heads]
     return active[:, :, 0] & passed[0], active[:, :, 1] & passed[1]
-
-
-def evaluate(
-    probabilities: Probabilities,
-    true_audio: Bools,
-    true_visual: Bools,
-    classes: Sequence[str],
-    protocol: Protocol,
-    segment_threshold: float = 0.5,
-    video_threshold: float = 0.5,
-) -> dict[str, Any]:
-    """Compute everything that is reported under one protocol, ready for JSON.
-
-    Args:
-        probabilities: of the network.
-        true_audio: annotated audio events, bool [N,T,C].
-        true_visual: annotated visual events, bool [N,T,C].
-        classes: names of the C classes.
-        protocol: see `apply_protocol`.
-        segment_threshold: see `apply_protocol`.
-        video_threshold: see `apply_protocol`.
-
-    Returns:
-        ``segment_threshold``, ``video_threshold``, ``segment`` and ``event`` (as in `Scores`), ``without_speech`` with the
-        same two (only if Speech is one of the classes; it alone determines much of the official visual score), and
-        ``per_class``: class -> level -> kind -> percent, None for a class that is never true or predicted.
-
-    Raises:
-        ValueError: an unknown protocol, or shapes that do not fit together.
-    """
-    counts = _count_under(probabilities, true_audio, true_visual, classes, protocol, segment_threshold, video_threshold)
-    overall = _scores(counts)
-    result: dict[str, Any] = {
-        "segment_threshold": segment_threshold,
-        "video_threshold": video_threshold,
-        "segment": overall.segment,
-        "event": overall.event,
-    }
-    others = _without_speech(classes)
-    if others is not None:
-        without = _scores(counts[..., others])
-        result["without_speech"] = {"segment": without.segment, "event": without.event}
-    pooled = _per_class(counts)
-    result["per_class"] = {
-        name: {level: {kind: _number(pooled[level][kind][c]) for kind in KINDS} for level in LEVELS}
-        for c, name in enumerate(classes)
-    }
-    return result
-
-
-def per_video(
-    probabilities: Probabilities,
-    true_audio: Bools,
-    true_visual: Bools,
-    classes: Sequence[str],
-    protocol: Protocol,
-    segment_threshold: float = 0.5,
-    video_threshold: float = 0.5,
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Compute the scores per video, whose means `evaluate` reports. Arguments and errors are the same.
-
-    Returns:
-        `Scores.per_video` [N,8] over all classes, and without Speech (None if Speech is not one of the classes).
-    """
-    counts = _count_under(probabilities, true_audio, true_visual, classes, protocol, segment_threshold, video_threshold)
-    others = _without_speech(classes)
-    return _scores(counts).per_video, None if others is None else _scores(counts[..., others]).per_video
-
-
-def _count_under(
-    probabilities: Probabilities,
-    true_audio: Bools,
-    true_visual: Bools,
-    classes: Sequence[str],
-    protocol: Protocol,
-    segment_threshold: float,
-    video_threshold: float,
-) -> NDArray[np.int64]:
-    """Like `_count`, for the predictions under a protocol."""
-    p = probabilities
-    predicted = apply_protocol(p.video, p.audio, p.visual, p.segments, protocol, segment_threshold, video_threshold)
-    counts = _count(*predicted, true_audio, true_visual)
-    if len(classes) != counts.shape[-1]:
-        raise ValueError(f"classes: expected {counts.shape[-1]} names, got {len(classes)}")
-    return counts
-
-
-def _without_speech(classes: Sequence[str]) -> list[int] | None:
-    """Return the numbers of the other classes if Speech is one of the classes, else None."""
-    others = [number for number, name in enumerate(classes) if name != _SPEECH]
-    return others if len(others) < len(classes) else None
 
 
 def _count(pred_audio: Bools, pred_visual: Bools, true_audio: Bools, true_visual: Bools) -> NDArray[np.int64]:
@@ -308,7 +197,3 @@ def _per_class(counts: NDArray[np.int64]) -> dict[str, dict[str, NDArray[np.floa
 
 def _f1(hits: NDArray[np.int64], totals: NDArray[np.int64], empty: float) -> NDArray[np.float64]:
     return np.divide(2 * hits, totals, out=np.full(hits.shape, empty), where=totals > 0)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""The scores of every video, stored next to result.json for paired tests; the scores in result.json are their means."""
+"""Statistics of every video, stored next to result.json for paired tests; the metrics in result.json follow from them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,35 @@ from numpy.typing import NDArray
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.metrics.names import KINDS, LEVELS
 
 FILE = "per_video.npz"
-_COLUMNS = ("audio", "visual", "event", "audio_visual")  # of each level, as in `metrics.parsing.Scores.per_video`
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class PerVideo:
-    """F-scores of the videos of each evaluated split.
+class VideoStatistics:
+    """Statistics of the videos of each evaluated split; the run's task computes metrics from them.
 
     Attributes:
         ids: ids of the N videos of each split, in the order of the rows.
-        values: (split, protocol, without Speech) -> F-scores in 0..1, float64 [N,8], as returned by
-            `metrics.parsing.per_video`.
+        values: (split, view) -> float64 [N,S], see `tasks.base.Scores.statistics`.
     """
 
     ids: Mapping[str, tuple[str, ...]]
-    values: Mapping[tuple[str, str, bool], Floats]
-
-    def scores(self, split: str, protocol: str, level: str, metric: str, without_speech: bool = False) -> Floats | None:
-        """Return scores in percent, whose mean is the official score, [N]; None if there are none."""
-        values = self.values.get((split, protocol, without_speech))
-        if values is None:
-            return None
-        start = len(_COLUMNS) * LEVELS.index(level)
-        columns = dict(zip(_COLUMNS, 100 * values.T[start : start + len(_COLUMNS)], strict=True))
-        return np.mean([columns[kind] for kind in KINDS], axis=0) if metric == "type" else columns[metric]
+    values: Mapping[tuple[str, str], Floats]
 
     def to_bytes(self) -> bytes:
         """Serialize as an .npz that is readable without pickle; the same content gives the same bytes."""
         arrays = {f"{split}/ids": np.array(ids) for split, ids in self.ids.items()}
-        for (split, protocol, without_speech), scores in self.values.items():
-            arrays[_name(split, protocol, without_speech)] = scores
+        for (split, view), statistics in self.values.items():
+            arrays[f"{split}/{view}"] = statistics
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
 
     @classmethod
-    def load(cls, url: str) -> PerVideo:
+    def load(cls, url: str) -> VideoStatistics:
         """Read the result of `to_bytes`.
 
         Raises:
@@ -61,27 +49,24 @@ class PerVideo:
         return cls.from_bytes(storage.read_bytes(url), url)
 
     @classmethod
-    def from_bytes(cls, content: bytes, url: str) -> PerVideo:
+    def from_bytes(cls, content: bytes, url: str) -> VideoStatistics:
         """Like `load`; ``url`` names the file in messages."""
         ids: dict[str, tuple[str, ...]] = {}
-        values: dict[tuple[str, str, bool], Floats] = {}
+        values: dict[tuple[str, str], Floats] = {}
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 for name in arrays.files:
-                    split, _, rest = name.partition("/")
-                    if rest == "ids":
+                    split, _, view = name.partition("/")
+                    if view == "ids":
                         ids[split] = tuple(map(str, arrays[name]))
                     else:
-                        protocol, _, without = rest.partition("/")
-                        values[split, protocol, bool(without)] = np.asarray(arrays[name], dtype=np.float64)
+                        values[split, view] = np.asarray(arrays[name], dtype=np.float64)
         except Exception as error:  # a damaged zip file can raise almost any exception
-            raise DataError(f"{url}: not a file of scores per video: {' '.join(str(error).split())[:200]}") from None
-        width = len(LEVELS) * len(_COLUMNS)
-        wrong = [_name(*key) for key, scores in values.items() if scores.shape != (len(ids.get(key[0], ())), width)]
+            raise DataError(f"{url}: not a file of statistics per video: {' '.join(str(error).split())[:200]}") from None
+        width = max((found.shape[-1] for found in values.values() if found.ndim), default=0)
+        wrong = [
+            f"{split}/{view}" for (split, view), found in values.items() if found.shape != (len(ids.get(split, ())), width)
+        ]
         if wrong or not values:
-            raise DataError(f"{url}: not a file of scores per video: {', '.join(wrong) or 'empty'}")
+            raise DataError(f"{url}: not a file of statistics per video: {', '.join(wrong) or 'empty'}")
         return cls(ids, values)
-
-
-def _name(split: str, protocol: str, without_speech: bool) -> str:
-    return f"{split}/{protocol}/without_speech" if without_speech else f"{split}/{protocol}"

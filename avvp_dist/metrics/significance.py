@@ -1,8 +1,8 @@
 """Significance of scores and their differences: confidence intervals, a permutation test, correction for multiple tests.
 
-A score is a mean over videos, obtained with several seeds. A difference between two settings therefore has two sources of
-randomness: the videos in the split, and the seeds. All settings are scored on the same videos, so that videos are paired;
-seeds are not. `compare` reports both separately:
+A score depends on the videos of the split, and is obtained with several seeds. A difference between two settings therefore
+has two sources of randomness: the videos, and the seeds. All settings are scored on the same videos, so that videos are
+paired; seeds are not. `compare` reports both separately:
 
 - *these networks*: only videos vary. States whether the trained networks differ on videos like these.
 - *trained again*: seeds vary too. States whether the settings differ. Needs more than one seed.
@@ -19,7 +19,7 @@ Shape letters: N videos, K seeds, M comparisons, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
+Recompute = Callable[[Floats, Floats], Floats]
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -40,7 +41,7 @@ class Difference:
     Attributes:
         mean: mean score of the setting minus that of the baseline, in the unit of the scores.
         videos: interval for *these networks*: paired bootstrap over videos.
-        videos_p: the same question's two-sided p-value: sign-flip permutation test over videos.
+        videos_p: the same question's two-sided p-value: paired permutation test over videos.
         seeds: interval for the settings *trained again*: videos and seeds; None if either has only one seed.
         seeds_p: two-sided p-value that corresponds to ``seeds``.
     """
@@ -52,8 +53,19 @@ class Difference:
     seeds_p: float | None
 
 
+def mean_of_videos(statistics: Floats, weights: Floats) -> Floats:
+    """Return the weighted means over videos, [R], of a metric that is a mean over videos; see `compare`."""
+    return weights @ statistics[:, 0] / weights.sum(axis=1)
+
+
 def compare(
-    baseline: Floats, others: Sequence[Floats], *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
+    baseline: Floats,
+    others: Sequence[Floats],
+    recompute: Recompute = mean_of_videos,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> list[Difference]:
     """Compare each of several settings with one baseline, on the same videos.
 
@@ -61,8 +73,9 @@ def compare(
     positively correlated, and the intervals are wider than necessary.
 
     Args:
-        baseline: scores of each video from each of the baseline's seeds, [K,N].
-        others: the same of each other setting, [K,N] with its own K, on the same videos in the same order.
+        baseline: statistics of each video from each of the baseline's seeds, [K,N,S].
+        others: the same of each other setting, [K,N,S] with its own K, on the same videos in the same order.
+        recompute: computes the metric from statistics [N,S] for R multisets of the videos, given by weights [R,N], as [R].
         resamples: R, number of draws of each bootstrap and of the permutation test.
         confidence: nominal coverage of the intervals.
         seed: of the draws; the same for every comparison, so that a comparison does not depend on the others.
@@ -73,62 +86,83 @@ def compare(
     Raises:
         ValueError: the shapes do not fit, or there are fewer than two videos.
     """
-    for scores in (baseline, *others):
-        if scores.ndim != 2 or scores.shape[1] != baseline.shape[1] or scores.shape[0] < 1 or scores.shape[1] < 2:
-            raise ValueError(f"scores: expected [K,N] with the baseline's N >= 2 videos, got {list(scores.shape)}")
+    for found in (baseline, *others):
+        if found.ndim != 3 or found.shape[1:] != baseline.shape[1:] or found.shape[0] < 1 or found.shape[1] < 2:
+            raise ValueError(f"statistics: expected [K,N,S] with the baseline's N >= 2 videos, got {list(found.shape)}")
     if not others:
         return []
-    differences = np.stack([scores.mean(axis=0) - baseline.mean(axis=0) for scores in others], axis=1)  # [N,M]
-    means = bootstrap_means(differences, resamples, seed)
-    flipped = sign_flip(differences, resamples, seed)
-    found = []
-    for number, scores in enumerate(others):
-        again = _with_seeds(means[:, number], baseline.mean(axis=1), scores.mean(axis=1), np.random.default_rng([seed, 1]))
-        found.append(
+    once = np.ones((1, baseline.shape[1]))
+    scores = [np.array([recompute(of_seed, once)[0] for of_seed in of]) for of in (baseline, *others)]
+    draws = [bootstrap(of, recompute, resamples, seed) for of in (baseline, *others)]
+    differences = []
+    for other, of_other, drawn in zip(others, scores[1:], draws[1:], strict=True):
+        by_video = drawn - draws[0]
+        again = _with_seeds(by_video, scores[0], of_other, np.random.default_rng([seed, 1]))
+        differences.append(
             Difference(
-                mean=float(differences[:, number].mean()),
-                videos=_percentiles(means[:, number], confidence),
-                videos_p=float(flipped[number]),
+                mean=float(of_other.mean() - scores[0].mean()),
+                videos=_percentiles(by_video, confidence),
+                videos_p=permutation_p(baseline, other, recompute, resamples, seed),
                 seeds=None if again is None else _percentiles(again, confidence),
                 seeds_p=None if again is None else _two_sided(again),
             )
         )
-    return found
+    return differences
 
 
-def bootstrap_means(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return means over N videos drawn with replacement, [R,M]; all M columns of ``values`` [N,M] use the same draws."""
+def bootstrap(statistics: Floats, recompute: Recompute, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Return the metric of N videos drawn with replacement, averaged over the K seeds, [R].
+
+    Settings whose ``statistics`` [K,N,S] have the same N use the same draws.
+    """
     rng = np.random.default_rng([seed, 0])
-    videos = len(values)
+    videos = statistics.shape[1]
     rows = []
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         drawn = rng.integers(videos, size=(size, videos)) + videos * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * videos).reshape(size, videos)
-        rows.append(counts @ values / videos)
+        counts = np.bincount(drawn.ravel(), minlength=size * videos).reshape(size, videos).astype(float)
+        rows.append(np.mean([recompute(of_seed, counts) for of_seed in statistics], axis=0))
     return np.concatenate(rows)
 
 
-def sign_flip(differences: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return two-sided p-values [M] of the paired permutation test, for M columns of differences [N,M].
+def permutation_p(baseline: Floats, other: Floats, recompute: Recompute, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Return the two-sided p-value of the paired permutation test of two settings.
 
-    Under the null hypothesis, the sign of each video's difference is arbitrary. All 2^N choices of signs are enumerated if
-    there are at most ``resamples``; otherwise that many are drawn, and the observed signs are added to them.
+    Under the null hypothesis, it is arbitrary which of the two settings produced a video's statistics, so that they can be
+    swapped. All 2^N choices are enumerated if there are at most ``resamples``; otherwise that many are drawn, and the
+    observed one is added to them. The seeds of a setting are pooled, each with an equal share.
+
+    Args:
+        baseline: statistics of the videos from each seed, [K,N,S].
+        other: the same of the other setting, with its own K.
+        recompute: see `compare`.
+        resamples: number of draws.
+        seed: of the draws.
     """
-    videos = len(differences)
+    videos, counts = baseline.shape[1], (len(baseline), len(other))
+    pooled = np.concatenate([*baseline, *other])  # [KN,S]
+
+    def difference(swapped: Floats) -> Floats:
+        def metric(of_other: Floats) -> Floats:
+            shares = [(1 - of_other) / counts[0]] * counts[0] + [of_other / counts[1]] * counts[1]
+            return recompute(pooled, np.concatenate(shares, axis=1))
+
+        return metric(1 - swapped) - metric(swapped)
+
+    reached = abs(float(difference(np.zeros((1, videos)))[0])) * (1 - 1e-9) - 1e-12  # tolerance for sums in another order
     exact = 2**videos <= resamples
-    observed = np.abs(differences.sum(axis=0))
-    reached = observed * (1 - 1e-9) - 1e-12  # tolerance for sums in another order
     rng = np.random.default_rng([seed, 2])
     total = 2**videos if exact else resamples
-    count = np.zeros(differences.shape[1])
-    for start in range(0, total, _CHUNK):
-        numbers = np.arange(start, min(start + _CHUNK, total))
+    chunk = max(1, _CHUNK // sum(counts))
+    count = 0
+    for start in range(0, total, chunk):
+        numbers = np.arange(start, min(start + chunk, total))
         if exact:
-            positive = (numbers[:, None] >> np.arange(videos)) & 1
+            swapped = (numbers[:, None] >> np.arange(videos)) & 1
         else:
-            positive = rng.integers(2, size=(len(numbers), videos), dtype=np.int8)
-        count += (np.abs((2.0 * positive - 1) @ differences) >= reached).sum(axis=0)
+            swapped = rng.integers(2, size=(len(numbers), videos), dtype=np.int8)
+        count += int((np.abs(difference(swapped.astype(float))) >= reached).sum())
     return count / total if exact else (count + 1) / (total + 1)
 
 

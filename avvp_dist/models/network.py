@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from avvp_dist.config import Section
 from avvp_dist.models.dropout import dropout as drop
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
-from avvp_dist.types import Batch, ForwardOptions, Outputs
+from avvp_dist.types import MODALITIES, Batch, ForwardOptions, Outputs
 
 Shared = TypeVar("Shared")
 
@@ -23,10 +23,14 @@ class NetworkSection(Section, ABC):
     Attributes:
         name: selects the network in a recipe; the key of `models.MODELS`.
         streams: names of the feature streams that the network reads.
+        tracks: what it predicts classes for, see `tasks.base.TaskSection`.
+        background: whether its last class stands for the background.
     """
 
     name: str
     streams: ClassVar[tuple[str, ...]]
+    tracks: ClassVar[tuple[str, ...]] = MODALITIES
+    background: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, dims: Mapping[str, int], classes: int) -> nn.Module:

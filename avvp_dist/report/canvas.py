@@ -15,7 +15,6 @@ from avvp_dist.text.escape import mathtext
 
 # The colors of Okabe and Ito, which color-blind readers can distinguish.
 BLUE, ORANGE, GREEN, PURPLE, RED, SKY, DARK = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#333333"
-COLORS = {"audio": BLUE, "visual": ORANGE, "audio_visual": GREEN, "type": PURPLE, "event": DARK}
 
 DPI = 100
 STYLE: Any = {

@@ -9,11 +9,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from avvp_dist.errors import DataError
-from avvp_dist.metrics.names import DEFAULT_SCORE
 from avvp_dist.metrics.significance import Difference, compare, holm
-from avvp_dist.report.runs import RunGroup
+from avvp_dist.report.runs import RunGroup, TaskInfo, describe_view
+from avvp_dist.tasks import TASKS
+from avvp_dist.tasks.base import Metric
 
 _MAX_LABELS = 4  # settings that a note lists by label
 
@@ -24,45 +26,32 @@ class ComparisonOptions:
 
     Attributes:
         splits: ``val`` and ``test``, or one of them.
-        protocols: evaluation protocols; settings are selected under the first.
-        levels: ``segment`` and ``event``, or one of them.
-        score: level and metric by which settings are selected, tested and plotted, such as ``segment.type``.
-        without_speech: whether to show the scores without Speech as well.
+        views: views to show; settings are selected under the first.
+        groups: groups of metrics to show.
+        metric: name of the metric by which settings are selected, tested and plotted.
         per_class: whether to show the scores of each class as well.
     """
 
     splits: tuple[str, ...]
-    protocols: tuple[str, ...]
-    levels: tuple[str, ...]
-    score: str = DEFAULT_SCORE
-    without_speech: bool = False
+    views: tuple[str, ...]
+    groups: tuple[str, ...]
+    metric: str
     per_class: bool = False
-
-    @property
-    def level(self) -> str:
-        """Level of ``score``."""
-        return self.score.partition(".")[0]
-
-    @property
-    def metric(self) -> str:
-        """Metric of ``score``."""
-        return self.score.partition(".")[2]
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A setting tested against the baseline on one split, under one protocol.
+    """A setting tested against the baseline on one split, under one view.
 
     Attributes:
         videos: number of videos of the split.
-        difference: see `metrics.significance.Difference`, in points of F.
-        videos_p, seeds_p: its p-values after Holm's correction over all tests of the same split, protocol and classes.
+        difference: see `metrics.significance.Difference`, in the unit of the metric.
+        videos_p, seeds_p: its p-values after Holm's correction over all tests of the same split and view.
     """
 
     group: RunGroup
     split: str
-    protocol: str
-    without_speech: bool
+    view: str
     videos: int
     difference: Difference
     videos_p: float
@@ -99,6 +88,16 @@ class Comparison:
     notes: tuple[str, ...]
 
     @property
+    def task(self) -> TaskInfo:
+        """Task of the settings."""
+        return self.baseline.task
+
+    @property
+    def metric(self) -> Metric:
+        """Metric by which settings are selected, tested and plotted."""
+        return self.task.metrics[self.options.metric]
+
+    @property
     def synthetic(self) -> bool:
         """Whether any setting was scored on synthetic data."""
         return any(group.synthetic for group in self.groups)
@@ -126,8 +125,13 @@ def compare_groups(
         notes: further notes for the reader.
 
     Raises:
-        DataError: settings cannot be ranked, because their data differ or they have no scores on val.
+        DataError: the settings are of several tasks, or cannot be ranked, because their data differ or they have no scores
+            on val.
     """
+    tasks = dict.fromkeys(group.task.name for group in groups)
+    if len(tasks) > 1:
+        names = [f"{name}: {', '.join(group.label for group in groups if group.task.name == name)}" for name in tasks]
+        raise DataError(names, "settings of several tasks cannot be compared; compare those of one task at a time")
     chosen = None
     if select:
         groups = _rank_on_val(groups, options)
@@ -146,11 +150,12 @@ def _rank_on_val(groups: Sequence[RunGroup], options: ComparisonOptions) -> list
             [f"{group.label}: fingerprint {group.fingerprint[:12]}" for group in groups],
             "settings on different data cannot be ranked; compare the settings of one data set at a time",
         )
-    means = [group.values("val", options.protocols[0], options.level, options.metric) for group in groups]
+    means = [group.values("val", options.views[0], options.metric) for group in groups]
     missing = [group.label for group, values in zip(groups, means, strict=True) if not values]
     if missing:
-        raise DataError([f"{label}: no scores on val under protocol {options.protocols[0]}" for label in missing])
-    order = sorted(range(len(groups)), key=lambda number: -statistics.fmean(means[number]))
+        raise DataError([f"{label}: no scores on val under view {options.views[0]}" for label in missing])
+    sign = -1 if groups[0].task.metrics[options.metric].higher_is_better else 1
+    order = sorted(range(len(groups)), key=lambda number: sign * statistics.fmean(means[number]))
     return [groups[number] for number in order]
 
 
@@ -161,9 +166,8 @@ def _run_tests(comparison: Comparison) -> tuple[list[PairedTest], list[str]]:
     untested: dict[str, None] = {}
     for split in options.splits:
         candidates = [group for group in comparison.shown(split) if group is not baseline]
-        for protocol in options.protocols if candidates else ():
-            for without_speech in (False, True) if options.without_speech else (False,):
-                tests += _corrected_tests(baseline, candidates, split, protocol, options, without_speech, untested)
+        for view in options.views if candidates else ():
+            tests += _corrected_tests(baseline, candidates, split, view, options.metric, untested)
     return tests, list(untested)
 
 
@@ -171,12 +175,11 @@ def _corrected_tests(
     baseline: RunGroup,
     candidates: Sequence[RunGroup],
     split: str,
-    protocol: str,
-    options: ComparisonOptions,
-    without_speech: bool,
+    view: str,
+    metric: str,
     untested: dict[str, None],
 ) -> list[PairedTest]:
-    """All tests of one split, protocol and set of classes, corrected for their number."""
+    """All tests of one split and view, corrected for their number."""
     testable = []
     for group in (baseline, *candidates):
         reason = _why_untestable(baseline, group, split)
@@ -184,25 +187,25 @@ def _corrected_tests(
             testable.append(group)
         else:
             untested[f"not tested: {group.label}: {reason}"] = None
-    rows = [group.video_scores(split, protocol, options.level, options.metric, without_speech) for group in testable]
-    found = [(group, scores) for group, scores in zip(testable, rows, strict=True) if scores is not None]
+    rows = [group.statistics(split, view) for group in testable]
+    found = [(group, statistics) for group, statistics in zip(testable, rows, strict=True) if statistics is not None]
     if not found or found[0][0] is not baseline:
         return []
-    differences = compare(found[0][1], [scores for _, scores in found[1:]])
+    recompute = partial(TASKS[baseline.task.name].recompute, metric=metric)
+    differences = compare(found[0][1], [statistics for _, statistics in found[1:]], recompute)
     corrected = holm([difference.videos_p for difference in differences])
     corrected_seeds = iter(holm([difference.seeds_p for difference in differences if difference.seeds_p is not None]))
     return [
         PairedTest(
             group,
             split,
-            protocol,
-            without_speech,
-            scores.shape[1],
+            view,
+            statistics.shape[1],
             difference,
             videos_p,
             None if difference.seeds_p is None else next(corrected_seeds),
         )
-        for (group, scores), difference, videos_p in zip(found[1:], differences, corrected, strict=True)
+        for (group, statistics), difference, videos_p in zip(found[1:], differences, corrected, strict=True)
     ]
 
 
@@ -222,14 +225,14 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     groups, options = comparison.groups, comparison.options
     yield f"data: {'; '.join(_describe_data(groups))}"
     if comparison.synthetic:
-        yield "SYNTHETIC DATA: synthetic features; the scores say nothing about LLP"
+        yield "SYNTHETIC DATA: synthetic features; the scores say nothing about real videos"
     if len({group.fingerprint for group in groups}) > 1:
         yield "DATA DIFFER between settings: their scores cannot be compared"
-    yield f"protocol: {'; '.join(_describe_protocols(groups, options))}"
-    protocols = dict.fromkeys(group.protocol for group in groups)
-    if len(protocols) > 1:
-        own = "; ".join(f"{name}: {', '.join(g.label for g in groups if g.protocol == name)}" for name in protocols)
-        yield f"PROTOCOLS DIFFER: settings were trained for different protocols ({own}); all are scored under the same one"
+    yield f"view: {'; '.join(_describe_views(groups, options))}"
+    views = dict.fromkeys(group.task.view for group in groups)
+    if len(views) > 1:
+        own = "; ".join(f"{name}: {', '.join(g.label for g in groups if g.task.view == name)}" for name in views)
+        yield f"VIEWS DIFFER: settings were trained for different views ({own}); all are scored under the same one"
     if any(len(group.runs) > 1 for group in groups):
         yield "mean ± sample standard deviation over seeds, [95 % t-interval of the mean] on these videos"
     single = [group.label for group in groups if len(group.runs) == 1]
@@ -238,7 +241,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield f"one seed, therefore no spread and no interval: {listed}"
     if comparison.chosen:
         yield (
-            f"selected on val by {options.score} ({options.protocols[0]} protocol): {comparison.chosen.label}, the best of "
+            f"selected on val by {options.metric} ({options.views[0]}): {comparison.chosen.label}, the best of "
             f"{len(groups)}; its val score and its lead on val are therefore biased upwards; test scores of the others were "
             "not read"
         )
@@ -257,13 +260,13 @@ def _describe_data(groups: Sequence[RunGroup]) -> list[str]:
     return [f"{description}: {', '.join(members)}" for description, members in labels.items()]
 
 
-def _describe_protocols(groups: Sequence[RunGroup], options: ComparisonOptions) -> list[str]:
+def _describe_views(groups: Sequence[RunGroup], options: ComparisonOptions) -> list[str]:
     return list(
         dict.fromkeys(
-            f"{protocol} (segment threshold {scored['segment_threshold']:g}, video threshold {scored['video_threshold']:g})"
-            for protocol in options.protocols
+            describe_view(view, scored)
+            for view in options.views
             for group in groups
             for split in options.splits
-            for scored in group.scored(split, protocol)[:1]
+            for scored in group.scored(split, view)[:1]
         )
     )

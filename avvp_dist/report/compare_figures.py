@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from avvp_dist.metrics.names import METRIC_TITLES
 from avvp_dist.metrics.significance import explained, t_interval
 from avvp_dist.report.canvas import BLUE, DARK, ORANGE, new_figure
 from avvp_dist.report.compare import Comparison
-from avvp_dist.report.runs import RunGroup
+from avvp_dist.report.runs import RunGroup, metric_title
 from avvp_dist.text.escape import mathtext
 
 SPLIT_COLORS = {"val": BLUE, "test": ORANGE}
@@ -32,7 +31,7 @@ def draw(folder: Path, comparison: Comparison) -> list[Path]:
     """Draw the figures that the comparison has data for.
 
     ``settings.png``: every setting; ``against.png``: the score against each swept value; for two keys ``heatmap.png``; for
-    two or more ``importance.png``: the variance of the val score that each explains. All use the first protocol. Test scores
+    two or more ``importance.png``: the variance of the val score that each explains. All use the first view. Test scores
     appear only if the comparison shows them.
 
     Returns:
@@ -68,7 +67,7 @@ def importance(comparison: Comparison) -> tuple[dict[str, float | None], float |
     scores: list[float] = []
     group_of_run: list[RunGroup] = []
     for group in comparison.groups:
-        values = group.values("val", options.protocols[0], options.level, options.metric)
+        values = group.values("val", options.views[0], options.metric)
         scores += values
         group_of_run += [group] * len(values)
     shares = {
@@ -104,7 +103,7 @@ def _settings(comparison: Comparison, path: Path) -> None:
             _add_legend_entry(axis, comparison, split)
         axis.set_yticks(range(len(shown)), names, fontsize=9 if lines > 2 else None)
         axis.set_ylim(len(shown) - 0.4, -0.6)
-        axis.set_xlabel("F, %")
+        axis.set_xlabel(_axis_label(comparison))
         axis.grid(axis="x")
         _legend(figure, axis, comparison)
 
@@ -123,7 +122,7 @@ def _against(comparison: Comparison, path: Path) -> None:
             _panel(axis, comparison, key, joined=len(keys) == 1)
             axis.set_xlabel(mathtext(key))
         for axis in axes[:, 0]:
-            axis.set_ylabel("F, %")
+            axis.set_ylabel(_axis_label(comparison))
         _legend(figure, axes[0, 0], comparison if len(keys) == 1 else None)
 
 
@@ -175,7 +174,7 @@ def _heatmap(comparison: Comparison, path: Path) -> None:
         axis.set_xlabel(mathtext(across))
         axis.set_ylabel(mathtext(down))
         axis.spines[:].set_visible(False)
-        figure.colorbar(image, ax=axis, label="F, %")
+        figure.colorbar(image, ax=axis, label=_axis_label(comparison))
         figure.supxlabel("mean over seeds ± half of its 95 % interval", fontsize=9, color="#555555")
 
 
@@ -245,16 +244,17 @@ def _points(comparison: Comparison, split: str) -> list[tuple[RunGroup, list[flo
     options = comparison.options
     if split not in options.splits:
         return []
-    found = [
-        (group, group.values(split, options.protocols[0], options.level, options.metric))
-        for group in comparison.shown(split)
-    ]
+    found = [(group, group.values(split, options.views[0], options.metric)) for group in comparison.shown(split)]
     return [(group, values) for group, values in found if values]
 
 
 def _score(comparison: Comparison) -> str:
-    options = comparison.options
-    return f"{options.level}-level {METRIC_TITLES[options.metric]} F ({options.protocols[0]} protocol)"
+    view = comparison.task.views[comparison.options.views[0]]
+    return f"{metric_title(comparison.metric)} ({view.title})"
+
+
+def _axis_label(comparison: Comparison) -> str:
+    return f"{comparison.metric.title}, {comparison.metric.unit}"
 
 
 def _legend(figure: Figure, axis: Axes, comparison: Comparison | None) -> None:

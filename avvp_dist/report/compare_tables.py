@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from avvp_dist.metrics.names import KINDS, LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS, PROTOCOLS
 from avvp_dist.metrics.significance import Interval, t_interval
 from avvp_dist.report.compare import Comparison, PairedTest
-from avvp_dist.report.published import PublishedScores
-from avvp_dist.report.runs import RunGroup
+from avvp_dist.report.published import PublishedRow, PublishedScores
+from avvp_dist.report.runs import RunGroup, metric_title
 from avvp_dist.report.text_table import TextTable
+from avvp_dist.tasks import TASKS
+from avvp_dist.tasks.base import Metric
 from avvp_dist.text import escape
 
 CHOSEN = "★"
@@ -25,11 +26,10 @@ def tables(comparison: Comparison, published: PublishedScores | None = None) -> 
     options = comparison.options
     found = []
     for split in options.splits:
-        for protocol in options.protocols:
-            for without_speech in (False, True) if options.without_speech else (False,):
-                found += [_scores(comparison, split, protocol, level, without_speech) for level in options.levels]
+        for view in options.views:
+            found += [_scores(comparison, split, view, group) for group in options.groups]
             if options.per_class:
-                found.append(_classes(comparison, split, protocol))
+                found.append(_classes(comparison, split, view))
     found.append(_tests(comparison))
     if published:
         found.append(_published(comparison, published))
@@ -37,39 +37,27 @@ def tables(comparison: Comparison, published: PublishedScores | None = None) -> 
 
 
 def csv_text(comparison: Comparison) -> str:
-    """Return every score of the settings and splits that the comparison shows, one per row, under every protocol.
+    """Return every score of the settings and splits that the comparison shows, one per row, under every view.
 
-    Columns: the setting, its value of each key in which settings differ, what the score measures, its values by seed, their
-    mean, standard deviation and interval; then, if it was tested, the difference from the baseline with both intervals, and
-    p-values before and after correction.
+    Columns: the setting, its value of each key in which settings differ, split, view, metric and class (empty for all), the
+    values by seed, their mean, standard deviation and interval; then, if it was tested, the difference from the baseline
+    with both intervals, and p-values before and after correction.
     """
     keys = _keys(comparison.groups)
-    tests = {(test.group.label, test.split, test.protocol, test.without_speech): test for test in comparison.tests}
-    columns = ["split", "protocol", "level", "metric", "class", "speech"]
-    header = ["setting", *map(escape.csv, keys), *columns, "seeds", "values", "mean", "std", "low", "high", "synthetic"]
+    tests = {(test.group.label, test.split, test.view): test for test in comparison.tests}
+    columns = ["split", "view", "metric", "class", "seeds", "values", "mean", "std", "low", "high", "synthetic"]
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
-    writer.writerow([*header, *_TEST_COLUMNS])
+    writer.writerow(["setting", *map(escape.csv, keys), *columns, *_TEST_COLUMNS])
     for split in comparison.options.splits:
         for group in comparison.shown(split):
             start = [escape.csv(value) for value in (group.label, *(group.keys.get(key, "") for key in keys), split)]
-            for protocol in PROTOCOLS:
-                for level, metric, name, speech, values in _all_scores(group, split, protocol):
-                    test = tests.get((group.label, split, protocol, speech == "without"))
-                    tested = test is not None and not name and f"{level}.{metric}" == comparison.options.score
-                    seeds = [" ".join(map(str, group.seeds)), " ".join(f"{value:.6g}" for value in values)]
-                    row = [
-                        *start,
-                        protocol,
-                        level,
-                        metric,
-                        escape.csv(name),
-                        speech,
-                        *seeds,
-                        *_figures(values),
-                        group.synthetic,
-                    ]
-                    writer.writerow([*row, *(_test_figures(comparison, test) if tested and test else _UNTESTED)])
+            for view, metric, name, values in _all_scores(group, split):
+                test = tests.get((group.label, split, view))
+                tested = test is not None and not name and metric == comparison.options.metric
+                seeds = [" ".join(map(str, group.seeds)), " ".join(f"{value:.6g}" for value in values)]
+                row = [*start, view, metric, escape.csv(name), *seeds, *_figures(values), group.synthetic]
+                writer.writerow([*row, *(_test_figures(comparison, test) if tested and test else _UNTESTED)])
     return content.getvalue()
 
 
@@ -88,68 +76,66 @@ def _test_figures(comparison: Comparison, test: PairedTest) -> list[Any]:
     return [escape.csv(comparison.baseline.label), *("" if value in (None, "") else f"{value:.6g}" for value in figures)]
 
 
-def _all_scores(group: RunGroup, split: str, protocol: str) -> Iterator[tuple[str, str, str, str, list[float]]]:
-    """Yield level, metric, class (empty for the official score), with or without Speech, and values by seed."""
-    for without_speech in (False, True):
-        if group.scored(split, protocol, without_speech):
-            for level in LEVELS:
-                for metric in METRICS:
-                    values = group.values(split, protocol, level, metric, without_speech)
-                    yield level, metric, "", "without" if without_speech else "with", values
-    for name in _class_names(group, split, protocol):
-        for level in LEVELS:
-            for kind in KINDS:
-                values = _of_class(group, split, protocol, name, level, kind)
-                if values:
-                    yield level, kind, name, "with", values
+def _all_scores(group: RunGroup, split: str) -> Iterator[tuple[str, str, str, list[float]]]:
+    """Yield view, metric, class (empty for all classes) and values by seed."""
+    for view in group.task.views:
+        if group.scored(split, view):
+            for metric in group.task.metrics:
+                yield view, metric, "", group.values(split, view, metric)
+            for name in _class_names(group, split, view):
+                for metric in group.task.class_metrics:
+                    values = group.class_values(split, view, name, metric)
+                    if values:
+                        yield view, metric, name, values
 
 
-def _scores(comparison: Comparison, split: str, protocol: str, level: str, without_speech: bool) -> TextTable:
+def _scores(comparison: Comparison, split: str, view: str, group: str) -> TextTable:
+    metrics = comparison.task.in_group(group)
     rows = []
-    for group in comparison.shown(split):
-        if group.scored(split, protocol, without_speech):
-            values = [group.values(split, protocol, level, metric, without_speech) for metric in METRICS]
-            rows.append([_label(comparison, group), str(len(group.runs)), *map(_cell, values)])
-    title = f"{split} split, {level} level, {protocol} protocol{', without Speech' if without_speech else ''}: F in %"
+    for setting in comparison.shown(split):
+        if setting.scored(split, view):
+            values = [setting.values(split, view, metric.name) for metric in metrics]
+            rows.append([_label(comparison, setting), str(len(setting.runs)), *map(_cell, values)])
+    level = f"{group} level, " if group else ""
+    title = f"{split} split, {level}{comparison.task.views[view].title}: {_units(metrics)}"
     if comparison.chosen:
         title += ", best first" if split == "val" else f", of the setting selected on val ({CHOSEN}) only"
-    return TextTable(_mark_synthetic(comparison, title), ["setting", "seeds", *METRIC_HEADS.values()], rows)
+    heads = [metric.head for metric in metrics]
+    return TextTable(_mark_synthetic(comparison, title), ["setting", "seeds", *heads], rows)
 
 
-def _classes(comparison: Comparison, split: str, protocol: str) -> TextTable:
-    levels = comparison.options.levels
+def _classes(comparison: Comparison, split: str, view: str) -> TextTable:
     shown = comparison.shown(split)
-    names = dict.fromkeys(name for group in shown for name in _class_names(group, split, protocol))
+    metrics = [metric for group in comparison.options.groups for metric in comparison.task.of_classes(group)]
+    names = dict.fromkeys(name for group in shown for name in _class_names(group, split, view))
     rows = [
         [
             name,
             _label(comparison, group),
-            *(_cell(_of_class(group, split, protocol, name, level, kind)) for level in levels for kind in KINDS),
+            *(_cell(group.class_values(split, view, name, metric.name)) for metric in metrics),
         ]
         for name in names
         for group in shown
     ]
-    title = f"{split} split, {_level_names(levels)}, {protocol} protocol, by class: F in %, pooled over videos"
+    title = f"{split} split, {comparison.task.views[view].title}, by class: {_units(metrics)}, pooled over videos"
     return TextTable(
-        _mark_synthetic(comparison, title), ["class", "setting", *_headers(levels, KINDS)], rows, text_columns=2
+        _mark_synthetic(comparison, title), ["class", "setting", *_headers(metrics)], rows if metrics else [], text_columns=2
     )
 
 
 def _tests(comparison: Comparison) -> TextTable:
     options, tests = comparison.options, comparison.tests
-    speech, protocols = options.without_speech, len(options.protocols) > 1
-    several = len({test.group for test in tests}) > 1
+    several_views, several = len(options.views) > 1, len({test.group for test in tests}) > 1
     rows = []
     for test in tests:
         found = test.difference
-        scope = [test.split, *([test.protocol] if protocols else [])]
-        scope += [("without Speech" if test.without_speech else "all classes")] if speech else []
+        scope = [test.split, *([test.view] if several_views else [])]
         retrained = _DASH if found.seeds is None else f"{_interval(found.seeds, '+.2f')}\np {_p_value(test.seeds_p)}"
         these = f"{_interval(found.videos, '+.2f')}\np {_p_value(test.videos_p)}"
         rows.append([_label(comparison, test.group), *scope, f"{found.mean:+.2f}", these, retrained, test.verdict])
-    headers = ["setting", "split", *(["protocol"] if protocols else []), *(["classes"] if speech else [])]
+    headers = ["setting", "split", *(["view"] if several_views else [])]
     counts = ", ".join(f"{count} {split} videos" for split, count in {test.split: test.videos for test in tests}.items())
-    title = f"{options.level} {METRIC_HEADS[options.metric]} minus that of {comparison.baseline.label}, in points ({counts}"
+    title = f"{metric_title(comparison.metric)} minus that of {comparison.baseline.label}, in points ({counts}"
     title += "; p after Holm's correction)" if several else ")"
     figures = ["difference", "these networks", "trained again", "differs (5 %)"]
     return TextTable(_mark_synthetic(comparison, title), [*headers, *figures], rows, text_columns=len(headers))
@@ -160,7 +146,7 @@ def explain_tests(comparison: Comparison) -> list[str]:
     if not comparison.tests:
         return []
     lines = [
-        "these networks: 95 % paired bootstrap interval and sign-flip permutation test over videos, 10,000 draws each; "
+        "these networks: 95 % paired bootstrap interval and permutation test over videos, 10,000 draws each; "
         "whether these particular networks differ; the variation over seeds is not included"
     ]
     if any(test.seeds_p is not None for test in comparison.tests):
@@ -176,30 +162,34 @@ def explain_tests(comparison: Comparison) -> list[str]:
 
 
 def _published(comparison: Comparison, published: PublishedScores) -> TextTable:
-    levels = comparison.options.levels
+    metrics = [metric for group in comparison.options.groups for metric in comparison.task.in_group(group)]
     rows = []
     for row in published.rows:
-        figures = [getattr(getattr(row, level), metric) for level in levels for metric in METRICS]
-        protocol = row.protocol or ("other" if row.rule else "unknown")
+        figures = [row.scores.get(metric.name) for metric in metrics]
+        view = row.view or ("other" if row.rule else "unknown")
         cells = [_DASH if value is None else f"{value:.1f}" for value in figures]
-        incoherent = any(not getattr(row, level).coherent for level in levels)
         name = f"{row.method}, {row.venue}" if row.venue else row.method
-        rows.append([f"{name} \N{DAGGER}" if incoherent else name, row.features, protocol, row.source, *cells])
-    title = f"PUBLISHED scores, test split of the real LLP, {_level_names(levels)}, F in %; not of these runs"
-    headers = ["method", "features", "protocol", "source", *_headers(levels, METRICS)]
+        marked = f"{name} \N{DAGGER}" if _inconsistent(comparison, row) else name
+        rows.append([marked, row.features, view, row.source, *cells])
+    title = f"PUBLISHED scores, {published.data}, {_units(metrics)}; not of these runs"
+    headers = ["method", "features", "view", "source", *_headers(metrics)]
     return TextTable(title, headers, rows, text_columns=4)
+
+
+def _inconsistent(comparison: Comparison, row: PublishedRow) -> bool:
+    return TASKS[comparison.task.name].inconsistent(row.scores)
 
 
 def explain_published(comparison: Comparison, published: PublishedScores) -> list[str]:
     """Return what a reader must know about the published scores, one line each."""
     sources = "; ".join(f"{name}: {description}" for name, description in published.sources.items())
     lines = [f"published: {published.note}", f"sources: {sources}"]
-    lines += [f"{row.method}: protocol {row.rule}" for row in published.rows if row.rule]
+    lines += [f"{row.method}: predictions {row.rule}" for row in published.rows if row.rule]
     lines += dict.fromkeys(f"{row.method}: {row.note}" for row in published.rows if row.note)
-    if any(not getattr(row, level).coherent for row in published.rows for level in comparison.options.levels):
-        lines.append("\N{DAGGER}: Type as printed; it is not the mean of the A, V and AV in the same row")
+    if any(_inconsistent(comparison, row) for row in published.rows):
+        lines.append("\N{DAGGER}: as printed; by the metrics' definitions, the figures in this row contradict each other")
     if comparison.synthetic:
-        lines.insert(0, "published scores are on the real LLP, those of these runs on SYNTHETIC DATA: not comparable")
+        lines.insert(0, "published scores are on real data, those of these runs on SYNTHETIC DATA: not comparable")
     return lines
 
 
@@ -207,24 +197,21 @@ def _keys(groups: Sequence[RunGroup]) -> list[str]:
     return list(dict.fromkeys(key for group in groups for key in group.keys))
 
 
-def _class_names(group: RunGroup, split: str, protocol: str) -> list[str]:
-    return list(dict.fromkeys(name for scores in group.scored(split, protocol) for name in scores.get("per_class", {})))
+def _class_names(group: RunGroup, split: str, view: str) -> list[str]:
+    return list(dict.fromkeys(name for scores in group.scored(split, view) for name in scores["per_class"]))
 
 
-def _of_class(group: RunGroup, split: str, protocol: str, name: str, level: str, kind: str) -> list[float]:
-    """Return values by seed; none if a seed has no value, since the class is never true or predicted."""
-    values = [scores["per_class"].get(name, {}).get(level, {}).get(kind) for scores in group.scored(split, protocol)]
-    return [] if None in values else values
+def _headers(metrics: Sequence[Metric]) -> list[str]:
+    """Return column names of metrics, with their group if there are several."""
+    several = len({metric.group for metric in metrics}) > 1
+    return [f"{metric.group} {metric.head}" if several else metric.head for metric in metrics]
 
 
-def _headers(levels: Sequence[str], metrics: Iterable[str]) -> list[str]:
-    """Return column names of these metrics at each level; with one level, the title states it."""
-    heads = [METRIC_HEADS[metric] for metric in metrics]
-    return [f"{LEVEL_HEADS[level]} {head}" if len(levels) > 1 else head for level in levels for head in heads]
-
-
-def _level_names(levels: Sequence[str]) -> str:
-    return f"{' and '.join(levels)} level"
+def _units(metrics: Sequence[Metric]) -> str:
+    """Return what the figures are, and their unit."""
+    groups = " and ".join(dict.fromkeys(metric.group for metric in metrics if metric.group))
+    units = " and ".join(dict.fromkeys(metric.unit for metric in metrics))
+    return f"{groups} scores in {units}" if groups else f"scores in {units}"
 
 
 def _label(comparison: Comparison, group: RunGroup) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,43 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from avvp_dist.metrics.names import KINDS, LEVELS, METRIC_TITLES
-from avvp_dist.report.canvas import BLUE, COLORS, DARK, GREEN, ORANGE, PURPLE, RED, SKY, new_figure
+from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, PURPLE, RED, SKY, new_figure
+from avvp_dist.report.runs import TaskInfo
 from avvp_dist.text.escape import mathtext
 
 LOSS_COLORS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 OTHER_COLORS = (PURPLE, RED, SKY, "#A0A000", "#888888")
 
 
-def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, title: str, synthetic: bool) -> None:
+METRIC_COLORS = (BLUE, ORANGE, GREEN, PURPLE, DARK, RED, SKY)
+"""Colors of a group's metrics, in their order."""
+
+
+def loss_and_scores(history: Sequence[Mapping[str, Any]], task: TaskInfo, path: Path, title: str, synthetic: bool) -> None:
     """Plot losses and validation scores by epoch, with the stages of the run as bands.
 
     Args:
-        history: one row per epoch, in order: ``stage``, ``epoch``, ``loss/<name>``, ``val/segment.<metric>`` and
-            ``val/event.<metric>`` in percent. A row can lack any of the numbers.
+        history: one row per epoch, in order: ``stage``, ``epoch``, ``loss/<name>`` and ``val/<metric>``. A row can lack any
+            of the numbers.
+        task: names of the metrics; those of a group share a panel.
         path: PNG to write.
         title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
     """
-    panels = [
-        ("Training loss", "loss", "loss/", LOSS_COLORS, {}),
-        *((f"Validation, {level} level", "F, %", f"val/{level}.", COLORS, METRIC_TITLES) for level in LEVELS),
-    ]
-    present = [panel for panel in panels if _keys(history, panel[2])]
+    losses = {key: key.removeprefix("loss/") for key in _loss_keys(history)}
+    panels = [("Training loss", "loss", losses, [LOSS_COLORS.get(name) for name in losses.values()])]
+    for group in task.groups:
+        metrics = task.in_group(group)
+        names = {f"val/{metric.name}": metric.title for metric in metrics}
+        title_of_group = f"Validation, {group} level" if group else "Validation"
+        panels.append((title_of_group, metrics[0].unit, names, list(METRIC_COLORS)))
+    present = [panel for panel in panels if any(row.get(key) is not None for row in history for key in panel[2])]
     with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), title, synthetic) as figure:
         axes = figure.subplots(max(1, len(present)), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (title, unit, prefix, colors, names) in zip(axes, present, strict=False):
-            axis.set_title(title, loc="left")
+        for axis, (heading, unit, names, colors) in zip(axes, present, strict=False):
+            axis.set_title(heading, loc="left")
             axis.set_ylabel(unit)
-            _curves(axis, history, prefix, colors, names)
+            _curves(axis, history, names, colors, strong=("loss/total", f"val/{task.default_metric}"))
         for axis in axes:
             _stage_bands(axis, history, named=axis is axes[0])
             axis.grid(axis="y")
@@ -49,22 +57,27 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], path: Path, title: str
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
 
 
-def _keys(history: Sequence[Mapping[str, Any]], prefix: str) -> list[str]:
-    """Return keys with ``prefix`` in order of first appearance; ``total`` first, so that it is drawn below the others."""
-    keys = dict.fromkeys(key for row in history for key in row if key.startswith(prefix) and row[key] is not None)
-    return sorted(keys, key=lambda key: key != f"{prefix}total")
+def _loss_keys(history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of losses in order of first appearance; ``total`` first, so that it is drawn below the others."""
+    keys = dict.fromkeys(key for row in history for key in row if key.startswith("loss/") and row[key] is not None)
+    return sorted(keys, key=lambda key: key != "loss/total")
 
 
-def _curves(axis: Axes, history: Sequence[Mapping[str, Any]], prefix: str, colors: Mapping, names: Mapping) -> None:
+def _curves(
+    axis: Axes,
+    history: Sequence[Mapping[str, Any]],
+    names: Mapping[str, str],
+    colors: Sequence[str | None],
+    strong: Collection[str],
+) -> None:
     others = cycle(OTHER_COLORS)
-    for key in _keys(history, prefix):
-        name = key.removeprefix(prefix)
-        strong = name in ("total", "type", "event")
+    for (key, name), color in zip(names.items(), [*colors, *[None] * len(names)], strict=False):
         x, y = _points(history, key)
-        axis.plot(
-            x, y, color=colors.get(name) or next(others), label=names.get(name, name), linewidth=2.2 if strong else 1.4,
-            linestyle="--" if name == "event" else "-", marker="o", markersize=3.5 if len(history) < 60 else 0,
-        )  # fmt: skip
+        if x:
+            axis.plot(
+                x, y, color=color or next(others), label=name, linewidth=2.4 if key in strong else 1.4,
+                marker="o", markersize=3.5 if len(history) < 60 else 0,
+            )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
@@ -106,36 +119,41 @@ def _stage_bands(axis: Axes, history: Sequence[Mapping[str, Any]], named: bool) 
 
 
 def class_bars(
-    per_class: Mapping[str, Mapping[str, Mapping[str, float | None]]], path: Path, title: str, synthetic: bool
+    per_class: Mapping[str, Mapping[str, float | None]], task: TaskInfo, path: Path, title: str, synthetic: bool
 ) -> None:
-    """Plot per-class F-scores as bars: segment level at the left, event level at the right.
+    """Plot the metrics of each class as bars, one panel per group of metrics.
 
     Args:
-        per_class: class -> ``segment`` and ``event`` -> ``audio``, ``visual``, ``audio_visual`` in percent; None if the
-            class does not occur and has no score.
+        per_class: class -> name of a class metric -> value; None if the class does not occur and has no score.
+        task: names of the class metrics.
         path: PNG to write.
         title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
     """
     names = list(per_class)
+    groups = tuple(dict.fromkeys(metric.group for metric in task.class_metrics.values()))
     with new_figure(path, 10, 1.6 + 0.42 * len(names), title, synthetic) as figure:
-        axes = figure.subplots(1, 2, sharey=True, squeeze=False)[0]
-        for axis, level in zip(axes, LEVELS, strict=True):
-            for offset, kind in zip((-0.27, 0.0, 0.27), KINDS, strict=True):
-                values = [per_class[name][level][kind] for name in names]
-                rows = [number + offset for number in range(len(names))]
-                axis.barh(rows, [value or 0 for value in values], height=0.27, color=COLORS[kind], label=METRIC_TITLES[kind])
+        axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axis, group in zip(axes, groups, strict=True):
+            metrics = task.of_classes(group)
+            height = 0.81 / len(metrics)
+            for number, metric in enumerate(metrics):
+                offset = (number - (len(metrics) - 1) / 2) * height
+                values = [per_class[name].get(metric.name) for name in names]
+                rows = [row + offset for row in range(len(names))]
+                bars = [value or 0 for value in values]
+                axis.barh(rows, bars, height=height, color=METRIC_COLORS[number], label=metric.title)
                 absent = [row for row, value in zip(rows, values, strict=True) if value is None]
                 axis.scatter([1.2] * len(absent), absent, marker="x", s=14, linewidths=1, color="#777777")
-            axis.set_title(f"{level} level", loc="left")
-            axis.set_xlabel("F, %")
+            axis.set_title(f"{group} level" if group else "", loc="left")
+            axis.set_xlabel(metrics[0].unit)
             axis.set_xlim(0, 100)
             axis.grid(axis="x")
         axes[0].set_yticks(range(len(names)), [readable(name) for name in names])
         axes[0].set_ylim(len(names) - 0.4, -0.6)
-        handles = [*axes[0].get_legend_handles_labels()[0], axes[0].scatter([], [], marker="x", s=14, color="#777777")]
-        labels = [*(METRIC_TITLES[kind] for kind in KINDS), "no such event in this split"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        handles, labels = axes[0].get_legend_handles_labels()
+        handles.append(axes[0].scatter([], [], marker="x", s=14, color="#777777"))
+        figure.legend(handles, [*labels, "no such event in this split"], loc="outside lower center", ncols=4)
 
 
 def readable(name: str) -> str:

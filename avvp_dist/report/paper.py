@@ -13,7 +13,8 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS
+from avvp_dist.report.runs import TaskInfo, describe_view
+from avvp_dist.tasks.base import Metric
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell
 
@@ -21,78 +22,80 @@ Content = Mapping[str, Any]
 _DASH = "-"
 
 
-def summary(results: Sequence[Mapping[str, Any]], protocol: str, split: str = "test") -> dict[str, Any]:
+def summary(results: Sequence[Mapping[str, Any]], split: str = "test") -> dict[str, Any]:
     """Summarize the runs of one row over seeds as means and sample standard deviations.
 
     Args:
         results: contents of ``result.json``, one per seed.
-        protocol: evaluation protocol.
         split: split of the scores.
 
     Returns:
-        ``protocol``, its thresholds, ``seeds``, and for ``segment``, ``event`` and ``without_speech`` (the same two):
-        metric -> ``{"mean", "std", "values"}`` in percent; ``std`` is None for one seed.
+        ``view`` and its ``settings``, ``seeds``, ``task`` as in result.json, and ``scores``: view (the run's own, and its
+        subsets) -> metric -> ``{"mean", "std", "values"}``; ``std`` is None for one seed.
     """
-    scored = [result["scores"][split][protocol] for result in results]
-    found: dict[str, Any] = {
-        "protocol": protocol,
-        "segment_threshold": scored[0]["segment_threshold"],
-        "video_threshold": scored[0]["video_threshold"],
+    task = TaskInfo.of(results[0])
+    return {
+        "view": task.view,
+        "settings": results[0]["scores"][split][task.view]["settings"],
         "seeds": [result["seed"] for result in results],
-        **_levels(scored),
+        "task": results[0]["task"],
+        "scores": {
+            view: {
+                name: _spread([result["scores"][split][view]["metrics"][name] for result in results])
+                for name in task.metrics
+            }
+            for view in (task.view, *task.subsets(task.view))
+        },
     }
-    without = [scores["without_speech"] for scores in scored if "without_speech" in scores]
-    if without:
-        found["without_speech"] = _levels(without)
-    return found
 
 
 def table(content: Content) -> Group:
-    """Return the table for a terminal: at each level the published scores of every row above ours; then without Speech."""
+    """Return the table for a terminal: published scores above ours, by group of metrics; then subsets of the classes."""
     title = cell(_title(content), style="bold red" if content["data"]["synthetic"] else "bold")
-    blocks = [_block(_heading(content, level), _lines(content, level)) for level in LEVELS]
-    without = [_block(f"{level} level, without Speech", _without_speech(content, level)) for level in LEVELS]
+    metrics = _metrics(content)
+    groups = tuple(dict.fromkeys(metric.group for metric in metrics))
+    by_group = {group: [metric for metric in metrics if metric.group == group] for group in groups}
+    blocks = [_block(_heading(content, group), found, _lines(content, found)) for group, found in by_group.items()]
+    blocks += [
+        _block(f"{_level(group)}{subset.replace('_', ' ')}", found, _subset_lines(content, subset, found))
+        for subset in _subsets(content)
+        for group, found in by_group.items()
+    ]
     notes = [cell(line) for line in caption(content)]
-    return Group(title, *(block for block in [*blocks, *without] if block.row_count), *notes)
+    return Group(title, *(block for block in blocks if block.row_count), *notes)
 
 
 def markdown(content: Content) -> str:
-    """Return the table as Markdown, with segment and event level side by side."""
-    heads = [
-        "row",
-        "figures",
-        "protocol",
-        *(f"{LEVEL_HEADS[level]} {METRIC_HEADS[metric]}" for level in LEVELS for metric in METRICS),
-    ]
+    """Return the table as Markdown, with all metrics side by side."""
+    metrics = _metrics(content)
+    several = len({metric.group for metric in metrics}) > 1
+    heads = ["row", "figures", "view", *(f"{metric.group} {metric.head}" if several else metric.head for metric in metrics)]
     lines = [
         f"**{escape.markdown(_title(content))}**",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * 3}{'--:|' * (len(heads) - 3)}",
+        *(_markdown_row(line) for line in _lines(content, metrics, every_label=True)),
     ]
-    for segment, event in zip(*(_lines(content, level, every_label=True) for level in LEVELS), strict=True):
-        lines.append(_markdown_row(segment, event.cells))
-    for segment, event in zip(*(_without_speech(content, level) for level in LEVELS), strict=True):
-        lines.append(_markdown_row(segment._replace(row=f"{segment.row}, without Speech"), event.cells))
+    for subset in _subsets(content):
+        found = _subset_lines(content, subset, metrics)
+        lines += [_markdown_row(line._replace(row=f"{line.row}, {subset.replace('_', ' ')}")) for line in found]
     return "\n".join([*lines, "", *(f"- {escape.markdown(line)}" for line in caption(content))]) + "\n"
 
 
 def caption(content: Content) -> list[str]:
     """Return notes, one line each: data, protocol, seeds, and how the setting differs from the paper's."""
     data, ours = content["data"], [row["ours"] for row in content["rows"] if row["ours"]]
-    protocols = dict.fromkeys(
-        f"{row['protocol']} (segment threshold {row['segment_threshold']:g}, video threshold {row['video_threshold']:g})"
-        for row in ours
-    )
+    views = dict.fromkeys(describe_view(row["view"], row) for row in ours)
     seeds = f"mean ± sample standard deviation over seeds {', '.join(map(str, content['seeds']))}"
     if len(content["seeds"]) == 1:
         seeds = f"one run, seed {content['seeds'][0]}: no information about spread"
     lines = [
-        f"published: F-scores in % on the test split of the real LLP, from: {content['source']}",
+        f"published: scores in % on the test split of the real data, from: {content['source']}",
         f"{_source(content)}: {seeds}; test split of {_describe(data)}",
         *(f"{row['label']}: {_describe(row['data'])}" for row in content["rows"] if row.get("data")),
         *_describe_labels(content["rows"]),
-        f"protocol of our scores: {'; '.join(protocols) or 'no run finished yet'}",
+        f"view of our scores: {'; '.join(views) or 'no run finished yet'}",
     ]
     if data["synthetic"]:
         lines.append(
@@ -132,12 +135,8 @@ def _describe_labels(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 class _Line(NamedTuple):
     row: str
     figures: str
-    protocol: str
+    view: str
     cells: list[str]
-
-
-def _levels(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    return {level: {name: _spread([scores[level][name] for scores in scored]) for name in METRICS} for level in LEVELS}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
@@ -145,38 +144,53 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": std, "values": values}
 
 
-def _block(heading: str, lines: Iterable[_Line]) -> Table:
+def _metrics(content: Content) -> list[Metric]:
+    """Return the metrics of the table's task, or those that are published if no run is finished yet."""
+    for row in content["rows"]:
+        if row["ours"]:
+            return list(TaskInfo.of(row["ours"]).metrics.values())
+    names = dict.fromkeys(name for row in content["rows"] for name in row["published"])
+    return [Metric(name, name, name.rpartition(".")[2], name.rpartition(".")[0]) for name in names]
+
+
+def _subsets(content: Content) -> list[str]:
+    views = [view for row in content["rows"] if row["ours"] for view in row["ours"]["task"]["views"]]
+    return list(dict.fromkeys(view["subset"] for view in views if view["subset"]))
+
+
+def _block(heading: str, metrics: Sequence[Metric], lines: Iterable[_Line]) -> Table:
     block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=cell(heading, style="italic"), title_justify="left")
     block.add_column("row", overflow="fold", min_width=12)
     block.add_column("figures", no_wrap=True)
-    block.add_column("protocol", no_wrap=True)
-    for metric in METRICS:
-        block.add_column(METRIC_HEADS[metric], justify="right", no_wrap=True)
+    block.add_column("view", no_wrap=True)
+    for metric in metrics:
+        block.add_column(metric.head, justify="right", no_wrap=True)
     for line in lines:
-        block.add_row(cell(line.row), line.figures, line.protocol, *line.cells)
+        block.add_row(cell(line.row), line.figures, line.view, *line.cells)
     return block
 
 
-def _lines(content: Content, level: str, every_label: bool = False) -> Iterator[_Line]:
+def _lines(content: Content, metrics: Sequence[Metric], every_label: bool = False) -> Iterator[_Line]:
     """Yield the published scores of each row, and ours if there are any yet."""
     for row in content["rows"]:
         label = _label(row)
-        published = row["published"].get(level, {})
-        cells = [f"{published[name]:.1f}" if name in published else _DASH for name in METRICS]
-        yield _Line(label, "published", row["protocol"], cells)
+        published = row["published"]
+        cells = [f"{published[metric.name]:.1f}" if metric.name in published else _DASH for metric in metrics]
+        yield _Line(label, "published", row["view"] or _DASH, cells)
         ours = row["ours"]
-        cells = [_cell(ours[level][name]) if ours else _DASH for name in METRICS]
+        cells = [_cell(ours["scores"][ours["view"]][metric.name]) if ours else _DASH for metric in metrics]
         name = " ".join([*([label] if every_label else []), *_origin(row)])
-        yield _Line(name, _source(content), ours["protocol"] if ours else _DASH, cells)
+        yield _Line(name, _source(content), ours["view"] if ours else _DASH, cells)
 
 
-def _without_speech(content: Content, level: str) -> Iterator[_Line]:
+def _subset_lines(content: Content, subset: str, metrics: Sequence[Metric]) -> Iterator[_Line]:
     for row in content["rows"]:
-        without = (row["ours"] or {}).get("without_speech")
-        if without:
-            cells = [_cell(without[level][name]) for name in METRICS]
-            name = " ".join([_label(row), *_origin(row)])
-            yield _Line(name, _source(content), row["ours"]["protocol"], cells)
+        ours = row["ours"]
+        for view in ours["task"]["views"] if ours else ():
+            if view["subset"] == subset and view["of"] == ours["view"]:
+                cells = [_cell(ours["scores"][view["name"]][metric.name]) for metric in metrics]
+                name = " ".join([_label(row), *_origin(row)])
+                yield _Line(name, _source(content), ours["view"], cells)
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -189,8 +203,13 @@ def _origin(row: Mapping[str, Any]) -> list[str]:
     return [] if noise is None else [f"(ORACLE labels: ground truth, {noise:.0%} flipped)"]
 
 
-def _heading(content: Content, level: str) -> str:
-    return f"{level} level{'' if level in content['columns'] else ', not reported by the paper'}"
+def _heading(content: Content, group: str) -> str:
+    reported = any(name.rpartition(".")[0] == group for row in content["rows"] for name in row["published"])
+    return f"{group} level{'' if reported else ', not reported by the paper'}" if group else ""
+
+
+def _level(group: str) -> str:
+    return f"{group} level, " if group else ""
 
 
 def _source(content: Content) -> str:
@@ -198,7 +217,7 @@ def _source(content: Content) -> str:
 
 
 def _title(content: Content) -> str:
-    warning = "SYNTHETIC DATA, NOT LLP. " if content["data"]["synthetic"] else ""
+    warning = "SYNTHETIC DATA. " if content["data"]["synthetic"] else ""
     return f"{warning}{content['title']}"
 
 
@@ -206,6 +225,6 @@ def _cell(spread: Mapping[str, Any]) -> str:
     return f"{spread['mean']:.1f}" + ("" if spread["std"] is None else f"±{spread['std']:.1f}")
 
 
-def _markdown_row(line: _Line, more: Sequence[str]) -> str:
-    cells = [escape.markdown(line.row), line.figures, line.protocol, *line.cells, *more]
+def _markdown_row(line: _Line) -> str:
+    cells = [escape.markdown(line.row), line.figures, line.view, *line.cells]
     return f"| {' | '.join(cells)} |"

@@ -1,33 +1,30 @@
-"""Scores that papers report for LLP, shown beside a comparison but never mixed with its scores."""
+"""Scores that papers report for a task, shown beside a comparison but never mixed with its scores."""
 
 from __future__ import annotations
 
-from importlib import resources
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from avvp_dist.config import Section, parse_yaml, validate
-from avvp_dist.metrics.names import Protocol
+from avvp_dist.config import Section
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class Figures(Section):
-    """Published F-scores in percent; null if the paper does not report the score."""
+def _flat(scores: Any) -> Any:
+    """Return nested figures by dotted name, without those that are null."""
+    if not isinstance(scores, Mapping):
+        return scores
+    found: dict[str, Any] = {}
+    for key, value in scores.items():
+        nested = {f"{key}.{name}": figure for name, figure in value.items()} if isinstance(value, Mapping) else {key: value}
+        found |= {name: figure for name, figure in nested.items() if figure is not None}
+    return found
 
-    audio: Percent | None = None
-    visual: Percent | None = None
-    audio_visual: Percent | None = None
-    type: Percent | None = None
-    event: Percent | None = None
 
-    @property
-    def coherent(self) -> bool:
-        """Whether Type is the mean of audio, visual and audio-visual, as defined, apart from rounding."""
-        if None in (self.audio, self.visual, self.audio_visual, self.type):
-            return True
-        return abs((self.audio + self.visual + self.audio_visual) / 3 - self.type) < 0.11  # type: ignore[operator]
+Figures = Annotated[dict[str, Percent], BeforeValidator(_flat)]
+"""Published figures in percent by metric; in YAML, metrics of a group can be nested: ``{segment: {type: 54.0}}``."""
 
 
 class PublishedRow(Section):
@@ -37,31 +34,27 @@ class PublishedRow(Section):
     """Name used by the paper."""
     venue: str = ""
     """Venue of the paper."""
-    features: str
+    features: str = ""
     """Input features, then labels from other networks that it was trained on."""
-    protocol: Protocol | None = None
-    """Evaluation protocol of the authors' code; null if it is unknown or not one of `PROTOCOLS`."""
+    view: str | None = None
+    """View of the task that corresponds to the authors' code; null if it is unknown or not one of them."""
     rule: str = ""
-    """How predictions were made, if the protocol is not one of `PROTOCOLS`."""
+    """How predictions were made, if no view of the task corresponds to it."""
     source: str
     """Source of the scores."""
     note: str = ""
     """Note about this row."""
-    segment: Figures
-    event: Figures
+    scores: Figures
+    """Scores by metric."""
 
 
 class PublishedScores(Section):
-    """Scores on the test split of the real LLP."""
+    """Published scores of one task."""
 
+    data: str
+    """Split and data set of the scores."""
     note: str
     """Note about all rows."""
     sources: dict[str, str]
     """Short name of a source -> its description."""
     rows: tuple[PublishedRow, ...]
-
-
-def published_scores() -> PublishedScores:
-    """Return the published scores that come with the package."""
-    text = (resources.files(__package__) / "published.yaml").read_text(encoding="utf-8")
-    return validate(PublishedScores, parse_yaml(text, "published figures"), "published figures")

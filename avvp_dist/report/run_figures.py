@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from avvp_dist.metrics.denoising import Levels
 from avvp_dist.report import curves, denoising, timeline
+from avvp_dist.report.runs import TaskInfo
 from avvp_dist.shards.index import Labels
 
 _TIMELINE_VIDEOS = 6
@@ -22,21 +23,19 @@ def draw(
     classes: Sequence[str],
     history: Sequence[Mapping[str, Any]],
     result: Mapping[str, Any],
-    protocol: str,
     truth: Labels,
-    predicted: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    predicted: Mapping[str, NDArray[np.bool_]],
     removed: Mapping[str, Levels],
 ) -> list[Path]:
-    """Draw curves, per-class bars, a parsing timeline and, for each label refiner, the labels that it removed.
+    """Draw curves, per-class bars, a timeline and, for each label refiner, the labels that it removed.
 
     Args:
         folder: folder of the PNGs.
         classes: names of the C classes.
         history: one row per epoch, over all stages.
         result: the content of result.json.
-        protocol: evaluation protocol of the per-class scores.
         truth: labels of the test split.
-        predicted: audio and visual predictions on the test split, [N,T,C] each.
+        predicted: predictions on the test split by track, [N,T,C] each.
         removed: name of a figure -> labels removed from the training split, as `metrics.denoising.compare_labels` returns
             them.
 
@@ -47,19 +46,19 @@ def draw(
     names = ["curves", "classes", "timeline", *removed]
     paths = {name: folder / f"{name}.png" for name in names}
     recipe = result["recipe"]
-    curves.loss_and_scores(history, paths["curves"], f"{recipe}: losses and scores", synthetic)
-    per_class = result["scores"]["test"][protocol]["per_class"]
-    curves.class_bars(per_class, paths["classes"], f"{recipe}: F per class, test, {protocol} protocol", synthetic)
+    task = TaskInfo.of(result)
+    curves.loss_and_scores(history, task, paths["curves"], f"{recipe}: losses and scores", synthetic)
+    per_class = result["scores"]["test"][task.view]["per_class"]
+    title = f"{recipe}: scores per class, test, {task.views[task.view].title}"
+    curves.class_bars(per_class, task, paths["classes"], title, synthetic)
     rows = _example_rows(truth)
-    timeline.parsing(
+    timeline.events(
         [timeline.TimelineVideo(truth.ids[row], tuple(np.array(classes)[truth.weak[row]].tolist())) for row in rows],
         classes,
-        None if truth.audio is None else truth.audio[rows],
-        None if truth.visual is None else truth.visual[rows],
-        predicted[0][rows],
-        predicted[1][rows],
+        None if truth.truth is None else {track: of_track[rows] for track, of_track in truth.truth.items()},
+        {track: of_track[rows] for track, of_track in predicted.items()},
         paths["timeline"],
-        f"{recipe}: parsing of test videos",
+        f"{recipe}: events in test videos",
         synthetic,
     )
     for name, levels in removed.items():

@@ -2,86 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
 
-from avvp_dist.metrics.names import LEVEL_HEADS, LEVELS, METRIC_HEADS, METRICS, PROTOCOLS
+from avvp_dist.report.runs import TaskInfo, describe_view
+from avvp_dist.tasks.base import Metric
 from avvp_dist.text.escape import cell
 
 Result = Mapping[str, Any]
+_NARROW = 8
+"""Number of metrics from which on column heads are cut, so that all columns fit into 80 characters."""
 
 
 class _Row(NamedTuple):
     run: str
-    protocol: str
+    view: str
     cells: list[str]
 
 
-def scores(results: Mapping[str, Result], split: str = "test", protocol: str | None = None) -> Table:
-    """Return a table with one row per run and protocol, followed by the same without Speech.
+def scores(results: Mapping[str, Result], split: str = "test", view: str | None = None) -> Table:
+    """Return a table with one row per run and view, followed by the views of subsets of the classes.
 
     Args:
-        results: name of a run -> content of its ``result.json``.
+        results: name of a run -> content of its ``result.json``; all of one task.
         split: split of the scores.
-        protocol: ``joint``, ``modality`` or ``none``; None for all that were evaluated.
+        view: name of a view that is not a subset; None for all that were evaluated.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=0, title=_title(split), title_justify="left")
-    table.caption, table.caption_justify = cell(caption(results, split, protocol), style="dim italic"), "left"
+    tasks = [TaskInfo.of(result) for result in results.values()]
+    metrics = list(tasks[0].metrics.values()) if tasks else []
+    table = Table(box=box.SIMPLE_HEAD, padding=0, title=_title(split, metrics), title_justify="left")
+    table.caption, table.caption_justify = cell(caption(results, split, view), style="dim italic"), "left"
     table.add_column("\nrun", overflow="fold", min_width=14)
-    table.add_column("\nprotocol", no_wrap=True)
-    for level in LEVELS:
-        for metric in METRICS:  # two letters are as wide as a score, so that all columns fit into 80 characters
-            head = LEVEL_HEADS[level] if metric == METRICS[0] else ""
-            table.add_column(f"{head}\n{METRIC_HEADS[metric][:2]}", justify="right", no_wrap=True)
-    for row in _rows(results, split, protocol):
-        table.add_row(cell(row.run), row.protocol, *row.cells)
-    without = list(_rows(results, split, protocol, without_speech=True))
-    if without:
+    table.add_column("\nview", no_wrap=True)
+    for number, metric in enumerate(metrics):
+        first = number == 0 or metric.group != metrics[number - 1].group
+        # two letters are as wide as a score
+        group, head = (metric.group[:4], metric.head[:2]) if len(metrics) > _NARROW else (metric.group, metric.head)
+        table.add_column(f"{group if first else ''}\n{head}", justify="right", no_wrap=True)
+    for row in _rows(results, split, view, subset=""):
+        table.add_row(cell(row.run), row.view, *row.cells)
+    for subset in dict.fromkeys(found.subset for task in tasks for found in task.views.values() if found.subset):
         table.add_section()
-        table.add_row("[italic]without Speech")
-    for row in without:
-        table.add_row(cell(row.run), row.protocol, *row.cells)
+        table.add_row(f"[italic]{subset.replace('_', ' ')}")
+        for row in _rows(results, split, view, subset):
+            table.add_row(cell(row.run), row.view, *row.cells)
     return table
 
 
-def caption(results: Mapping[str, Result], split: str, protocol: str | None) -> str:
-    """Return the data and protocols of the scores, as one sentence each."""
+def caption(results: Mapping[str, Result], split: str, view: str | None) -> str:
+    """Return the data and views of the scores, as one sentence each."""
     data = dict.fromkeys(
         f"{result['data']['dataset']}{' (SYNTHETIC DATA)' if result['data']['synthetic'] else ''}, "
         f"fingerprint {str(result['data']['fingerprint'])[:12]}"
         for result in results.values()
     )
-    protocols = dict.fromkeys(
-        f"{name} (segment threshold {scored['segment_threshold']:g}, video threshold {scored['video_threshold']:g})"
-        for result in results.values()
-        for name, scored in _protocols(result, split, protocol)
+    views = dict.fromkeys(
+        describe_view(name, scored) for result in results.values() for name, scored in _views(result, split, view, "")
     )
-    return f"Data: {'; '.join(data) or 'none'}. Protocol: {'; '.join(protocols) or 'no scores of this split'}."
+    return f"Data: {'; '.join(data) or 'none'}. View: {'; '.join(views) or 'no scores of this split'}."
 
 
-def _protocols(result: Result, split: str, protocol: str | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _views(result: Result, split: str, view: str | None, subset: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name of each view that is not a subset, with its scores or with those of one of its subsets."""
     found = result["scores"].get(split, {})
-    for name in PROTOCOLS:
-        if name in found and protocol in (None, name):
-            yield name, found[name]
+    for info in TaskInfo.of(result).views.values():
+        name = info.of or info.name
+        if info.subset == subset and info.name in found and view in (None, name):
+            yield name, found[info.name]
 
 
-def _rows(results: Mapping[str, Result], split: str, protocol: str | None, without_speech: bool = False) -> Iterator[_Row]:
+def _rows(results: Mapping[str, Result], split: str, view: str | None, subset: str) -> Iterator[_Row]:
     kinds = {bool(result["data"]["synthetic"]) for result in results.values()}
     for run, result in results.items():
         mixed = len(kinds) > 1 and result["data"]["synthetic"]
-        for name, scored in _protocols(result, split, protocol):
-            levels = scored.get("without_speech") if without_speech else scored
-            if levels is not None:
-                cells = [_number(levels[level][metric]) for level in LEVELS for metric in METRICS]
-                yield _Row(f"{run} (synthetic)" if mixed else run, name, cells)
+        for name, scored in _views(result, split, view, subset):
+            cells = [_number(scored["metrics"][metric["name"]]) for metric in result["task"]["metrics"]]
+            yield _Row(f"{run} (synthetic)" if mixed else run, name, cells)
 
 
-def _title(split: str) -> str:
-    return f"F scores of the {split} split in %, on segments and events"
+def _title(split: str, metrics: Sequence[Metric]) -> str:
+    groups = " and ".join(dict.fromkeys(metric.group for metric in metrics if metric.group))
+    units = " and ".join(dict.fromkeys(metric.unit for metric in metrics))
+    return f"scores of the {split} split in {units}" + (f", by {groups}" if groups else "")
 
 
 def _number(value: float | None) -> str:

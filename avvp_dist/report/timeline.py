@@ -1,8 +1,8 @@
-"""Figure of audio and visual predictions, second by second, below the annotations."""
+"""Figure of predictions, second by second, below the annotations; one column per track."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from avvp_dist.report.canvas import BLUE, DARK, RED, new_figure
 from avvp_dist.report.curves import readable
 from avvp_dist.text.escape import mathtext
-from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
 
@@ -29,38 +28,36 @@ class TimelineVideo:
     weak: tuple[str, ...]
 
 
-def parsing(
+def events(
     videos: Sequence[TimelineVideo],
     classes: Sequence[str],
-    true_audio: BoolArray | None,
-    true_visual: BoolArray | None,
-    pred_audio: BoolArray,
-    pred_visual: BoolArray,
+    truth: Mapping[str, BoolArray] | None,
+    predicted: Mapping[str, BoolArray],
     path: Path,
     title: str,
     synthetic: bool,
 ) -> None:
-    """Plot a few videos: one panel per modality, one row per true or predicted class, annotation above prediction.
+    """Plot a few videos: one panel per track, one row per true or predicted class, annotation above prediction.
 
     Args:
         videos: the n videos; five or six fill a screen.
         classes: the C class names.
-        true_audio, true_visual: [n,T,C] annotated seconds; None if there are no annotations.
-        pred_audio, pred_visual: [n,T,C] predicted seconds.
+        truth: annotated seconds by track, [n,T,C] each; None if there are no annotations.
+        predicted: predicted seconds by track, [n,T,C] each.
         path: PNG to write.
         title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
     """
-    pairs = ((true_audio, pred_audio), (true_visual, pred_visual))
+    pairs = [(None if truth is None else truth[track], predicted[track]) for track in predicted]
     shown = [_classes_of(number, pairs) for number in range(len(videos))]
     heights = [max(1, len(rows)) for rows in shown]
-    # one axis per modality with all videos in it: one axis per video and modality takes 1.6 times as long to draw
+    # one axis per track with all videos in it: one axis per video and track takes 1.6 times as long to draw
     tops = [sum(heights[:number]) + _HEADLINE * (number + 1) for number in range(len(videos))]
     with new_figure(path, 10, 1.6 + 0.4 * (tops[-1] + heights[-1]), title, synthetic) as figure:
-        axes = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axis, name, (truth, prediction) in zip(axes, MODALITIES, pairs, strict=True):
+        axes = figure.subplots(1, len(pairs), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, name, (true, prediction) in zip(axes, predicted, pairs, strict=True):
             for number, top in enumerate(tops):
-                _panel(axis, top, None if truth is None else truth[number], prediction[number], shown[number])
+                _panel(axis, top, None if true is None else true[number], prediction[number], shown[number])
             axis.set_title(name)
             axis.set_xlabel("seconds")
             axis.grid(axis="x")
@@ -71,14 +68,14 @@ def parsing(
         }
         axes[0].set_yticks(list(names), list(names.values()))
         axes[0].set_ylim(tops[-1] + heights[-1] - 0.5, -0.2)  # less space above the first headline than between videos
-        seconds = pred_audio.shape[1]
+        seconds = pairs[0][1].shape[1]
         axes[0].set_xlim(0, seconds)
         axes[0].set_xticks(range(0, seconds + 1, max(1, seconds // 10)))
         axes[0].set_zorder(1)  # headlines extend over the other axis
         axes[0].patch.set_visible(False)
         for video, top in zip(videos, tops, strict=True):
             axes[0].text(0, top - 0.58, _headline(video), fontsize=11, fontweight="bold", va="bottom").set_in_layout(False)
-        labels = {"ground truth": DARK} if true_audio is not None else {}
+        labels = {"ground truth": DARK} if truth is not None else {}
         handles = [Patch(color=color, label=name) for name, color in labels.items()]
         handles.append(Patch(color=BLUE, label="predicted, correct" if labels else "predicted"))
         if labels:
@@ -87,7 +84,7 @@ def parsing(
 
 
 def _classes_of(number: int, pairs: Sequence[tuple[BoolArray | None, BoolArray]]) -> list[int]:
-    """Return the classes that are true or predicted in either modality of one video."""
+    """Return the classes that are true or predicted in any track of one video."""
     found = [array[number].any(axis=0) for pair in pairs for array in pair if array is not None]
     return [int(c) for c in np.flatnonzero(np.any(found, axis=0))]
 

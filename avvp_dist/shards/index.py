@@ -109,6 +109,10 @@ class Index:
     labels: LabelsInfo | None = None
 
     @property
+    def task(self) -> str:
+        return "parsing"
+
+    @property
     def width(self) -> int:
         """Size of the last axis of a video's feature array."""
         return sum(stream.dim for stream in self.streams)
@@ -210,6 +214,12 @@ class Labels:
     position: NDArray[np.int32]
     offset: NDArray[np.int64]
     nbytes: NDArray[np.int64]
+
+    @property
+    def truth(self) -> Mapping[str, NDArray[np.bool_]] | None:
+        if self.audio is None or self.visual is None:
+            return None
+        return {"audio": self.audio, "visual": self.visual}
 
 
 def labels_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

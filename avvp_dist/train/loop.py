@@ -23,8 +23,9 @@ from avvp_dist.loading.plan import Plan
 from avvp_dist.loading.split import SplitReader
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.co_trained import build_networks
+from avvp_dist.tasks.base import Task
 from avvp_dist.train import checkpoint
-from avvp_dist.train.evaluate import EvaluateConfig, predict, quick_scores
+from avvp_dist.train.evaluate import LAST, EvaluateConfig, predict
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.train.optim import OptimConfig, rebase
 from avvp_dist.train.step import TrainStep
@@ -91,6 +92,7 @@ class StageJob:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
+    task: Task
     train_split: SplitReader
     val_split: SplitReader
 
@@ -209,18 +211,21 @@ class StageTrainer:
         row |= self.meter.metrics(gathered) | {"videos_per_second": videos_per_second}
         # of this rank; the history keeps those of rank 0
         row |= {f"time/{phase}_seconds": seconds for phase, seconds in self.times.take().items()}
-        probabilities = predict(
+        rows = predict(
             self.model,
             job.val_split,
+            job.task,
             self.runtime,
             cross_modal=job.stage.cross_modal,
             batch_size=job.evaluate.batch_size,
             bfloat16=self.train_step.bfloat16,
         )
-        scores = quick_scores(probabilities, job.val_split.labels, job.evaluate)
+        truth = job.val_split.labels.truth
+        assert truth is not None  # experiments.run.open_data refuses data without it
+        scores = job.task.score(rows, truth, job.task.view).metrics
         row |= {f"val/{name}": value for name, value in scores.items()}
         row["validation_seconds"] = time.perf_counter() - started
-        self._select(scores[job.evaluate.monitored])
+        self._select(scores[job.evaluate.monitored(job.task.section)])
         self.trained.history.append(row)
         self.trained.removed = self.meter.removed(gathered)
         self.scheduler.step()
@@ -236,12 +241,12 @@ class StageTrainer:
 
     def _select(self, value: float) -> None:
         """Keep this epoch's weights if it is the best so far."""
-        best, evaluate = self.trained.best, self.job.evaluate
-        if best is None or evaluate.is_better(value, best["value"]):
+        best, evaluate, task = self.trained.best, self.job.evaluate, self.job.task.section
+        if best is None or evaluate.is_better(task, value, best["value"]):
             self.trained.best = {
                 "stage": self.job.stage.name,
                 "epoch": self.epoch + 1,
-                "metric": f"val {evaluate.monitored}" + (" of the last epoch" if evaluate.select == "last" else ""),
+                "metric": f"val {evaluate.monitored(task)}" + (" of the last epoch" if evaluate.select == LAST else ""),
                 "value": value,
             }
             self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}

@@ -31,6 +31,7 @@ from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader
 from avvp_dist.methods.base import CollectStage, Method, Stage, TrainStage
 from avvp_dist.storage import integrity
+from avvp_dist.tasks.base import Task
 from avvp_dist.train import checkpoint
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.loop import Callback, StageJob, StageResult, StageTrainer, TrainConfig
@@ -118,6 +119,7 @@ class StageRunner:
     train: TrainConfig
     optim: OptimConfig
     evaluate: EvaluateConfig
+    task: Task
     build: Callable[[], nn.Module]
     splits: Mapping[str, SplitReader]
     runtime: Runtime
@@ -213,6 +215,7 @@ class StageRunner:
             train=self.train,
             optim=self.optim,
             evaluate=self.evaluate,
+            task=self.task,
             train_split=self._train_split(stage, collected),
             val_split=self.splits["val"],
         )

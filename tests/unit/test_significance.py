@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from avvp_dist.metrics.significance import bootstrap_means, compare, explained, holm, sign_flip, t_interval, t_quantile
+from avvp_dist.metrics.significance import (
+    bootstrap,
+    compare,
+    explained,
+    holm,
+    mean_of_videos,
+    permutation_p,
+    t_interval,
+    t_quantile,
+)
+
+
+def sign_flip(differences, **options):
+    """P-values of columns of differences [N,M] between two settings of one seed each."""
+    zeros = np.zeros((1, len(differences), 1))
+    return [permutation_p(zeros, column[None, :, None], mean_of_videos, **options) for column in differences.T]
 
 
 def enumerated(differences):
@@ -29,7 +44,7 @@ def test_permutation_test_of_more_videos_is_close_to_enumeration():
 
 
 def test_a_drawn_p_value_is_never_zero():
-    assert sign_flip(np.ones((100, 1)), resamples=99) == pytest.approx(0.01)
+    assert sign_flip(np.ones((100, 1)), resamples=99) == pytest.approx([0.01])
 
 
 def test_permutation_test_agrees_with_scipy():
@@ -41,7 +56,7 @@ def test_permutation_test_agrees_with_scipy():
 def test_bootstrap_agrees_with_scipy():
     values = np.random.default_rng(3).exponential(size=80)
     reference = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(0))
-    interval = np.quantile(bootstrap_means(values[:, None]), [0.025, 0.975])
+    interval = np.quantile(bootstrap(values[None, :, None], mean_of_videos), [0.025, 0.975])
     assert interval == pytest.approx([*reference.confidence_interval], abs=0.02)
 
 
@@ -57,7 +72,7 @@ def test_t_interval_agrees_with_scipy():
 
 def test_one_seed_has_no_interval():
     assert t_interval([60.0]) is None
-    scores = np.random.default_rng(0).random((3, 20))
+    scores = np.random.default_rng(0).random((3, 20, 1))
     (found,) = compare(scores, [scores[:1]])
     assert found.seeds is None
     assert found.seeds_p is None
@@ -70,10 +85,10 @@ def test_holm_corrects_step_by_step():
 
 
 def simulated(rng, seeds, videos=40, of_seeds=0.5):
-    """Scores [K,N] of two equally good settings, and the difference that their seeds cause."""
+    """Scores [K,N,1] of two equally good settings, and the difference that their seeds cause."""
     seed_effects = [rng.normal(0, of_seeds, (k, 1)) for k in seeds]
     one, other = (effect + rng.normal(0, 1, (k, videos)) for effect, k in zip(seed_effects, seeds, strict=True))
-    return one, other + rng.normal(0, 1, videos), seed_effects[1].mean() - seed_effects[0].mean()
+    return one[..., None], (other + rng.normal(0, 1, videos))[..., None], seed_effects[1].mean() - seed_effects[0].mean()
 
 
 @pytest.mark.parametrize("seeds", [(2, 2), (3, 3), (3, 5)])
@@ -100,12 +115,12 @@ def test_intervals_for_these_networks_do_not_include_seed_effects():
 
 def test_rate_of_false_positives_of_the_permutation_test():
     differences = np.random.default_rng(7).normal(size=(40, 1000))
-    assert 0.03 <= np.mean(sign_flip(differences, resamples=500) < 0.05) <= 0.07
+    assert 0.03 <= np.mean(np.array(sign_flip(differences, resamples=500)) < 0.05) <= 0.07
 
 
 def test_a_comparison_does_not_depend_on_the_others():
     rng = np.random.default_rng(8)
-    baseline, *others = (rng.random((3, 50)) for _ in range(4))
+    baseline, *others = (rng.random((3, 50, 1)) for _ in range(4))
     together = compare(baseline, others)
     for other, among in zip(others, together, strict=True):
         (single,) = compare(baseline, [other])
@@ -114,9 +129,28 @@ def test_a_comparison_does_not_depend_on_the_others():
         assert (single.videos_p, single.seeds_p) == pytest.approx((among.videos_p, among.seeds_p))
 
 
+def test_a_ratio_of_sums_is_recomputed_for_every_draw():
+    """The accuracy of videos of very different lengths is not the mean of their accuracies."""
+
+    def accuracy(statistics, weights):
+        right, total = (weights @ statistics).T
+        return right / total
+
+    rng = np.random.default_rng(10)
+    length = rng.integers(1, 100, 30)
+    one, other = (np.stack([rng.binomial(length, p), length], axis=1).astype(float)[None] for p in (0.5, 0.6))
+    (found,) = compare(one, [other], accuracy)
+    assert found.mean == pytest.approx((other[0, :, 0].sum() - one[0, :, 0].sum()) / length.sum())
+    draws = rng.integers(30, size=(4000, 30))
+    resampled = [(other[0, rows, 0] - one[0, rows, 0]).sum() / length[rows].sum() for rows in draws]
+    assert found.videos == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.01)
+    # swapping the videos of two settings negates the difference of right seconds; the total stays
+    assert found.videos_p == pytest.approx(sign_flip((other - one)[0, :, :1], seed=0)[0], abs=1e-9)
+
+
 def test_scores_of_other_videos_are_refused():
     with pytest.raises(ValueError, match="videos"):
-        compare(np.zeros((3, 50)), [np.zeros((3, 49))])
+        compare(np.zeros((3, 50, 1)), [np.zeros((3, 49, 1))])
 
 
 def test_explained_variance():
