@@ -319,7 +319,7 @@ def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtim
 
 
 def _build_network(config: RunConfig, index: Index) -> nn.Module:
-    return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes))
+    return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes))
 
 
 def _predict(model: nn.Module, split: SplitReader, config: RunConfig, runtime: Runtime, cross_modal: bool) -> Probabilities:

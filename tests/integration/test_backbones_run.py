@@ -56,7 +56,7 @@ def train(config):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
-        build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,
         callback=Silent(),
@@ -80,7 +80,7 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
     config = configured(method, tiny, tmp_path, network, *warmup)
     trained, _ = train(config)
     assert set(trained) == stages
-    fresh = config.model.build({"audio": 128, "visual": 2048, "motion": 512}, 25).state_dict()
+    fresh = config.model.build({"audio": (128,), "visual": (2048,), "motion": (512,)}, 25).state_dict()
     shapes = {name: weight.shape for name, weight in fresh.items()}
     for stage in trained.values():
         (row,) = stage.history

@@ -12,6 +12,7 @@ from avvp_dist.models.network import freeze_exchange
 from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
+SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
 CLASSES = 5
 CONFIGS = {"ave": AveConfig, "avslowfast": AvSlowFastConfig}
 each_network = pytest.mark.parametrize("name", CONFIGS)
@@ -25,7 +26,7 @@ VARIANTS = [
 
 def network(name, **settings):
     torch.manual_seed(0)
-    return CONFIGS[name](width=16, **settings).build(DIMS, CLASSES)
+    return CONFIGS[name](width=16, **settings).build(SHAPES, CLASSES)
 
 
 def random_batch(videos, frames=1):
@@ -74,7 +75,7 @@ def test_dropout_applies_to_the_inputs_of_the_visual_heads_only(name):
 
 @pytest.mark.parametrize("config", VARIANTS, ids=repr)
 def test_exchange_parameters_are_those_without_gradient_when_nothing_is_exchanged(config):
-    model, batch = config.build(DIMS, CLASSES).train(), random_batch(4)
+    model, batch = config.build(SHAPES, CLASSES).train(), random_batch(4)
 
     def trained():
         model.zero_grad()
