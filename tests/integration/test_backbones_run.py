@@ -64,7 +64,7 @@ def train(config):
     return runner.run(method)
 
 
-@pytest.mark.parametrize("network", ["ave", "avslowfast"])
+@pytest.mark.parametrize("network", ["ave-llp", "avslowfast"])
 @pytest.mark.parametrize(
     ("method", "stages"),
     [
@@ -89,7 +89,7 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
 
 
 def test_evaluation_reproduces_the_scores_of_a_whole_run(tiny, tmp_path):
-    config = configured("jomold", tiny, tmp_path / "run", "ave", "method.skip_exchange=false")
+    config = configured("jomold", tiny, tmp_path / "run", "ave-llp", "method.skip_exchange=false")
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     again = load(str(tmp_path / "run" / "config.yaml"))
     assert again.model == config.model

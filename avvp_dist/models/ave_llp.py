@@ -28,10 +28,10 @@ from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AveConfig(NetworkSection):
-    """AVE's network: audio-guided visual attention and an LSTM for each modality (reconstruction)."""
+class AveLlpConfig(NetworkSection):
+    """AVE's network on LLP's features: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
 
-    name: Literal["ave"] = "ave"
+    name: Literal["ave-llp"] = "ave-llp"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
     tasks: ClassVar[tuple[str, ...]] = ("parsing",)
     width: int = Field(256, ge=2, le=65_536, multiple_of=2)
@@ -39,9 +39,9 @@ class AveConfig(NetworkSection):
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network uses 0.5."""
 
-    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> AveNetwork:
+    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> AveLlpNetwork:
         """See `NetworkSection`."""
-        return AveNetwork(self, shapes, classes)
+        return AveLlpNetwork(self, shapes, classes)
 
 
 class AudioGuidedAttention(nn.Module):
@@ -93,13 +93,13 @@ class _Shared(NamedTuple):
     audio: Tensor
 
 
-class AveNetwork(ParsingNetwork[_Shared]):
+class AveLlpNetwork(ParsingNetwork[_Shared]):
     """Stream projections, audio-guided attention, an LSTM for each modality, MMIL pooling; dropout only before the heads.
 
     Visual features depend on audio but not the other way round, as in AVE.
     """
 
-    def __init__(self, config: AveConfig, shapes: Mapping[str, tuple[int, ...]], classes: int) -> None:
+    def __init__(self, config: AveLlpConfig, shapes: Mapping[str, tuple[int, ...]], classes: int) -> None:
         super().__init__()
         self.audio = nn.Linear(stream_width(shapes, "audio"), config.width)
         self.visual = nn.Linear(stream_width(shapes, "visual"), config.width)
