@@ -308,7 +308,7 @@ def _example_key(holder: type[Section] | None, name: str) -> str:
 
 
 def _of_variant(path: Sequence[str], holder: type[Section] | None) -> str:
-    """For a key of one of several variants, such as a network: `` of model 'ave'``; else empty."""
+    """For a key of one of several variants, such as a network: `` of model 'han'``; else empty."""
     field = holder.model_fields.get("name") if holder else None
     names = get_args(field.annotation) if field else ()
     return f" of {path[-2]} {names[0]!r}" if len(names) == 1 and len(path) > 1 else ""

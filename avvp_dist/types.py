@@ -2,14 +2,14 @@
 
 Shape letters used across the package:
     N videos of a split, B videos of a (local) batch, T segments of a video (one second each on LLP),
-    C event classes, D feature width. Modality axis of length 2: 0 = audio, 1 = visual.
+    C event classes, D feature width, M modalities of the outputs (audio first), K scores (see `Outputs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -146,49 +146,110 @@ class ForwardOptions:
     dropout: bool = True
 
 
+class Head(Protocol):
+    """What a network's scores mean, and how those of several segments are pooled; implemented in `models.pooling`."""
+
+    @property
+    def background(self) -> bool:
+        """Whether the last of the K scores is the background: K = C + 1; otherwise K = C."""
+
+    def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
+        """Return the probabilities [B,M,K] of segments [start, stop)."""
+
+
 @dataclass(frozen=True)
 class Outputs:
-    """A network's outputs for a batch; all probabilities in [0, 1].
+    """A network's outputs for a batch.
+
+    M is the number of modalities with scores of their own: 2 (audio first) if each has a head, 1 if one head serves both
+    together. K is the number of scores: C classes, and the background if the head has one.
 
     Attributes:
-        video: [B,C] probability of an event in the video, in either modality.
-        audio, visual: [B,C] probability of an event in that modality of the video.
-        segments: [B,T,2,C] probability of an event in that segment and modality.
-        audio_features, visual_features: [B,T,D] segment features after temporal and cross-modal aggregation.
-        audio_inputs, visual_inputs: [B,T,D] segment features before it.
-        temporal_weights: [B,T,2,C] weights by which segments were pooled into a modality; None for max pooling.
+        video: [B,K] probabilities of the video, over all modalities.
+        modalities: [B,M,K] probabilities of the video in each modality.
+        segments: [B,T,M,K] scores of each segment: probabilities if the head is a sigmoid; the values before the softmax if
+            it is a softmax.
+        head: what the scores mean.
+        features: [M,B,T,D] segment features after temporal and cross-modal aggregation; None if the modalities have no
+            features in one common space.
+        inputs: [M,B,T,D] segment features before it; None as ``features``.
+        temporal_weights: [B,T,M,K] weights by which segments were pooled into a modality; None for max pooling and for
+            softmax heads.
         scoring: outputs of the scoring pass over the same batch, without gradient; None if the stage has no such pass.
         extra: outputs for the stage's `TrainStage.extra_batches`, in the same order.
         co_trained: outputs of the stage's other networks for the same batch.
     """
 
     video: Tensor
-    audio: Tensor
-    visual: Tensor
+    modalities: Tensor
     segments: Tensor
-    audio_features: Tensor
-    visual_features: Tensor
-    audio_inputs: Tensor
-    visual_inputs: Tensor
+    head: Head
+    features: Tensor | None = None
+    inputs: Tensor | None = None
     temporal_weights: Tensor | None = None
     scoring: Outputs | None = None
     extra: tuple[Outputs, ...] = ()
     co_trained: tuple[Outputs, ...] = ()
 
+    @property
+    def audio(self) -> Tensor:
+        """[B,K] probabilities of the video's audio, of networks with two heads."""
+        return self.modalities[:, 0]
+
+    @property
+    def visual(self) -> Tensor:
+        """[B,K] probabilities of the video's visual half, of networks with two heads."""
+        return self.modalities[:, 1]
+
+    @property
+    def audio_features(self) -> Tensor:
+        """[B,T,D] audio features after aggregation."""
+        return _of_modality(self.features, 0)
+
+    @property
+    def visual_features(self) -> Tensor:
+        """[B,T,D] visual features after aggregation."""
+        return _of_modality(self.features, 1)
+
+    @property
+    def audio_inputs(self) -> Tensor:
+        """[B,T,D] audio features before aggregation."""
+        return _of_modality(self.inputs, 0)
+
+    @property
+    def visual_inputs(self) -> Tensor:
+        """[B,T,D] visual features before aggregation."""
+        return _of_modality(self.inputs, 1)
+
     def pooled_within(self, start: int, stop: int) -> Tensor:
-        """Pool segments [start, stop) only, with weights renormalized inside: [B,2,C] probabilities of both modalities."""
-        segments = self.segments[:, start:stop]
-        if self.temporal_weights is None:
-            return segments.amax(dim=1)
-        weights = self.temporal_weights[:, start:stop]
-        return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
+        """Pool segments [start, stop) only: [B,M,K] probabilities of each modality, as the network pools all segments."""
+        return self.head.pool(self, start, stop)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Apply a function to every tensor of these outputs; those in ``scoring``, ``extra`` and ``co_trained`` stay."""
+        mapped: dict[str, Any] = {name: function(value) for name, value in self._tensors().items()}
+        return replace(self, **mapped)
 
     def split(self, count: int) -> tuple[Outputs, ...]:
-        """Split along B into ``count`` equal parts."""
-        tensors: dict[str, Any] = {
-            name: value.tensor_split(count) for name, value in vars(self).items() if isinstance(value, Tensor)
+        """Split along B into ``count`` equal parts, without ``scoring``, ``extra`` and ``co_trained``."""
+        parts: dict[str, Any] = {
+            name: value.tensor_split(count, dim=1 if name in _MODALITY_FIRST else 0)
+            for name, value in self._tensors().items()
         }
-        return tuple(Outputs(**{name: parts[number] for name, parts in tensors.items()}) for number in range(count))
+        return tuple(
+            Outputs(head=self.head, **{name: split[number] for name, split in parts.items()}) for number in range(count)
+        )
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+_MODALITY_FIRST = ("features", "inputs")  # their axis of videos is the second
+
+
+def _of_modality(features: Tensor | None, number: int) -> Tensor:
+    assert features is not None, "the network has no features of each modality"
+    return features[number]
 
 
 @dataclass(frozen=True)

@@ -63,15 +63,15 @@ VARIANTS = {
         "jomold",
         ("evaluate.select=segment.type", "method.rounding=carry"),
     ),
-    "hanave": Variant("AVE (reconstruction), trained as HAN", "han", ("model=ave", "evaluate.protocol=modality")),
+    "hanave": Variant("AVE (reconstruction), trained as HAN", "han", ("model=ave-llp", "evaluate.protocol=modality")),
     "hanavslowfast": Variant(
         "AVSlowFast (reconstruction), trained as HAN", "han", ("model=avslowfast", "evaluate.protocol=modality")
     ),
-    "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave", "model.visual_dropout=0.5")),
+    "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave-llp", "model.visual_dropout=0.5")),
     "avebare": Variant(
         "JoMoLD without contrastive loss on AVE (reconstruction)",
         "jomold",
-        ("model=ave", "model.visual_dropout=0.5", "method.contrastive_weight=0"),
+        ("model=ave-llp", "model.visual_dropout=0.5", "method.contrastive_weight=0"),
     ),
     "avslowfast": Variant(
         "JoMoLD on AVSlowFast (reconstruction)", "jomold", ("model=avslowfast", "model.visual_dropout=0.5")

@@ -130,7 +130,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     runtime = LocalRuntime(config.output, config.train.device, World())  # writes nothing before the first report
 
     def build() -> nn.Module:
-        return config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)).to(
+        return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)).to(
             runtime.device
         )
 

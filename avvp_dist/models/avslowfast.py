@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
+from avvp_dist.models.network import NetworkSection, ParsingNetwork, frames_by_segment, stream_width
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
@@ -39,9 +39,9 @@ class AvSlowFastConfig(NetworkSection):
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network uses 0.5."""
 
-    def build(self, dims: Mapping[str, int], classes: int) -> AvSlowFastNetwork:
+    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> AvSlowFastNetwork:
         """See `NetworkSection`."""
-        return AvSlowFastNetwork(self, dims, classes)
+        return AvSlowFastNetwork(self, shapes, classes)
 
 
 class TemporalBlock(nn.Module):
@@ -66,18 +66,18 @@ class _Shared(NamedTuple):
     fast: list[Tensor]
 
 
-class AvSlowFastNetwork(Network[_Shared]):
+class AvSlowFastNetwork(ParsingNetwork[_Shared]):
     """Three pathways over time with laterals into the slow one, MMIL pooling; dropout only before the heads.
 
     Visual features depend on audio but not the other way round, as in AVSlowFast.
     """
 
-    def __init__(self, config: AvSlowFastConfig, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, config: AvSlowFastConfig, shapes: Mapping[str, tuple[int, ...]], classes: int) -> None:
         super().__init__()
         width = config.width
-        self.audio = nn.Linear(dims["audio"], width)
-        self.visual = nn.Linear(dims["visual"], width)
-        self.motion = nn.Linear(dims["motion"], width)
+        self.audio = nn.Linear(stream_width(shapes, "audio"), width)
+        self.visual = nn.Linear(stream_width(shapes, "visual"), width)
+        self.motion = nn.Linear(stream_width(shapes, "motion"), width)
         self.fusion = nn.Linear(2 * width, width)
         stages = range(config.stages)
         self.audio_blocks = nn.ModuleList(TemporalBlock(width) for _ in stages)

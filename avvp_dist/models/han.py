@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.network import Network, NetworkSection
+from avvp_dist.models.network import NetworkSection, ParsingNetwork, stream_width
 from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
 from avvp_dist.models.temporal import BidirectionalGru, NoTemporal
 from avvp_dist.types import Batch, ForwardOptions, Outputs
@@ -73,9 +73,9 @@ class HanConfig(NetworkSection):
             raise ValueError(f"sequential=true needs temporal=han; {self.temporal} exchanges nothing between modalities")
         return self
 
-    def build(self, dims: Mapping[str, int], classes: int) -> HanNetwork:
+    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> HanNetwork:
         """See `NetworkSection`."""
-        return HanNetwork(self, dims, classes)
+        return HanNetwork(self, shapes, classes)
 
 
 class Heads(NamedTuple):
@@ -246,14 +246,14 @@ class HanLayers(nn.Module):
         return list(self.stack)  # type: ignore[arg-type]  # ModuleList is not generic
 
 
-class HanNetwork(Network[tuple[Tensor, Heads | Tensor]]):
+class HanNetwork(ParsingNetwork[tuple[Tensor, Heads | Tensor]]):
     """HAN: stream projections, layers over time shared by both modalities, MMIL pooling."""
 
-    def __init__(self, config: HanConfig, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, config: HanConfig, shapes: Mapping[str, tuple[int, ...]], classes: int) -> None:
         super().__init__()
-        self.audio = nn.Linear(dims["audio"], config.width)
-        self.visual = nn.Linear(dims["visual"], config.width)
-        self.motion = nn.Linear(dims["motion"], config.width)
+        self.audio = nn.Linear(stream_width(shapes, "audio"), config.width)
+        self.visual = nn.Linear(stream_width(shapes, "visual"), config.width)
+        self.motion = nn.Linear(stream_width(shapes, "motion"), config.width)
         self.fusion = nn.Linear(2 * config.width, config.width)
         self.layer = _temporal(config)
         self.pooling = _pooling(config, classes)

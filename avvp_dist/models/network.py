@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import replace
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from avvp_dist.config import Section
+from avvp_dist.errors import ConfigError
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL
+from avvp_dist.models.pooling import AttentiveMMIL, FixedMMIL, SigmoidHead
 from avvp_dist.types import MODALITIES, Batch, ForwardOptions, Outputs
 
 Shared = TypeVar("Shared")
@@ -33,34 +35,32 @@ class NetworkSection(Section, ABC):
     background: ClassVar[bool] = False
 
     @abstractmethod
-    def build(self, dims: Mapping[str, int], classes: int) -> nn.Module:
+    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> nn.Module:
         """Return the network with fresh weights.
 
         Args:
-            dims: width of each feature stream; those in ``streams`` are used.
-            classes: number of event classes C.
+            shapes: shape of one segment of each feature stream, such as (128,) or (7, 7, 512); those of ``streams`` are
+                used.
+            classes: number of event classes C, without the background.
+
+        Raises:
+            ConfigError: the network cannot read a stream of this shape.
         """
 
 
 class Network(nn.Module, ABC, Generic[Shared]):
     """A network over a batch's feature streams.
 
-    A subclass computes what all passes share (`prepare`), runs one pass from there (`parse`, which ends with `outputs`), and
-    lists the parameters that only the exchange between modalities uses.
-
-    Attributes:
-        pooling: turns segment features into probabilities.
-        visual_dropout: dropout rate of visual features before the heads.
+    A subclass computes what all passes share (`prepare`), runs one pass from there (`parse`), and lists the parameters that
+    only the exchange between modalities uses.
     """
-
-    pooling: AttentiveMMIL | FixedMMIL
-    visual_dropout: float
 
     def forward(self, batch: Batch, *, cross_modal: bool = True, scoring_pass: ForwardOptions | None = None) -> Outputs:
         """Run the network on a batch.
 
         Args:
-            batch: audio [B,T,Da], visual [B,T,Dv] or [B,kT,Dv] (k frames per segment), motion [B,T,Dm].
+            batch: streams [B,T,...] by name, as the config's ``shapes`` state; a network can accept k frames per segment,
+                [B,kT,...].
             cross_modal: False disables the exchange between modalities (JoMoLD's noise estimator), if the network has one.
             scoring_pass: options of a second pass over the same batch without gradient, returned in ``Outputs.scoring``. It
                 reuses what precedes the first dropout and the exchange; the result equals that of a separate pass.
@@ -70,7 +70,8 @@ class Network(nn.Module, ABC, Generic[Shared]):
         if scoring_pass is None:
             return outputs
         with torch.no_grad():  # after the main pass: autocast must not cache weights cast without a graph
-            return _with_scoring_pass(outputs, self.parse(shared, scoring_pass))
+            # a view of a shared tensor requires a gradient even if it was made under no_grad
+            return replace(outputs, scoring=self.parse(shared, scoring_pass).map(Tensor.detach))
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Shared:
@@ -87,6 +88,18 @@ class Network(nn.Module, ABC, Generic[Shared]):
     def exchange_parameters(self) -> Iterator[nn.Parameter]:
         """Return the parameters that a pass without exchange does not use; none if the network has no exchange."""
 
+
+class ParsingNetwork(Network[Shared]):
+    """A network with sigmoid heads for audio and visual segments; `parse` ends with `outputs`.
+
+    Attributes:
+        pooling: turns segment features into probabilities.
+        visual_dropout: dropout rate of visual features before the heads.
+    """
+
+    pooling: AttentiveMMIL | FixedMMIL
+    visual_dropout: float
+
     def outputs(self, inputs: Tensor, features: Tensor, options: ForwardOptions) -> Outputs:
         """Compute the outputs of segment features, after dropout if the pass has it.
 
@@ -100,8 +113,16 @@ class Network(nn.Module, ABC, Generic[Shared]):
             self.training and options.dropout and self.visual_dropout
         ):  # for the heads, not for contrastive losses (published)
             head_inputs = torch.stack([features[0], drop(features[1], self.visual_dropout)])
-        video, audio, visual, segments, weights = self.pooling(head_inputs)
-        return Outputs(video, audio, visual, segments, features[0], features[1], inputs[0], inputs[1], weights)
+        pooled = self.pooling(head_inputs)
+        return Outputs(
+            video=pooled.video,
+            modalities=pooled.modalities,
+            segments=pooled.segments,
+            head=SigmoidHead(),
+            features=features,
+            inputs=inputs,
+            temporal_weights=pooled.weights,
+        )
 
 
 def freeze_exchange(model: nn.Module) -> None:
@@ -121,9 +142,15 @@ def frames_by_segment(batch: Batch) -> Tensor:
     return batch.visual.unflatten(1, (batch.audio.shape[1], -1))
 
 
-def _with_scoring_pass(outputs: Outputs, scoring_pass: Outputs) -> Outputs:
-    # a view of a shared tensor requires a gradient even if it was made under no_grad
-    detached: dict[str, Any] = {
-        name: value.detach() for name, value in vars(scoring_pass).items() if isinstance(value, Tensor)
-    }
-    return Outputs(**{**vars(outputs), "scoring": Outputs(**detached)})
+def stream_width(shapes: Mapping[str, tuple[int, ...]], stream: str) -> int:
+    """Return the number of values per segment of a stream without regions.
+
+    Raises:
+        ConfigError: the stream has regions, such as (7, 7, 512).
+    """
+    (*regions, width) = shapes[stream]
+    if regions:
+        raise ConfigError(
+            f"model.name: this network reads one vector per segment; a segment of stream {stream} has shape {shapes[stream]}"
+        )
+    return width

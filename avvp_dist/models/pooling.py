@@ -1,22 +1,66 @@
-"""Multimodal MIL pooling, attentive or fixed: turns segment features into segment, modality and video probabilities."""
+"""Heads (what scores mean), and multimodal MIL pooling, which turns segment features into probabilities."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from avvp_dist.types import Outputs
+
+
+@dataclass(frozen=True)
+class SigmoidHead:
+    """One probability per class, independent of the other classes."""
+
+    background: ClassVar[bool] = False
+
+    def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
+        """Return the probabilities [B,M,C] of segments [start, stop): their maximum, or their mean by temporal weights.
+
+        The weights, if there are any, are renormalized within the segments.
+        """
+        segments = outputs.segments[:, start:stop]
+        if outputs.temporal_weights is None:
+            return segments.amax(dim=1)
+        weights = outputs.temporal_weights[:, start:stop]
+        return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class SoftmaxHead:
+    """One distribution over the classes and the background, K = C + 1; the background is last.
+
+    A segment's class is the largest of its scores.
+
+    Attributes:
+        kind: how scores are pooled over segments, before the softmax.
+    """
+
+    kind: Literal["max", "mean"]
+    background: ClassVar[bool] = True
+
+    def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
+        """Return the probabilities [B,M,K] of segments [start, stop)."""
+        return self.probabilities(outputs.segments[:, start:stop])
+
+    def probabilities(self, segments: Tensor) -> Tensor:
+        """Return the probabilities [B,M,K] of all segments of ``segments`` [B,T,M,K] together."""
+        # amax divides the gradient among equal maxima, max would choose one
+        pooled = segments.amax(dim=1) if self.kind == "max" else segments.mean(dim=1)
+        return pooled.softmax(dim=-1)
+
 
 class Pooled(NamedTuple):
-    """Video, audio and visual probabilities [B,C], segment probabilities [B,T,2,C], and weights over time [B,T,2,C].
+    """Video probabilities [B,C], those of modalities [B,2,C] and segments [B,T,2,C], and weights over time [B,T,2,C].
 
     The weights are None for max pooling.
     """
 
     video: Tensor
-    audio: Tensor
-    visual: Tensor
+    modalities: Tensor
     segments: Tensor
     weights: Tensor | None
 
@@ -50,9 +94,9 @@ class AttentiveMMIL(nn.Module):
         segments = scores.sigmoid()
         weights = over_time.softmax(dim=2)
         weighted = segments * weights
-        audio, visual = weighted.sum(dim=2)  # [B,C] each
+        modalities = torch.stack(weighted.sum(dim=2).unbind(), dim=1)  # [B,2,C]
         video = (weighted * over_modality.softmax(dim=0)).sum(dim=(0, 2))  # [B,C]
-        return Pooled(video, audio, visual, segments.permute(1, 2, 0, 3), weights.permute(1, 2, 0, 3))
+        return Pooled(video, modalities, segments.permute(1, 2, 0, 3), weights.permute(1, 2, 0, 3))
 
 
 class LinearPerModality(nn.Module):
@@ -86,7 +130,6 @@ class FixedMMIL(nn.Module):
         # amax divides the gradient among equal maxima, max would choose one
         modalities = segments.amax(dim=2) if self.kind == "max" else segments.mean(dim=2)  # [2,B,C]
         video = modalities.amax(dim=0) if self.kind == "max" else modalities.mean(dim=0)
-        audio, visual = modalities
         segments = segments.permute(1, 2, 0, 3)
         weights = None if self.kind == "max" else torch.full_like(segments, 1 / segments.shape[1])
-        return Pooled(video, audio, visual, segments, weights)
+        return Pooled(video, torch.stack(modalities.unbind(), dim=1), segments, weights)

@@ -84,7 +84,7 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
     title = f"{source}not a published {name} checkpoint"
     given = _parameters(content, title)
     converted, used, problems = _convert(given)
-    model = _CONFIGS[name].build({stream.name: stream.dim for stream in LLP.streams}, len(LLP.classes))
+    model = _CONFIGS[name].build({stream.name: (stream.dim,) for stream in LLP.streams}, len(LLP.classes))
     expected = model.state_dict()
     problems += [
         f"{key}: shape {tuple(converted[key].shape)}, expected {tuple(expected[key].shape)}"

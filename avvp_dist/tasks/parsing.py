@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -85,8 +84,7 @@ class Parsing(Task):
 
     def rows(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the probabilities of videos [B,C], modalities [B,2,C] and segments [B,T,2,C]."""
-        modalities = torch.stack([outputs.audio, outputs.visual], dim=1)
-        return {"video": outputs.video, "modalities": modalities, "segments": outputs.segments}
+        return {"video": outputs.video, "modalities": outputs.modalities, "segments": outputs.segments}
 
     def predict(self, rows: Rows, view: str) -> Tracks:
         """See `Task`; predictions do not depend on the subset of classes."""

@@ -218,7 +218,7 @@ OPTIONS = {
     "evaluate {here}": "config.yaml|finished",
     "evaluate {run} data={here}": "index.json|data",
     "evaluate {run} model.width=8": "fit|width",
-    "evaluate {run} model=ave": "fit|model|network",
+    "evaluate {run} model=ave-llp": "fit|model|network",
     "evaluate {run} method=nosuch": "nosuch",
     "evaluate {run} train.device=cuda": "cuda",
     "compare": "runs",

@@ -129,7 +129,7 @@ def test_streaming_resumes_within_an_epoch_on_two_ranks(packed, tmp_path, one_st
 
 
 def test_another_network_on_four_ranks(packed, tmp_path):
-    recipe = [*DENOISE, "model=ave", "model.width=32"]
+    recipe = [*DENOISE, "model=ave-llp", "model.width=32"]
     train(tmp_path / "one", packed, recipe=recipe)
     train(tmp_path / "four", packed, recipe=recipe, world=4)
     assert_same_training(tmp_path / "four", tmp_path / "one")

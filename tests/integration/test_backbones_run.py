@@ -56,7 +56,7 @@ def train(config):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
-        build=lambda: config.model.build({stream.name: stream.dim for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,
         callback=Silent(),
@@ -64,7 +64,7 @@ def train(config):
     return runner.run(method)
 
 
-@pytest.mark.parametrize("network", ["ave", "avslowfast"])
+@pytest.mark.parametrize("network", ["ave-llp", "avslowfast"])
 @pytest.mark.parametrize(
     ("method", "stages"),
     [
@@ -80,7 +80,7 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
     config = configured(method, tiny, tmp_path, network, *warmup)
     trained, _ = train(config)
     assert set(trained) == stages
-    fresh = config.model.build({"audio": 128, "visual": 2048, "motion": 512}, 25).state_dict()
+    fresh = config.model.build({"audio": (128,), "visual": (2048,), "motion": (512,)}, 25).state_dict()
     shapes = {name: weight.shape for name, weight in fresh.items()}
     for stage in trained.values():
         (row,) = stage.history
@@ -89,7 +89,7 @@ def test_every_method_trains_every_network(tiny, tmp_path, method, stages, netwo
 
 
 def test_evaluation_reproduces_the_scores_of_a_whole_run(tiny, tmp_path):
-    config = configured("jomold", tiny, tmp_path / "run", "ave", "method.skip_exchange=false")
+    config = configured("jomold", tiny, tmp_path / "run", "ave-llp", "method.skip_exchange=false")
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
     again = load(str(tmp_path / "run" / "config.yaml"))
     assert again.model == config.model

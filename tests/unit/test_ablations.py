@@ -15,6 +15,7 @@ from avvp_dist.models.han import HanConfig
 from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
+SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
 CLASSES = 5
 TEMPORAL = ("han", "none", "gru", "transformer")
 all_networks = pytest.mark.parametrize(("temporal", "pooling"), list(product(TEMPORAL, ("attentive", "max", "mean"))))
@@ -22,7 +23,7 @@ all_networks = pytest.mark.parametrize(("temporal", "pooling"), list(product(TEM
 
 def network(**settings):
     torch.manual_seed(0)
-    return HanConfig(width=16, feedforward=16, **settings).build(DIMS, CLASSES)
+    return HanConfig(width=16, feedforward=16, **settings).build(SHAPES, CLASSES)
 
 
 def random_batch(videos, seed=0):

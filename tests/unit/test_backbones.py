@@ -1,19 +1,20 @@
-"""The parts of AVE's network and of AVSlowFast against their definitions; see also test_network_contract.py."""
+"""The parts of AVE's network for LLP and of AVSlowFast against their definitions; see also test_network_contract.py."""
 
 from itertools import product
 
 import pytest
 import torch
 
-from avvp_dist.models.ave import AveConfig
+from avvp_dist.models.ave_llp import AveLlpConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import freeze_exchange
 from avvp_dist.types import Batch, ForwardOptions
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
+SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
 CLASSES = 5
-CONFIGS = {"ave": AveConfig, "avslowfast": AvSlowFastConfig}
+CONFIGS = {"ave-llp": AveLlpConfig, "avslowfast": AvSlowFastConfig}
 each_network = pytest.mark.parametrize("name", CONFIGS)
 each_layout = pytest.mark.parametrize("frames", [1, 8])
 VARIANTS = [
@@ -25,7 +26,7 @@ VARIANTS = [
 
 def network(name, **settings):
     torch.manual_seed(0)
-    return CONFIGS[name](width=16, **settings).build(DIMS, CLASSES)
+    return CONFIGS[name](width=16, **settings).build(SHAPES, CLASSES)
 
 
 def random_batch(videos, frames=1):
@@ -74,7 +75,7 @@ def test_dropout_applies_to_the_inputs_of_the_visual_heads_only(name):
 
 @pytest.mark.parametrize("config", VARIANTS, ids=repr)
 def test_exchange_parameters_are_those_without_gradient_when_nothing_is_exchanged(config):
-    model, batch = config.build(DIMS, CLASSES).train(), random_batch(4)
+    model, batch = config.build(SHAPES, CLASSES).train(), random_batch(4)
 
     def trained():
         model.zero_grad()
@@ -97,12 +98,12 @@ def test_without_exchange_frames_count_by_their_mean(name):
     with torch.no_grad():
         torch.testing.assert_close(model(batch, cross_modal=False).segments, model(rows, cross_modal=False).segments)
         same = torch.allclose(model(batch).segments, model(rows).segments, atol=1e-6)
-    assert same is (name != "ave")  # AVE's attention weighs single frames
+    assert same is (name != "ave-llp")  # AVE's attention weighs single frames
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "reached"),
-    [("ave", {}, range(10)), ("avslowfast", {}, range(2, 7)), ("avslowfast", {"stages": 1}, range(3, 6))],
+    [("ave-llp", {}, range(10)), ("avslowfast", {}, range(2, 7)), ("avslowfast", {"stages": 1}, range(3, 6))],
 )
 def test_segments_that_a_change_of_second_4_reaches(name, settings, reached):
     model, batch = network(name, **settings).eval(), random_batch(2)
@@ -115,7 +116,7 @@ def test_segments_that_a_change_of_second_4_reaches(name, settings, reached):
 
 @each_layout
 def test_ave_attention_weighs_frames_and_channels_by_audio(frames):
-    model, batch = network("ave").eval(), random_batch(2, frames)
+    model, batch = network("ave-llp").eval(), random_batch(2, frames)
     attention, weights = model.attention, []
     with torch.no_grad():
         shared = model.prepare(batch)

@@ -82,13 +82,13 @@ def warnings(caplog):
 
 
 def test_a_warning_names_the_settings_of_the_recipe_that_another_network_does_not_use(warnings):
-    load("valor", ["model=ave", "model.visual_dropout=0.5"])
+    load("valor", ["model=ave-llp", "model.visual_dropout=0.5"])
     [warning] = warnings.messages
     assert warning.startswith(
-        "model=ave replaces model han of recipe valor; not applied: model.width=512, model.feedforward=1024"
+        "model=ave-llp replaces model han of recipe valor; not applied: model.width=512, model.feedforward=1024"
     )
     assert "visual_dropout" not in warning  # set explicitly
-    assert "model ave uses its own defaults" in warning
+    assert "model ave-llp uses its own defaults" in warning
 
 
 def test_a_warning_says_that_a_recipe_was_written_for_another_method(warnings):
@@ -108,8 +108,8 @@ def test_warnings_about_a_recipe_are_logged_once(warnings):
 
 def test_the_network_and_method_of_the_recipe_itself_give_no_warning(warnings):
     load("jomold", ["model=han", "method=jomold", "model.heads=8"])
-    load("jomold", ["model=ave", "model=han"])  # the last one counts
-    assert load("jomold", ["model=ave", "model=han"]).model == load("jomold").model
+    load("jomold", ["model=ave-llp", "model=han"])  # the last one counts
+    assert load("jomold", ["model=ave-llp", "model=han"]).model == load("jomold").model
     assert not warnings.messages
 
 
@@ -131,12 +131,12 @@ def test_another_launcher_or_tracker_keeps_the_settings_of_the_recipe(tmp_path):
 
 def test_a_network_refuses_the_keys_of_another():
     with pytest.raises(ConfigError) as caught:
-        load("jomold", ["model=ave", "model.heads=8", "model.width=15"])
+        load("jomold", ["model=ave-llp", "model.heads=8", "model.width=15"])
     assert sorted(caught.value.problems) == [
-        "model.heads: unknown key of model 'ave'. Valid names: name, visual_dropout, width",
+        "model.heads: unknown key of model 'ave-llp'. Valid names: name, visual_dropout, width",
         "model.width: Input should be a multiple of 2, got 15",
     ]
-    with pytest.raises(ConfigError, match=r"unknown model 'alexnet'.*'han', 'ave', 'avslowfast'"):
+    with pytest.raises(ConfigError, match=r"unknown model 'alexnet'.*'han', 'ave-llp', 'avslowfast'"):
         load("jomold", ["model=alexnet"])
 
 
@@ -144,7 +144,7 @@ def test_a_recipe_without_a_network_is_refused_with_the_valid_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("model: {width: 32}\nmethod: {name: han}\n")
     with pytest.raises(
-        ConfigError, match=r"model.name: missing; this key is required. Valid names: 'han', 'ave', 'avslowfast'"
+        ConfigError, match=r"model.name: missing; this key is required. Valid names: 'han', 'ave-llp', 'avslowfast'"
     ):
         load(str(path))
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from collectives import FakeCollective
+from network_outputs import modality_outputs, rows_of
 
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.jomold import JomoldConfig, noise_ratios, read_ratios, warmup_factor
 from avvp_dist.methods.losses import bce, smooth
-from avvp_dist.types import Batch, Outputs, TrainPosition
+from avvp_dist.types import Batch, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
 
@@ -52,21 +53,15 @@ def batch_and_outputs(videos, seed=0):
     generator = torch.Generator().manual_seed(seed)
     weak = (torch.rand(videos, 3, generator=generator) < 0.7).float()
     score_audio, score_visual = torch.rand(2, videos, 3, generator=generator)
-    features = torch.randn(4, videos, 10, 8, generator=generator)
+    features = torch.randn(4, videos, 10, 8, generator=generator)[:2]
     pooled = torch.rand(3, videos, 3, generator=generator)
     segments = torch.rand(videos, 10, 2, 3, generator=generator)
-    scoring = Outputs(pooled[0], score_audio, score_visual, segments, *features)
-    return Batch({}, weak, torch.arange(videos), videos), Outputs(*pooled, segments, *features, scoring=scoring)
+    scoring = modality_outputs(pooled[0], score_audio, score_visual, segments, features)
+    return Batch({}, weak, torch.arange(videos), videos), modality_outputs(*pooled, segments, features, scoring=scoring)
 
 
 def select_rows(batch, outputs, rows):
-    def cut(value):
-        return value if value is None else cut_outputs(value) if isinstance(value, Outputs) else value[rows]
-
-    def cut_outputs(value):
-        return Outputs(**{name: cut(field) for name, field in vars(value).items()})
-
-    return Batch({}, batch.weak[rows], batch.index[rows], batch.total), cut_outputs(outputs)
+    return Batch({}, batch.weak[rows], batch.index[rows], batch.total), rows_of(outputs, rows)
 
 
 def denoise_stage(**settings):

@@ -1,15 +1,18 @@
 """LR: windows inserted into other videos, labels of windows, training on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from collectives import FakeCollective
+from network_outputs import modality_outputs, rows_of
 
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import ConfigError
 from avvp_dist.methods.losses import bce
 from avvp_dist.methods.lr import LrConfig, windows
-from avvp_dist.types import Batch, Outputs, Refined, TrainPosition
+from avvp_dist.types import Batch, Refined, TrainPosition
 
 CLASSES = ("Speech", "Dog", "Car")
 POSITION = TrainPosition("base", 0, 0, 1, 1)
@@ -25,7 +28,7 @@ def outputs_of(videos, generator, weights=True):
     pooled = torch.rand(3, videos, 3, generator=generator)
     segments = torch.rand(videos, 10, 2, 3, generator=generator)
     attention = torch.rand(videos, 10, 2, 3, generator=generator).softmax(1) if weights else None
-    return Outputs(*pooled, segments, *[torch.zeros(videos, 10, 1)] * 4, temporal_weights=attention)
+    return modality_outputs(*pooled, segments, temporal_weights=attention)
 
 
 def test_published_windows():
@@ -62,7 +65,7 @@ def test_targets_of_mixed_videos_are_the_union_of_labels():
     batch = Batch(video.streams, video.weak, video.index, 1, partners=(other,))
     plain = outputs_of(1, generator)
     others = tuple(outputs_of(1, generator) for _ in range(4))
-    outputs = Outputs(**{**vars(plain), "extra": others})
+    outputs = replace(plain, extra=others)
     losses = base.losses(outputs, base.targets(outputs, batch, POSITION, LocalCollective()), batch)
     union = torch.tensor([[1.0, 1.0, 0.0]])
     expected = sum(bce(output.video, union) for output in others) / 4
@@ -72,10 +75,7 @@ def test_targets_of_mixed_videos_are_the_union_of_labels():
 
 def relabel(collective, rows, weak, of_windows):
     stage = LrConfig(tau=0.5).build(CLASSES, 10).stages[1]
-    outputs = [
-        Outputs(**{name: value[rows] for name, value in vars(output).items() if isinstance(value, torch.Tensor)})
-        for output in of_windows
-    ]
+    outputs = [rows_of(output, rows) for output in of_windows]
     stage.collect(outputs, Batch({}, weak[rows], torch.arange(len(weak))[rows], len(weak)))
     return stage.finish(collective, [f"v{number}" for number in range(len(weak))])
 

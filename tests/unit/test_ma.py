@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from collectives import FakeCollective
+from network_outputs import modality_outputs
 
 from avvp_dist.dist.collective import LocalCollective
 from avvp_dist.errors import DataError
@@ -11,7 +12,7 @@ from avvp_dist.loading.partners import draw_partners
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.losses import cross_entropy_contrastive, modality_targets
 from avvp_dist.methods.ma import MaConfig, exchange_rule
-from avvp_dist.types import Batch, Outputs, Refined
+from avvp_dist.types import Batch, Refined
 
 CLASSES = ("Speech", "Dog", "Car")
 NAMES = (
@@ -74,20 +75,13 @@ def test_a_video_without_possible_partner_is_reported():
         draw_partners(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
 
 
-def outputs_of(**pooled):
-    parts = {
-        name: torch.zeros(0) for name in ("segments", "audio_features", "visual_features", "audio_inputs", "visual_inputs")
-    }
-    return Outputs(video=pooled["audio"], **pooled, **parts)
-
-
 def exchange(collective, rows, settings, probabilities):
     """The artifact of the exchange stage, given probabilities [N,C] of (audio, visual) for each of the three inputs."""
     stage = MaConfig(**settings).build(CLASSES, 10).stages[1]
     index = torch.arange(20)[rows]
     batch = Batch({}, probabilities["weak"][rows], index, 20)
     outputs = [
-        outputs_of(audio=probabilities[key][0][rows], visual=probabilities[key][1][rows])
+        modality_outputs(probabilities[key][0][rows], *(modality[rows] for modality in probabilities[key]))
         for key in ("original", "swapped_audio", "swapped_visual")
     ]
     stage.collect(outputs, batch)

@@ -21,6 +21,7 @@ from avvp_dist.train.step import forward
 from avvp_dist.types import Batch, Refined, Targets, TrainPosition
 
 WIDTHS = {"audio": 6, "visual": 9, "motion": 7}
+SHAPES = {stream: (width,) for stream, width in WIDTHS.items()}
 CLASSES = ("Speech", "Dog", "Car")
 VIDEOS, SEGMENTS = 13, 10
 NETWORK = HanConfig(width=16, feedforward=16, dropout=0)
@@ -111,7 +112,7 @@ def models():
         for stage in config().build(CLASSES, SEGMENTS).stages
         if isinstance(stage, TrainStage)
     }
-    return {count: build_networks(lambda: NETWORK.build(WIDTHS, len(CLASSES)), count)[0].train() for count in {1, *counts}}
+    return {count: build_networks(lambda: NETWORK.build(SHAPES, len(CLASSES)), count)[0].train() for count in {1, *counts}}
 
 
 def refined(labels):

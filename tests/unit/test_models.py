@@ -14,6 +14,7 @@ from avvp_dist.models.han import Attention, HanConfig
 from avvp_dist.models.published import load
 
 DIMS = {"audio": 128, "visual": 2048, "motion": 512}
+SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_checkpoints_that_do_not_fit_are_refused_with_all_problems(published):
 
 
 def test_every_parameter_is_used():
-    model = HanConfig().build(DIMS, 25)
+    model = HanConfig().build(SHAPES, 25)
     assert sum(parameter.numel() for parameter in model.parameters()) == 4_569_675  # counted in the published network
     outputs = model(_random_batch(2))
     (outputs.video.sum() + outputs.audio.sum() + outputs.visual.sum()).backward()
@@ -101,7 +102,7 @@ def test_attention_is_multihead_attention(heads, videos, folded):
 
 
 def test_dropout_is_active_in_training_and_only_before_the_visual_heads():
-    model, batch = HanConfig(dropout=0.0, visual_dropout=0.5).build(DIMS, 25).train(), _random_batch(4)
+    model, batch = HanConfig(dropout=0.0, visual_dropout=0.5).build(SHAPES, 25).train(), _random_batch(4)
     first, second = model(batch), model(batch)
     assert torch.equal(first.audio, second.audio)
     assert not torch.equal(first.visual, second.visual)

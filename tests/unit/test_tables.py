@@ -62,7 +62,7 @@ def test_rows_of_the_han_ablation_differ_by_one_override():
 def test_rows_on_other_networks_accept_network_settings():
     table = SHIPPED["jomold-backbones"]
     found = [(config.model.name, config.method.name) for config in paper_tables.configs(table, ["model.width=32"])]
-    assert found == [("ave", "han"), ("ave", "jomold"), ("avslowfast", "han"), ("avslowfast", "jomold")]
+    assert found == [("ave-llp", "han"), ("ave-llp", "jomold"), ("avslowfast", "han"), ("avslowfast", "jomold")]
     assert {config.model.width for config in paper_tables.configs(table, ["model.width=32"])} == {32}
     rates = [config.model.visual_dropout for config in paper_tables.configs(table)]
     assert rates == [0, 0.5, 0, 0.5]

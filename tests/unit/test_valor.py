@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_outputs import modality_outputs
 from torch import nn
 from typer.testing import CliRunner
 
@@ -21,15 +22,16 @@ from avvp_dist.models.han import HanConfig
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.optim import OptimConfig
-from avvp_dist.types import Batch, ForwardOptions, Outputs, Refined, TrainPosition
+from avvp_dist.types import Batch, ForwardOptions, Refined, TrainPosition
 
 DIMS = {"audio": 6, "visual": 9, "motion": 7}
+SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
 CLASSES = 5
 
 
 def network(**settings):
     torch.manual_seed(0)
-    return HanConfig(width=16, feedforward=24, **settings).build(DIMS, CLASSES)
+    return HanConfig(width=16, feedforward=24, **settings).build(SHAPES, CLASSES)
 
 
 def random_batch(videos=8):
@@ -137,8 +139,7 @@ def test_loss_is_the_published_one():
     logits = torch.randn(4, 10, 2, 3, generator=generator)
     video = torch.rand(4, 3, generator=generator)
     labels = (torch.rand(3, 4, 10, 3, generator=generator) < 0.3).float()
-    unused = torch.zeros(0)
-    outputs = Outputs(video, video, video, logits.sigmoid(), unused, unused, unused, unused)
+    outputs = modality_outputs(video, video, video, logits.sigmoid())
     batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
     (stage,) = ValorConfig().build(("a", "b", "c"), 10).stages
     targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())

@@ -23,24 +23,24 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from avvp_dist.models.network import Network, NetworkSection, frames_by_segment
+from avvp_dist.models.network import NetworkSection, ParsingNetwork, frames_by_segment, stream_width
 from avvp_dist.models.pooling import AttentiveMMIL
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
-class AveConfig(NetworkSection):
-    """AVE's network: audio-guided visual attention and an LSTM for each modality (reconstruction)."""
+class AveLlpConfig(NetworkSection):
+    """AVE's network on LLP's features: audio-guided visual attention, an LSTM for each modality (reconstruction)."""
 
-    name: Literal["ave"] = "ave"
+    name: Literal["ave-llp"] = "ave-llp"
     streams: ClassVar[tuple[str, ...]] = ("audio", "visual", "motion")
     width: int = Field(256, ge=2, le=65_536, multiple_of=2)
     """Feature width D; each direction of an LSTM has half of it (AVE: 128)."""
     visual_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on visual features before the heads; JoMoLD's network uses 0.5."""
 
-    def build(self, dims: Mapping[str, int], classes: int) -> AveNetwork:
+    def build(self, shapes: Mapping[str, tuple[int, ...]], classes: int) -> AveLlpNetwork:
         """See `NetworkSection`."""
-        return AveNetwork(self, dims, classes)
+        return AveLlpNetwork(self, shapes, classes)
 
 
 class AudioGuidedAttention(nn.Module):
@@ -92,17 +92,17 @@ class _Shared(NamedTuple):
     audio: Tensor
 
 
-class AveNetwork(Network[_Shared]):
+class AveLlpNetwork(ParsingNetwork[_Shared]):
     """Stream projections, audio-guided attention, an LSTM for each modality, MMIL pooling; dropout only before the heads.
 
     Visual features depend on audio but not the other way round, as in AVE.
     """
 
-    def __init__(self, config: AveConfig, dims: Mapping[str, int], classes: int) -> None:
+    def __init__(self, config: AveLlpConfig, shapes: Mapping[str, tuple[int, ...]], classes: int) -> None:
         super().__init__()
-        self.audio = nn.Linear(dims["audio"], config.width)
-        self.visual = nn.Linear(dims["visual"], config.width)
-        self.motion = nn.Linear(dims["motion"], config.width)
+        self.audio = nn.Linear(stream_width(shapes, "audio"), config.width)
+        self.visual = nn.Linear(stream_width(shapes, "visual"), config.width)
+        self.motion = nn.Linear(stream_width(shapes, "motion"), config.width)
         self.fusion = nn.Linear(2 * config.width, config.width)
         self.attention = AudioGuidedAttention(config.width)
         self.audio_lstm = BidirectionalLstm(config.width)
