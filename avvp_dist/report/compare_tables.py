@@ -97,7 +97,7 @@ def _scores(comparison: Comparison, split: str, view: str, group: str) -> TextTa
             values = [setting.values(split, view, metric.name) for metric in metrics]
             rows.append([_label(comparison, setting), str(len(setting.runs)), *map(_cell, values)])
     level = f"{group} level, " if group else ""
-    title = f"{split} split, {level}{comparison.task.views[view].title}: {_units(metrics)}"
+    title = f"{split} split, {level}{comparison.task.views[view].title}, in {metrics[0].unit}"
     if comparison.chosen:
         title += ", best first" if split == "val" else f", of the setting selected on val ({CHOSEN}) only"
     heads = [metric.head for metric in metrics]
