@@ -91,7 +91,9 @@ def one_line(text):
 def _scores(task: Task, statistics: np.ndarray, all_classes: bool) -> dict:
     """Return the scores of a split under one view as result.json records them."""
     once = np.ones((1, len(statistics)))
-    metrics = {metric.name: float(task.section.recompute(statistics, once, metric.name)[0]) for metric in task.section.metrics}
+    metrics = {
+        metric.name: float(task.section.recompute(statistics, once, metric.name)[0]) for metric in task.section.metrics
+    }
     per_class = {name: {metric.name: metrics[metric.name] for metric in task.section.class_metrics} for name in CLASSES}
     per_class[CLASSES[1]]["event.visual"] = None
     return {"settings": task.settings(), "metrics": metrics, "per_class": per_class if all_classes else {}}

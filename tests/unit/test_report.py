@@ -60,7 +60,9 @@ def scores_of(value):
 def test_class_bars_are_proportional_to_scores(tmp_path):
     areas = []
     for value in (40.0, 80.0):
-        curves.class_bars(dict.fromkeys(CLASSES, scores_of(value)), INFO, tmp_path / "bars.png", "F per class", synthetic=False)
+        curves.class_bars(
+            dict.fromkeys(CLASSES, scores_of(value)), INFO, tmp_path / "bars.png", "F per class", synthetic=False
+        )
         areas.append(pixels(tmp_path / "bars.png", ORANGE))
     assert areas[1] / areas[0] == pytest.approx(2.0, abs=0.05)
 
@@ -183,9 +185,7 @@ def rendered(table, width=80):
 def test_table_has_one_row_per_run_and_view_with_and_without_speech():
     text = rendered(tables.scores({"han": result(50.0), "jomold": result(60.0)}))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith(("han", "jomold"))]
-    assert [row[:2] for row in rows] == [
-        [run, view] for run in ("han", "jomold") for view in ("joint", "modality")
-    ] * 2
+    assert [row[:2] for row in rows] == [[run, view] for run in ("han", "jomold") for view in ("joint", "modality")] * 2
     assert rows[0][2:] == ["50.0", "51.0", "52.0", "53.0", "-", "45.0", "46.0", "47.0", "48.0", "-"]
     assert rows[4][2:4] == ["50.5", "51.5"]
     words = " ".join(text.split())

@@ -170,7 +170,11 @@ def test_every_shipped_row_on_segment_level_labels_has_oracle_noise():
 
 def result(seed, value, synthetic=True):
     task = ParsingConfig(name="parsing").build(("Speech", "Car"))
-    scores = {"settings": task.settings(), "metrics": {metric.name: value for metric in ParsingConfig.metrics}, "per_class": {}}
+    scores = {
+        "settings": task.settings(),
+        "metrics": {metric.name: value for metric in ParsingConfig.metrics},
+        "per_class": {},
+    }
     views = {view.name: scores for view in task.views}
     return {"seed": seed, "task": describe(task), "scores": {"test": views}, "data": {"synthetic": synthetic}}
 
