@@ -63,7 +63,7 @@ def test_evaluate_restores_missing_per_video_scores(trained):
     output, _ = trained
     left = (output / "per_video.npz").read_bytes()
     (output / "per_video.npz").unlink()
-    other = avvp("evaluate", output, "evaluate.segment_threshold=0.7")
+    other = avvp("evaluate", output, "task.segment_threshold=0.7")
     assert other.returncode == 0, other.stderr
     assert not (output / "per_video.npz").exists()  # these would be the scores of another setting
     done = avvp("evaluate", output)
@@ -83,7 +83,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
     shown = " ".join(done.stdout.split())
     for part in ("SYNTHETIC DATA", "minus that of method.rounding=floor", "14 test videos", "one seed, therefore no spread"):
         assert part in shown
-    recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["segment"]["type"]
+    recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["metrics"]["segment.type"]
     assert f"{recorded:.6g}" in (tmp_path / "csv").read_text()
     assert (tmp_path / "pictures" / "settings.png").stat().st_size > 5_000
 
