@@ -111,7 +111,7 @@ def test_other_settings_run_in_other_folders(finished):
         (["main", "--seeds", "1,x"], "--seeds"),
         (["main", "--videos", "1,2"], "--videos"),
         (["main", "--data", "nowhere", "--videos", "3"], "only with --data synthetic"),
-        (["main", "--data", "nowhere"], "nowhere: no index.json"),
+        (["main", "--data", "nowhere"], "nowhere: no such folder"),
         (["main", "--set", "seed=3"], "seed: use --seeds"),
         (["main", "--set", "optim.lrr=3"], "row 'HAN': optim.lrr: unknown key"),
     ],
