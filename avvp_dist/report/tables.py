@@ -13,8 +13,9 @@ from avvp_dist.tasks.base import Metric
 from avvp_dist.text.escape import cell
 
 Result = Mapping[str, Any]
-_NARROW = 8
-"""Number of metrics from which on column heads are cut, so that all columns fit into 80 characters."""
+_NARROW, _SHORT = 8, 5
+"""With more metrics than the first number, heads are cut so that all columns fit into 80 characters; of groups, only names
+longer than the second."""
 
 
 class _Row(NamedTuple):
@@ -39,8 +40,9 @@ def scores(results: Mapping[str, Result], split: str = "test", view: str | None 
     table.add_column("\nview", no_wrap=True)
     for number, metric in enumerate(metrics):
         first = number == 0 or metric.group != metrics[number - 1].group
-        # two letters are as wide as a score
-        group, head = (metric.group[:4], metric.head[:2]) if len(metrics) > _NARROW else (metric.group, metric.head)
+        group, head = metric.group, metric.head
+        if len(metrics) > _NARROW:  # two letters are as wide as a score
+            group, head = group if len(group) <= _SHORT else f"{group[:3]}.", head[:2]
         table.add_column(f"{group if first else ''}\n{head}", justify="right", no_wrap=True)
     for row in _rows(results, split, view, subset=""):
         table.add_row(cell(row.run), row.view, *row.cells)

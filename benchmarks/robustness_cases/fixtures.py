@@ -52,12 +52,17 @@ class Fixtures:
             self._runs()
 
     def expand(self, words: str | Sequence[str], here: Path) -> list[str]:
-        """Split a case's command line at spaces and fill in its placeholders; ``{small}`` stands for `SMALL`."""
+        """Split a case's command line at spaces and fill in its placeholders.
+
+        ``{small}`` stands for `SMALL` without the keys that the case sets itself: repeated keys are refused.
+        """
         values = {name: str(path) for name, path in self.paths.items()} | {"here": str(here)}
         found: list[str] = []
-        for word in words.split(" ") if isinstance(words, str) else words:
+        given = words.split(" ") if isinstance(words, str) else words
+        keys = {word.partition("=")[0] for word in given}
+        for word in given:
             if word == "{small}":
-                found += SMALL
+                found += [setting for setting in SMALL if setting.partition("=")[0] not in keys]
                 continue
             for name, value in values.items():
                 word = word.replace(f"{{{name}}}", value)

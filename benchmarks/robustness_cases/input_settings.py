@@ -141,7 +141,7 @@ YAML = {
     "key": ("? [a, b]\n: 1\n", "key|YAML"),
     "number keys": ("1: 2\n3: 4\n", "key|1"),
     "twice": ("seed: 1\nseed: 2\nmodel: nosuch\n", "seed|model"),
-    "large": ("x: '" + "y" * 3_000_000 + "'\n", "characters, at most"),
+    "large": ("x: '" + "y" * 3_000_000 + "'\n", "characters; at most"),
     "markup": ("'[/red]': '[bold]'\n", r"\[/red\]"),
     "documents": ("seed: 1\n---\nseed: 2\n", "document|YAML"),
 }
@@ -221,7 +221,7 @@ OPTIONS = {
     "evaluate {run} data={here}": "index.json|data",
     "evaluate {run} model.width=8": "fit|width",
     "evaluate {run} model=ave-llp": "fit|model|network",
-    "evaluate {run} method=nosuch": "nosuch",
+    "evaluate {run} method=nosuch": "method",
     "evaluate {run} train.device=cuda": "cuda",
     "compare": "runs",
     "compare {here}": "result.json",
