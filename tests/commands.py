@@ -81,3 +81,9 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen | None
             raise AssertionError("".join(part or "" for part in process.communicate()))
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.05)
+
+
+def with_settings(base, *settings):
+    """Return ``base`` with these settings instead of its own for the same keys: a command line may name a key once."""
+    keys = {setting.partition("=")[0] for setting in settings}
+    return [*(setting for setting in base if setting.partition("=")[0] not in keys), *settings]

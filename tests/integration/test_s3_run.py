@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import invoke, train_here
+from commands import invoke, train_here, with_settings
 from dying import DyingRuntime, Killed
 from forks import avvp, ranks
 from ports import free_port
@@ -94,7 +94,13 @@ def test_resumed_in_a_bucket_equals_uninterrupted_on_a_disk(packed, bucket, tmp_
 @pytest.mark.slow
 def test_ray_trains_from_and_to_a_bucket(cluster, bucket, by_setting):
     output = f"{bucket}/run"
-    command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "launch=ray"]
+    command = [
+        "train",
+        "han",
+        f"data={bucket}/data",
+        f"output={output}",
+        *with_settings(SMALL, "train.epochs=1", "launch=ray"),
+    ]
     good(avvp(*command, f"storage.{by_setting}", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", **cluster.environment))
     result = json.loads(storage.read_text(f"{output}/result.json"))
     assert set(result["scores"]) == {"val", "test"}
@@ -125,7 +131,13 @@ def test_tracking_resumes_on_another_machine(bucket, tmp_path):
     """The first machine finds no server; another sends what it left, and a third goes on with the same MLflow run."""
     mlflow = pytest.importorskip("mlflow")
     output, uri = f"{bucket}/run", f"sqlite:///{tmp_path / 'mlflow.db'}"
-    command = ["train", "han", f"data={bucket}/data", f"output={output}", *SMALL, "train.epochs=1", "tracking=mlflow"]
+    command = [
+        "train",
+        "han",
+        f"data={bucket}/data",
+        f"output={output}",
+        *with_settings(SMALL, "train.epochs=1", "tracking=mlflow"),
+    ]
     away = [f"tracking.uri=http://127.0.0.1:{free_port()}", "tracking.flush_timeout=60"]
     first = good(avvp(*command, *away, HOME=str(tmp_path / "first")))
     assert f"also stored in {output}/tracking" in first.stderr
@@ -148,7 +160,7 @@ def test_tracking_resumes_on_another_machine(bucket, tmp_path):
     ("data", "settings", "message"),
     [
         ("s3://no-such-bucket/data", [], "there is no bucket 'no-such-bucket'"),
-        ("{bucket}/nothing", [], "/nothing: no index.json here"),
+        ("{bucket}/nothing", [], "/nothing: no such folder"),
         ("{bucket}/data", ["storage.endpoint=http://127.0.0.1:{port}"], "cannot connect to http://127.0.0.1:{port}"),
         ("{bucket}/data", ["storage.endpoint={refusing}"], "does not accept these credentials (SignatureDoesNotMatch)"),
         ("{bucket}/data", ["output=s3://no-such-bucket/run"], "there is no bucket 'no-such-bucket'"),
@@ -160,7 +172,9 @@ def test_tracking_resumes_on_another_machine(bucket, tmp_path):
 def test_mistakes_are_one_message_within_a_time_limit(bucket, data, settings, message):
     with Flaky(b"", ["403"] * 100) as refusing:
         known = {"bucket": bucket, "port": free_port(), "refusing": refusing.endpoint}
-        arguments = [text.format(**known) for text in (f"data={data}", f"output={bucket}/run", *SMALL, *settings)]
+        arguments = [
+            text.format(**known) for text in with_settings([f"data={data}", f"output={bucket}/run", *SMALL], *settings)
+        ]
         started = time.monotonic()
         done = CliRunner().invoke(commands, ["train", "han", *arguments])
         assert time.monotonic() - started < 100
