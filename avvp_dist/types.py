@@ -52,14 +52,21 @@ class Refined:
 
     Attributes:
         video: [B,C], or None if the refiner does not change the video's label.
-        audio, visual: labels of one modality: [B,C] of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
+        tracks: labels by track: [B,C] of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
         windows: segments [start, stop) of each of the S windows, if labels are of windows.
     """
 
     video: Tensor | None
-    audio: Tensor
-    visual: Tensor
+    tracks: Mapping[str, Tensor]
     windows: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def audio(self) -> Tensor:
+        return self.tracks["audio"]
+
+    @property
+    def visual(self) -> Tensor:
+        return self.tracks["visual"]
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,9 @@ class Head(Protocol):
 
     def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
         """Return the probabilities [B,M,K] of segments [start, stop)."""
+
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the predicted classes, bool [B,T,M,K], of scores [B,T,M,K]."""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def refined_labels(
     provenance["outside_weak"] = sum(
         int(outside_weak(values, labels.weak).sum()) for values in (audio_labels, visual_labels)
     )
-    return RefinedLabels(labels.ids, index.classes, video, audio_labels, visual_labels, provenance)
+    return RefinedLabels(labels.ids, index.classes, video, {"audio": audio_labels, "visual": visual_labels}, provenance)
 
 
 def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -267,6 +267,9 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
     refined = RefinedLabels.load(url)
     if required and not refined.has_segment_labels:
         raise ConfigError(f"data.refined: {reason}, but those in {url} are of whole videos or of windows; {remedy}")
+    if set(refined.tracks) != set(config.task.tracks):
+        given, wanted = ", ".join(refined.tracks), ", ".join(config.task.tracks)
+        raise DataError(f"{url}: labels of the tracks {given}, but task {config.task.name} has {wanted}")
     refined.aligned(train.ids, index.classes, index.segments, url)  # raises if they do not fit, before anything is written
     return refined
 
@@ -304,7 +307,7 @@ def _identity(
 
 
 def _build_method(config: RunConfig, index: Index) -> Method:
-    return config.method.build(index.classes, index.segments)
+    return config.method.build(index.classes, index.segments, config.task.tracks)
 
 
 def _exclude_bad_videos(

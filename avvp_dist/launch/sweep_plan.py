@@ -163,7 +163,7 @@ def _random_batch(config: RunConfig, index: Index, videos: int, partners: int, d
     }
     weak = torch.ones(videos, len(index.classes), device=device)
     labels = weak[:, None].expand(-1, index.segments, -1)
-    refined = Refined(None, labels, labels) if config.method.segment_labels else None
+    refined = Refined(None, dict.fromkeys(config.task.tracks, labels)) if config.method.segment_labels else None
     others = tuple(_random_batch(config, index, videos, 0, device) for _ in range(partners))
     return Batch(streams, weak, torch.arange(videos, device=device), videos, refined, others)
 
@@ -182,8 +182,8 @@ def _artifact(
 
 def _refined(labels: RefinedLabels, device: torch.device) -> Refined:
     video = None if labels.video is None else torch.from_numpy(labels.video).to(device)
-    audio, visual = (torch.from_numpy(values).to(device) for values in (labels.audio, labels.visual))
-    return Refined(video, audio, visual, labels.windows)
+    tracks = {name: torch.from_numpy(values).to(device) for name, values in labels.tracks.items()}
+    return Refined(video, tracks, labels.windows)
 
 
 def _now(device: torch.device) -> float:

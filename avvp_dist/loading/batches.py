@@ -46,14 +46,13 @@ class BatchBuilder:
         refined = self.refined
         if refined is not None:
             video = None if refined.video is None else refined.video[index]
-            refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
+            tracks = {name: labels[index] for name, labels in refined.tracks.items()}
+            refined = replace(refined, video=video, tracks=tracks)
         return Batch(streams, self.weak.index_select(0, index), index, total, refined, partners)
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> BatchBuilder:
         """See `SplitReader`."""
         found = labels.aligned(self.labels.ids, classes, self.segments, source)
-        video, audio, visual = (
-            None if values is None else torch.from_numpy(values).to(self.weak)
-            for values in (found.video, found.audio, found.visual)
-        )
-        return replace(self, refined=Refined(video, audio, visual, found.windows))  # type: ignore[arg-type]  # only video can be None
+        video = None if found.video is None else torch.from_numpy(found.video).to(self.weak)
+        tracks = {name: torch.from_numpy(values).to(self.weak) for name, values in found.tracks.items()}
+        return replace(self, refined=Refined(video, tracks, found.windows))

@@ -28,6 +28,10 @@ class SigmoidHead:
         weights = outputs.temporal_weights[:, start:stop]
         return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
 
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the classes with a probability of at least 0.5, bool [B,T,M,C]."""
+        return segments >= 0.5
+
 
 @dataclass(frozen=True)
 class SoftmaxHead:
@@ -45,6 +49,10 @@ class SoftmaxHead:
     def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
         """Return the probabilities [B,M,K] of segments [start, stop)."""
         return self.probabilities(outputs.segments[:, start:stop])
+
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the class with the largest score, bool [B,T,M,K] with one True per segment."""
+        return torch.zeros_like(segments, dtype=torch.bool).scatter_(-1, segments.argmax(dim=-1, keepdim=True), True)
 
     def probabilities(self, segments: Tensor) -> Tensor:
         """Return the probabilities [B,M,K] of all segments of ``segments`` [B,T,M,K] together."""

@@ -212,7 +212,7 @@ class StageRunner:
             key=planned.key,
             seed=self.seed,
             build=self.build,
-            train=self.train,
+            train=self.train if stage.epochs is None else self.train.model_copy(update={"epochs": stage.epochs}),
             optim=self.optim,
             evaluate=self.evaluate,
             task=self.task,
