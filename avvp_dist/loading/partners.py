@@ -17,7 +17,7 @@ from avvp_dist.errors import DataError
 from avvp_dist.loading.plan import PartnerCandidates, StreamPlan
 
 PartnerRule = Literal["disjoint", "background"]
-"""Which videos can be partners: those without a common label; or, of these, only a background video with one that has labels."""
+"""Which videos can be partners: those without a common label; or, of these, a background video and one with labels."""
 
 _TRIES = 32  # draws before all candidates are checked one by one
 

@@ -39,7 +39,7 @@ LOSSES = {"bce": bce, "soft_margin": soft_margin}
 
 
 def with_background(labels: Tensor, outputs: Outputs) -> Tensor:
-    """Return labels [...,C] with a last column for the background, if the network's head has one: 1 where there is no label."""
+    """Return labels [...,C], with a last column for the background if the network's head has it: 1 where no label is."""
     if not outputs.head.background:
         return labels
     return torch.cat([labels, (labels.amax(dim=-1, keepdim=True) == 0).to(labels)], dim=-1)

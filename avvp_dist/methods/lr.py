@@ -49,13 +49,13 @@ class LrConfig(MethodSection):
     mixing_weight: float = Field(1.0, ge=0)
     """Weight of the base network's loss on mixed videos (the paper's A); 0 trains it on whole videos only."""
     mixing: Literal["each", "together"] = "each"
-    """Loss on the mixed videos of one video: of each, averaged; or of all together, pooled as if they were one (the paper)."""
+    """Loss on the mixed videos of a video: of each, averaged; or of all together, pooled as if they were one (the paper)."""
     partners: Literal["disjoint", "background"] = "disjoint"
     """Partner of a video: one without a common label; or, for videos with events, one of the background videos (AVE)."""
     partner_seed: int = Field(2, ge=0)
     """Seed of the draw of partners for relabeling."""
     loss: Literal["bce", "soft_margin"] = "bce"
-    """Loss of probabilities: binary cross-entropy; or the multi-label soft margin loss of probabilities as if they were logits,
+    """Loss of probabilities: binary cross-entropy; or the multi-label soft margin loss, with probabilities in place of logits,
     as AVE's and the paper's code computes it."""
     guided: bool = True
     """Whether base training adds HAN's losses of each modality; only for networks with a head for each."""

@@ -87,9 +87,8 @@ class EpochMeter:
                     "videos' features; the last checkpoint was saved before this step"
                 )
 
-    def metrics(self, gathered: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return mean losses per video and, for a stage that denoises, counts, precision and recall of removed labels."""
-        videos = len(self._labels.ids)
+    def metrics(self, gathered: Mapping[str, Tensor], videos: int) -> dict[str, float]:
+        """Return mean losses over the epoch's videos and, for a stage that denoises, figures of the removed labels."""
         row = {
             f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
         }
