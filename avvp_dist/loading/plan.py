@@ -107,6 +107,9 @@ class EpochOrder(NamedTuple):
     drop_last: bool = False
 
 
+RANDOM_ORDER = EpochOrder()
+
+
 @dataclass(frozen=True)
 class EpochPlan:
     """An epoch over ``videos`` videos in global batches of ``batch_size``, in an arbitrary order (all are in memory).

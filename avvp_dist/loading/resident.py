@@ -26,7 +26,7 @@ from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import DataError
 from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.partners import PartnerRule, draw_partners, labels_to_match
-from avvp_dist.loading.plan import EpochOrder, EpochPlan, Plan
+from avvp_dist.loading.plan import RANDOM_ORDER, EpochOrder, EpochPlan, Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.cache import GB
 from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, read_consistently
@@ -99,7 +99,7 @@ class ResidentSplit:
     builder: BatchBuilder
     features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
-    order: EpochOrder = EpochOrder()
+    order: EpochOrder = RANDOM_ORDER
 
     @property
     def labels(self) -> Labels:

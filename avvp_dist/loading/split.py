@@ -36,6 +36,9 @@ class DataConfig(Section):
     """Required name of the packed data set, as ``avvp data inspect`` shows it; null for any."""
     refined: Url | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that replace the weak ones in every training stage."""
+    video_labels: Literal["weak", "durations"] = "weak"
+    """weak: the weak labels; durations: the share of a video's segments that contain each class, which needs the truth
+    of the training videos and reveals more than weak labels do (published code of PSP)."""
     mode: Literal["auto", "resident", "streaming"] = "auto"
     """resident: the training split is in memory; streaming: it is read from its shards in every epoch; auto: resident if its
     features take up to memory_gb. Other splits are resident up to memory_gb, and always if mode is resident."""

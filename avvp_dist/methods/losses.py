@@ -39,10 +39,13 @@ LOSSES = {"bce": bce, "soft_margin": soft_margin}
 
 
 def with_background(labels: Tensor, outputs: Outputs) -> Tensor:
-    """Return labels [...,C], with a last column for the background if the network's head has it: 1 where no label is."""
+    """Return labels [...,C], with a last column for the background if the network's head has it: what is left of 1.
+
+    It is 1 where no label is, 0 next to a label of 1, and the rest of the video next to a label that is a duration.
+    """
     if not outputs.head.background:
         return labels
-    return torch.cat([labels, (labels.amax(dim=-1, keepdim=True) == 0).to(labels)], dim=-1)
+    return torch.cat([labels, (1 - labels.sum(dim=-1, keepdim=True)).clamp(min=0)], dim=-1)
 
 
 def per_video(losses: Tensor, weights: Tensor | None = None) -> Tensor:

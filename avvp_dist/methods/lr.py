@@ -55,8 +55,8 @@ class LrConfig(MethodSection):
     partner_seed: int = Field(2, ge=0)
     """Seed of the draw of partners for relabeling."""
     loss: Literal["bce", "soft_margin"] = "bce"
-    """Loss of probabilities: binary cross-entropy; or the multi-label soft margin loss, with probabilities in place of logits,
-    as AVE's and the paper's code computes it."""
+    """Loss of probabilities: binary cross-entropy; or the multi-label soft margin loss with probabilities in place of
+    logits, as AVE's and the paper's code computes it."""
     guided: bool = True
     """Whether base training adds HAN's losses of each modality; only for networks with a head for each."""
     visual_smoothing: float = Field(0.1, ge=0, le=1)
