@@ -78,7 +78,8 @@ class RunResult:
         for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
             if labels is not None:
                 rows = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
-                levels[name] = compare_labels(train.weak, rows.audio, rows.visual, train.audio, train.visual, rows.windows)
+                truth = (train.truth_of("audio"), train.truth_of("visual"))
+                levels[name] = compare_labels(train.weak, rows.audio, rows.visual, *truth, rows.windows)
         return levels
 
     def _last_epoch(self) -> RefinedLabels | None:

@@ -218,7 +218,7 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
     problems += [
         f"split {name}: no segment annotations, which scoring needs"
         for name in EVALUATED
-        if name in labels and (labels[name].audio is None or labels[name].visual is None)
+        if name in labels and labels[name].truth is None
     ]
     if config.data.dataset not in (None, index.dataset):
         problems.append(f"data set {index.dataset}: recipe {config.recipe} requires {config.data.dataset} (data.dataset)")

@@ -54,8 +54,8 @@ def draw(
     timeline.parsing(
         [timeline.TimelineVideo(truth.ids[row], tuple(np.array(classes)[truth.weak[row]].tolist())) for row in rows],
         classes,
-        None if truth.audio is None else truth.audio[rows],
-        None if truth.visual is None else truth.visual[rows],
+        None if truth.truth is None else truth.truth["audio"][rows],
+        None if truth.truth is None else truth.truth["visual"][rows],
         predicted[0][rows],
         predicted[1][rows],
         paths["timeline"],

@@ -117,6 +117,5 @@ def scores_of_videos(
 
 
 def _truth(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    assert labels.audio is not None  # experiments.run.open_data refuses data without it
-    assert labels.visual is not None
-    return labels.audio, labels.visual
+    assert labels.truth is not None  # experiments.run.open_data refuses data without it
+    return labels.truth["audio"], labels.truth["visual"]

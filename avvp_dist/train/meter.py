@@ -13,7 +13,7 @@ from avvp_dist.errors import TrainingError
 from avvp_dist.loading.plan import Plan
 from avvp_dist.metrics.denoising import removal_row
 from avvp_dist.shards.index import Labels
-from avvp_dist.types import Batch, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Targets, TrainPosition
 
 
 class EpochMeter:
@@ -95,7 +95,7 @@ class EpochMeter:
         }
         removed = self.removed(gathered)
         if removed is not None:
-            row |= removal_row(self._labels.weak, removed, self._labels.audio, self._labels.visual)
+            row |= removal_row(self._labels.weak, removed, *(self._labels.truth_of(track) for track in MODALITIES))
         return row
 
     @staticmethod
