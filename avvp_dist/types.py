@@ -18,11 +18,11 @@ MODALITIES = ("audio", "visual")
 
 
 class Event(NamedTuple):
-    """One annotated event: class number and segments [onset, offset), end exclusive."""
+    """One annotated event: class number, and its interval [onset, offset) in seconds."""
 
     label: int
-    onset: int
-    offset: int
+    onset: float
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,23 @@ class VideoRecord:
     """Annotations of one video, without its features.
 
     Attributes:
-        id: unique key of the video and of its feature files (LLP: the 11-character YouTube id).
+        id: unique key of the video (LLP: the 11-character YouTube id, which is also the name of its feature files).
         name: name of the video in the annotation files (LLP: ``<id>_<start>_<end>``).
         split: ``train``, ``val`` or ``test``.
         weak: class numbers of the weak label, ascending, without duplicates.
-        audio_events, visual_events: annotated events; None if the video is not annotated (LLP's train split), an empty
-            tuple if the annotators found none.
+        events: annotated events by track (LLP: ``audio`` and ``visual``); None if the video is not annotated (LLP's train
+            split). A track without events has an empty tuple.
     """
 
     id: str
     name: str
     split: str
     weak: tuple[int, ...]
-    audio_events: tuple[Event, ...] | None = None
-    visual_events: tuple[Event, ...] | None = None
+    events: Mapping[str, tuple[Event, ...]] | None = None
+
+    def events_of(self, track: str) -> tuple[Event, ...] | None:
+        """Return the events of one track; None if it is not annotated."""
+        return None if self.events is None else self.events.get(track)
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,21 @@ def describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any
     splits = {}
     for name, split in labels.items():
         shards = [shard for shard in index.shards if shard.split == name]
-        known = split.audio is not None and split.visual is not None
         splits[name] = {
             "videos": len(split.ids),
             "shards": len(shards),
             "bytes": sum(shard.bytes for shard in shards),
-            "segments_with_truth": len(split.ids) * index.segments if known else 0,
+            "segments_with_truth": 0 if split.truth is None else len(split.ids) * index.segments,
         }
     return {
         "url": url,
         "dataset": index.dataset,
         "fingerprint": index.fingerprint,
         "synthetic": index.synthetic,
+        "task": index.task,
+        "tracks": index.tracks,
         "segments": index.segments,
+        "segment_seconds": index.segment_seconds,
         "splits": splits,
         "streams": [asdict(stream) for stream in index.streams],
         "weak_labels": {
@@ -96,8 +98,8 @@ def print_inspection(console: Console, index: Index, content: dict[str, Any]) ->
     columns = ["split", "videos", "shards", "bytes", "segments with truth"]
     rows = [[name, *split.values()] for name, split in splits.items()]
     console.print(table(f"{content['url']}: {index.dataset}", columns, rows, numbers=columns[1:]))
-    columns = ["stream", "dim", "offset"]
-    rows = [[*stream.values()] for stream in content["streams"]]
+    columns = ["stream", "dim", "offset", "shape"]
+    rows = [[stream.name, stream.dim, stream.offset, "x".join(map(str, stream.shape))] for stream in index.streams]
     console.print(table(f"streams of {index.dataset}", columns, rows, numbers=columns[1:]))
     columns = ["class", *splits]
     rows = [[label, *counts.values()] for label, counts in content["weak_labels"].items()]

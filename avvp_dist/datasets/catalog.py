@@ -20,6 +20,8 @@ LLP = Dataset(
         Stream("motion", 512, "r2plus1d_18", 10),
     ),
     segments=10,
+    task="parsing",
+    tracks=("audio", "visual"),
 )  # fmt: skip
 
 LLP_CLIP_CLAP = replace(

@@ -157,8 +157,8 @@ def read_weak_labels(folder: str | os.PathLike[str], split: str = "train") -> tu
 
 
 def _record(video: _Video, annotated: bool) -> VideoRecord:
-    audio, visual = (tuple(video.events[modality]) if annotated else None for modality in MODALITIES)
-    return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)
+    events = {track: tuple(found) for track, found in video.events.items()} if annotated else None
+    return VideoRecord(video.id, video.name, video.split, video.weak, events)
 
 
 def _read_split(folder: str | os.PathLike[str], split: str, file: str, videos: dict[str, _Video], found: _Findings) -> None:
@@ -212,7 +212,7 @@ def _read_events(
         end = _second(offset, "offset", file, row, found.problems)
         if label is None or start is None or end is None:
             continue
-        event = Event(label, start, end)
+        event = Event(label, float(start), float(end))
         corrected = llp_editions.correction(file, name, start, end, label_name)
         if corrected is not None and corrected in videos:
             kind = llp_editions.MENDED if mend else llp_editions.OLDER

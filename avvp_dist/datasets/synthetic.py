@@ -37,6 +37,7 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards import worker_pool
 from avvp_dist.shards.feature_source import FeatureReport
+from avvp_dist.shards.label_rows import plain
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.storage import locks
 from avvp_dist.types import Event, VideoRecord
@@ -115,7 +116,7 @@ def _stream(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset) ->
     shape = (LLP.segments, stream.dim)
     values = rng.standard_normal(shape, dtype=np.float32)
     values += np.float32(_CLUTTER) * rng.standard_normal(stream.dim, dtype=np.float32)
-    events = record.audio_events if stream.name == "audio" else record.visual_events
+    events = record.events_of("audio" if stream.name == "audio" else "visual")
     directions = _class_vectors(seed, dataset)[stream.name]
     for label, active in _activity(events or ()).items():
         appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
@@ -132,8 +133,13 @@ def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
     """Bool [T] for each class that occurs, in ascending order: whether it is active in each second."""
     active: dict[int, np.ndarray] = {}
     for event in events:
-        active.setdefault(event.label, np.zeros(LLP.segments, bool))[event.onset : event.offset] = True
+        active.setdefault(event.label, np.zeros(LLP.segments, bool))[int(event.onset) : int(event.offset)] = True
     return dict(sorted(active.items()))
+
+
+def _plain(record: VideoRecord, track: str) -> list[Event] | None:
+    events = record.events_of(track)
+    return None if events is None else [plain(event) for event in events]
 
 
 def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, np.ndarray]:
@@ -170,7 +176,7 @@ class SyntheticFeatures:
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identify the features of ``records``."""
-        truth = [(record.id, record.audio_events, record.visual_events) for record in records]
+        truth = [(record.id, *(_plain(record, track) for track in LLP.tracks)) for record in records]
         kind = [] if self.dataset == LLP else [self.dataset.name]
         return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
 
@@ -335,9 +341,9 @@ def _annotation_files(videos: Sequence[VideoRecord]) -> dict[str, str]:
         chosen = [video for video in videos if (video.split == "train") == training]
         for modality, file in named.items():
             rows = (
-                (video.name, str(event.onset), str(event.offset), LLP.classes[event.label])
+                (video.name, f"{event.onset:g}", f"{event.offset:g}", LLP.classes[event.label])
                 for video in chosen
-                for event in (video.audio_events if modality == "audio" else video.visual_events) or ()
+                for event in video.events_of(modality) or ()
             )
             files[file] = _table(("filename", "onset", "offset", "event_labels"), rows)
     return files

@@ -360,7 +360,7 @@ def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtim
 
 
 def _build_network(config: RunConfig, index: Index) -> nn.Module:
-    return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes))
+    return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes))
 
 
 def _predict(

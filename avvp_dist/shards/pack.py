@@ -28,13 +28,13 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.shards import index as indexes
-from avvp_dist.shards import worker_pool
+from avvp_dist.shards import label_rows, worker_pool
 from avvp_dist.shards.feature_source import FeatureSource, OddFile
 from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
 from avvp_dist.shards.spec import Dataset
 from avvp_dist.storage import locks
-from avvp_dist.types import MODALITIES, VideoRecord
+from avvp_dist.types import VideoRecord
 
 LOGGER = logging.getLogger(__name__)
 
@@ -123,7 +123,10 @@ def _pack(
     labels = _labels(out, earlier, [shard.rows for shard in packed])
     index = Index(
         dataset=dataset.name,
+        task=dataset.task,
         segments=dataset.segments,
+        segment_seconds=dataset.segment_seconds,
+        tracks=dataset.tracks,
         classes=dataset.classes,
         streams=_streams(dataset),
         shards=shards,
@@ -131,6 +134,7 @@ def _pack(
         provenance=dict(provenance),
         source=inputs,
         labels=labels_info(labels),
+        schema_version=earlier.schema_version if earlier else indexes.SCHEMA_VERSION,
     )
     _write_if_changed(storage.join(out, indexes.LABELS_FILE), labels)
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
@@ -144,24 +148,36 @@ def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSou
     """Fingerprint of all inputs: `_digest` of a list, computed one record at a time, since there may be millions."""
     digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
     for number, record in enumerate(records):
-        digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
+        digest.update(f"{', ' if number else ''}{json.dumps(_record_identity(dataset, record))}".encode())
     digest.update(f"], {json.dumps(source.fingerprint(records))}]".encode())
     return digest.hexdigest()
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
-    """The data set as existing packs identify it: those packed before streams named their reduction have none."""
+    """The data set as existing packs identify it: properties that earlier versions did not have are added only if needed."""
     facts = asdict(dataset)
     for stream in facts["streams"]:
         if stream["reduction"] == "block-mean":
             del stream["reduction"]
+        if stream["shape"] == (stream["dim"],):
+            del stream["shape"]
+    if (dataset.task, dataset.tracks, dataset.segment_seconds) == tuple(indexes.SCHEMA_1.values()):
+        for name in indexes.SCHEMA_1:
+            del facts[name]
     return facts
+
+
+def _record_identity(dataset: Dataset, record: VideoRecord) -> dict[str, Any]:
+    """A video as existing packs identify it."""
+    columns = label_rows.event_columns(record, dataset.tracks)
+    events = {name: None if found is None else [list(event.values()) for event in found] for name, found in columns.items()}
+    return {"id": record.id, "name": record.name, "split": record.split, "weak": record.weak, **events}
 
 
 def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
     streams, offset = [], 0
     for stream in dataset.streams:
-        streams.append(IndexedStream(stream.name, stream.dim, offset))
+        streams.append(IndexedStream(stream.name, stream.dim, offset, stream.shape))
         offset += stream.dim
     return tuple(streams)
 
@@ -199,7 +215,8 @@ def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
     """Raise DataError for records that no shard can hold; ids and splits become names of files and tar members."""
     problems = [] if records else ["no videos"]
     seen: set[str] = set()
-    known: dict[tuple[str, str], bool] = {}
+    annotated: dict[str, bool] = {}
+    timeline = label_rows.Timeline(dataset.segments, dataset.segment_seconds, len(dataset.classes))
     for record in records:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", record.id):
             problems.append(f"video id {record.id!r}: use up to 64 letters, digits, '-' and '_'")
@@ -210,14 +227,17 @@ def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
         seen.add(record.id)
         if not all(0 <= label < len(dataset.classes) for label in record.weak):
             problems.append(f"{record.id}: weak labels {record.weak} outside 0..{len(dataset.classes) - 1}")
-        for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
-            if known.setdefault((record.split, modality), events is not None) != (events is not None):
-                problems.append(f"{record.id}: {modality} events must be known for all videos of {record.split} or for none")
-            problems += [
-                f"{record.id}: {modality} {event} is outside {len(dataset.classes)} classes or {dataset.segments} segments"
-                for event in events or ()
-                if not (0 <= event.label < len(dataset.classes) and 0 <= event.onset < event.offset <= dataset.segments)
-            ]
+        known = record.events is not None
+        if annotated.setdefault(record.split, known) != known:
+            problems.append(f"{record.id}: events must be known for all videos of {record.split} or for none")
+        if record.events is not None and tuple(record.events) != dataset.tracks:
+            problems.append(f"{record.id}: has events of {tuple(record.events)}, expected of {dataset.tracks}")
+        problems += [
+            f"{record.id}: {track} {event} is outside {len(dataset.classes)} classes or {dataset.seconds:g} seconds"
+            for track, events in (record.events or {}).items()
+            for event in events
+            if not timeline.contains(*event)
+        ]
     if problems:
         raise DataError(problems, "these videos cannot be packed")
 
@@ -275,6 +295,7 @@ def _plan(
     earlier: Index | None,
 ) -> list[ShardJob]:
     known = {shard.name: shard for shard in earlier.shards} if earlier else {}
+    version = earlier.schema_version if earlier else indexes.SCHEMA_VERSION
     splits: dict[str, list[VideoRecord]] = {}
     for record in records:
         if record.id not in left_out:
@@ -286,8 +307,11 @@ def _plan(
         for number, start in enumerate(range(0, len(videos), shard_videos)):
             name = f"{split}-{number:06d}.tar"
             chosen = tuple(videos[start : start + shard_videos])
-            fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
-            jobs.append(ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
+            identities = [_record_identity(dataset, record) for record in chosen]
+            fingerprint = _digest([identities, source.fingerprint(chosen)])
+            jobs.append(
+                ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name), version)
+            )
     return jobs
 
 

@@ -36,7 +36,7 @@ def counted(labels, refined, classes, spans):
         for label in range(len(classes)):
             for number, (start, stop) in enumerate(spans if labels.weak[video, label] else ()):
                 gone = refined.visual[row, number, label] == 0
-                wrong = not labels.visual[video, start:stop, label].any()
+                wrong = not labels.truth["visual"][video, start:stop, label].any()
                 removed, noise, hits = removed + gone, noise + wrong, hits + (gone and wrong)
     return int(removed), int(noise), int(hits)
 
