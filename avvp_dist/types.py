@@ -1,7 +1,7 @@
 """Types shared by all packages: videos, batches, network outputs, targets, training position.
 
 Shape letters used across the package:
-    N videos of a split, B videos of a (local) batch, T segments of a video (one second each on LLP),
+    N videos of a split, B videos of a (local) batch, T segments of a video (usually of one second),
     C event classes, D feature width, M modalities of the outputs (audio first), K scores (see `Outputs`).
 """
 
@@ -30,12 +30,12 @@ class VideoRecord:
     """Annotations of one video, without its features.
 
     Attributes:
-        id: unique key of the video (LLP: the 11-character YouTube id, which is also the name of its feature files).
-        name: name of the video in the annotation files (LLP: ``<id>_<start>_<end>``).
+        id: unique key of the video such as its YouTube id.
+        name: name of the video in the annotation files such as ``<id>_<start>_<end>``.
         split: ``train``, ``val`` or ``test``.
         weak: class numbers of the weak label, ascending, without duplicates.
-        events: annotated events by track (LLP: ``audio`` and ``visual``); None if the video is not annotated (LLP's train
-            split). A track without events has an empty tuple.
+        events: annotated events by track ; None if the video is not annotated, as is common for training
+            videos. A track without events has an empty tuple.
     """
 
     id: str

@@ -215,6 +215,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     content = present_keys(content)
     content.setdefault("recipe", name)
     merged = merge(content, _present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS)
+    merged = _with_task_name(merged)
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
     config = validate(RunConfig, merged, f"recipe {recipe}")
     for warning in _variant_warnings(content, merged):
@@ -231,7 +232,15 @@ def present_keys(content: Mapping[str, Any]) -> dict[str, Any]:
             values = dict(renamed[section])
             renamed[new_section] = {**renamed.get(new_section, {}), new_key: values.pop(key)}
             renamed[section] = values
-    return renamed
+    return _with_task_name(renamed)
+
+
+def _with_task_name(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the name of its task, which is optional for the default task."""
+    task = content.get("task")
+    if isinstance(task, Mapping) and "name" not in task:
+        content["task"] = {"name": DEFAULT_TASK.model_fields["name"].default, **task}
+    return content
 
 
 def _present_paths(overrides: Sequence[tuple[tuple[str, ...], Any]]) -> list[tuple[tuple[str, ...], Any]]:

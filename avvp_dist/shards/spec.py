@@ -18,7 +18,7 @@ class Stream:
         reduction: how they become rows of segments in the shard (`avvp_dist.datasets.reduction`). block-mean: mean over
             blocks of rows, whose number is a multiple of the segments; clap-map: a feature map of CLAP. Both are exact for
             any network that starts with a linear layer followed by the same reduction, as the published networks do.
-        shape: shape of one segment in a Batch; ``(dim,)`` by default, for AVE's image regions ``(7, 7, 512)``.
+        shape: shape of one segment in a Batch; ``(dim,)`` by default, for image regions e.g. ``(7, 7, 512)``.
     """
 
     name: str
