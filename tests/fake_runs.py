@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from avvp_dist.cli.compare import compare
 from avvp_dist.experiments.recipe import load
-from avvp_dist.metrics.names import KINDS, LEVELS, METRICS, PROTOCOLS
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.metrics.per_video import VideoStatistics
+from avvp_dist.tasks.base import Task, describe
 
 VIDEOS = {"val": 40, "test": 60}
 CLASSES = ("Speech", "Frying_(food)")
@@ -34,6 +34,7 @@ def write_run(
     ``gains`` replace ``gain`` for one split, such as ``val=0.3``.
     """
     config = load(recipe, [f"output={folder}", "data=shards", f"seed={seed}", *overrides])
+    task = config.task.build(CLASSES)
     ids, values = {}, {}
     for split, count in VIDEOS.items():
         hard = np.random.default_rng(len(split)).uniform(-0.2, 0.2, size=(count, 8))  # of each video
@@ -41,24 +42,26 @@ def write_run(
             0, 0.05, size=(count, 8)
         )
         ids[split] = tuple(f"{split}-{number}" for number in range(count))
-        for number, protocol in enumerate(PROTOCOLS):
-            for without_speech in (False, True):
-                base = 0.5 + gains.get(split, gain) + 0.01 * number + 0.1 * without_speech
-                values[split, protocol, without_speech] = np.clip(base + hard + luck, 0, 1)
-    per_video_scores = PerVideo(ids, values)
+        for number, view in enumerate(view for view in task.views if not view.of):
+            base = 0.5 + gains.get(split, gain) + 0.01 * number
+            values[split, view.name] = np.clip(base + hard + luck, 0, 1)
+            for subset in (subset for subset in task.views if subset.of == view.name):
+                values[split, subset.name] = np.clip(base + 0.1 + hard + luck, 0, 1)
     result = {
         "recipe": config.recipe,
         "seed": seed,
         "data": {"url": "shards", "fingerprint": fingerprint, "dataset": "llp", "synthetic": synthetic},
+        "task": describe(task),
         "scores": {
-            split: {protocol: _scores(per_video_scores, split, protocol) for protocol in PROTOCOLS} for split in VIDEOS
+            split: {view.name: _scores(task, values[split, view.name], not view.of) for view in task.views}
+            for split in VIDEOS
         },
     }
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(config.to_yaml())
     (folder / "result.json").write_text(json.dumps(result))
     if per_video:
-        (folder / "per_video.npz").write_bytes(per_video_scores.to_bytes())
+        (folder / "per_video.npz").write_bytes(VideoStatistics(ids, values).to_bytes())
     return str(folder)
 
 
@@ -85,15 +88,12 @@ def one_line(text):
     return " ".join(text.split())
 
 
-def _scores(per_video: PerVideo, split: str, protocol: str) -> dict:
-    def level(name: str, without_speech: bool = False) -> dict:
-        return {
-            metric: float(np.mean(per_video.scores(split, protocol, name, metric, without_speech))) for metric in METRICS
-        }
-
-    official = {name: level(name) for name in LEVELS}
-    per_class = {name: {each: {kind: official[each][kind] for kind in KINDS} for each in LEVELS} for name in CLASSES}
-    per_class[CLASSES[1]]["event"]["visual"] = None
-    without = {name: level(name, without_speech=True) for name in LEVELS}
-    thresholds = {"segment_threshold": 0.5, "video_threshold": 0.5}
-    return {**thresholds, **official, "without_speech": without, "per_class": per_class}
+def _scores(task: Task, statistics: np.ndarray, all_classes: bool) -> dict:
+    """Return the scores of a split under one view as result.json records them."""
+    once = np.ones((1, len(statistics)))
+    metrics = {
+        metric.name: float(task.section.recompute(statistics, once, metric.name)[0]) for metric in task.section.metrics
+    }
+    per_class = {name: {metric.name: metrics[metric.name] for metric in task.section.class_metrics} for name in CLASSES}
+    per_class[CLASSES[1]]["event.visual"] = None
+    return {"settings": task.settings(), "metrics": metrics, "per_class": per_class if all_classes else {}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -107,19 +107,24 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
-        names = [metric.name for metric in config.task.metrics]
-        problems += [
-            f"row {row.label!r}: published: unknown metric {name!r}{did_you_mean(name, names)} "
-            f"Valid names: {', '.join(names)}"
-            for name in row.published
-            if name not in names
-        ]
+        problems += [f"row {row.label!r}: {problem}" for problem in _unknown_names(row, config)]
         conflicts = describe_changes(reordered.model_dump(), config.model_dump())
         problems += [f"row {row.label!r} (there) sets this key itself: {line}" for line in conflicts]
         found.append(config)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), f"{table.title}: cannot be run")
     return found
+
+
+def _unknown_names(row: PaperRow, config: RunConfig) -> Iterator[str]:
+    """Yield what the row names and its task does not have."""
+    metrics = [metric.name for metric in config.task.metrics]
+    views = [view.name for view in config.task.build(()).views]  # those of all classes do not depend on them
+    for name in row.published:
+        if name not in metrics:
+            yield f"published: unknown metric {name!r}{did_you_mean(name, metrics)} Valid names: {', '.join(metrics)}"
+    if row.view is not None and row.view not in views:
+        yield f"view: unknown view {row.view!r}{did_you_mean(row.view, views)} Valid names: {', '.join(views)}"
 
 
 def only_for_oracles(table: PaperTable, setting: str) -> bool:

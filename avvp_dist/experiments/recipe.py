@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from avvp_dist import storage
 from avvp_dist.config import (
@@ -122,6 +122,16 @@ class RunConfig(Section):
     storage: StorageConfig = StorageConfig()
     launch: LaunchConfig = LaunchConfig()
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _select_by_default_metric(cls, content: Any, handler: ModelWrapValidatorHandler[RunConfig]) -> RunConfig:
+        """Replace a null ``evaluate.select``, so that config.yaml states the metric and equal settings are equal."""
+        config = handler(content)
+        if config.evaluate.select is not None:
+            return config
+        evaluate = config.evaluate.model_copy(update={"select": config.task.default_metric})
+        return config.model_copy(update={"evaluate": evaluate})
+
     @model_validator(mode="after")
     def _check_task(self) -> RunConfig:
         names = [metric.name for metric in self.task.metrics]
@@ -211,11 +221,9 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: all problems of recipe and overrides, among them keys that the selected network or method does not have.
     """
     name, text = read_yaml(recipe, "recipe", _FOLDER)
-    content = parse_yaml(text, recipe)
-    content = present_keys(content)
+    content = present_keys(parse_yaml(text, recipe))
     content.setdefault("recipe", name)
-    merged = merge(content, _present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS)
-    merged = _with_task_name(merged)
+    merged = _with_task_name(merge(content, _present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS))
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
     config = validate(RunConfig, merged, f"recipe {recipe}")
     for warning in _variant_warnings(content, merged):
@@ -228,22 +236,24 @@ def present_keys(content: Mapping[str, Any]) -> dict[str, Any]:
     renamed = dict(content)
     for old, new in MOVED_KEYS.items():
         (section, key), (new_section, new_key) = old.split("."), new.split(".")
-        if isinstance(renamed.get(section), Mapping) and key in renamed[section]:
+        target = renamed.get(new_section, {})
+        if isinstance(renamed.get(section), Mapping) and key in renamed[section] and isinstance(target, Mapping):
             values = dict(renamed[section])
-            renamed[new_section] = {**renamed.get(new_section, {}), new_key: values.pop(key)}
+            renamed[new_section] = {**target, new_key: values.pop(key)}
             renamed[section] = values
     return _with_task_name(renamed)
 
 
 def _with_task_name(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config with the name of its task, which is optional for the default task."""
+    """Return a config in which settings of a task that it does not name are those of the default task."""
     task = content.get("task")
     if isinstance(task, Mapping) and "name" not in task:
-        content["task"] = {"name": DEFAULT_TASK.model_fields["name"].default, **task}
+        return {**content, "task": {"name": DEFAULT_TASK.model_fields["name"].default, **task}}
     return content
 
 
 def _present_paths(overrides: Sequence[tuple[tuple[str, ...], Any]]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return overrides with the present names of keys; a warning names those of earlier versions."""
     found = []
     for path, value in overrides:
         new = MOVED_KEYS.get(".".join(path))
@@ -306,7 +316,7 @@ def run_folder(slug: str, config: RunConfig, fingerprint: str) -> str:
         config: config of the run.
         fingerprint: fingerprint of its data, and of its refined labels if it has any.
     """
-    identity = run_identity(config.model_dump(mode="json", exclude={"output"}))
+    identity = _earlier_keys(run_identity(config.model_dump(mode="json", exclude={"output"})))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(identity, sort_keys=True)}".encode()).hexdigest()[:8]
     return f"{slug}-seed{config.seed}-{key}"
 
@@ -321,7 +331,19 @@ def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def stage_config(config: RunConfig) -> dict[str, Any]:
     """Return the part of a config that stage artifacts can depend on; each stage drops the method keys it does not use."""
-    return _drop_keys(result_identity(config.model_dump(mode="json")), _STAGE_INDEPENDENT_KEYS)
+    return _drop_keys(_earlier_keys(result_identity(config.model_dump(mode="json"))), _STAGE_INDEPENDENT_KEYS)
+
+
+def _earlier_keys(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity with the keys of earlier versions, from whose hash folders and stages of these are found."""
+    if identity["task"]["name"] != DEFAULT_TASK.model_fields["name"].default:
+        return dict(identity)
+    content = {section: dict(values) if isinstance(values, Mapping) else values for section, values in identity.items()}
+    task = content.pop("task")
+    for old, new in MOVED_KEYS.items():
+        (section, key), (_, new_key) = old.split("."), new.split(".")
+        content[section][key] = task[new_key]
+    return content
 
 
 def _drop_keys(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Names of the parsing scores: levels, kinds, metrics and protocols, their order, and how tables and figures title them.
 
-Every table, figure, option and file takes them from here. Imports no numpy, since `avvp --help` lists some of them.
+Every table, figure, option and file takes them from here, through `tasks.parsing`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 METRICS: tuple[Metric, ...] = get_args(Metric)
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
-SCORES = tuple(f"{level}.{metric}" for level in LEVELS for metric in METRICS)
-"""Names of the official scores of one split under one protocol."""
-DEFAULT_SCORE = "segment.type"
-"""Score by which epochs, trials and settings are chosen if no other is given."""
-
-LEVEL_HEADS: dict[str, str] = {"segment": "seg.", "event": "ev."}
-"""Column heads of levels in tables."""
 METRIC_HEADS: dict[str, str] = {"audio": "A", "visual": "V", "audio_visual": "AV", "type": "Type", "event": "Event"}
 """Column heads of metrics in tables, as papers print them."""
 METRIC_TITLES: dict[str, str] = {

@@ -137,7 +137,10 @@ class TaskSection(Section, ABC):
 
     @abstractmethod
     def build(self, classes: Sequence[str]) -> Task:
-        """Return the task for a data set with these classes."""
+        """Return the task for a data set with these classes.
+
+        The views that are not a subset do not depend on ``classes``, which can be empty where only these are needed.
+        """
 
     @classmethod
     @abstractmethod

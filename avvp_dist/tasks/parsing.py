@@ -101,7 +101,13 @@ class Parsing(Task):
         return dict(zip(MODALITIES, found, strict=True))
 
     def score(self, rows: Rows, truth: Tracks, view: str) -> Scores:
-        """See `Task`."""
+        """See `Task`.
+
+        Raises:
+            ValueError: shapes that do not fit together, or another number of classes than the task has.
+        """
+        if {array.shape[-1] for array in truth.values()} != {len(self._classes)}:
+            raise ValueError(f"truth: expected {len(self._classes)} classes, got {truth[MODALITIES[0]].shape[-1]}")
         predicted = self.predict(rows, view)
         pairs = [*(predicted[name] for name in MODALITIES), *(truth[name] for name in MODALITIES)]
         subset = view.endswith(_WITHOUT_SPEECH)

@@ -202,9 +202,9 @@ def test_a_whole_run_of_an_ablation(packed, tmp_path):
     small = ["model.width=16", "train.epochs=1", "train.device=cpu", "tracking=none"]
     config = load("han", [f"data={packed}", f"output={tmp_path / 'run'}", *small, *overrides])
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
-    assert 0 <= result["scores"]["test"]["joint"]["segment"]["type"] <= 100
+    assert 0 <= result["scores"]["test"]["joint"]["metrics"]["segment.type"] <= 100
     (row,) = json.loads((tmp_path / "run" / "history.json").read_text())
     assert row["loss/total"] == pytest.approx(row["loss/audio"] + row["loss/visual"], rel=1e-5)
     assert row["loss/video"] > 0
     again = evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores
-    assert again["test"]["joint"]["segment"] == pytest.approx(result["scores"]["test"]["joint"]["segment"])
+    assert again["test"]["joint"]["metrics"] == pytest.approx(result["scores"]["test"]["joint"]["metrics"])

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 from fake_runs import avvp_compare, one_line, seeds, two_settings, write_run
@@ -134,7 +135,7 @@ def test_runs_and_sweeps_can_be_in_an_object_store(tmp_path):
     assert [run.rsplit("/", 1)[1] for run in found.runs] == ["a", "b"]
     ((setting,), _) = read_settings(found.runs)
     assert setting.seeds == [97, 98]
-    assert setting.video_scores("val", "joint", "segment", "type").shape == (2, 40)
+    assert setting.statistics("val", "joint").shape == (2, 40, 8)
 
 
 # sweeps
@@ -159,7 +160,7 @@ def test_runs_of_a_sweep_are_those_listed_in_sweep_json(tmp_path, monkeypatch):
     assert sorted(found.runs) == sorted(runs)
     assert found.metric == "event.visual"
     shown = one_line(avvp_compare("--sweep", "warm"))
-    assert "event V minus that of method.temperature=" in shown
+    assert "visual, event level minus that of method.temperature=" in shown
     assert "1 of the sweep's 3 trials have no result" in shown
     assert "method.temperature=5" not in shown
 
@@ -191,9 +192,9 @@ def test_missing_or_empty_sweeps_are_rejected(tmp_path, content):
 
 
 def test_table_has_mean_spread_and_interval_over_seeds(two):
-    shown = avvp_compare(*two, "--score", "segment.audio")
+    shown = avvp_compare(*two, "--metric", "segment.audio")
     ((setting, _), _) = read_settings(two)
-    values = setting.values("test", "modality", "segment", "audio")
+    values = setting.values("test", "modality", "segment.audio")
     assert f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" in shown
     half = 4.302653 * statistics.stdev(values) / 3**0.5
     assert f"[{statistics.mean(values) - half:.1f}, {statistics.mean(values) + half:.1f}]" in shown
@@ -203,12 +204,12 @@ def test_table_has_mean_spread_and_interval_over_seeds(two):
 
 
 def test_options_show_further_tables(two):
-    shown = avvp_compare(*two, "--protocol", "all", "--level", "all", "--without-speech", "--per-class", "--split", "val")
+    shown = avvp_compare(*two, "--view", "all", "--group", "all", "--subsets", "--per-class", "--split", "val")
     for protocol in ("joint", "modality", "none"):
         for level in ("segment", "event"):
-            assert f"val split, {level} level, {protocol} protocol: F" in shown
-            assert f"val split, {level} level, {protocol} protocol, without Speech" in shown
-        assert f"val split, segment and event level, {protocol} protocol, by class" in shown
+            assert f"val split, {level} level, {protocol} protocol, in %" in shown
+            assert f"val split, {level} level, {protocol} protocol, without Speech, in %" in shown
+        assert f"val split, {protocol} protocol, by class: segment and event scores in %" in shown
     assert "Frying_(food)" in shown
     assert "test split" not in shown
 
@@ -268,13 +269,13 @@ def test_select_ranks_by_val_and_leaves_other_test_scores_unread(tmp_path):
     ]
     files = {name: tmp_path / f"out.{name}" for name in ("csv", "markdown", "latex")}
     shown = avvp_compare(*runs, "--select", *(part for name, path in files.items() for part in (f"--{name}", path)))
-    assert "selected on val by segment.type (modality protocol): method.temperature=0.2, the best of 2" in one_line(shown)
+    assert "selected on val by segment.type (modality): method.temperature=0.2, the best of 2" in one_line(shown)
     assert shown.index("★ method.temperature=0.2") < shown.index("method.temperature=0.1")
     assert {row["setting"] for row in rows_of(files["csv"], split="test")} == {"method.temperature=0.2"}
     assert not [row for row in rows_of(files["csv"], split="test") if row["difference"]]
     assert len({row["setting"] for row in rows_of(files["csv"], split="val")}) == 2
     ((worse, _), _) = read_settings(runs)
-    secret = f"{statistics.mean(worse.values('test', 'modality', 'segment', 'type')):.1f}"
+    secret = f"{statistics.mean(worse.values('test', 'modality', 'segment.type')):.1f}"
     assert not [text for text in (shown, *(path.read_text() for path in files.values())) if secret in text]
     assert secret in avvp_compare(*runs)
 
@@ -315,21 +316,51 @@ def test_video_scores_of_other_networks_are_not_used(tmp_path):
     assert "belongs to another network than result.json" in shown
     assert "minus that of" not in shown
     (tmp_path / "a" / "per_video.npz").write_bytes(b"torn")
-    assert "not a file of scores per video" in one_line(avvp_compare(*runs))
+    assert "not a file of statistics per video" in one_line(avvp_compare(*runs))
 
 
-def test_different_protocols_are_reported_and_one_is_used(tmp_path):
+def test_different_views_are_reported_and_one_is_used(tmp_path):
     runs = [write_run(tmp_path / "han", recipe="han"), write_run(tmp_path / "jomold")]
     shown = one_line(avvp_compare(*runs))
-    assert "PROTOCOLS DIFFER" in shown
+    assert "VIEWS DIFFER" in shown
     assert "joint: han; modality: jomold" in shown
-    assert "joint protocol: F" in shown
-    assert "modality protocol: F" not in shown
-    assert "modality protocol: F" in avvp_compare(*reversed(runs))
+    assert "joint protocol, in %" in shown
+    assert "modality protocol, in %" not in shown
+    assert "modality protocol, in %" in avvp_compare(*reversed(runs))
 
 
 def test_mistakes_are_reported(two):
     with pytest.raises(ConfigError, match="runs: missing"):
         avvp_compare()
     with pytest.raises(ConfigError, match="segment.tpye"):
-        avvp_compare(*two, "--score", "segment.tpye")
+        avvp_compare(*two, "--metric", "segment.tpye")
+    with pytest.raises(ConfigError) as caught:
+        avvp_compare(*two, "--view", "jiont", "--group", "segments")
+    assert "--view 'jiont': unknown; valid names: own, all, joint, modality, none, joint/without_speech" in str(caught.value)
+    assert "--group 'segments': unknown; valid names: own, all, segment, event" in str(caught.value)
+
+
+def test_former_names_of_options_are_accepted(two):
+    former = avvp_compare(*two, "--score", "event.audio", "--protocol", "joint", "--level", "all")
+    assert former == avvp_compare(*two, "--metric", "event.audio", "--view", "joint", "--group", "all")
+
+
+def test_views_and_metrics_of_a_subset_can_be_compared(two, tmp_path):
+    out = tmp_path / "scores.csv"
+    shown = avvp_compare(*two, "--view", "modality/without_speech", "--csv", out)
+    assert "val split, segment level, modality protocol, without Speech, in %" in shown
+    assert difference(out, split="val", view="modality/without_speech", setting="method.temperature=0.2")
+    assert rows_of(out, view="joint", metric="event.visual", **{"class": "Speech"})
+    assert not rows_of(out, view="joint/without_speech", **{"class": "Speech"})
+    assert not rows_of(out, metric="event.visual", **{"class": "Frying_(food)"})  # a class without a score has no row
+
+
+def test_runs_of_several_tasks_are_refused(two):
+    for run in two[3:]:
+        path = Path(run) / "result.json"
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "task": {**result["task"], "name": "sorting"}}))
+    with pytest.raises(DataError, match=r"(?s)several tasks cannot be compared.*parsing: method.*sorting: method"):
+        avvp_compare(*two)
+    shown = one_line(avvp_compare(*two[3:]))  # a task that is not installed: scores are shown, but cannot be tested
+    assert "val split, segment level, modality protocol" in shown

@@ -1,4 +1,4 @@
-"""Output of `avvp compare`: published scores, the file of per-video scores, Markdown, LaTeX, figures."""
+"""Output of `avvp compare`: published scores, the file of statistics per video, Markdown, LaTeX, figures."""
 
 import re
 
@@ -10,12 +10,13 @@ from matplotlib.image import imread
 
 from avvp_dist.errors import DataError
 from avvp_dist.experiments.comparison import read_settings
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.experiments.published_scores import published_scores
+from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.report.canvas import BLUE, ORANGE
 from avvp_dist.report.compare import ComparisonOptions, compare_groups
 from avvp_dist.report.compare_figures import importance
-from avvp_dist.report.published import Figures, published_scores
 from avvp_dist.report.text_table import TextTable, latex, markdown
+from avvp_dist.tasks.parsing import ParsingConfig
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def two(tmp_path):
 # published scores
 
 
-def test_published_scores_are_in_a_table_of_their_own_with_protocol_features_and_a_warning(two):
+def test_published_scores_are_in_a_table_of_their_own_with_view_features_and_a_warning(two):
     shown = avvp_compare(*two, "--published")
     table = shown[shown.index("PUBLISHED scores") :]
     assert "method.temperature" not in table.split("- data:")[0]
@@ -36,36 +37,39 @@ def test_published_scores_are_in_a_table_of_their_own_with_protocol_features_and
 
 
 def test_published_scores_are_consistent():
-    published = published_scores()
+    published = published_scores("parsing")
     assert len(published.rows) > 25
-    assert all(row.protocol is None or not row.rule for row in published.rows)
+    assert all(row.view is None or not row.rule for row in published.rows)
     sources = {part.strip() for row in published.rows for part in row.source.split(",")}
     assert {source for source in sources if not source.startswith("its ")} == {*published.sources, "third party"}
-    odd = {row.method for row in published.rows if not (row.segment.coherent and row.event.coherent)}
+    odd = {row.method for row in published.rows if ParsingConfig.inconsistent(row.scores)}
     assert odd == {"MA", "MM-Pyramid", "CoLeaF", "PPL"}  # as printed; PoiBin's event Type is 0.1 off by rounding
-    assert not Figures(audio=60, visual=60, audio_visual=60, type=61).coherent
+    names = {metric.name for metric in ParsingConfig.metrics}
+    assert all(row.scores.keys() <= names and (row.view in (None, "joint", "modality", "none")) for row in published.rows)
+    figures = dict.fromkeys(("event.audio", "event.visual", "event.audio_visual"), 60.0)
+    assert ParsingConfig.inconsistent(figures | {"event.type": 61.0})
+    assert not ParsingConfig.inconsistent(figures | {"event.type": 60.1})
+    assert published_scores("no-such-task") is None
 
 
 # files
 
 
-def test_per_video_scores_round_trip_through_their_file(tmp_path):
+def test_statistics_per_video_round_trip_through_their_file(tmp_path):
     write_run(tmp_path / "run")
     url = str(tmp_path / "run" / "per_video.npz")
-    kept = PerVideo.load(url)
+    kept = VideoStatistics.load(url)
     assert kept.to_bytes() == (tmp_path / "run" / "per_video.npz").read_bytes()
-    audio, visual, both, type_ = (
-        kept.scores("val", "joint", "event", name) for name in ("audio", "visual", "audio_visual", "type")
-    )
-    assert type_ == pytest.approx((audio + visual + both) / 3)
-    assert kept.scores("train", "joint", "event", "type") is None
+    assert kept.ids["val"][:2] == ("val-0", "val-1")
+    assert kept.values["val", "joint/without_speech"].shape == (40, 8)
+    assert ("train", "joint") not in kept.values
     for content in (b"", b"PK", (tmp_path / "run" / "result.json").read_bytes()):
         (tmp_path / "run" / "per_video.npz").write_bytes(content)
-        with pytest.raises(DataError, match="not a file of scores per video"):
-            PerVideo.load(url)
+        with pytest.raises(DataError, match="not a file of statistics per video"):
+            VideoStatistics.load(url)
     np.savez(tmp_path / "run" / "per_video.npz", **{"val/ids": np.array(["a"]), "val/joint": np.zeros((2, 8))})
     with pytest.raises(DataError, match="val/joint"):
-        PerVideo.load(url)
+        VideoStatistics.load(url)
 
 
 def test_markdown_rows_have_as_many_cells_as_headers(two, tmp_path):
@@ -131,7 +135,7 @@ def test_figures_of_two_keys_show_combinations_and_importance(tmp_path):
     avvp_compare(*runs, "--pictures", tmp_path / "pictures")
     drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
     assert drawn == ["against.png", "heatmap.png", "importance.png", "settings.png"]
-    options = ComparisonOptions(("val", "test"), ("modality",), ("segment",))
+    options = ComparisonOptions(("val", "test"), ("modality",), ("segment",), "segment.type")
     shares, seed_share = importance(compare_groups(read_settings(runs)[0], options))
     assert shares["method.temperature"] > 0.95
     assert shares["optim.lr"] < 0.05

@@ -27,11 +27,11 @@ def test_published_hyper_parameters():
     han, jomold = load("han"), load("jomold")
     assert (han.seed, han.train.epochs, han.train.batch_size) == (1, 40, 16)
     assert (han.optim.lr, han.optim.step_size, han.optim.gamma, han.optim.weight_decay) == (3e-4, 10, 0.1, 0)
-    assert (han.evaluate.protocol, han.evaluate.select) == ("joint", "segment.type")
+    assert (han.task.protocol, han.evaluate.select) == ("joint", "segment.type")
     assert (han.model.dropout, han.model.visual_dropout, han.method.visual_smoothing) == (0.1, 0, 0.1)
     assert (jomold.seed, jomold.train.epochs, jomold.train.batch_size) == (6, 25, 128)
     assert (jomold.optim.lr, jomold.optim.step_size, jomold.optim.gamma) == (5e-4, 6, 0.25)
-    assert (jomold.evaluate.protocol, jomold.evaluate.select) == ("modality", "event.audio")
+    assert (jomold.task.protocol, jomold.evaluate.select) == ("modality", "event.audio")
     assert (jomold.model.visual_dropout, jomold.method.audio_weight, jomold.method.temperature) == (0.5, 2, 0.2)
     assert (jomold.method.audio_threshold, jomold.method.visual_threshold, jomold.method.warmup_epochs) == (0.6, 1.8, 0.9)
 
@@ -51,8 +51,8 @@ def test_the_name_of_an_optimizer_has_a_shorthand():
 
 
 def test_a_value_in_place_of_a_section_is_refused_with_one_of_its_keys():
-    with pytest.raises(ConfigError, match=r"evaluate: is a section; set its keys instead, e\.g\. evaluate\.protocol="):
-        load("han", ["evaluate=joint"])
+    with pytest.raises(ConfigError, match=r"evaluate: is a section; set its keys instead, e\.g\. evaluate\.select="):
+        load("han", ["evaluate=segment.type"])
 
 
 def test_order_of_shorthand_and_detail_does_not_matter():
@@ -151,7 +151,7 @@ def test_a_recipe_without_a_network_is_refused_with_the_valid_names(tmp_path):
 
 def test_all_problems_are_listed_with_path_and_valid_names():
     with pytest.raises(ConfigError) as caught:
-        load("jomold", ["method.warmpu=linear", "optim.lr=-1", "train.epochs=soon", "evaluate.protocol=both", "sede=3"])
+        load("jomold", ["method.warmpu=linear", "optim.lr=-1", "train.epochs=soon", "task.protocol=both", "sede=3"])
     problems = caught.value.problems
     assert len(problems) == 5
     text = "\n".join(problems)
@@ -161,7 +161,7 @@ def test_all_problems_are_listed_with_path_and_valid_names():
     assert "greater than 0" in text
     assert "train.epochs:" in text
     assert "'soon'" in text
-    assert "evaluate.protocol:" in text
+    assert "task.protocol:" in text
     assert "'modality'" in text
     assert "sede: unknown key; did you mean 'seed'?" in text
 
@@ -203,7 +203,7 @@ def test_elastic_workers_need_ray_and_a_range():
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", ".nan", "nan", "1e999"])
-@pytest.mark.parametrize("key", ["optim.lr", "data.memory_gb", "evaluate.segment_threshold", "method.visual_smoothing"])
+@pytest.mark.parametrize("key", ["optim.lr", "data.memory_gb", "task.segment_threshold", "method.visual_smoothing"])
 def test_numbers_that_are_not_finite_are_refused_with_their_key(key, value):
     with pytest.raises(ConfigError, match=f"{key}: Input should be a finite number"):
         load("han", [f"{key}={value}"])

@@ -141,8 +141,7 @@ def test_published_figures_of_the_readme_are_those_of_the_tables():
     tables = paper_tables.tables()
     for row in [*tables["main"].rows, *tables["valor"].rows]:
         if row.recipe in shown:
-            published = row.published.model_dump()
-            assert shown[row.recipe] == (published["segment"]["type"], published["event"]["type"]), row.label
+            assert shown[row.recipe] == (row.published["segment.type"], row.published["event.type"]), row.label
 
 
 def test_the_readme_shows_the_packages_of_the_repository():

@@ -16,6 +16,7 @@ LAYERS = [  # low to high; packages of one layer can import each other unless mo
     {"dist", "metrics"},
     {"shards"},
     {"datasets", "loading"},
+    {"tasks"},
     {"models"},
     {"methods"},
     {"train", "tracking", "report"},

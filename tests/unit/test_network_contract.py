@@ -1,6 +1,7 @@
 """What every network of `MODELS` must fulfil. A new network is tested by being in the `ModelConfig` union.
 
-What a network reads is taken from its config's ``streams`` and ``tasks``, what its scores mean from the head of its outputs.
+What a network reads is taken from its config's ``streams`` and ``background``, what its scores mean from the head of its
+outputs.
 """
 
 from dataclasses import replace
@@ -23,7 +24,7 @@ CLASSES, SEGMENTS = 5, 10
 each_network = pytest.mark.parametrize("name", MODELS)
 each_layout = pytest.mark.parametrize(  # networks for parsing also read several visual rows per segment
     ("name", "frames"),
-    [(name, frames) for name, config in MODELS.items() for frames in ((1, 8) if "parsing" in config.tasks else (1,))],
+    [(name, frames) for name, config in MODELS.items() for frames in ((1, 8) if not config.background else (1,))],
 )
 
 
@@ -41,7 +42,7 @@ def build(name, **settings):
 
 
 def shapes_of(name):
-    known = SHAPES[MODELS[name].tasks[0]]
+    known = SHAPES["localization" if MODELS[name].background else "parsing"]
     return {stream: known.get(stream, (8,)) for stream in MODELS[name].streams}
 
 
@@ -79,7 +80,7 @@ def loss(outputs, batch):
 def test_shapes_and_probabilities(name, frames):
     outputs = build(name)(random_batch(name, 4, frames))
     scores, modalities = CLASSES + outputs.head.background, outputs.modalities.shape[1]
-    assert modalities == (2 if "parsing" in MODELS[name].tasks else 1)
+    assert modalities == (len(MODELS[name].tracks))
     shapes = {"video": (4, scores), "modalities": (4, modalities, scores)}
     shapes |= dict.fromkeys(("segments", "temporal_weights"), (4, SEGMENTS, modalities, scores))
     if outputs.features is not None:

@@ -164,9 +164,9 @@ def test_rows_of_a_table_are_absolute(here):
     (here / "mine.yaml").write_text(
         yaml.safe_dump({"model": {"name": "han"}, "method": {"name": "jomold", "ratios": "r.json"}})
     )
-    row = {"protocol": "joint", "published": {}}
+    row = {"view": "joint", "published": {}}
     rows = [{"label": "a", "recipe": "mine.yaml", **row}, {"label": "b", "recipe": "han", "overrides": ["store=s"], **row}]
-    content = {"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": rows}
+    content = {"title": "t", "source": "s", "rows": rows}
     (here / "table.yaml").write_text(yaml.safe_dump(content))
     _, table = paper_tables.read("table.yaml")
     first, second = paper_tables.configs(table, ["data.refined=l.npz"])

@@ -11,8 +11,13 @@ from rich.console import Console
 from avvp_dist.metrics.denoising import compare_labels
 from avvp_dist.report import curves, denoising, tables, timeline
 from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
+from avvp_dist.report.runs import TaskInfo
+from avvp_dist.tasks.base import describe
+from avvp_dist.tasks.parsing import ParsingConfig
 
 CLASSES = ("Speech", "Car", "Frying_(food)", "Telephone_bell_ringing")
+TASK = describe(ParsingConfig(segment_threshold=0.5, video_threshold=0.25).build(CLASSES))
+INFO = TaskInfo.of({"task": TASK})
 
 
 def pixels(path, color):
@@ -30,10 +35,10 @@ def history(stages=(("estimate", 4), ("denoise", 6)), **extra):
 
 
 def test_curves_show_the_scores_of_the_history(tmp_path):
-    curves.loss_and_scores(history(), tmp_path / "losses.png", "losses", synthetic=False)
+    curves.loss_and_scores(history(), INFO, tmp_path / "losses.png", "losses", synthetic=False)
     scored = history(**{f"val/{level}.{name}": 50.0 for level in ("segment", "event") for name in ("audio", "audio_visual")})
     scored[2]["val/segment.audio"] = None
-    curves.loss_and_scores(scored, tmp_path / "scores.png", "scores", synthetic=False)
+    curves.loss_and_scores(scored, INFO, tmp_path / "scores.png", "scores", synthetic=False)
     assert pixels(tmp_path / "losses.png", GREEN) == 0
     assert pixels(tmp_path / "scores.png", GREEN) > 100
     assert imread(tmp_path / "scores.png").shape[0] > 2 * imread(tmp_path / "losses.png").shape[0]
@@ -43,33 +48,41 @@ def test_curves_show_the_scores_of_the_history(tmp_path):
 def test_curves_have_gaps_between_stages(tmp_path):
     one = [{"stage": "only", "epoch": epoch, "loss/total": 1.0} for epoch in range(2)]
     two = [{**row, "stage": f"stage {number}"} for number, row in enumerate(one)]
-    curves.loss_and_scores(one, tmp_path / "one.png", "one", synthetic=False)
-    curves.loss_and_scores(two, tmp_path / "two.png", "two", synthetic=False)
+    curves.loss_and_scores(one, INFO, tmp_path / "one.png", "one", synthetic=False)
+    curves.loss_and_scores(two, INFO, tmp_path / "two.png", "two", synthetic=False)
     assert pixels(tmp_path / "two.png", DARK) < pixels(tmp_path / "one.png", DARK) / 2
 
 
 def scores_of(value):
-    return {level: dict.fromkeys(("audio", "visual", "audio_visual"), value) for level in ("segment", "event")}
+    return dict.fromkeys(INFO.class_metrics, value)
 
 
 def test_class_bars_are_proportional_to_scores(tmp_path):
     areas = []
     for value in (40.0, 80.0):
-        curves.class_bars(dict.fromkeys(CLASSES, scores_of(value)), tmp_path / "bars.png", "F per class", synthetic=False)
+        curves.class_bars(
+            dict.fromkeys(CLASSES, scores_of(value)), INFO, tmp_path / "bars.png", "F per class", synthetic=False
+        )
         areas.append(pixels(tmp_path / "bars.png", ORANGE))
     assert areas[1] / areas[0] == pytest.approx(2.0, abs=0.05)
 
 
 def test_a_class_that_does_not_occur_has_no_bar(tmp_path):
     absent = {**dict.fromkeys(CLASSES, scores_of(50.0)), "Car": scores_of(None)}
-    curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), tmp_path / "all.png", "F", synthetic=False)
-    curves.class_bars(absent, tmp_path / "absent.png", "F", synthetic=False)
+    curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), INFO, tmp_path / "all.png", "F", synthetic=False)
+    curves.class_bars(absent, INFO, tmp_path / "absent.png", "F", synthetic=False)
     assert pixels(tmp_path / "absent.png", ORANGE) / pixels(tmp_path / "all.png", ORANGE) == pytest.approx(0.75, abs=0.03)
+
+
+def both(events):
+    """The same events in both tracks."""
+    return {"audio": events, "visual": events}
 
 
 def parse(path, truth, prediction):
     videos = [timeline.TimelineVideo(f"video-{number}", CLASSES[:3]) for number in range(len(prediction))]
-    timeline.parsing(videos, CLASSES, truth, truth, prediction, prediction, path, "parsing", synthetic=False)
+    known = None if truth is None else both(truth)
+    timeline.events(videos, CLASSES, known, both(prediction), path, "events", synthetic=False)
     return path
 
 
@@ -132,9 +145,9 @@ def test_every_figure_states_that_data_are_synthetic(tmp_path):
     video = [timeline.TimelineVideo(str(number), ()) for number in range(4)]
     for synthetic in (False, True):
         folder = tmp_path / str(synthetic)
-        curves.loss_and_scores(history(), folder / "a.png", "a", synthetic)
-        curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), folder / "b.png", "F", synthetic)
-        timeline.parsing(video, CLASSES, dense, dense, dense, dense, folder / "c.png", "c", synthetic)
+        curves.loss_and_scores(history(), INFO, folder / "a.png", "a", synthetic)
+        curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), INFO, folder / "b.png", "F", synthetic)
+        timeline.events(video, CLASSES, both(dense), both(dense), folder / "c.png", "c", synthetic)
         denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), folder / "d.png", synthetic)
     for name in "abcd":
         title = [
@@ -145,20 +158,21 @@ def test_every_figure_states_that_data_are_synthetic(tmp_path):
 
 
 def result(base, synthetic=True, dataset="llp"):
-    def level(value):
-        return {"audio": value, "visual": value + 1, "audio_visual": value + 2, "type": value + 3, "event": None}
-
     def scored(value):
-        without = {"segment": level(value + 0.5), "event": level(value - 4.5)}
-        return {
-            "segment_threshold": 0.5, "video_threshold": 0.25, "segment": level(value), "event": level(value - 5),
-            "without_speech": without, "per_class": {},
-        }  # fmt: skip
+        offsets = {"audio": 0, "visual": 1, "audio_visual": 2, "type": 3, "event": None}
+        figures = {
+            f"{level}.{name}": None if offset is None else value + down + offset
+            for level, down in (("segment", 0), ("event", -5))
+            for name, offset in offsets.items()
+        }
+        return {"settings": {"segment_threshold": 0.5, "video_threshold": 0.25}, "metrics": figures, "per_class": {}}
 
+    views = {"modality": base + 10, "joint": base}
+    subsets = {f"{view}/without_speech": value + 0.5 for view, value in views.items()}
     return {
-        "recipe": "jomold", "method": "jomold", "seed": 1,
+        "recipe": "jomold", "method": "jomold", "seed": 1, "task": TASK,
         "data": {"url": "shards", "fingerprint": "0123456789abcdef", "dataset": dataset, "synthetic": synthetic},
-        "scores": {"test": {"modality": scored(base + 10), "joint": scored(base)}},
+        "scores": {"test": {view: scored(value) for view, value in (views | subsets).items()}},
     }  # fmt: skip
 
 
@@ -168,12 +182,10 @@ def rendered(table, width=80):
     return console.file.getvalue()
 
 
-def test_table_has_one_row_per_run_and_protocol_with_and_without_speech():
+def test_table_has_one_row_per_run_and_view_with_and_without_speech():
     text = rendered(tables.scores({"han": result(50.0), "jomold": result(60.0)}))
     rows = [line.split() for line in text.splitlines() if line.strip().startswith(("han", "jomold"))]
-    assert [row[:2] for row in rows] == [
-        [run, protocol] for run in ("han", "jomold") for protocol in ("joint", "modality")
-    ] * 2
+    assert [row[:2] for row in rows] == [[run, view] for run in ("han", "jomold") for view in ("joint", "modality")] * 2
     assert rows[0][2:] == ["50.0", "51.0", "52.0", "53.0", "-", "45.0", "46.0", "47.0", "48.0", "-"]
     assert rows[4][2:4] == ["50.5", "51.5"]
     words = " ".join(text.split())
@@ -181,8 +193,8 @@ def test_table_has_one_row_per_run_and_protocol_with_and_without_speech():
     assert "joint (segment threshold 0.5, video threshold 0.25)" in words
 
 
-def test_table_of_one_protocol_mentions_no_other():
-    text = rendered(tables.scores({"han": result(50.0)}, protocol="modality"))
+def test_table_of_one_view_mentions_no_other():
+    text = rendered(tables.scores({"han": result(50.0)}, view="modality"))
     assert "60.0" in text
     assert "joint" not in text
 

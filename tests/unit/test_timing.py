@@ -96,6 +96,7 @@ def one_epoch(packed, folder, delay):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
+        task=config.task.build(index.classes),
         train_split=SlowSplit(splits["train"], delay),
         val_split=splits["val"],
     )

@@ -20,6 +20,7 @@ from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.valor import ValorConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.tasks.parsing import ParsingConfig
 from avvp_dist.train.evaluate import EvaluateConfig
 from avvp_dist.train.optim import OptimConfig
 from avvp_dist.types import Batch, ForwardOptions, Refined, TrainPosition
@@ -212,7 +213,7 @@ def test_recipe_has_the_published_values_and_its_optimizer_can_be_changed():
     assert (config.seed, config.train.epochs, config.train.batch_size, config.optim.clip_norm) == (1000, 60, 64, 1.0)
     assert (config.model.width, config.model.heads, config.model.feedforward, config.model.layers) == (512, 8, 1024, 1)
     assert config.model.sequential
-    assert (config.evaluate.protocol, config.evaluate.select, config.evaluate.ties) == ("joint", "segment.type", "first")
+    assert (config.task.protocol, config.evaluate.select, config.evaluate.ties) == ("joint", "segment.type", "first")
     changed = load("valor", ["optim.name=adam"]).optim
     assert changed == config.optim.model_copy(update={"name": "adam"})
     with pytest.raises(ConfigError, match="warmup_epochs needs schedule=cosine"):
@@ -233,10 +234,10 @@ def test_the_larger_recipes_differ_from_valor_as_published(recipe, seed, dataset
 def test_ties(ties, best):
     config, selected = EvaluateConfig(ties=ties), None
     for epoch, value in enumerate((40.0, 50.0, 45.0, 50.0, 10.0)):
-        if selected is None or config.is_better(value, selected[1]):
+        if selected is None or config.is_better(ParsingConfig, value, selected[1]):
             selected = (epoch, value)
     assert selected == (best, 50.0)
-    assert EvaluateConfig(select="last", ties=ties).is_better(1.0, 2.0)
+    assert EvaluateConfig(select="last", ties=ties).is_better(ParsingConfig, 1.0, 2.0)
 
 
 @pytest.fixture(scope="module")
