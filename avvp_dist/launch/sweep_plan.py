@@ -130,7 +130,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     runtime = LocalRuntime(config.output, config.train.device, World())  # writes nothing before the first report
 
     def build() -> nn.Module:
-        return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)).to(
+        return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)).to(
             runtime.device
         )
 
@@ -159,7 +159,8 @@ def _random_batch(config: RunConfig, index: Index, videos: int, partners: int, d
     """Return random features with all labels positive, including segment-level labels if the method needs them."""
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     streams = {
-        stream.name: torch.randn(videos, index.segments, stream.dim, device=device, dtype=dtype) for stream in index.streams
+        stream.name: torch.randn(videos, index.segments, *stream.shape, device=device, dtype=dtype)
+        for stream in index.streams
     }
     weak = torch.ones(videos, len(index.classes), device=device)
     labels = weak[:, None].expand(-1, index.segments, -1)

@@ -72,10 +72,10 @@ class LrConfig(MethodSection):
         """
         spans = windows(segments, self.window, self.stride)
         if self.refine == "none":
-            return Method((_Base(self, spans, epochs=None),))
+            return Method((_Base(self, spans),))
         if self.refine == "dummy":
             return Method((_Dummy(self, spans, tracks),))
-        base = _Base(self, spans, epochs=self.base_epochs)
+        base = _Base(self, spans)
         if self.refine == "segments":
             return Method((base, _LabelSegments(self, classes, tracks, segments), _Refine(self, "segments")))
         return Method((base, _Relabel(self, classes, tracks, spans), _Refine(self, "relabel")))
@@ -105,10 +105,10 @@ class _Base(TrainStage):
     name = "base"
     irrelevant = _OF_BASE
 
-    def __init__(self, config: LrConfig, spans: Windows, epochs: int | None) -> None:
+    def __init__(self, config: LrConfig, spans: Windows) -> None:
         self.config = config
         self.windows = spans
-        self.epochs = epochs
+        self.epochs = config.base_epochs
         self.partners = 1 if config.mixing_weight else 0
         self.partner_rule = config.partners
 
@@ -176,7 +176,6 @@ class _Relabel(_Collect):
 
     name = "relabel"
     partners = 1
-    irrelevant = frozenset({"base_epochs"})
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
         """For each window, the partner's video with this video's window in it."""
@@ -200,7 +199,7 @@ class _LabelSegments(_Collect):
     """Labels every segment by the base network's prediction, if it is one of the video's labels (the paper's PL)."""
 
     name = "segments"
-    irrelevant = frozenset({"base_epochs", "tau", "partner_seed"})
+    irrelevant = frozenset({"tau", "partner_seed"})
 
     def __init__(self, config: LrConfig, classes: Sequence[str], tracks: Sequence[str], segments: int) -> None:
         super().__init__(config, classes, tracks, tuple((start, start + 1) for start in range(segments)))

@@ -82,7 +82,7 @@ class _Published:
     modules: Mapping[str, str | tuple[str, ...]]
 
 
-_LLP_SHAPES = {stream.name: (stream.dim,) for stream in LLP.streams}
+_LLP_SHAPES = {stream.name: stream.shape for stream in LLP.streams}
 _AVE_SHAPES = {"audio": (128,), "visual": (7, 7, 512)}
 _NETWORKS = {
     "han": _Published(HanConfig(), _LLP_SHAPES, len(LLP.classes), _HAN_MODULES),

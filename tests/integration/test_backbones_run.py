@@ -56,7 +56,7 @@ def train(config):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
-        build=lambda: config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,
         callback=Silent(),

@@ -172,7 +172,7 @@ def test_a_softmax_head_pools_scores_before_the_softmax(kind):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_streams_of_another_shape_are_refused(name):
-    parsing = "parsing" in MODELS[name].tasks
+    parsing = not MODELS[name].background
     shapes = {stream: (7, 7, 8) if parsing and stream == "visual" else (8,) for stream in MODELS[name].streams}
     expected = r"one vector per segment.*\(7, 7, 8\)" if parsing else r"regions of images.*stream visual has shape \(8,\)"
     with pytest.raises(ConfigError, match=expected):

@@ -141,7 +141,7 @@ def test_loss_is_the_published_one():
     video = torch.rand(4, 3, generator=generator)
     labels = (torch.rand(3, 4, 10, 3, generator=generator) < 0.3).float()
     outputs = modality_outputs(video, video, video, logits.sigmoid())
-    batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
+    batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, {"audio": labels[1], "visual": labels[2]}))
     (stage,) = ValorConfig().build(("a", "b", "c"), 10).stages
     targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
