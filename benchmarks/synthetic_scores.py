@@ -30,6 +30,8 @@ from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, compare_labels, refinement_row
 from avvp_dist.metrics.names import LEVELS, METRIC_HEADS, METRICS
 from avvp_dist.shards.index import Index, Labels, read_labels
+from avvp_dist.tasks.earlier import present_result
+from avvp_dist.tasks.parsing import ParsingConfig
 from avvp_dist.types import MODALITIES
 
 ELEMENTS = {WHOLE: "whole videos", WINDOWS: "windows", SEGMENTS: "segments"}
@@ -63,9 +65,9 @@ VARIANTS = {
         "jomold",
         ("evaluate.select=segment.type", "method.rounding=carry"),
     ),
-    "hanave": Variant("AVE (reconstruction), trained as HAN", "han", ("model=ave-llp", "evaluate.protocol=modality")),
+    "hanave": Variant("AVE (reconstruction), trained as HAN", "han", ("model=ave-llp", "task.protocol=modality")),
     "hanavslowfast": Variant(
-        "AVSlowFast (reconstruction), trained as HAN", "han", ("model=avslowfast", "evaluate.protocol=modality")
+        "AVSlowFast (reconstruction), trained as HAN", "han", ("model=avslowfast", "task.protocol=modality")
     ),
     "ave": Variant("JoMoLD on AVE (reconstruction)", "jomold", ("model=ave-llp", "model.visual_dropout=0.5")),
     "avebare": Variant(
@@ -123,8 +125,8 @@ class Bench:
             ConfigError: it is a run of another config or on other data; lists every difference.
         """
         folder = self.folder(name, seed)
-        result = json.loads((folder / "result.json").read_text())
         config = load(str(folder / "config.yaml"))
+        result = present_result(json.loads((folder / "result.json").read_text()), config.task.model_dump)
         given = RefinedLabels.load(config.data.refined) if config.data.refined else None
         problems = describe_changes(
             _result_config(config), _result_config(load(VARIANTS[name].recipe, self.settings(name, seed)))
@@ -170,7 +172,7 @@ class Bench:
 
 def _result_config(config: RunConfig) -> dict[str, Any]:
     """Return the part of a config that determines the result of a run."""
-    content = config.model_dump(include={"seed", "model", "method", "train", "optim", "evaluate"}, mode="json")
+    content = config.model_dump(include={"seed", "task", "model", "method", "train", "optim", "evaluate"}, mode="json")
     for section, keys in {"train": ("device", "check_every", "checkpoint_every"), "evaluate": ("batch_size",)}.items():
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
     return content
@@ -200,20 +202,19 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 def row(name: str, results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return one variant's entry of the report, from the results of its seeds."""
-    protocol = load(VARIANTS[name].recipe, VARIANTS[name].overrides).evaluate.protocol
+    protocol = load(VARIANTS[name].recipe, VARIANTS[name].overrides).task.protocol
     entry: dict[str, Any] = {
         "title": VARIANTS[name].title,
         "protocol": protocol,
         "seeds": list(results),
         "commits": [result["provenance"]["git_commit"] for result in results.values()],
     }
-    scores = [result["scores"]["test"][protocol] for result in results.values()]
-    for prefix, found in (("", scores), ("without_speech.", [score["without_speech"] for score in scores])):
-        for level in LEVELS:
-            for metric in METRICS:
-                entry[f"{prefix}{level}.{metric}"] = _over_seeds([each[level][metric] for each in found])
+    scores = [result["scores"]["test"] for result in results.values()]
+    for prefix, view in (("", protocol), ("without_speech.", f"{protocol}/without_speech")):
+        for metric in ParsingConfig.metrics:
+            entry[f"{prefix}{metric.name}"] = _over_seeds([each[view]["metrics"][metric.name] for each in scores])
     for modality in MODALITIES:
-        speech = [score["per_class"]["Speech"]["segment"][modality] for score in scores]
+        speech = [each[protocol]["per_class"]["Speech"][f"segment.{modality}"] for each in scores]
         entry[f"speech.segment.{modality}"] = None if None in speech else _over_seeds(speech)
     for source in ("denoising", "denoising_given"):
         rows = [result[source] for result in results.values()]

@@ -148,7 +148,7 @@ class Rehearsal:
             uninterrupted.result()
         sizes = re.findall(r"Started training worker group of size (\d)", log)
         check(sizes == ["2", "1", "2"], f"the run had {sizes} workers, one after the other, not 2, 1, 2:\n{log[-3000:]}")
-        check("F scores of the test split" in log, "the job's log has no table of scores")
+        check("scores of the test split in %" in log, "the job's log has no table of scores")
         self._all_epochs(elastic, "train", epochs)
         for file, least in (("result.json", 20), ("history.json", epochs)):
             resumed, expected = (_scores(json.loads(read(f"{output}/{file}"))) for output in (elastic, whole))

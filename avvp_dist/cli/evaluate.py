@@ -15,7 +15,7 @@ from avvp_dist.config import parse_overrides
 from avvp_dist.errors import ConfigError, DataError, StorageError
 from avvp_dist.storage import integrity, json_files
 
-_SECTIONS, _KEYS = ("data", "evaluate", "storage"), ("train.device", "train.precision")  # that evaluation reads
+_SECTIONS, _KEYS = ("data", "evaluate", "storage", "task"), ("train.device", "train.precision")  # that evaluation reads
 _TOLERANCE = 1e-6  # points by which the scores of one model may differ
 
 _RUN = Annotated[
@@ -25,9 +25,9 @@ _JSON = Annotated[str | None, typer.Option("--json", help="Also write the scores
 
 
 def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) -> None:
-    """Score the model of a finished run again, on the run's data or on data=URL, under every protocol.
+    """Score the model of a finished run again, on the run's data or on data=URL, under every view of its task.
 
-    If the run's folder lacks the per-video scores, which `avvp compare` needs, they are added to it.
+    If the run's folder lacks the statistics per video, which `avvp compare` needs, they are added to it.
     """
     from avvp_dist.dist.runtime import LocalRuntime
     from avvp_dist.experiments.recipe import load
@@ -51,7 +51,8 @@ def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) ->
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
     evaluation = evaluate_experiment(config, LocalRuntime(config.output, config.train.device))
-    result = recorded | {"scores": evaluation.scores, "data": recorded["data"] | {"url": config.data.url}}
+    data = recorded["data"] | {"url": config.data.url}
+    result = recorded | {"task": evaluation.task, "scores": evaluation.scores, "data": data}
     print_scores({config.recipe: result})
     difference = _largest_difference(evaluation.scores, recorded["scores"])
     if difference < _TOLERANCE:
@@ -74,7 +75,7 @@ def _refuse_other_keys(overrides: Sequence[str]) -> None:
     if refused:
         raise ConfigError(
             f"evaluate: {', '.join(refused)} cannot be changed for a trained model; "
-            f"only data.*, evaluate.*, storage.* and {', '.join(_KEYS)} can be given"
+            f"only {', '.join(f'{section}.*' for section in _SECTIONS)} and {', '.join(_KEYS)} can be given"
         )
 
 
@@ -92,7 +93,7 @@ def _write_if_different(run: str, result: dict[str, Any], name: str, content: by
             files = {**result[integrity.FILES], name: integrity.describe(content)}
             sealed = integrity.seal({**result, integrity.FILES: files})
             storage.write_text(storage.join(run, "result.json"), json.dumps(sealed, indent=1))
-        echo(f"per-video scores {url}")
+        echo(f"statistics per video {url}")
     except (OSError, StorageError) as error:
         echo(f"{url}: not written: {error}")
 

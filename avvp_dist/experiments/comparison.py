@@ -17,7 +17,7 @@ from avvp_dist.experiments.recipe import RunConfig, changed_keys, load, result_i
 from avvp_dist.experiments.result import CONFIG, check_files, read_result
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO
 from avvp_dist.metrics.per_video import VideoStatistics
-from avvp_dist.report.runs import Run, RunGroup
+from avvp_dist.report.runs import Run, RunGroup, TaskInfo
 from avvp_dist.storage import integrity
 from avvp_dist.tasks import TASKS
 from avvp_dist.tasks.base import TaskSection
@@ -184,13 +184,11 @@ def _read(url: str) -> tuple[RunConfig, Run]:
         seed, data, scores = result["seed"], result["data"], result["scores"]
         if not isinstance(seed, int) or not {"fingerprint", "dataset", "synthetic"} <= data.keys() or not scores:
             raise ValueError
-        task = result["task"]
-        names = [metric["name"] for metric in task["metrics"]]
-        views = [view["name"] for view in task["views"]]
-        if task["view"] not in views or not isinstance(task["name"], str):
+        task = TaskInfo.of(result)
+        if task.view not in task.views or task.default_metric not in task.metrics or not isinstance(task.name, str):
             raise ValueError
         for scored in (of_view for of_split in scores.values() for of_view in of_split.values()):
-            figures = [*scored["settings"].values(), *(scored["metrics"][name] for name in names)]
+            figures = [*scored["settings"].values(), *(scored["metrics"][name] for name in task.metrics)]
             if not all(isinstance(figure, int | float) for figure in figures):
                 raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""The results of a run: result.json, per-video scores, the model, figures, and the end of its tracked run."""
+"""The results of a run: result.json, statistics per video, the model, figures, and the end of its tracked run."""
 
 from __future__ import annotations
 

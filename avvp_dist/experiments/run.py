@@ -36,7 +36,7 @@ from avvp_dist.methods.base import Method
 from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut, read_labels
 from avvp_dist.shards.quarantine import exclude, inspect
-from avvp_dist.tasks.base import Rows, Task, as_content, evaluate
+from avvp_dist.tasks.base import Rows, Task, as_content, describe, evaluate
 from avvp_dist.train.evaluate import predict
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 
@@ -137,10 +137,11 @@ class Evaluation:
     """Scores of a finished run's model, computed again.
 
     Attributes:
-        scores: in the form of ``scores`` in result.json.
+        task, scores: in the form of ``task`` and ``scores`` in result.json.
         per_video: the statistics per video, from which they follow.
     """
 
+    task: dict[str, Any]
     scores: dict[str, Any]
     per_video: VideoStatistics
 
@@ -179,6 +180,7 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
         with closing(_open_split(config, index, labels[name], runtime)) as split:
             found[name] = evaluate(task, _predict(model, split, task, config, runtime, cross_modal), truth_of(labels[name]))
     return Evaluation(
+        describe(task),
         {name: as_content(task, scores) for name, scores in found.items()},
         statistics_of(found, {name: labels[name].ids for name in found}),
     )

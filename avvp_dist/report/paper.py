@@ -84,7 +84,7 @@ def markdown(content: Content) -> str:
 
 
 def caption(content: Content) -> list[str]:
-    """Return notes, one line each: data, protocol, seeds, and how the setting differs from the paper's."""
+    """Return notes, one line each: data, view, seeds, and how the setting differs from the paper's."""
     data, ours = content["data"], [row["ours"] for row in content["rows"] if row["ours"]]
     views = dict.fromkeys(describe_view(row["view"], row) for row in ours)
     seeds = f"mean ± sample standard deviation over seeds {', '.join(map(str, content['seeds']))}"

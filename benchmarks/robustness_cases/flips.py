@@ -92,9 +92,9 @@ def _refined(_: Path, path: Path) -> str:
 
 
 def _per_video(_: Path, path: Path) -> str:
-    from avvp_dist.metrics.per_video import PerVideo
+    from avvp_dist.metrics.per_video import VideoStatistics
 
-    PerVideo.load(str(path))
+    VideoStatistics.load(str(path))
     return ""
 
 

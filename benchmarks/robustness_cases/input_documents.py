@@ -43,16 +43,15 @@ SWEEPS: Mapping[str, tuple[dict[str, Any], str]] = {
 _TABLE = {
     "title": "t",
     "source": "s",
-    "columns": {"segment": ["type"]},
-    "rows": [{"label": "a", "recipe": "han", "protocol": "joint", "overrides": ["model.width=8"]}],
+    "rows": [{"label": "a", "recipe": "han", "view": "joint", "overrides": ["model.width=8"]}],
 }
 TABLES: Mapping[str, tuple[dict[str, Any], str]] = {
     "no rows": ({"rows": []}, "rows"),
     "duplicate row": ({"rows": [_TABLE["rows"][0]] * 2}, "twice|duplicate"),
     "unknown recipe": ({"rows": [{**_TABLE["rows"][0], "recipe": "nosuch"}]}, "nosuch"),
-    "unknown protocol": ({"rows": [{**_TABLE["rows"][0], "protocol": "nosuch"}]}, "protocol"),
+    "unknown view": ({"rows": [{**_TABLE["rows"][0], "view": "nosuch"}]}, "nosuch"),
     "bad override": ({"rows": [{**_TABLE["rows"][0], "overrides": ["optim.lr=inf"]}]}, "optim.lr"),
-    "unknown column": ({"columns": {"segment": ["tpye"]}}, "columns"),
+    "unknown metric": ({"rows": [{**_TABLE["rows"][0], "published": {"segment": {"tpye": 1}}}]}, "segment.tpye"),
     "noise of 2": ({"rows": [{**_TABLE["rows"][0], "oracle_noise": 2}]}, "oracle_noise"),
 }
 

@@ -213,8 +213,8 @@ def _unsent() -> dict[str, str]:
 
 def _table() -> str:
     small = ["model.width=8", "model.feedforward=8", "train.device=cpu", "tracking.flush_timeout=1"]
-    row = {"label": "a", "recipe": "han", "protocol": "joint", "overrides": small}
-    return json.dumps({"title": "t", "source": "s", "columns": {"segment": ["type"]}, "rows": [row]})
+    row = {"label": "a", "recipe": "han", "view": "joint", "overrides": small}
+    return json.dumps({"title": "t", "source": "s", "rows": [row]})
 
 
 def _run_case(case: SecretCase, fixtures: Fixtures, here: Path, server: TrackingServer | None) -> Verdict:

@@ -69,7 +69,7 @@ def assert_same_training(output: Path, one: Path) -> None:
     assert removed[0].any()
     np.testing.assert_array_equal(*removed)
     scores = [json.loads((run / "result.json").read_text())["scores"] for run in (one, output)]
-    assert scores[0]["test"]["modality"]["segment"] == pytest.approx(scores[1]["test"]["modality"]["segment"], abs=1e-9)
+    assert scores[0]["test"]["modality"]["metrics"] == pytest.approx(scores[1]["test"]["modality"]["metrics"], abs=1e-9)
 
 
 def test_torchrun(packed, tmp_path, one):
@@ -145,8 +145,8 @@ def test_valor_on_two_ranks(packed, tmp_path):
     assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
     results = [json.loads((tmp_path / run / "result.json").read_text()) for run in ("one", "two")]
     assert results[0]["best"]["epoch"] == results[1]["best"]["epoch"]
-    assert results[0]["scores"]["test"]["joint"]["segment"] == pytest.approx(
-        results[1]["scores"]["test"]["joint"]["segment"], abs=1e-9
+    assert results[0]["scores"]["test"]["joint"]["metrics"] == pytest.approx(
+        results[1]["scores"]["test"]["joint"]["metrics"], abs=1e-9
     )
 
 

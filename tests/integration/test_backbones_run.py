@@ -56,6 +56,7 @@ def train(config):
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
+        task=config.task.build(index.classes),
         build=lambda: config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,

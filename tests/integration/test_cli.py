@@ -59,12 +59,16 @@ def test_evaluate_reproduces_the_result_and_accepts_other_data(trained, packed, 
     assert again["scores"] == recorded["scores"]
 
 
-def test_evaluate_restores_missing_per_video_scores(trained):
+def test_evaluate_restores_missing_statistics_per_video(trained, tmp_path):
     output, _ = trained
     left = (output / "per_video.npz").read_bytes()
     (output / "per_video.npz").unlink()
-    other = avvp("evaluate", output, "evaluate.segment_threshold=0.7")
+    settings = ["task.segment_threshold=0.7", "task.protocol=none"]
+    other = avvp("evaluate", output, *settings, "--json", tmp_path / "other.json")
     assert other.returncode == 0, other.stderr
+    scored = json.loads((tmp_path / "other.json").read_text())
+    assert scored["task"]["view"] == "none"
+    assert scored["scores"]["test"]["joint"]["settings"] == {"segment_threshold": 0.7, "video_threshold": 0.5}
     assert not (output / "per_video.npz").exists()  # these would be the scores of another setting
     done = avvp("evaluate", output)
     assert done.returncode == 0, done.stderr
@@ -83,7 +87,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
     shown = " ".join(done.stdout.split())
     for part in ("SYNTHETIC DATA", "minus that of method.rounding=floor", "14 test videos", "one seed, therefore no spread"):
         assert part in shown
-    recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["segment"]["type"]
+    recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["metrics"]["segment.type"]
     assert f"{recorded:.6g}" in (tmp_path / "csv").read_text()
     assert (tmp_path / "pictures" / "settings.png").stat().st_size > 5_000
 

@@ -161,7 +161,7 @@ def test_a_training_job_reports_progress_scores_and_its_mlflow_run(head, trained
     assert (details["status"], details["driver_exit_code"]) == ("SUCCEEDED", 0), log
     assert "train epoch 1, loss" in log
     assert "train epoch 2, loss" in log
-    assert "F scores of the test split" in log
+    assert "scores of the test split in %" in log
     assert f"scores {output}/result.json" in log
     from mlflow import MlflowClient
 

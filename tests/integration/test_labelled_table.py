@@ -16,10 +16,9 @@ from avvp_dist.loading.refined import RefinedLabels
 LABELED = """
 title: Labels
 source: a paper
-columns: {segment: [type]}
 rows:
-  - {label: plain, recipe: han, protocol: joint, overrides: [data.dataset=llp], published: {segment: {type: 54.0}}}
-  - {label: deep, recipe: valor-plus-plus, protocol: joint, published: {segment: {type: 66.2}}, oracle_noise: 0.18}
+  - {label: plain, recipe: han, view: joint, overrides: [data.dataset=llp], published: {segment: {type: 54.0}}}
+  - {label: deep, recipe: valor-plus-plus, view: joint, published: {segment: {type: 66.2}}, oracle_noise: 0.18}
 """
 
 

@@ -110,8 +110,7 @@ def test_labels_ratios_and_tables(bucket, tmp_path):
     run("han", f"{bucket}/data", f"{bucket}/run", f"data.refined={labels}", "train.epochs=1")
     table = tmp_path / "tiny.yaml"
     table.write_text(
-        "{title: T, source: S, columns: {segment: [type]}, "
-        "rows: [{label: one, recipe: han, protocol: joint, published: {segment: {type: 50}}}]}"
+        "{title: T, source: S, rows: [{label: one, recipe: han, view: joint, published: {segment: {type: 50}}}]}"
     )
     storage.write_bytes(f"{bucket}/tiny.yaml", table.read_bytes())
     settings = [part for setting in SMALL[1:] for part in ("--set", setting)]

@@ -131,8 +131,8 @@ def test_a_run_with_a_tracking_server_that_requires_a_password(packed, tmp_path,
 def test_a_table_and_the_doctor(packed, tmp_path):
     uri = f"http://{MARK}@127.0.0.1:{free_port()}"
     (tmp_path / "mine.yaml").write_text(
-        f"title: of http://me:{MARK}@h\nsource: {MARK}/a+b\ncolumns: {{segment: [type]}}\nrows:\n"
-        f"- {{label: one, recipe: han, protocol: joint, overrides: ['tracking.uri={uri}']}}\n"
+        f"title: of http://me:{MARK}@h\nsource: {MARK}/a+b\nrows:\n"
+        f"- {{label: one, recipe: han, view: joint, overrides: ['tracking.uri={uri}']}}\n"
     )
     wanted = [*SMALL[:2], *SMALL[3:], "tracking.flush_timeout=1", *FREE]
     settings = [word for setting in wanted for word in ("--set", setting)]

@@ -45,8 +45,11 @@ def optuna(**space):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"metric": "segment.tpye"}, "metric: unknown score; did you mean 'segment.type'? Valid names: segment.audio"),
-        ({"metric": "loss"}, "metric: unknown score. Valid names"),
+        (
+            {"metric": "segment.tpye"},
+            "metric: task parsing has no metric 'segment.tpye'; did you mean 'segment.type'? Valid names: segment.audio",
+        ),
+        ({"metric": "loss"}, "metric: task parsing has no metric 'loss'. Valid names"),
         ({"mode": "best"}, "mode: "),
         ({"space": {"optim.lr": {"uniform": [0.001, 0.01], "step": 1e-12}}}, "step=1e-12 gives more than 10,000 values"),
         ({"seeds": [-1]}, "seeds: "),

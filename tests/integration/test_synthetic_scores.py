@@ -36,9 +36,13 @@ def test_finished_runs_are_reused_and_scored_again(packed, trained, capsys):
     assert row["protocol"] == "joint"
     assert {key: value["mean"] for key, value in row["denoising"].items()} == pytest.approx(denoising)
     scores = content["scores"]["test"]["joint"]
-    assert row["segment.visual"] == {"mean": scores["segment"]["visual"], "std": None, "all": [scores["segment"]["visual"]]}
-    assert row["without_speech.event.type"]["mean"] == scores["without_speech"]["event"]["type"]
-    assert row["speech.segment.visual"]["mean"] == scores["per_class"]["Speech"]["segment"]["visual"]
+    visual = scores["metrics"]["segment.visual"]
+    assert row["segment.visual"] == {"mean": visual, "std": None, "all": [visual]}
+    assert (
+        row["without_speech.event.type"]["mean"]
+        == content["scores"]["test"]["joint/without_speech"]["metrics"]["event.type"]
+    )
+    assert row["speech.segment.visual"]["mean"] == scores["per_class"]["Speech"]["segment.visual"]
     given = again["rows"]["valor"]["denoising_given"]
     assert given["removed_segments/visual_recall"]["mean"] == pytest.approx(82, abs=3)
     printed = capsys.readouterr().out

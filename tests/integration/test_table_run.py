@@ -13,10 +13,9 @@ from avvp_dist.errors import ConfigError
 TINY = """
 title: Rounding
 source: a paper
-columns: {segment: [type]}
 rows:
-  - {label: floor, recipe: jomold, protocol: modality, published: {segment: {type: 60.8}}}
-  - {label: carry, recipe: jomold, overrides: [method.rounding=carry, method.warmup=linear], protocol: modality}
+  - {label: floor, recipe: jomold, view: modality, published: {segment: {type: 60.8}}}
+  - {label: carry, recipe: jomold, overrides: [method.rounding=carry, method.warmup=linear], view: modality}
 """
 SMALL = ["--epochs", "1", *(part for setting in ("model.width=32", "tracking=none") for part in ("--set", setting))]
 
@@ -47,7 +46,7 @@ def test_rows_run_over_seeds_and_share_stages(finished):
     folder, _, shown = finished
     assert names(folder / "out" / "runs") == ["carry-seed1", "carry-seed2", "floor-seed1", "floor-seed2"]
     assert names(folder / "out" / "stages") == ["denoise"] * 4 + ["estimate"] * 2 + ["ratios"] * 2
-    for part in ("SYNTHETIC DATA, NOT LLP. Rounding", "60.8", "train.epochs=1, model.width=32", "modality", "tiny.md"):
+    for part in ("SYNTHETIC DATA. Rounding", "60.8", "train.epochs=1, model.width=32", "modality", "tiny.md"):
         assert part in shown
     assert "tracking" not in shown  # how a run is run is no departure from the paper
     assert "| floor | published | modality |" in (folder / "tiny.md").read_text()
@@ -59,16 +58,19 @@ def test_table_json_holds_the_scores_of_the_runs(finished):
     assert content["data"]["synthetic"] is True
     assert content["data"]["videos"] == {"train": 40, "val": 8, "test": 8}
     assert [row["published"] for row in content["rows"]] == [
-        {"segment": {"type": 60.8}, "event": {}},
-        {"segment": {}, "event": {}},
+        {"segment.type": 60.8},
+        {},
     ]
     for row in content["rows"]:
         results = [json.loads(Path(run, "result.json").read_text()) for run in row["runs"]]
-        scores = [result["scores"]["test"]["modality"] for result in results]
+        scores = [result["scores"]["test"] for result in results]
         assert row["ours"]["seeds"] == [1, 2]
-        assert row["ours"]["segment"]["visual"]["values"] == [score["segment"]["visual"] for score in scores]
-        without = row["ours"]["without_speech"]["event"]["type"]["values"]
-        assert without == [score["without_speech"]["event"]["type"] for score in scores]
+        assert row["view"] == row["ours"]["view"] == "modality"
+        assert row["ours"]["task"] == results[0]["task"]
+        for view in ("modality", "modality/without_speech"):
+            for metric in ("segment.visual", "event.type"):
+                values = row["ours"]["scores"][view][metric]["values"]
+                assert values == [score[view]["metrics"][metric] for score in scores]
 
 
 def test_a_second_call_trains_only_missing_runs(finished, caplog):
@@ -94,10 +96,10 @@ def test_other_settings_run_in_other_folders(finished):
     before = json.loads((folder / "out" / "table.json").read_text())
     (folder / "one.yaml").write_text(TINY.rsplit("  - ", 1)[0])
     where = ["--data", before["data"]["url"], "--output", folder / "out", "--seeds", "1"]
-    avvp_table(folder / "one.yaml", *where, *SMALL, "--set", "evaluate.segment_threshold=0.4")
+    avvp_table(folder / "one.yaml", *where, *SMALL, "--set", "task.segment_threshold=0.4")
     after = json.loads((folder / "out" / "table.json").read_text())
-    assert after["changes"] == ["train.epochs=1", "model.width=32", "evaluate.segment_threshold=0.4"]
-    assert after["rows"][0]["ours"]["segment_threshold"] == 0.4
+    assert after["changes"] == ["train.epochs=1", "model.width=32", "task.segment_threshold=0.4"]
+    assert after["rows"][0]["ours"]["settings"]["segment_threshold"] == 0.4
     assert names(folder / "out" / "runs").count("floor-seed1") == 2
 
 
@@ -109,7 +111,7 @@ def test_other_settings_run_in_other_folders(finished):
         (["main", "--seeds", "1,x"], "--seeds"),
         (["main", "--videos", "1,2"], "--videos"),
         (["main", "--data", "nowhere", "--videos", "3"], "only with --data synthetic"),
-        (["main", "--data", "nowhere"], "nowhere: no index.json"),
+        (["main", "--data", "nowhere"], "nowhere: no such folder"),
         (["main", "--set", "seed=3"], "seed: use --seeds"),
         (["main", "--set", "optim.lrr=3"], "row 'HAN': optim.lrr: unknown key"),
     ],

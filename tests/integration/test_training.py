@@ -13,7 +13,8 @@ from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.errors import ConfigError, DataError, TrainingError
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import evaluate_experiment, run_experiment
-from avvp_dist.metrics.per_video import PerVideo
+from avvp_dist.metrics.per_video import VideoStatistics
+from avvp_dist.tasks.parsing import ParsingConfig
 from avvp_dist.train.checkpoint import pack, unpack
 
 SMALL = [
@@ -34,20 +35,25 @@ def test_a_run_leaves_scores_model_and_figures(packed, tmp_path, figures):
     result = run("jomold", packed, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     assert set(result["scores"]) == {"val", "test"}
-    for protocols in result["scores"].values():
-        assert set(protocols) == {"joint", "modality", "none"}
-        for scores in protocols.values():
-            assert set(scores["segment"]) == {"audio", "visual", "audio_visual", "type", "event"}
-            assert all(0 <= value <= 100 for value in scores["event"].values())
-            assert set(scores["without_speech"]) == {"segment", "event"}
-    kept = PerVideo.load(str(tmp_path / "run" / "per_video.npz"))
-    for split, protocols in result["scores"].items():
+    protocols = ("joint", "modality", "none")
+    assert [view["name"] for view in result["task"]["views"]] == [*protocols, *(f"{p}/without_speech" for p in protocols)]
+    assert (result["task"]["name"], result["task"]["view"]) == ("parsing", "modality")
+    names = {
+        f"{level}.{name}" for level in ("segment", "event") for name in ("audio", "visual", "audio_visual", "type", "event")
+    }
+    assert {metric["name"] for metric in result["task"]["metrics"]} == names
+    kept = VideoStatistics.load(str(tmp_path / "run" / "per_video.npz"))
+    for split, views in result["scores"].items():
+        assert set(views) == {view["name"] for view in result["task"]["views"]}
         assert len(kept.ids[split]) == 14
-        for protocol, scores in protocols.items():
-            for without_speech, official in ((False, scores), (True, scores["without_speech"])):
-                for level in ("segment", "event"):
-                    of_videos = {m: kept.scores(split, protocol, level, m, without_speech).mean() for m in official[level]}
-                    assert of_videos == pytest.approx(official[level], abs=1e-9)
+        for view, scores in views.items():
+            assert scores["settings"] == {"segment_threshold": 0.5, "video_threshold": 0.5}
+            assert set(scores["metrics"]) == names
+            assert all(0 <= value <= 100 for value in scores["metrics"].values())
+            assert len(scores["per_class"]) == (0 if "/" in view else 25)
+            statistics = kept.values[split, view]
+            again = {name: ParsingConfig.recompute(statistics, np.ones((1, 14)), name)[0] for name in names}
+            assert again == pytest.approx(scores["metrics"], abs=1e-9)
     assert result["data"]["synthetic"] is True
     pictures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "pictures").iterdir()}
     assert len(pictures) >= 4

@@ -88,7 +88,7 @@ def test_other_methods_use_segment_level_labels_as_video_level_ones(packed, labe
     overrides = [f"data={packed}", f"output={tmp_path / 'run'}", "train.epochs=1", "model.width=32", "tracking=none"]
     config = load("han", [*overrides, f"data.refined={labels}"])
     result = run_experiment(config, LocalRuntime(config.output, "cpu"))
-    assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
+    assert np.isfinite(result["scores"]["test"]["joint"]["metrics"]["segment.type"])
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -97,7 +97,7 @@ def test_every_recipe_trains_on_clip_and_clap_features(clip_clap, labels, tmp_pa
     overrides += [f"data.refined={labels}"] if recipe.startswith("valor") else []
     result = run_experiment(load(recipe, [*overrides, "tracking=none"]), LocalRuntime(str(tmp_path), "cpu"))
     assert result["data"]["dataset"] == "llp-clip-clap"
-    assert np.isfinite(result["scores"]["test"]["joint"]["segment"]["type"])
+    assert np.isfinite(result["scores"]["test"]["joint"]["metrics"]["segment.type"])
 
 
 def test_data_that_does_not_fit_a_recipe_is_refused_before_anything_is_written(packed, labels, tmp_path):

@@ -1,10 +1,14 @@
 """Search spaces: the settings and trials of a sweep file."""
 
+from dataclasses import replace
+
 import pytest
 
 from avvp_dist.errors import ConfigError
 from avvp_dist.experiments import sweep as sweeps
-from avvp_dist.experiments.sweep import SweepConfig, label, sweep_points, trials
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.sweep import SweepConfig, label, sweep_points, trials, with_metric
+from avvp_dist.tasks.parsing import ParsingConfig
 
 
 def spec(**content):
@@ -120,3 +124,18 @@ def test_shipped_sweeps_can_be_run(name):
 def test_labels_are_short_but_unambiguous():
     assert label({"method.tau": 0.5, "optim.lr": 1e-4}) == "tau=0.5, lr=0.0001"
     assert label({"method.name": "ma", "model.name": "han"}) == "method.name=ma, model.name=han"
+
+
+def test_metric_and_mode_are_those_of_the_task_unless_the_sweep_sets_them(monkeypatch):
+    base = load("jomold")
+    assert (spec().metric, spec().mode) == (None, None)
+    default = with_metric(spec(), base)
+    assert (default.metric, default.mode) == ("segment.type", "max")
+    assert with_metric(default, base) == default
+    assert with_metric(spec(metric="event.audio"), base).metric == "event.audio"
+    lower = tuple(replace(metric, higher_is_better=False) for metric in ParsingConfig.metrics)
+    monkeypatch.setattr(ParsingConfig, "metrics", lower)
+    assert with_metric(spec(), base).mode == "min"
+    assert with_metric(spec(mode="max"), base).mode == "max"
+    with pytest.raises(ConfigError, match=r"task parsing has no metric 'segment.tpye'; did you mean 'segment.type'\?"):
+        with_metric(spec(metric="segment.tpye"), base)

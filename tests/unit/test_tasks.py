@@ -226,6 +226,22 @@ def test_results_that_no_version_wrote_are_reported(tmp_path, scores):
         read_settings([run])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"view": "jiont"}, {"name": 3}, {"views": 3}, {"views": [{"name": "joint"}]}, {"metrics": [{"name": "a", "b": 1}]},
+        {"default_metric": "accuracy"}, {"metrics": None}, {"class_metrics": ["x"]},
+    ],
+)  # fmt: skip
+def test_a_damaged_description_of_a_task_is_reported(tmp_path, change):
+    run = write_run(tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "task": {**result["task"], **change}}))
+    with pytest.raises(DataError, match=r"run/result\.json: not the result"):
+        read_settings([run])
+
+
 def test_an_earlier_result_without_its_config_is_reported(tmp_path):
     run = in_earlier_form(write_run(tmp_path / "run"))
     (tmp_path / "run" / "config.yaml").unlink()
