@@ -65,6 +65,15 @@ def llp_annotations() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ave_annotations() -> Path:
+    """Folder of the official AVE annotation files; skip the test if it is missing."""
+    folder = Path(os.environ.get("AVVP_AVE_ANNOTATIONS", Path(__file__).parents[2] / "shared" / "ave"))
+    if not (folder / "Annotations.txt").is_file():
+        pytest.skip(f"AVE annotation files not found in {folder}; set AVVP_AVE_ANNOTATIONS to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def packed(tmp_path_factory) -> str:
     """A small synthetic data set in shards; 62 training videos divide by no world size the tests use."""
     from avvp_dist.datasets import synthetic
