@@ -13,7 +13,7 @@ from rich.table import Table
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
-    from avvp_dist.datasets.llp import Annotations
+    from avvp_dist.datasets.flaws import Annotations
     from avvp_dist.shards.index import Index, Labels, LeftOut
 
 
@@ -68,15 +68,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
     """Print the number of flaws by kind and file, and the first ``limit`` flaws."""
-    from avvp_dist.datasets.llp import FLAWS
-
     counts = annotated.count()
-    rows = [(kind, file, counts[kind, file], FLAWS[kind]) for kind, file in sorted(counts)]
+    rows = [(kind, file, counts[kind, file], annotated.meanings[kind]) for kind, file in sorted(counts)]
     if rows:
         console.print(table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
     shown = annotated.flaws[:limit]
     if shown:
-        lines = ((flaw.file, str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
+        lines = ((flaw.file, "" if flaw.row is None else str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
         console.print(table("flaws", ("file", "row", "kind", "detail"), lines, numbers=("row",)))
     if len(shown) < len(annotated.flaws):
         console.print(f"{len(annotated.flaws) - len(shown)} more flaws not shown")

@@ -199,7 +199,7 @@ def write(
     streams: str = "vggish-resnet",
     splits: tuple[int, int, int] | None = None,
     workers: int | None = None,
-    shard_videos: int = 256,
+    shard_videos: int | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic LLP; the same arguments write the same bytes.
 
@@ -212,7 +212,7 @@ def write(
         streams: features to create, a key of `avvp_dist.datasets.catalog.FEATURE_SETS`.
         splits: numbers of train, val and test videos, instead of ``videos``. Without either: all videos.
         workers: number of processes; None for a number that suits the machine and the amount of work.
-        shard_videos: videos per shard, for ``layout="shards"``.
+        shard_videos: videos per shard (see `avvp_dist.shards.pack.pack`), for ``layout="shards"``.
 
     Returns:
         A summary: ``layout``, ``where``, ``seed``, ``videos`` by split, ``notes``, and the ``next`` command to run.
@@ -267,7 +267,7 @@ def _checked(
     layout: str,
     streams: str,
     workers: int | None,
-    shard_videos: int,
+    shard_videos: int | None,
     annotated: bool,
 ) -> tuple[int, int, int] | None:
     """Check the arguments of `write`; return the number of videos by split, None for all annotated videos."""
@@ -280,7 +280,7 @@ def _checked(
         problems.append(f"seed: must be a whole number of at least 0, got {seed}")
     if workers is not None and workers < 1:
         problems.append(f"workers: must be at least 1, got {workers}")
-    if shard_videos < 1:
+    if shard_videos is not None and shard_videos < 1:
         problems.append(f"shard_videos: must be at least 1, got {shard_videos}")
     try:
         counts = split_counts(videos, splits)

@@ -159,8 +159,7 @@ def _random_batch(config: RunConfig, index: Index, videos: int, partners: int, d
     """Return random features with all labels positive, including segment-level labels if the method needs them."""
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     streams = {
-        stream.name: torch.randn(videos, index.segments, *stream.shape, device=device, dtype=dtype)
-        for stream in index.streams
+        name: torch.randn(videos, index.segments, *shape, device=device, dtype=dtype) for name, shape in index.shapes.items()
     }
     weak = torch.ones(videos, len(index.classes), device=device)
     labels = weak[:, None].expand(-1, index.segments, -1)

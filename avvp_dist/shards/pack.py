@@ -41,6 +41,7 @@ LOGGER = logging.getLogger(__name__)
 _PLAN_FILE = "plan.json"
 _INPUTS = "annotations, feature files (size or modification time) or the number of videos per shard"
 _CHECK_BLOCK = 64  # videos that a worker checks at a time
+_SHARD_BYTES = 2**24  # of features: a worker has a few copies of a shard in memory
 
 
 def pack(
@@ -51,7 +52,7 @@ def pack(
     *,
     provenance: Mapping[str, Any],
     workers: int | None = None,
-    shard_videos: int = 256,
+    shard_videos: int | None = None,
     skip_bad: bool = False,
     open_pool: worker_pool.OpenPool = worker_pool.pool,
 ) -> Index:
@@ -68,7 +69,7 @@ def pack(
         provenance: origin of the data, stored in the index; JSON values.
         workers: number of workers requested from ``open_pool``. For processes, the default is one per core, and with 1 this
             process does the work.
-        shard_videos: videos per shard.
+        shard_videos: videos per shard; by default 256, or as many as 16 MB hold.
         skip_bad: leave out videos with bad features and record them in the index.
         open_pool: creates the workers; the output does not depend on it.
 
@@ -77,6 +78,7 @@ def pack(
         DataError: invalid records, bad feature files (all of them; unless ``skip_bad``), or an ``out`` that contains other
             data.
     """
+    shard_videos = _default_shard_videos(dataset) if shard_videos is None else shard_videos
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
     _check_records(dataset, records)
@@ -142,6 +144,10 @@ def _pack(
     written = sum(shard.written for shard in packed)
     LOGGER.info("%s: %d shards written, %d were already complete", out, written, len(packed) - written)
     return index
+
+
+def _default_shard_videos(dataset: Dataset) -> int:
+    return max(1, min(256, _SHARD_BYTES // (2 * dataset.segments * dataset.width)))
 
 
 def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:

@@ -121,7 +121,7 @@ def test_names_from_files_are_not_interpreted_as_markup(official):
 def test_unknown_data_set(official, tmp_path):
     refused = avvp_data("check", "lpl", "--annotations", official)
     assert isinstance(refused.exception, ConfigError)
-    assert str(refused.exception) == "unknown data set 'lpl'; did you mean 'llp'? Valid names: llp"
+    assert str(refused.exception) == "unknown data set 'lpl'; did you mean 'llp'? Valid names: llp, ave"
 
 
 @pytest.mark.parametrize(
