@@ -1,7 +1,7 @@
 """Types shared by all packages: videos, batches, network outputs, targets, training position.
 
 Shape letters used across the package:
-    N videos of a split, B videos of a (local) batch, T segments of a video (one second each on LLP),
+    N videos of a split, B videos of a (local) batch, T segments of a video (usually of one second),
     C event classes, D feature width, M modalities of the outputs (audio first), K scores (see `Outputs`).
 """
 
@@ -18,11 +18,11 @@ MODALITIES = ("audio", "visual")
 
 
 class Event(NamedTuple):
-    """One annotated event: class number and segments [onset, offset), end exclusive."""
+    """One annotated event: class number, and its interval [onset, offset) in seconds."""
 
     label: int
-    onset: int
-    offset: int
+    onset: float
+    offset: float
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,23 @@ class VideoRecord:
     """Annotations of one video, without its features.
 
     Attributes:
-        id: unique key of the video and of its feature files (LLP: the 11-character YouTube id).
-        name: name of the video in the annotation files (LLP: ``<id>_<start>_<end>``).
+        id: unique key of the video such as its YouTube id.
+        name: name of the video in the annotation files such as ``<id>_<start>_<end>``.
         split: ``train``, ``val`` or ``test``.
         weak: class numbers of the weak label, ascending, without duplicates.
-        audio_events, visual_events: annotated events; None if the video is not annotated (LLP's train split), an empty
-            tuple if the annotators found none.
+        events: annotated events by track ; None if the video is not annotated, as is common for training
+            videos. A track without events has an empty tuple.
     """
 
     id: str
     name: str
     split: str
     weak: tuple[int, ...]
-    audio_events: tuple[Event, ...] | None = None
-    visual_events: tuple[Event, ...] | None = None
+    events: Mapping[str, tuple[Event, ...]] | None = None
+
+    def events_of(self, track: str) -> tuple[Event, ...] | None:
+        """Return the events of one track; None if it is not annotated."""
+        return None if self.events is None else self.events.get(track)
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,21 @@ class Refined:
 
     Attributes:
         video: [B,C], or None if the refiner does not change the video's label.
-        audio, visual: labels of one modality: [B,C] of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
+        tracks: labels by track: [B,C] of the video, [B,T,C] of its segments, or [B,S,C] of its windows.
         windows: segments [start, stop) of each of the S windows, if labels are of windows.
     """
 
     video: Tensor | None
-    audio: Tensor
-    visual: Tensor
+    tracks: Mapping[str, Tensor]
     windows: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def audio(self) -> Tensor:
+        return self.tracks["audio"]
+
+    @property
+    def visual(self) -> Tensor:
+        return self.tracks["visual"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Batch:
     """One rank's part of a global batch.
 
     Attributes:
-        streams: features by stream name, each [B,T,D of the stream], float32 (or the training precision).
+        streams: features by stream name, each [B,T,*shape of a segment] (LLP: [B,T,D]), float32 (or the training precision).
         weak: weak labels, float32 [B,C], 0 or 1.
         index: number of each video in its split, int64 [B].
         total: number of videos in the global batch, over all ranks.
@@ -155,6 +165,9 @@ class Head(Protocol):
 
     def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
         """Return the probabilities [B,M,K] of segments [start, stop)."""
+
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the predicted classes, bool [B,T,M,K], of scores [B,T,M,K]."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def work(steps: int, out: str) -> None:
 
     def network(times: PhaseTimes | None) -> TrainStep:
         torch.manual_seed(0)
-        model = config.model.build({stream.name: (stream.dim,) for stream in LLP.streams}, len(LLP.classes)).to(device)
+        model = config.model.build({stream.name: stream.shape for stream in LLP.streams}, len(LLP.classes)).to(device)
         return TrainStep(model, config.optim.build(model.parameters())[0], stage, runtime, seed=0, times=times)
 
     times = PhaseTimes(device)

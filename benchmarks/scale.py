@@ -35,6 +35,7 @@ from avvp_dist.loading.plan import EpochPlan, StreamPlan
 from avvp_dist.loading.split import DataConfig
 from avvp_dist.loading.streaming import _RankLayout, _RankReads
 from avvp_dist.shards import index as indexes
+from avvp_dist.shards import label_rows
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards.cache import DEFAULT_GB, GB
 from avvp_dist.shards.index import Index, Labels, ShardInfo
@@ -70,9 +71,19 @@ def make(videos: int, packed: ShardInfo, offsets: NDArray[np.int64]) -> tuple[In
             samples = min(SHARD, count - start)
             infos.append(ShardInfo(f"{split}-{number:06d}.tar", split, samples, packed.bytes, digest, digest))
     streams = packing._streams(LLP)
-    return Index(LLP.name, LLP.segments, LLP.classes, streams, tuple(infos), (), {"synthetic": True}), pa.concat_tables(
-        tables
+    index = Index(
+        dataset=LLP.name,
+        task=LLP.task,
+        segments=LLP.segments,
+        segment_seconds=LLP.segment_seconds,
+        tracks=LLP.tracks,
+        classes=LLP.classes,
+        streams=streams,
+        shards=tuple(infos),
+        left_out=(),
+        provenance={"synthetic": True},
     )
+    return index, pa.concat_tables(tables)
 
 
 def _rows(split: str, count: int, first: int, shard: int, offsets: NDArray[np.int64]) -> pa.Table:
@@ -93,12 +104,11 @@ def _rows(split: str, count: int, first: int, shard: int, offsets: NDArray[np.in
         "nbytes": pa.array(np.full(count, LLP.segments * LLP.width * 2)),
         "weak": pa.ListArray.from_arrays(pa.array(starts), pa.array(label.astype(np.int16))),
     }
-    for modality in ("audio_events", "visual_events"):
+    schema = label_rows.schema(indexes.SCHEMA_VERSION, LLP.tracks)
+    for track in LLP.tracks:
         events = [[Event(int(row % CLASSES), 0, 5)._asdict()] for row in number] if split != "train" else [None] * count
-        columns[modality] = pa.array(events, indexes.LABELS_SCHEMA.field(modality).type)
-    return pa.table({field.name: columns[field.name].cast(field.type) for field in indexes.LABELS_SCHEMA}).cast(
-        indexes.LABELS_SCHEMA
-    )
+        columns[f"{track}_events"] = pa.array(events, schema.field(f"{track}_events").type)
+    return pa.table({field.name: columns[field.name].cast(field.type) for field in schema}).cast(schema)
 
 
 def startup_costs(url: str, index: Index, table: pa.Table) -> tuple[dict[str, Any], Labels]:

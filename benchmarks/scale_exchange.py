@@ -88,7 +88,7 @@ class Exchange:
         self._config = load("jomold")
         self._labels = labels
         torch.manual_seed(0)
-        self._model = self._config.model.build({stream.name: (stream.dim,) for stream in LLP.streams}, CLASSES)
+        self._model = self._config.model.build({stream.name: stream.shape for stream in LLP.streams}, CLASSES)
         self._stages = self._config.method.build(LLP.classes, LLP.segments).stages
         self._stages[-1].start({"ratios": RATIOS}, torch.device("cpu"))
 

@@ -167,7 +167,7 @@ class Bench:
             return {}
         train = self.labels["train"]
         kept = refined.aligned(train.ids, self.index.classes, self.index.segments, "labels of the run")
-        return refinement_row(compare_labels(train.weak, kept.audio, kept.visual, train.audio, train.visual, kept.windows))
+        return refinement_row(compare_labels(train.weak, kept.tracks, train.truth, kept.windows))
 
 
 def _result_config(config: RunConfig) -> dict[str, Any]:

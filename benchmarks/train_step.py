@@ -47,7 +47,7 @@ def package_loop(packed: Path, device: str, precision: str) -> tuple[Callable[[]
     labels = read_labels(str(packed), index)["train"]
     split = resident.load(ShardStore(str(packed), ShardCache()), index, labels, runtime.device, getattr(torch, precision))
     loaded = time.perf_counter() - started
-    model = config.model.build({stream.name: (stream.dim,) for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
+    model = config.model.build({stream.name: stream.shape for stream in LLP.streams}, len(LLP.classes)).to(runtime.device)
     stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
     stage.start({"ratios": RATIOS}, runtime.device)
     optimizer, _ = config.optim.build(model.parameters())

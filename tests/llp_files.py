@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,10 @@ from avvp_dist.shards.pack import pack
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.types import VideoRecord
 
-TINY = Dataset(
+TINY = replace(
+    LLP,
     name="tiny",
-    classes=LLP.classes,
     streams=(Stream("audio", 3, "vggish", 10), Stream("visual", 5, "res152", 80), Stream("motion", 2, "r2plus1d_18", 10)),
-    segments=10,
 )
 """LLP with narrow streams: files of a kilobyte."""
 

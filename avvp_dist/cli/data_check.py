@@ -10,7 +10,7 @@ import typer
 
 from avvp_dist import storage
 from avvp_dist.cli.data_findings import print_edition, print_odd_files
-from avvp_dist.cli.data_options import ANNOTATIONS, DATASET, DEFAULT_STREAMS, MEND, STREAMS, WIDTH, WORKERS, find_dataset
+from avvp_dist.cli.data_options import ANNOTATIONS, DATASET, DEFAULT_STREAMS, MEND, STREAMS, WIDTH, WORKERS, find_importer
 from avvp_dist.cli.data_view import flaw_counts, print_flaws, print_left_out
 from avvp_dist.cli.output import console, valid_url
 from avvp_dist.cli.storage_options import STORAGE
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.shards.index import LeftOut
 
 _FEATURES = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="Also check all feature files below this folder.", callback=valid_url)
+    str | None, typer.Option(metavar="FOLDER", help="Also check all feature files in this folder.", callback=valid_url)
 ]
 _JSON = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Write all findings to this file.", callback=valid_url)
@@ -47,23 +47,22 @@ def check(
     storage_settings: STORAGE = None,
 ) -> None:
     """List the known flaws of annotations, and bad or unusual feature files. Exit code 2: a feature file is bad."""
-    from avvp_dist.datasets import llp
     from avvp_dist.shards import pack as packing
 
-    chosen = find_dataset(dataset, streams)
+    importer = find_importer(dataset, streams, mend)
     refuse_unwritable(files={"--json": json_file})
     try:
-        annotated = llp.read_annotations(annotations, mend)
+        annotated = importer.annotations(annotations, features)
     except DataError as error:
         error.limit = limit
         raise
     bad: tuple[LeftOut, ...] = ()
     odd: tuple[OddFile, ...] = ()
     if features is not None:
-        bad, odd = packing.check_features(annotated.records, llp.OfficialFeatures(features, chosen), workers)
+        bad, odd = packing.check_features(annotated.records, importer.features(features, annotated), workers)
     if json_file is not None:
         report = {
-            "dataset": chosen.name,
+            "dataset": importer.dataset.name,
             "annotations": annotations,
             "features": features,
             "counts": flaw_counts(annotated),

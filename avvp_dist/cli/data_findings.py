@@ -11,7 +11,7 @@ from avvp_dist.cli.data_view import table
 from avvp_dist.cli.output import echo
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
-    from avvp_dist.datasets.llp import Flaw
+    from avvp_dist.datasets.flaws import Flaw
     from avvp_dist.shards.feature_source import OddFile
 
 

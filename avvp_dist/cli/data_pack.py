@@ -20,7 +20,7 @@ from avvp_dist.cli.data_options import (
     STREAMS,
     WIDTH,
     WORKERS,
-    find_dataset,
+    find_importer,
 )
 from avvp_dist.cli.data_view import flaw_counts, print_left_out
 from avvp_dist.cli.output import console, echo, valid_url
@@ -32,7 +32,7 @@ from avvp_dist.launch.signals import interrupt_on_signals
 from avvp_dist.storage.probe import refuse_unwritable
 
 if TYPE_CHECKING:
-    from avvp_dist.datasets.llp import Annotations
+    from avvp_dist.datasets.flaws import Annotations
     from avvp_dist.shards.index import Index
     from avvp_dist.shards.spec import Dataset
 
@@ -49,7 +49,10 @@ class _PackConfig(Section):
     launch: _LaunchSection = _LaunchSection()
 
 
-_FEATURE_FILES = "feats/{vggish,res152,r2plus1d_18}/<id>.npy, and CLAP/ and CLIP/ for those features"
+_FEATURE_FILES = (
+    "the official feature files (LLP: feats/{vggish,res152,r2plus1d_18}/<id>.npy, and CLAP/ and CLIP/ for those features; "
+    "AVE: audio_feature.h5, visual_feature.h5 and, of the background videos, *_noisy.h5)"
+)
 _FEATURES = Annotated[
     str,
     typer.Option(
@@ -82,7 +85,7 @@ def pack(
     mend: MEND = False,
     streams: STREAMS = DEFAULT_STREAMS,
     workers: WORKERS = None,
-    shard_videos: SHARD_VIDEOS = 256,
+    shard_videos: SHARD_VIDEOS = None,
     storage_settings: STORAGE = None,
 ) -> None:
     """Pack annotations and features into WebDataset shards.
@@ -94,24 +97,23 @@ def pack(
     for byte. All nodes must be able to read the feature files under the same name (a URL, a shared folder, or copies) and
     to write to --out (a URL or a shared folder).
     """
-    from avvp_dist.datasets import llp
     from avvp_dist.launch.start import pack_pool
     from avvp_dist.shards import pack as packing
 
     launch = validate(_PackConfig, merge({}, parse_overrides(overrides or []), {"launch": "name"}), "data pack").launch
     ray_job.refuse_own_folder({"--out": out})
-    chosen = find_dataset(dataset, streams)
+    importer = find_importer(dataset, streams, mend)
     refuse_unwritable(folders={"--out": out})
-    annotated = llp.read_annotations(annotations, mend)
-    source = llp.OfficialFeatures(features, chosen)
+    annotated = importer.annotations(annotations, features)
+    source = importer.features(features, annotated)
     try:
         with interrupt_on_signals("unfinished shards are discarded, finished ones are kept"):
             index = packing.pack(
-                chosen,
+                importer.dataset,
                 annotated.records,
                 source,
                 storage.absolute(out) if launch.name == "ray" else out,  # tasks run in other folders
-                provenance=_provenance(annotated, chosen, annotations, features),
+                provenance=_provenance(annotated, importer.dataset, annotations, features),
                 workers=workers,
                 shard_videos=shard_videos,
                 skip_bad=skip_bad,

@@ -57,7 +57,7 @@ def synth(
     streams: STREAMS = DEFAULT_STREAMS,
     splits: _SPLITS = None,
     workers: WORKERS = None,
-    shard_videos: SHARD_VIDEOS = 256,
+    shard_videos: SHARD_VIDEOS = None,
     storage_settings: STORAGE = None,
 ) -> None:
     """Generate a synthetic data set that resembles LLP, with known ground truth."""

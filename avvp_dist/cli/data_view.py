@@ -13,7 +13,7 @@ from rich.table import Table
 from avvp_dist.text.escape import cell
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
-    from avvp_dist.datasets.llp import Annotations
+    from avvp_dist.datasets.flaws import Annotations
     from avvp_dist.shards.index import Index, Labels, LeftOut
 
 
@@ -30,19 +30,21 @@ def describe(url: str, index: Index, labels: dict[str, Labels]) -> dict[str, Any
     splits = {}
     for name, split in labels.items():
         shards = [shard for shard in index.shards if shard.split == name]
-        known = split.audio is not None and split.visual is not None
         splits[name] = {
             "videos": len(split.ids),
             "shards": len(shards),
             "bytes": sum(shard.bytes for shard in shards),
-            "segments_with_truth": len(split.ids) * index.segments if known else 0,
+            "segments_with_truth": 0 if split.truth is None else len(split.ids) * index.segments,
         }
     return {
         "url": url,
         "dataset": index.dataset,
         "fingerprint": index.fingerprint,
         "synthetic": index.synthetic,
+        "task": index.task,
+        "tracks": index.tracks,
         "segments": index.segments,
+        "segment_seconds": index.segment_seconds,
         "splits": splits,
         "streams": [asdict(stream) for stream in index.streams],
         "weak_labels": {
@@ -66,15 +68,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], 
 
 def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> None:
     """Print the number of flaws by kind and file, and the first ``limit`` flaws."""
-    from avvp_dist.datasets.llp import FLAWS
-
     counts = annotated.count()
-    rows = [(kind, file, counts[kind, file], FLAWS[kind]) for kind, file in sorted(counts)]
+    rows = [(kind, file, counts[kind, file], annotated.meanings[kind]) for kind, file in sorted(counts)]
     if rows:
         console.print(table("flaws by kind", ("kind", "file", "rows", "meaning"), rows, numbers=("rows",)))
     shown = annotated.flaws[:limit]
     if shown:
-        lines = ((flaw.file, str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
+        lines = ((flaw.file, "" if flaw.row is None else str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
         console.print(table("flaws", ("file", "row", "kind", "detail"), lines, numbers=("row",)))
     if len(shown) < len(annotated.flaws):
         console.print(f"{len(annotated.flaws) - len(shown)} more flaws not shown")
@@ -96,8 +96,8 @@ def print_inspection(console: Console, index: Index, content: dict[str, Any]) ->
     columns = ["split", "videos", "shards", "bytes", "segments with truth"]
     rows = [[name, *split.values()] for name, split in splits.items()]
     console.print(table(f"{content['url']}: {index.dataset}", columns, rows, numbers=columns[1:]))
-    columns = ["stream", "dim", "offset"]
-    rows = [[*stream.values()] for stream in content["streams"]]
+    columns = ["stream", "dim", "offset", "shape"]
+    rows = [[stream.name, stream.dim, stream.offset, "x".join(map(str, stream.shape))] for stream in index.streams]
     console.print(table(f"streams of {index.dataset}", columns, rows, numbers=columns[1:]))
     columns = ["class", *splits]
     rows = [[label, *counts.values()] for label, counts in content["weak_labels"].items()]

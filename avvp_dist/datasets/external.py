@@ -66,12 +66,12 @@ def noisy_segment_labels(data: str, flip: float, seed: int, split: str = "train"
     if problems:
         raise ConfigError(problems)
     index, labels = load_split(data, split)
-    if labels.audio is None or labels.visual is None:
+    if labels.truth is None:
         raise DataError(f"{data}: split {split} has no annotated segments to make labels from; synthetic data have them")
     rng = np.random.default_rng(seed)
     audio_labels, visual_labels = (
         ((truth ^ (rng.random(truth.shape) < flip)) & labels.weak[:, None]).astype(np.float32)
-        for truth in (labels.audio, labels.visual)
+        for truth in (labels.truth[modality] for modality in MODALITIES)
     )
     return refined_labels(
         data, index, labels, None, audio_labels, visual_labels, {"maker": "truth with noise", "flip": flip, "seed": seed}
@@ -107,7 +107,7 @@ def refined_labels(
     provenance["outside_weak"] = sum(
         int(outside_weak(values, labels.weak).sum()) for values in (audio_labels, visual_labels)
     )
-    return RefinedLabels(labels.ids, index.classes, video, audio_labels, visual_labels, provenance)
+    return RefinedLabels(labels.ids, index.classes, video, {"audio": audio_labels, "visual": visual_labels}, provenance)
 
 
 def outside_weak(values: NDArray, weak: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +22,7 @@ import numpy as np
 from avvp_dist import storage
 from avvp_dist.datasets import annotation_rows, feature_files, llp_editions
 from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.flaws import Annotations, Flaw
 from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.shards.feature_source import FeatureReport, OddFile
@@ -53,35 +53,6 @@ _NAME = re.compile(f"({_ID})_{_SECONDS}_{_SECONDS}")
 _WEAK_COLUMNS = ("filename", "event_labels")
 _EVENT_COLUMNS = ("filename", "onset", "offset", "event_labels")
 _LARGEST = float(np.finfo(np.float16).max)
-
-
-@dataclass(frozen=True)
-class Flaw:
-    """A known flaw of the annotations.
-
-    Attributes:
-        file: name of the annotation file.
-        row: line in that file, the header being line 1.
-        kind: a key of `FLAWS`.
-        detail: the affected content.
-    """
-
-    file: str
-    row: int
-    kind: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """The videos of all splits in the order of the files, and the flaws of the files."""
-
-    records: tuple[VideoRecord, ...]
-    flaws: tuple[Flaw, ...]
-
-    def count(self) -> Counter[tuple[str, str]]:
-        """Number of flaws by (kind, file)."""
-        return Counter((flaw.kind, flaw.file) for flaw in self.flaws)
 
 
 @dataclass
@@ -137,7 +108,8 @@ def read_annotations(folder: str | os.PathLike[str], mend: bool = False) -> Anno
             _report_unannotated(video, found)
     records = tuple(_record(video, video.split in annotated) for video in videos.values())
     files = [*SPLIT_FILES.values(), *EVENT_FILES.values(), *TRAIN_EVENT_FILES.values()]
-    return Annotations(records, tuple(sorted(found.flaws, key=lambda flaw: (files.index(flaw.file), flaw.row, flaw.kind))))
+    flaws = sorted(found.flaws, key=lambda flaw: (files.index(flaw.file), flaw.row or 0, flaw.kind))
+    return Annotations(records, tuple(flaws), FLAWS)
 
 
 def read_weak_labels(folder: str | os.PathLike[str], split: str = "train") -> tuple[VideoRecord, ...]:
@@ -157,8 +129,8 @@ def read_weak_labels(folder: str | os.PathLike[str], split: str = "train") -> tu
 
 
 def _record(video: _Video, annotated: bool) -> VideoRecord:
-    audio, visual = (tuple(video.events[modality]) if annotated else None for modality in MODALITIES)
-    return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)
+    events = {track: tuple(found) for track, found in video.events.items()} if annotated else None
+    return VideoRecord(video.id, video.name, video.split, video.weak, events)
 
 
 def _read_split(folder: str | os.PathLike[str], split: str, file: str, videos: dict[str, _Video], found: _Findings) -> None:
@@ -212,7 +184,7 @@ def _read_events(
         end = _second(offset, "offset", file, row, found.problems)
         if label is None or start is None or end is None:
             continue
-        event = Event(label, start, end)
+        event = Event(label, float(start), float(end))
         corrected = llp_editions.correction(file, name, start, end, label_name)
         if corrected is not None and corrected in videos:
             kind = llp_editions.MENDED if mend else llp_editions.OLDER

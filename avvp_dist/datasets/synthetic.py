@@ -37,6 +37,7 @@ from avvp_dist.errors import ConfigError
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards import worker_pool
 from avvp_dist.shards.feature_source import FeatureReport
+from avvp_dist.shards.label_rows import plain
 from avvp_dist.shards.spec import Dataset, Stream
 from avvp_dist.storage import locks
 from avvp_dist.types import Event, VideoRecord
@@ -115,7 +116,7 @@ def _stream(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset) ->
     shape = (LLP.segments, stream.dim)
     values = rng.standard_normal(shape, dtype=np.float32)
     values += np.float32(_CLUTTER) * rng.standard_normal(stream.dim, dtype=np.float32)
-    events = record.audio_events if stream.name == "audio" else record.visual_events
+    events = record.events_of("audio" if stream.name == "audio" else "visual")
     directions = _class_vectors(seed, dataset)[stream.name]
     for label, active in _activity(events or ()).items():
         appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
@@ -132,8 +133,13 @@ def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
     """Bool [T] for each class that occurs, in ascending order: whether it is active in each second."""
     active: dict[int, np.ndarray] = {}
     for event in events:
-        active.setdefault(event.label, np.zeros(LLP.segments, bool))[event.onset : event.offset] = True
+        active.setdefault(event.label, np.zeros(LLP.segments, bool))[int(event.onset) : int(event.offset)] = True
     return dict(sorted(active.items()))
+
+
+def _plain(record: VideoRecord, track: str) -> list[Event] | None:
+    events = record.events_of(track)
+    return None if events is None else [plain(event) for event in events]
 
 
 def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, np.ndarray]:
@@ -170,7 +176,7 @@ class SyntheticFeatures:
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identify the features of ``records``."""
-        truth = [(record.id, record.audio_events, record.visual_events) for record in records]
+        truth = [(record.id, *(_plain(record, track) for track in LLP.tracks)) for record in records]
         kind = [] if self.dataset == LLP else [self.dataset.name]
         return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
 
@@ -193,7 +199,7 @@ def write(
     streams: str = "vggish-resnet",
     splits: tuple[int, int, int] | None = None,
     workers: int | None = None,
-    shard_videos: int = 256,
+    shard_videos: int | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic LLP; the same arguments write the same bytes.
 
@@ -206,7 +212,7 @@ def write(
         streams: features to create, a key of `avvp_dist.datasets.catalog.FEATURE_SETS`.
         splits: numbers of train, val and test videos, instead of ``videos``. Without either: all videos.
         workers: number of processes; None for a number that suits the machine and the amount of work.
-        shard_videos: videos per shard, for ``layout="shards"``.
+        shard_videos: videos per shard (see `avvp_dist.shards.pack.pack`), for ``layout="shards"``.
 
     Returns:
         A summary: ``layout``, ``where``, ``seed``, ``videos`` by split, ``notes``, and the ``next`` command to run.
@@ -261,7 +267,7 @@ def _checked(
     layout: str,
     streams: str,
     workers: int | None,
-    shard_videos: int,
+    shard_videos: int | None,
     annotated: bool,
 ) -> tuple[int, int, int] | None:
     """Check the arguments of `write`; return the number of videos by split, None for all annotated videos."""
@@ -274,7 +280,7 @@ def _checked(
         problems.append(f"seed: must be a whole number of at least 0, got {seed}")
     if workers is not None and workers < 1:
         problems.append(f"workers: must be at least 1, got {workers}")
-    if shard_videos < 1:
+    if shard_videos is not None and shard_videos < 1:
         problems.append(f"shard_videos: must be at least 1, got {shard_videos}")
     try:
         counts = split_counts(videos, splits)
@@ -335,9 +341,9 @@ def _annotation_files(videos: Sequence[VideoRecord]) -> dict[str, str]:
         chosen = [video for video in videos if (video.split == "train") == training]
         for modality, file in named.items():
             rows = (
-                (video.name, str(event.onset), str(event.offset), LLP.classes[event.label])
+                (video.name, f"{event.onset:g}", f"{event.offset:g}", LLP.classes[event.label])
                 for video in chosen
-                for event in (video.audio_events if modality == "audio" else video.visual_events) or ()
+                for event in video.events_of(modality) or ()
             )
             files[file] = _table(("filename", "onset", "offset", "event_labels"), rows)
     return files

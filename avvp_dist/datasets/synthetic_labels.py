@@ -14,7 +14,7 @@ import hashlib
 import json
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -128,27 +128,28 @@ def _smooth(patterns: Sequence[Mapping[Pattern, float]]) -> list[dict[Pattern, f
 
 def pattern_of(record: VideoRecord, label: int) -> Pattern:
     """The seconds of class ``label`` in a densely annotated video; overlapping rows are merged."""
-    return _seconds(record.audio_events, label), _seconds(record.visual_events, label)
+    return _seconds(record.events_of("audio"), label), _seconds(record.events_of("visual"), label)
 
 
 def _seconds(events: Iterable[Event] | None, label: int) -> int:
     mask = 0
     for event in events or ():
         if event.label == label:
-            for second in range(max(event.onset, 0), min(event.offset, LLP.segments)):
+            for second in range(max(int(event.onset), 0), min(int(event.offset), LLP.segments)):
                 mask |= 1 << second
     return mask
 
 
 def _runs(label: int, mask: int) -> list[Event]:
     """Convert maximal runs of set bits to events."""
-    events, onset = [], None
+    events: list[Event] = []
+    onset = None
     for second in range(LLP.segments + 1):
         active = mask >> second & 1
         if active and onset is None:
             onset = second
         elif not active and onset is not None:
-            events.append(Event(label, onset, second))
+            events.append(Event(label, float(onset), float(second)))
             onset = None
     return events
 
@@ -230,14 +231,14 @@ def _record(video: VideoRecord, patterns: Mapping[int, Pattern]) -> VideoRecord:
     """``video`` with the events that the patterns of its classes describe."""
     audio = tuple(event for label, (mask, _) in sorted(patterns.items()) for event in _runs(label, mask))
     visual = tuple(event for label, (_, mask) in sorted(patterns.items()) for event in _runs(label, mask))
-    return VideoRecord(video.id, video.name, video.split, video.weak, audio, visual)
+    return replace(video, events={"audio": audio, "visual": visual})
 
 
 def _select_videos(folder: str, counts: tuple[int, int, int] | None, seed: int) -> tuple[VideoRecord, ...]:
     everything = llp.read_annotations(folder).records
     patterns_by_class: dict[int, list[Pattern]] = {}
     for record in everything:
-        if record.audio_events is not None:
+        if record.events is not None:
             for label in record.weak:
                 patterns_by_class.setdefault(label, []).append(pattern_of(record, label))
     chosen = []
@@ -247,7 +248,7 @@ def _select_videos(folder: str, counts: tuple[int, int, int] | None, seed: int) 
             pick = generator(seed, "subset", split).choice(len(videos), counts[number], replace=False)
             videos = [videos[position] for position in sorted(pick)]
         chosen += [
-            record if record.audio_events is not None else _with_copied_seconds(record, patterns_by_class, seed)
+            record if record.events is not None else _with_copied_seconds(record, patterns_by_class, seed)
             for record in videos
         ]
     return tuple(chosen)

@@ -69,6 +69,21 @@ _STAGE_INDEPENDENT_KEYS = {
 }
 
 
+# by section, keys that earlier versions lacked, with the values that behave like these versions
+_LATER_KEYS: dict[str, dict[str, Any]] = {
+    "data": {"video_labels": "weak", "shuffle": True, "drop_last": False},
+    "optim": {"milestones": []},
+    "method": {
+        "refine": "windows",
+        "mixing": "each",
+        "partners": "disjoint",
+        "loss": "bce",
+        "guided": True,
+        "base_epochs": None,
+    },
+}
+
+
 class LaunchConfig(Section):
     """How the workers are started."""
 
@@ -343,6 +358,10 @@ def _earlier_keys(identity: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in MOVED_KEYS.items():
         (section, key), (_, new_key) = old.split("."), new.split(".")
         content[section][key] = task[new_key]
+    for section, defaults in _LATER_KEYS.items():
+        content[section] = {
+            key: value for key, value in content[section].items() if key not in defaults or value != defaults[key]
+        }
     return content
 
 

@@ -81,7 +81,7 @@ class RunResult:
         for name, labels in {"denoising": found[0] if found else None, "denoising_given": self.given}.items():
             if labels is not None:
                 rows = labels.aligned(train.ids, self.index.classes, self.index.segments, name)
-                levels[name] = compare_labels(train.weak, rows.audio, rows.visual, train.audio, train.visual, rows.windows)
+                levels[name] = compare_labels(train.weak, rows.tracks, train.truth, rows.windows)
         return levels
 
     def _last_epoch(self) -> RefinedLabels | None:

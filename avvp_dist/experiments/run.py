@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -81,7 +82,7 @@ def _train(
         name: _open_split(config, index, labels[name], runtime) for name in ("train", *EVALUATED)
     }
     if refined is not None:
-        splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "")
+        splits["train"] = splits["train"].with_refined(refined, index.classes, config.data.refined or "video labels")
     task = config.task.build(index.classes)
     callback = RunCallback(config, provenance(index, config, runtime), rank_0)
     try:
@@ -260,6 +261,8 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
         DataError: the file does not exist or does not fit the data.
     """
     url, required = config.data.refined, config.method.segment_labels
+    if config.data.video_labels == "durations":
+        return _durations(config, index, train)
     reason = f"method {config.method.name} trains on segment-level labels"
     remedy = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
     if not url:
@@ -269,8 +272,29 @@ def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> Refin
     refined = RefinedLabels.load(url)
     if required and not refined.has_segment_labels:
         raise ConfigError(f"data.refined: {reason}, but those in {url} are of whole videos or of windows; {remedy}")
+    if set(refined.tracks) != set(config.task.tracks):
+        given, wanted = ", ".join(refined.tracks), ", ".join(config.task.tracks)
+        raise DataError(f"{url}: labels of the tracks {given}, but task {config.task.name} has {wanted}")
     refined.aligned(train.ids, index.classes, index.segments, url)  # raises if they do not fit, before anything is written
     return refined
+
+
+def _durations(config: RunConfig, index: Index, train: Labels) -> RefinedLabels:
+    """Return the share of segments that contain each class as video-level labels; the labels of tracks stay weak.
+
+    Raises:
+        ConfigError: they are combined with ``data.refined``, or the ground truth of the training videos is unknown.
+    """
+    if config.data.refined:
+        raise ConfigError("data.video_labels=durations: cannot be combined with data.refined")
+    if train.truth is None:
+        raise ConfigError("data.video_labels=durations: needs the ground truth of the training videos, which is unknown")
+    any_track = np.any(list(train.truth.values()), axis=0)  # [N,T,C]
+    weak = train.weak.astype(np.float32)
+    durations = any_track.mean(axis=1).astype(np.float32)
+    return RefinedLabels(
+        train.ids, index.classes, durations, dict.fromkeys(config.task.tracks, weak), {"refiner": "durations"}
+    )
 
 
 def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:
@@ -306,7 +330,7 @@ def _identity(
 
 
 def _build_method(config: RunConfig, index: Index) -> Method:
-    return config.method.build(index.classes, index.segments)
+    return config.method.build(index.classes, index.segments, config.task.tracks)
 
 
 def _exclude_bad_videos(
@@ -338,7 +362,7 @@ def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtim
 
 
 def _build_network(config: RunConfig, index: Index) -> nn.Module:
-    return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes))
+    return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes))
 
 
 def _predict(

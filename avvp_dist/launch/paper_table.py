@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from avvp_dist import storage
-from avvp_dist.datasets import synthetic
-from avvp_dist.datasets.catalog import FEATURE_SETS, LLP
+from avvp_dist.datasets import synthetic_sets
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
@@ -28,7 +27,6 @@ from avvp_dist.storage import locks
 from avvp_dist.text.credentials import redact_setting
 
 LOGGER = logging.getLogger(__name__)
-_SPLITS = (2500, 649, 1200)  # the sizes of LLP's val and test, and a quarter of its train
 
 
 @dataclass(frozen=True)
@@ -128,43 +126,34 @@ def synthetic_data(
     videos: int | tuple[int, int, int] | None = None,
     annotations: str | None = None,
 ) -> list[str]:
-    """Generate a synthetic LLP in shards below ``output`` for each feature set that rows require, unless it exists.
+    """Generate a synthetic data set in shards below ``output`` for each data set that rows require, unless it exists.
 
     Args:
         output: folder or URL of the table.
         configs: configs of the rows.
-        videos: total number of videos, divided among the splits as in LLP; or the numbers of train, val and test. None for
-            2500, 649, 1200.
-        annotations: folder of LLP's annotation files, to use their labels.
+        videos: total number of videos, divided among the splits as in the real data; or the numbers of train, val and test.
+            None for `synthetic_sets.SPLITS`.
+        annotations: folder of the annotation files, to use their labels.
 
     Returns:
         the folders or URLs of the data sets.
 
     Raises:
         ConfigError: a row requires a data set that cannot be generated.
-        ConfigError, DataError: as `avvp_dist.datasets.synthetic.write`.
+        ConfigError, DataError: as `avvp_dist.datasets.synthetic_sets.write`.
     """
-    known = {dataset.name: streams for streams, dataset in FEATURE_SETS.items()}
-    wanted = list(dict.fromkeys(config.data.dataset or LLP.name for config in configs))
-    unknown = [name for name in wanted if name not in known]
+    wanted = list(dict.fromkeys(config.data.dataset or synthetic_sets.DEFAULT for config in configs))
+    unknown = [name for name in wanted if name not in synthetic_sets.SPLITS]
     if unknown:
         raise ConfigError([f"data.dataset={name}: cannot be generated; give --data URL" for name in unknown])
-    splits = _SPLITS if videos is None else videos
-    parts = [str(splits)] if isinstance(splits, int) else [str(count) for count in splits]
     folders = []
     for name in wanted:
-        tail = [*(["annotated"] if annotations else []), *([known[name]] if name != LLP.name else [])]
+        counts = synthetic_sets.SPLITS[name] if videos is None else videos
+        parts = [str(counts)] if isinstance(counts, int) else [str(count) for count in counts]
+        tail = [*(["annotated"] if annotations else []), *([name] if name != synthetic_sets.DEFAULT else [])]
         folders.append(storage.join(output, "data", "-".join(["synthetic", *parts, *tail])))
         LOGGER.info("synthetic data %s", folders[-1])
-        synthetic.write(
-            folders[-1],
-            videos=splits if isinstance(splits, int) else None,
-            splits=None if isinstance(splits, int) else splits,
-            seed=0,
-            annotations=annotations,
-            layout="shards",
-            streams=known[name],
-        )
+        synthetic_sets.write(name, folders[-1], videos, annotations)
     return folders
 
 

@@ -130,7 +130,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     runtime = LocalRuntime(config.output, config.train.device, World())  # writes nothing before the first report
 
     def build() -> nn.Module:
-        return config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)).to(
+        return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)).to(
             runtime.device
         )
 
@@ -159,11 +159,11 @@ def _random_batch(config: RunConfig, index: Index, videos: int, partners: int, d
     """Return random features with all labels positive, including segment-level labels if the method needs them."""
     dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     streams = {
-        stream.name: torch.randn(videos, index.segments, stream.dim, device=device, dtype=dtype) for stream in index.streams
+        name: torch.randn(videos, index.segments, *shape, device=device, dtype=dtype) for name, shape in index.shapes.items()
     }
     weak = torch.ones(videos, len(index.classes), device=device)
     labels = weak[:, None].expand(-1, index.segments, -1)
-    refined = Refined(None, labels, labels) if config.method.segment_labels else None
+    refined = Refined(None, dict.fromkeys(config.task.tracks, labels)) if config.method.segment_labels else None
     others = tuple(_random_batch(config, index, videos, 0, device) for _ in range(partners))
     return Batch(streams, weak, torch.arange(videos, device=device), videos, refined, others)
 
@@ -182,8 +182,8 @@ def _artifact(
 
 def _refined(labels: RefinedLabels, device: torch.device) -> Refined:
     video = None if labels.video is None else torch.from_numpy(labels.video).to(device)
-    audio, visual = (torch.from_numpy(values).to(device) for values in (labels.audio, labels.visual))
-    return Refined(video, audio, visual, labels.windows)
+    tracks = {name: torch.from_numpy(values).to(device) for name, values in labels.tracks.items()}
+    return Refined(video, tracks, labels.windows)
 
 
 def _now(device: torch.device) -> float:

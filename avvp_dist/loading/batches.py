@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ class BatchBuilder:
         labels: ids, weak labels and ground truth from the index.
         segments: T.
         weak: float32 [N,C].
-        streams: name -> (offset, dim) along the last axis of a video's features.
+        streams: name -> (offset, shape of a segment) along the last axis of a video's features.
         dtype: of a batch's features.
         refined: labels of all N videos that replace the weak ones, or None.
     """
@@ -29,7 +30,7 @@ class BatchBuilder:
     labels: Labels
     segments: int
     weak: Tensor
-    streams: Mapping[str, tuple[int, int]]
+    streams: Mapping[str, tuple[int, tuple[int, ...]]]
     dtype: torch.dtype
     refined: Refined | None = None
 
@@ -37,23 +38,28 @@ class BatchBuilder:
     def for_split(cls, index: Index, labels: Labels, device: torch.device | None, dtype: torch.dtype) -> BatchBuilder:
         """Create the builder of one split, with its labels on ``device``."""
         weak = torch.from_numpy(labels.weak.astype("float32")).to(device or "cpu")
-        streams = {stream.name: (stream.offset, stream.dim) for stream in index.streams}
+        streams = {stream.name: (stream.offset, stream.shape) for stream in index.streams}
         return cls(labels, index.segments, weak, streams, dtype)
 
     def build(self, rows: Tensor, index: Tensor, total: int, partners: tuple[Batch, ...] = ()) -> Batch:
         """Combine the features ``rows`` [B,T,width] of the videos ``index`` [B], both on the device, with their labels."""
-        streams = {name: rows[..., offset : offset + dim] for name, (offset, dim) in self.streams.items()}
+        streams = {name: _stream(rows, offset, shape) for name, (offset, shape) in self.streams.items()}
         refined = self.refined
         if refined is not None:
             video = None if refined.video is None else refined.video[index]
-            refined = replace(refined, video=video, audio=refined.audio[index], visual=refined.visual[index])
+            tracks = {name: labels[index] for name, labels in refined.tracks.items()}
+            refined = replace(refined, video=video, tracks=tracks)
         return Batch(streams, self.weak.index_select(0, index), index, total, refined, partners)
 
     def with_refined(self, labels: RefinedLabels, classes: Sequence[str], source: str) -> BatchBuilder:
         """See `SplitReader`."""
         found = labels.aligned(self.labels.ids, classes, self.segments, source)
-        video, audio, visual = (
-            None if values is None else torch.from_numpy(values).to(self.weak)
-            for values in (found.video, found.audio, found.visual)
-        )
-        return replace(self, refined=Refined(video, audio, visual, found.windows))  # type: ignore[arg-type]  # only video can be None
+        video = None if found.video is None else torch.from_numpy(found.video).to(self.weak)
+        tracks = {name: torch.from_numpy(values).to(self.weak) for name, values in found.tracks.items()}
+        return replace(self, refined=Refined(video, tracks, found.windows))
+
+
+def _stream(rows: Tensor, offset: int, shape: tuple[int, ...]) -> Tensor:
+    """One stream of ``rows`` [B,T,width] as a view [B,T,*shape]."""
+    columns = rows[..., offset : offset + math.prod(shape)]
+    return columns if len(shape) == 1 else columns.unflatten(-1, shape)

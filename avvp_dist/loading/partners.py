@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,23 @@ from numpy.typing import NDArray
 from avvp_dist.errors import DataError
 from avvp_dist.loading.plan import PartnerCandidates, StreamPlan
 
+PartnerRule = Literal["disjoint", "background"]
+"""Which videos can be partners: those without a common label; or, of these, a background video and one with labels."""
+
 _TRIES = 32  # draws before all candidates are checked one by one
+
+
+def labels_to_match(weak: NDArray[np.bool_], rule: PartnerRule) -> NDArray[np.bool_]:
+    """Return labels, bool [N,C'], of which partners by the rule have none in common.
+
+    Args:
+        weak: bool [N,C] weak labels; a background video has none.
+        rule: see `PartnerRule`.
+    """
+    if rule == "disjoint":
+        return weak
+    labeled = weak.any(axis=1)
+    return np.stack([labeled, ~labeled], axis=1)
 
 
 def draw_partners(

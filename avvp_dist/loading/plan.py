@@ -100,22 +100,41 @@ class Plan(Protocol):
         ...
 
 
+class EpochOrder(NamedTuple):
+    """Order of an epoch of a split in memory: random or that of the split; with or without an incomplete last batch."""
+
+    shuffle: bool = True
+    drop_last: bool = False
+
+
+RANDOM_ORDER = EpochOrder()
+
+
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch over ``videos`` videos in global batches of ``batch_size``, in an arbitrary order (all are in memory)."""
+    """An epoch over ``videos`` videos in global batches of ``batch_size``, in an arbitrary order (all are in memory).
+
+    Attributes:
+        shuffle: whether the order is random; otherwise it is that of the split.
+        drop_last: whether an incomplete last batch is left out, unless it is the only one.
+    """
 
     videos: int
     batch_size: int
     seed: int
     epoch: int
+    shuffle: bool = True
+    drop_last: bool = False
 
     @property
     def steps(self) -> int:
         """Number of steps of this epoch, the same for every rank."""
-        return -(-self.videos // self.batch_size)
+        return max(1, self.videos // self.batch_size) if self.drop_last else -(-self.videos // self.batch_size)
 
     def order(self) -> NDArray[np.int64]:
         """Numbers of all videos in the order of this epoch, int64 [N]."""
+        if not self.shuffle:
+            return np.arange(self.videos)
         return np.random.default_rng([self.seed, self.epoch]).permutation(self.videos)
 
     def total(self, step: int) -> int:

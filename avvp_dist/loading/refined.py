@@ -16,21 +16,22 @@ from numpy.typing import NDArray
 from avvp_dist import storage
 from avvp_dist.errors import DataError
 from avvp_dist.storage import integrity
+from avvp_dist.types import MODALITIES
 
 _FORMAT = 1
 _ARRAYS = "arrays"  # key of the arrays' checksum
-_LABELS = ("video", "audio", "visual")
+_OTHERS = ("video", "ids", "about")  # arrays of a file that are not the labels of a track
 
 
 @dataclass(frozen=True)
 class RefinedLabels:
-    """Labels that replace the weak ones, separately per modality; hard (0 or 1) or soft.
+    """Labels that replace the weak ones, separately per track; hard (0 or 1) or soft.
 
     Attributes:
         ids: the N videos, in any order.
         classes: the C classes.
         video: [N,C] video-level labels, or None to keep the weak ones.
-        audio, visual: labels of a modality, float32: [N,C] per video, [N,T,C] per segment, or [N,S,C] per window.
+        tracks: labels by track, float32: [N,C] per video, [N,T,C] per segment, or [N,S,C] per window.
         provenance: how they were made, and from what.
         windows: segments [start, stop) of each of the S windows, if labels are per window.
     """
@@ -38,8 +39,7 @@ class RefinedLabels:
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     video: NDArray[np.float32] | None
-    audio: NDArray[np.float32]
-    visual: NDArray[np.float32]
+    tracks: Mapping[str, NDArray[np.float32]]
     provenance: Mapping[str, Any]
     windows: tuple[tuple[int, int], ...] | None = None
 
@@ -53,12 +53,12 @@ class RefinedLabels:
         provenance: Mapping[str, Any],
     ) -> RefinedLabels:
         """The weak labels [N,C] without those ``removed`` [N,2,C] from the audio and visual labels of whole videos."""
-        audio, visual = ((weak & ~removed[:, number]).astype(np.float32) for number in range(2))
-        return cls(tuple(ids), tuple(classes), None, audio, visual, provenance)
+        kept = {track: (weak & ~removed[:, number]).astype(np.float32) for number, track in enumerate(MODALITIES)}
+        return cls(tuple(ids), tuple(classes), None, kept, provenance)
 
     def to_bytes(self) -> bytes:
         """Serialize to an .npz with a checksum inside, readable without pickle."""
-        arrays = {"audio": self.audio, "visual": self.visual, "ids": np.array(self.ids)}
+        arrays: dict[str, NDArray[Any]] = {**self.tracks, "ids": np.array(self.ids)}
         if self.video is not None:
             arrays["video"] = self.video
         about = {
@@ -91,7 +91,8 @@ class RefinedLabels:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            missing = [name for name in ("about", "ids", "audio", "visual") if name not in arrays]
+            missing = [name for name in ("about", "ids") if name not in arrays]
+            missing += [] if arrays.keys() - set(_OTHERS) else ["labels of any track, such as audio"]
             if missing:
                 raise DataError(
                     f"{url}: not a file of refined labels, it lacks {', '.join(missing)}; import arrays of other tools with "
@@ -112,20 +113,31 @@ class RefinedLabels:
             raise DataError(problems, f"{url}: invalid refined labels")
         windows = about.get("windows")
         kept = None if windows is None else tuple((start, stop) for start, stop in windows)
-        values = {name: np.asarray(arrays[name], np.float32) for name in _LABELS if name in arrays}
+        values = {name: np.asarray(array, np.float32) for name, array in arrays.items() if name != "ids"}
+        video = values.pop("video", None)
         ids, classes = tuple(arrays["ids"].tolist()), tuple(about["classes"])
-        return cls(ids, classes, values.get("video"), values["audio"], values["visual"], about.get("provenance") or {}, kept)
+        return cls(ids, classes, video, values, about.get("provenance") or {}, kept)
 
     @property
     def has_segment_labels(self) -> bool:
-        """Whether the labels of both modalities are segment-level, [N,T,C]."""
-        return self.windows is None and self.audio.ndim == self.visual.ndim == 3
+        """Whether the labels of all tracks are segment-level, [N,T,C]."""
+        return self.windows is None and all(values.ndim == 3 for values in self.tracks.values())
+
+    @property
+    def audio(self) -> NDArray[np.float32]:
+        """Labels of the track ``audio``."""
+        return self.tracks["audio"]
+
+    @property
+    def visual(self) -> NDArray[np.float32]:
+        """Labels of the track ``visual``."""
+        return self.tracks["visual"]
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that affects training."""
         digest = hashlib.sha256(json.dumps([self.ids, self.classes, self.windows]).encode())
-        for values in (self.video, self.audio, self.visual):
+        for values in (self.video, *self.tracks.values()):
             digest.update(b"none" if values is None else np.ascontiguousarray(values, np.float32).tobytes())
         return digest.hexdigest()
 
@@ -147,7 +159,7 @@ class RefinedLabels:
         shapes = {(len(self.ids), len(self.classes)), (len(self.ids), rows, len(self.classes))}
         problems += [
             f"{name}: shape {values.shape}, expected [videos, classes] or [videos, {rows}, classes]"
-            for name, values in (("audio", self.audio), ("visual", self.visual))
+            for name, values in self.tracks.items()
             if values.shape not in shapes
         ]
         if self.windows and self.windows[-1][1] > segments:
@@ -159,8 +171,7 @@ class RefinedLabels:
             self,
             ids=tuple(ids),
             video=None if self.video is None else self.video[order],
-            audio=self.audio[order],
-            visual=self.visual[order],
+            tracks={name: values[order] for name, values in self.tracks.items()},
         )
 
 
@@ -189,8 +200,8 @@ def _problems(arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> l
     if windows is not None:
         problems += _window_problems(windows)
     rows = len(windows) if isinstance(windows, list) else None
-    for name in _LABELS:
-        if name in arrays:
+    for name in arrays:
+        if name != "ids":
             problems += _value_problems(name, arrays[name], len(ids), len(classes), rows)
     return problems
 
@@ -209,7 +220,7 @@ def _window_problems(windows: Any) -> list[str]:
 
 
 def _value_problems(name: str, values: NDArray[Any], videos: int, classes: int, windows: int | None) -> list[str]:
-    """Problems of the labels of one modality, or of whole videos."""
+    """Problems of the labels of one track, or of whole videos."""
     if values.dtype.kind not in "biuf":
         return [f"{name}: has dtype {values.dtype}, expected bool, int or float"]
     rows = "segments" if windows is None else windows

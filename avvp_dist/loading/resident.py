@@ -25,8 +25,8 @@ from torch import Tensor
 from avvp_dist.dist.partition import split_sizes
 from avvp_dist.errors import DataError
 from avvp_dist.loading.batches import BatchBuilder
-from avvp_dist.loading.partners import draw_partners
-from avvp_dist.loading.plan import EpochPlan, Plan
+from avvp_dist.loading.partners import PartnerRule, draw_partners, labels_to_match
+from avvp_dist.loading.plan import RANDOM_ORDER, EpochOrder, EpochPlan, Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.cache import GB
 from avvp_dist.shards.checked_file import OpenShard, ShardInMemory, read_consistently
@@ -93,11 +93,13 @@ class ResidentSplit:
         builder: contains the labels.
         features: float16 [N,T,width], the streams concatenated; in the shards, or on the training device.
         partners: int64 [N,K] numbers of each video's partners; None if not requested.
+        order: order of an epoch.
     """
 
     builder: BatchBuilder
     features: Tensor | ShardRows
     partners: NDArray[np.int64] | None = None
+    order: EpochOrder = RANDOM_ORDER
 
     @property
     def labels(self) -> Labels:
@@ -109,19 +111,27 @@ class ResidentSplit:
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
         """See `SplitReader`."""
-        return EpochPlan(len(self), batch_size, seed, epoch)
+        return EpochPlan(len(self), batch_size, seed, epoch, self.order.shuffle, self.order.drop_last)
 
-    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+    def epoch(
+        self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0, rule: PartnerRule = "disjoint"
+    ) -> Generator[Batch, None, None]:
         """See `SplitReader`."""
-        order, split = plan.order(), self._with_partners(partners, plan.seed, plan.epoch)
+        order, split = plan.order(), self._with_partners(partners, rule, plan.seed, plan.epoch)
         for step in range(first_step, plan.steps):
             yield split.batch(order[plan.rank_slice(step, rank, world)], plan.total(step))
 
     def iter_all(
-        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+        self,
+        batch_size: int,
+        rank: int,
+        world: int,
+        partners: int = 0,
+        seed: int = 0,
+        rule: PartnerRule = "disjoint",
     ) -> Generator[Batch, None, None]:
         """See `SplitReader`; in the order of the split."""
-        sizes, split = split_sizes(len(self), world), self._with_partners(partners, seed, 0)
+        sizes, split = split_sizes(len(self), world), self._with_partners(partners, rule, seed, 0)
         numbers = np.arange(sum(sizes[:rank]), sum(sizes[: rank + 1]))
         for start in range(0, max(len(numbers), 1), batch_size):
             yield split.batch(numbers[start : start + batch_size], len(numbers))
@@ -144,10 +154,11 @@ class ResidentSplit:
         """See `SplitReader`."""
         return replace(self, builder=self.builder.with_refined(labels, classes, source))
 
-    def _with_partners(self, draws: int, seed: int, epoch: int) -> ResidentSplit:
+    def _with_partners(self, draws: int, rule: PartnerRule, seed: int, epoch: int) -> ResidentSplit:
         if not draws:
             return self
-        return replace(self, partners=draw_partners(self.labels.ids, self.labels.weak, seed, draws, epoch))
+        labels = labels_to_match(self.labels.weak, rule)
+        return replace(self, partners=draw_partners(self.labels.ids, labels, seed, draws, epoch))
 
 
 def load(

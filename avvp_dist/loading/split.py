@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, field_validator
 
 from avvp_dist.config import Section, Url
+from avvp_dist.errors import ConfigError
 from avvp_dist.loading import plan, resident
 from avvp_dist.loading.batches import BatchBuilder
-from avvp_dist.loading.plan import Plan
+from avvp_dist.loading.partners import PartnerRule
+from avvp_dist.loading.plan import EpochOrder, Plan
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.streaming import StreamingSplit, StreamSettings
 from avvp_dist.shards.cache import DEFAULT_GB, GB, ShardCache
@@ -33,6 +36,9 @@ class DataConfig(Section):
     """Required name of the packed data set, as ``avvp data inspect`` shows it; null for any."""
     refined: Url | None = None
     """Path or URL of refined labels (a refining stage's refined.npz) that replace the weak ones in every training stage."""
+    video_labels: Literal["weak", "durations"] = "weak"
+    """weak: the weak labels; durations: the share of a video's segments that contain each class, which needs the truth
+    of the training videos and reveals more than weak labels do (published code of PSP)."""
     mode: Literal["auto", "resident", "streaming"] = "auto"
     """resident: the training split is in memory; streaming: it is read from its shards in every epoch; auto: resident if its
     features take up to memory_gb. Other splits are resident up to memory_gb, and always if mode is resident."""
@@ -44,6 +50,10 @@ class DataConfig(Section):
     """Range in which a stream is shuffled and partners are drawn; at least a shard's videos. Changes the order."""
     workers: int = Field(2, ge=0, le=1000)
     """Reader processes of each worker; 0 for a thread."""
+    shuffle: bool = True
+    """Whether an epoch has a random order; false: that of the data set, only for a training split in memory."""
+    drop_last: bool = False
+    """Whether an epoch leaves out an incomplete last batch; true only for a training split in memory."""
     prefetch: int = Field(4, ge=1, le=100_000)
     """Number of prefetched batches."""
     on_bad: Literal["fail", "skip"] = "fail"
@@ -91,7 +101,9 @@ class SplitReader(Protocol):
         """Plan an epoch in global batches of ``batch_size``."""
         ...
 
-    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+    def epoch(
+        self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0, rule: PartnerRule = "disjoint"
+    ) -> Generator[Batch, None, None]:
         """Yield the part of ``rank`` of each global batch from ``first_step`` on; the last one may be empty.
 
         Args:
@@ -100,11 +112,18 @@ class SplitReader(Protocol):
             rank, world: rank of this process, and number of ranks.
             partners: number of videos without a common label to draw for each video, by (seed, epoch, id); they are in
                 ``batch.partners``.
+            rule: which videos can be partners.
         """
         ...
 
     def iter_all(
-        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+        self,
+        batch_size: int,
+        rank: int,
+        world: int,
+        partners: int = 0,
+        seed: int = 0,
+        rule: PartnerRule = "disjoint",
     ) -> Generator[Batch, None, None]:
         """Yield every video once, in any order: the share of ``rank``, in at least one batch, which may be empty.
 
@@ -114,6 +133,7 @@ class SplitReader(Protocol):
             batch_size: approximate number of videos in a batch of this rank.
             rank, world: rank of this process, and number of ranks.
             partners: as in `epoch`, drawn by (``seed``, id).
+            rule: which videos can be partners.
             seed: of that choice.
         """
         ...
@@ -143,9 +163,11 @@ def check_plan(config: DataConfig, index: Index, labels: Mapping[str, Labels], b
     """Refuse numbers for which there is no plan with ``world`` ranks or fewer, before anything is read.
 
     Raises:
-        ConfigError: see `plan.check`.
+        ConfigError: see `plan.check`; or settings that a streamed split does not support.
     """
     streamed = any(streams_from_shards(config, index, of_split)[0] for of_split in labels.values())
+    if streams_from_shards(config, index, labels["train"])[0] and (config.drop_last or not config.shuffle):
+        raise ConfigError("data.shuffle=false and data.drop_last=true need data.mode=resident: the split is streamed")
     plan.check(len(labels["train"].ids), batch_size, world, config.streams if streamed else None)
 
 
@@ -159,7 +181,8 @@ def open_split(config: DataConfig, index: Index, labels: Labels, device: torch.d
     streamed, why = streams_from_shards(config, index, labels)
     LOGGER.info("%s: %s (%s)", labels.split, "streamed from its shards" if streamed else "in memory", why)
     if not streamed:
-        return resident.load(config.store(), index, labels, device, dtype, config.share)
+        found = resident.load(config.store(), index, labels, device, dtype, config.share)
+        return replace(found, order=EpochOrder(config.shuffle, config.drop_last)) if labels.split == "train" else found
     check_files(config.url or "", index, labels)
     settings = StreamSettings(config.streams, config.window, config.workers, config.prefetch)
     return StreamingSplit(config.store(), index, BatchBuilder.for_split(index, labels, device, dtype), settings)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from avvp_dist.errors import DataError
 from avvp_dist.loading.batches import BatchBuilder
 from avvp_dist.loading.loader import Loader
-from avvp_dist.loading.partners import draw_nearby_partners
+from avvp_dist.loading.partners import PartnerRule, draw_nearby_partners, labels_to_match
 from avvp_dist.loading.plan import Plan, StreamPlan, shard_schedule
 from avvp_dist.loading.reader_process import Task
 from avvp_dist.loading.refined import RefinedLabels
@@ -79,7 +79,9 @@ class StreamingSplit:
         """See `SplitReader`."""
         return StreamPlan(self.labels.shard, batch_size, self._settings.streams, self._settings.window, seed, epoch)
 
-    def epoch(self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0) -> Generator[Batch, None, None]:
+    def epoch(
+        self, plan: Plan, first_step: int, rank: int, world: int, partners: int = 0, rule: PartnerRule = "disjoint"
+    ) -> Generator[Batch, None, None]:
         """See `SplitReader`. Shards that only steps before ``first_step`` need are not read.
 
         Raises:
@@ -88,7 +90,7 @@ class StreamingSplit:
         """
         assert isinstance(plan, StreamPlan)
         layout = _RankLayout(rank, world, min(self._settings.workers, math.ceil(plan.streams / world)))
-        reads = _RankReads(self._index, self.labels, plan, first_step, layout, partners)
+        reads = _RankReads(self._index, self.labels, plan, first_step, layout, partners, rule)
         rows = math.ceil(plan.batch_size / world)
         shape = (self._settings.prefetch, 1 + partners, rows, self._index.segments, self._index.width)
         slots = self._readers.run(shape, layout.readers, reads.tasks, first_step, plan.steps)
@@ -100,11 +102,17 @@ class StreamingSplit:
             raise DataError(error.problems, f"{self._store.url}: {self.labels.split} cannot be read; {REMEDY}") from None
 
     def iter_all(
-        self, batch_size: int, rank: int, world: int, partners: int = 0, seed: int = 0
+        self,
+        batch_size: int,
+        rank: int,
+        world: int,
+        partners: int = 0,
+        seed: int = 0,
+        rule: PartnerRule = "disjoint",
     ) -> Generator[Batch, None, None]:
         """See `SplitReader`; in the order of an epoch."""
         share = max(1, batch_size * world // self._settings.streams)
-        return self.epoch(self.plan(share * self._settings.streams, seed, 0), 0, rank, world, partners)
+        return self.epoch(self.plan(share * self._settings.streams, seed, 0), 0, rank, world, partners, rule)
 
     def close(self) -> None:
         """See `SplitReader`."""
@@ -168,7 +176,14 @@ class _RankReads:
     """
 
     def __init__(
-        self, index: Index, labels: Labels, plan: StreamPlan, first_step: int, layout: _RankLayout, partners: int
+        self,
+        index: Index,
+        labels: Labels,
+        plan: StreamPlan,
+        first_step: int,
+        layout: _RankLayout,
+        partners: int,
+        rule: PartnerRule,
     ) -> None:
         slices = [plan.rank_slice(step, layout.rank, layout.world) for step in range(first_step, plan.steps)]
         positions = np.concatenate([np.arange(part.start, part.stop) for part in slices])
@@ -182,7 +197,7 @@ class _RankReads:
         reader = layout.reader_of(streams, plan.streams)
         streams = np.repeat(streams[:, None], 1 + partners, axis=1)
         if partners:
-            drawn = draw_nearby_partners(labels.ids, labels.weak, plan, positions, partners)
+            drawn = draw_nearby_partners(labels.ids, labels_to_match(labels.weak, rule), plan, positions, partners)
             self._videos = np.hstack([self._videos, drawn])
             streams[:, 1:] += plan.streams
         chosen = [np.flatnonzero(reader == number) for number in range(max(1, layout.readers))]

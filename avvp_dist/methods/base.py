@@ -17,6 +17,7 @@ from torch import Tensor
 from avvp_dist.config import Section
 from avvp_dist.dist.collective import Collective
 from avvp_dist.dist.partition import split_sizes
+from avvp_dist.loading.partners import PartnerRule
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.types import MODALITIES, Batch, ForwardOptions, Outputs, Targets, TrainPosition
 
@@ -55,6 +56,9 @@ class TrainStage(Stage):
         labels_from: name of the earlier collect stage whose `RefinedLabels` the network is trained on, if any.
         partners: number of partner videos to draw for each video in each epoch, without a common label; they are in
             ``batch.partners``.
+        partner_rule: ``disjoint``: partners have no label in common with the video; ``background``: in addition, exactly one
+            of the two is a background video, which has no label at all.
+        epochs: number of epochs; None for ``train.epochs``.
         networks: number of networks of the same kind, each with its own initial weights, that are trained side by side. The
             outputs of the others are in ``outputs.co_trained``. The first network is validated and kept.
     """
@@ -63,6 +67,8 @@ class TrainStage(Stage):
     starts_from: tuple[str, ...] = ()
     labels_from: str | None = None
     partners: int = 0
+    partner_rule: PartnerRule = "disjoint"
+    epochs: int | None = None
     networks: int = 1
 
     @property
@@ -104,11 +110,13 @@ class CollectStage(Stage):
     Attributes:
         source: name of the train stage whose best network is run.
         partners: number of partner videos to draw for each video, without a common label; they are in ``batch.partners``.
+        partner_rule: see `TrainStage`.
         partner_seed: seed of that draw.
     """
 
     source: str
     partners: int = 0
+    partner_rule: PartnerRule = "disjoint"
     partner_seed: int = 0
 
     @property
@@ -163,12 +171,13 @@ class MethodSection(Section, ABC):
     tracks: ClassVar[tuple[str, ...] | None] = MODALITIES
 
     @abstractmethod
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """Return the method for a data set.
 
         Args:
             classes: names of the event classes.
             segments: number of segments T of a video.
+            tracks: tracks of the data set's task.
 
         Raises:
             ConfigError: the settings do not fit the data set, or a file that they name cannot be used.

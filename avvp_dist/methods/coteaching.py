@@ -28,7 +28,7 @@ from avvp_dist.methods.base import Method, TrainStage
 from avvp_dist.methods.heads import heads_loss
 from avvp_dist.methods.losses import elementwise_bce
 from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, keep_selected, smallest_losses
-from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 
 class CoTeachingConfig(SmallLossConfig):
@@ -38,7 +38,7 @@ class CoTeachingConfig(SmallLossConfig):
     plain_epochs: int = Field(5, ge=0)
     """Epochs of plain Co-teaching before disagreement is required (published: 0, 5, 20 or 100 of 200, by data set)."""
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """One stage: two networks that select each other's labels."""
         return Method((_Train(self),))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, MethodSection, TrainStage
 from avvp_dist.methods.heads import han_targets, heads_loss
-from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 
 class HanMethodConfig(MethodSection):
@@ -31,7 +31,7 @@ class HanMethodConfig(MethodSection):
     """Beta of bootstrapping, which replaces smoothing: a modality's target is beta * label + (1 - beta) * its own
     probability. 0.95 reconstructs the paper's ablation (Reed et al. 2015, soft targets; not in the published code)."""
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """One stage: the video loss plus the guided loss of each modality (paper section 4.3)."""
         return Method((_Train(self),))
 

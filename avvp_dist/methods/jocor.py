@@ -19,7 +19,7 @@ from avvp_dist.methods.base import Method, TrainStage
 from avvp_dist.methods.heads import heads_loss
 from avvp_dist.methods.losses import elementwise_bce, symmetric_kl
 from avvp_dist.methods.small_loss import GatheredBatch, SmallLossConfig, keep_selected, smallest_losses
-from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 
 class JocorConfig(SmallLossConfig):
@@ -29,7 +29,7 @@ class JocorConfig(SmallLossConfig):
     co_lambda: float = Field(0.1, ge=0, le=1)
     """Share lambda of the agreement term in the joint loss (published code: 0.1; its authors suggest trying 0.5 to 0.9)."""
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """One stage: two networks under a joint loss."""
         return Method((_Train(self),))
 

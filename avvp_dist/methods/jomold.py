@@ -68,7 +68,7 @@ class JomoldConfig(MethodSection):
     temperature: float = Field(0.2, gt=0)
     """Temperature tau of the noise-contrastive loss."""
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """Noise estimator, noise ratios, denoising; denoising only if a ratio file is given.
 
         Raises:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avvp_dist.types import Outputs
+
 _EPSILON = 1e-7  # the published code clamps probabilities to [1e-7, 1 - 1e-7]
 
 
@@ -21,6 +23,29 @@ def elementwise_bce(probability: Tensor, target: Tensor) -> Tensor:
 def bce(probability: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the binary cross-entropy of each video, averaged over classes: [B,C] each -> [B]."""
     return per_video(elementwise_bce(probability, target), weights)
+
+
+def soft_margin(probability: Tensor, target: Tensor) -> Tensor:
+    """Return the multi-label soft margin loss of each video, [B,...,K] each -> [B,...], as AVE's published code computes it.
+
+    That code applies torch's ``MultiLabelSoftMarginLoss``, which expects logits, to probabilities.
+    """
+    probability = probability.float()
+    return -(target * F.logsigmoid(probability) + (1 - target) * F.logsigmoid(-probability)).mean(dim=-1)
+
+
+LOSSES = {"bce": bce, "soft_margin": soft_margin}
+"""Losses of probabilities and targets [B,...,K] -> [B,...] by name."""
+
+
+def with_background(labels: Tensor, outputs: Outputs) -> Tensor:
+    """Return labels [...,C], with a last column for the background if the network's head has it: what is left of 1.
+
+    It is 1 where no label is, 0 next to a label of 1, and the rest of the video next to a label that is a duration.
+    """
+    if not outputs.head.background:
+        return labels
+    return torch.cat([labels, (1 - labels.sum(dim=-1, keepdim=True)).clamp(min=0)], dim=-1)
 
 
 def per_video(losses: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Method, MethodSection, SplitTable, TrainStage
 from avvp_dist.methods.heads import han_targets, heads_loss
 from avvp_dist.methods.losses import cross_entropy_contrastive
-from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 _OF_EXCHANGE = frozenset({"refine", "rule", "aliasing", "partners", "partner_seed"})  # keys that base training does not use
 
@@ -44,7 +44,7 @@ class MaConfig(MethodSection):
     visual_smoothing: float = Field(0.1, ge=0, le=1)
     """Smoothing of the visual target; the target of a removed label is exactly 0."""
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """Base training, exchange, training on refined labels; base training only with ``refine`` none."""
         base = _Train(self, "base")
         if self.refine == "none":
@@ -160,7 +160,9 @@ class _Exchange(CollectStage):
             ids=tuple(ids),
             classes=self.classes,
             video=video.float().cpu().numpy(),
-            audio=(labels & ~cleared_audio).float().cpu().numpy(),
-            visual=(labels & ~cleared_visual).float().cpu().numpy(),
+            tracks={
+                "audio": (labels & ~cleared_audio).float().cpu().numpy(),
+                "visual": (labels & ~cleared_visual).float().cpu().numpy(),
+            },
             provenance={"refiner": "ma", **self.config.model_dump(include=set(_OF_EXCHANGE))},
         )

@@ -14,7 +14,7 @@ from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, MethodSection, TrainStage
 from avvp_dist.methods.heads import total_of_heads
 from avvp_dist.methods.losses import bce, elementwise_bce
-from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 
 class ValorConfig(MethodSection):
@@ -23,7 +23,7 @@ class ValorConfig(MethodSection):
     name: Literal["valor"] = "valor"
     segment_labels: ClassVar[bool] = True
 
-    def build(self, classes: Sequence[str], segments: int) -> Method:
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """One stage: cross-entropy of the video and of each modality's segments, without smoothing or guided losses."""
         return Method((_Train(),))
 

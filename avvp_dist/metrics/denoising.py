@@ -1,7 +1,7 @@
 """Agreement of removed labels with the ground truth, if it is known (synthetic or annotated data).
 
 The same rule applies to every refiner: a weak label is removed from a video, window or segment if the refined label there is
-0, and it was noise if no second of that video, window or segment contains the event in that modality.
+0, and it was noise if no second of that video, window or segment contains the event in that track.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avvp_dist.types import MODALITIES
-
 Mask = NDArray[np.bool_]
 
 WHOLE, WINDOWS, SEGMENTS = "removed", "removed_windows", "removed_segments"
 """Levels at which labels are removed: whole videos, windows, segments."""
 
 
-class ModalityLabels(NamedTuple):
-    """Labels of one modality at one level, elementwise: [N,C] of videos, [N,S,C] of windows, [N,T,C] of segments.
+class TrackLabels(NamedTuple):
+    """Labels of one track at one level, elementwise: [N,C] of videos, [N,S,C] of windows, [N,T,C] of segments.
 
     Attributes:
         weak: the video's weak label, repeated for each of its windows or segments.
         removed: removed labels.
-        true: whether the event occurs in this modality of the element; None if unknown.
+        true: whether the event occurs in this track of the element; None if unknown.
     """
 
     weak: Mask
@@ -34,17 +32,17 @@ class ModalityLabels(NamedTuple):
     true: Mask | None
 
 
-Levels = Mapping[str, Mapping[str, ModalityLabels]]
-"""Level -> modality -> labels."""
+Levels = Mapping[str, Mapping[str, TrackLabels]]
+"""Level -> track -> labels."""
 
 
 def removal_scores(weak: Mask, removed: Mask, true: Mask) -> dict[str, float]:
-    """Return precision and recall of the removed labels of one modality, in percent.
+    """Return precision and recall of the removed labels of one track, in percent.
 
     Args:
         weak: [...,C] weak labels.
         removed: [...,C] removed labels.
-        true: [...,C] whether the event occurs in this modality of the video (or window, or segment).
+        true: [...,C] whether the event occurs in this track of the video (or window, or segment).
 
     Returns:
         ``labels``, ``removed``, ``noise`` (counts), ``precision`` (NaN if nothing was removed), ``recall`` (NaN without
@@ -63,35 +61,33 @@ def removal_scores(weak: Mask, removed: Mask, true: Mask) -> dict[str, float]:
     }
 
 
-def removal_row(weak: Mask, removed: Mask, true_audio: Mask | None, true_visual: Mask | None) -> dict[str, float]:
+def removal_row(weak: Mask, removed: Mapping[str, Mask], truth: Mapping[str, Mask] | None) -> dict[str, float]:
     """Return the metrics of the labels removed in one epoch.
 
     Args:
         weak: [N,C] weak labels.
-        removed: [N,2,C] removed labels, audio and visual.
-        true_audio, true_visual: [N,T,C] ground truth, or None if unknown.
+        removed: [N,C] removed labels by track.
+        truth: [N,T,C] ground truth by track, or None if unknown.
 
     Returns:
-        ``removed/audio``, ``removed/visual`` and, with ground truth, ``removed/<modality>_precision`` and ``_recall``;
-        undefined values are omitted.
+        ``removed/<track>`` and, with ground truth, ``removed/<track>_precision`` and ``_recall``; undefined values are
+        omitted.
     """
     row = {}
-    for number, (modality, truth) in enumerate(zip(MODALITIES, (true_audio, true_visual), strict=True)):
-        row[f"removed/{modality}"] = float(removed[:, number].sum())
+    for track, of_track in removed.items():
+        row[f"removed/{track}"] = float(of_track.sum())
         if truth is not None:
-            scores = removal_scores(weak, removed[:, number], np.asarray(truth.any(axis=1)))
-            row |= {f"removed/{modality}_{key}": scores[key] for key in ("precision", "recall") if not np.isnan(scores[key])}
+            scores = removal_scores(weak, of_track, np.asarray(truth[track].any(axis=1)))
+            row |= {f"removed/{track}_{key}": scores[key] for key in ("precision", "recall") if not np.isnan(scores[key])}
     return row
 
 
 def compare_labels(
     weak: Mask,
-    audio: NDArray,
-    visual: NDArray,
-    true_audio: Mask | None,
-    true_visual: Mask | None,
+    refined: Mapping[str, NDArray],
+    truth: Mapping[str, Mask] | None,
     windows: Sequence[tuple[int, int]] | None = None,
-) -> dict[str, dict[str, ModalityLabels]]:
+) -> dict[str, dict[str, TrackLabels]]:
     """Compare refined labels with the weak labels, at every level for which they are defined.
 
     An event is in a window if any second of the window contains it. A label is removed from a whole video if it is removed
@@ -99,25 +95,26 @@ def compare_labels(
 
     Args:
         weak: [N,C] weak labels.
-        audio, visual: refined labels, 0 for a removed label: [N,C] of videos, [N,T,C] of segments or [N,S,C] of windows.
+        refined: refined labels by track, 0 for a removed label: [N,C] of videos, [N,T,C] of segments or [N,S,C] of windows.
             Labels that they add to the weak labels are ignored.
-        true_audio, true_visual: [N,T,C] ground truth, or None if unknown.
+        truth: [N,T,C] ground truth by track, or None if unknown.
         windows: segments [start, stop) of each of the S windows, if labels are of windows.
 
     Returns:
-        level (`WHOLE`, and `WINDOWS` or `SEGMENTS` for finer labels) -> modality -> its labels.
+        level (`WHOLE`, and `WINDOWS` or `SEGMENTS` for finer labels) -> track -> its labels.
     """
-    levels: dict[str, dict[str, ModalityLabels]] = {WHOLE: {}}
-    for modality, labels, truth in zip(MODALITIES, (audio, visual), (true_audio, true_visual), strict=True):
+    levels: dict[str, dict[str, TrackLabels]] = {WHOLE: {}}
+    for track, labels in refined.items():
+        of_track = None if truth is None else truth[track]
         kept = np.asarray(labels) > 0
-        in_video = None if truth is None else np.asarray(truth.any(axis=1))
+        in_video = None if of_track is None else np.asarray(of_track.any(axis=1))
         kept_in_video = kept.any(axis=1) if kept.ndim == 3 else kept
-        levels[WHOLE][modality] = ModalityLabels(weak, weak & ~kept_in_video, in_video)
+        levels[WHOLE][track] = TrackLabels(weak, weak & ~kept_in_video, in_video)
         if kept.ndim == 3:
             repeated = np.broadcast_to(weak[:, None], kept.shape)
-            in_element = truth if truth is None or windows is None else _in_windows(truth, windows)
+            in_element = of_track if of_track is None or windows is None else _in_windows(of_track, windows)
             level = levels.setdefault(SEGMENTS if windows is None else WINDOWS, {})
-            level[modality] = ModalityLabels(repeated, repeated & ~kept, in_element)
+            level[track] = TrackLabels(repeated, repeated & ~kept, in_element)
     return levels
 
 
@@ -128,14 +125,14 @@ def refinement_row(levels: Levels) -> dict[str, float]:
         levels: result of `compare_labels` for the refiner's labels.
 
     Returns:
-        ``<level>/<modality>`` (labels removed) and ``<level>/<modality>_labels``; with ground truth also ``_noise``,
+        ``<level>/<track>`` (labels removed) and ``<level>/<track>_labels``; with ground truth also ``_noise``,
         ``_precision``, ``_recall`` and ``_baseline``, as in `removal_scores`. Undefined values are omitted. Levels are
         ``removed`` (whole videos), ``removed_windows`` and ``removed_segments``.
     """
     row: dict[str, float] = {}
-    for level, modalities in levels.items():
-        for modality, (labels, removed, true) in modalities.items():
-            name = f"{level}/{modality}"
+    for level, tracks in levels.items():
+        for track, (labels, removed, true) in tracks.items():
+            name = f"{level}/{track}"
             row |= {name: float(removed.sum()), f"{name}_labels": float(labels.sum())}
             if true is not None:
                 scores = removal_scores(labels, removed, true)

@@ -81,7 +81,8 @@ class Network(nn.Module, ABC, Generic[Shared]):
     def parse(self, shared: Shared, options: ForwardOptions) -> Outputs:
         """Run one pass on the result of `prepare`.
 
-        Without ``options.cross_modal``, the segments of one modality must not depend on the other modality.
+        Without ``options.cross_modal``, the segments of one modality must not depend on the other modality. In a network
+        with one head for both, the modalities then meet in that head only.
         """
 
     @abstractmethod

@@ -28,6 +28,10 @@ class SigmoidHead:
         weights = outputs.temporal_weights[:, start:stop]
         return (weights * segments).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-12)
 
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the classes with a probability of at least 0.5, bool [B,T,M,C]."""
+        return segments >= 0.5
+
 
 @dataclass(frozen=True)
 class SoftmaxHead:
@@ -44,13 +48,23 @@ class SoftmaxHead:
 
     def pool(self, outputs: Outputs, start: int, stop: int) -> Tensor:
         """Return the probabilities [B,M,K] of segments [start, stop)."""
-        return self.probabilities(outputs.segments[:, start:stop])
+        return self._pooled(outputs.segments[:, start:stop])
 
-    def probabilities(self, segments: Tensor) -> Tensor:
-        """Return the probabilities [B,M,K] of all segments of ``segments`` [B,T,M,K] together."""
+    def predict(self, segments: Tensor) -> Tensor:
+        """Return the class with the largest score, bool [B,T,M,K] with one True per segment."""
+        return torch.zeros_like(segments, dtype=torch.bool).scatter_(-1, segments.argmax(dim=-1, keepdim=True), True)
+
+    def outputs(self, scores: Tensor) -> Outputs:
+        """Return the outputs of a network with one head for both modalities (M = 1), from scores [B,T,K] of segments."""
+        segments = scores.float().unsqueeze(2)
+        modalities = self._pooled(segments)
+        return Outputs(video=modalities[:, 0], modalities=modalities, segments=segments, head=self)
+
+    def _pooled(self, segments: Tensor) -> Tensor:
+        """Pool scores [B,T,M,K] of all T segments into probabilities [B,M,K]."""
         # amax divides the gradient among equal maxima, max would choose one
-        pooled = segments.amax(dim=1) if self.kind == "max" else segments.mean(dim=1)
-        return pooled.softmax(dim=-1)
+        scores = segments.amax(dim=1) if self.kind == "max" else segments.mean(dim=1)
+        return scores.softmax(dim=-1)
 
 
 class Pooled(NamedTuple):

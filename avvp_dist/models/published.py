@@ -1,4 +1,4 @@
-"""Loads the checkpoints that the authors of HAN, MA and JoMoLD publish, under their parameter names."""
+"""Loads the checkpoints that the authors of HAN, MA, JoMoLD, AVE and PSP publish, under their parameter names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,30 +18,79 @@ from torch import Tensor, nn
 from avvp_dist import storage
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.han import HanConfig
+from avvp_dist.models.network import NetworkSection
+from avvp_dist.models.psp import PspConfig
 
 LOGGER = logging.getLogger(__name__)
 
-# published name -> name in this package; the three layers of the pooling heads are one layer here
-_HAN_NAMES = {
-    "fc_a": "audio",
-    "fc_v": "visual",
-    "fc_st": "motion",
-    "fc_fusion": "fusion",
-    "hat_encoder.layers.0.self_attn.out_proj": "layer.self_attention.out_proj",
-    "hat_encoder.layers.0.cm_attn.out_proj": "layer.cross_attention.out_proj",
-    "hat_encoder.layers.0.linear1": "layer.linear1",
-    "hat_encoder.layers.0.linear2": "layer.linear2",
-    "hat_encoder.layers.0.norm1": "layer.norm1",
-    "hat_encoder.layers.0.norm2": "layer.norm2",
+# module of this package -> published module; several published modules are stacked into one here
+_HAN_MODULES: dict[str, str | tuple[str, ...]] = {
+    "audio": "fc_a",
+    "visual": "fc_v",
+    "motion": "fc_st",
+    "fusion": "fc_fusion",
+    "layer.self_attention": "hat_encoder.layers.0.self_attn",
+    "layer.self_attention.out_proj": "hat_encoder.layers.0.self_attn.out_proj",
+    "layer.cross_attention": "hat_encoder.layers.0.cm_attn",
+    "layer.cross_attention.out_proj": "hat_encoder.layers.0.cm_attn.out_proj",
+    "layer.linear1": "hat_encoder.layers.0.linear1",
+    "layer.linear2": "hat_encoder.layers.0.linear2",
+    "layer.norm1": "hat_encoder.layers.0.norm1",
+    "layer.norm2": "hat_encoder.layers.0.norm2",
+    "pooling.heads": ("fc_prob", "fc_frame_att", "fc_av_att"),
 }
-_ATTENTION_NAMES = {
-    "hat_encoder.layers.0.self_attn.in_proj_": "layer.self_attention.in_proj_",
-    "hat_encoder.layers.0.cm_attn.in_proj_": "layer.cross_attention.in_proj_",
+_AVE_MODULES: dict[str, str | tuple[str, ...]] = {
+    "attention.audio": "affine_audio",
+    "attention.visual": "affine_video",
+    "attention.audio_to_regions": "affine_g",
+    "attention.visual_to_regions": "affine_v",
+    "attention.score": "affine_h",
+    "audio_lstm.lstm": "lstm_audio",
+    "visual_lstm.lstm": "lstm_video",
+    "hidden": "L1",
+    "scores": "L2",
 }
-_HEADS = ("fc_prob", "fc_frame_att", "fc_av_att")  # in the order of AttentiveMMIL
+_PSP_MODULES: dict[str, str | tuple[str, ...]] = {
+    "attention.audio": "attention.affine_audio",
+    "attention.visual": "attention.affine_video",
+    "attention.audio_to_regions": "attention.affine_g",
+    "attention.visual_to_regions": "attention.affine_v",
+    "attention.score": "attention.affine_h",
+    "visual": "linear_v",
+    "audio_lstm.lstm": "lstm_a_v.lstm_audio",
+    "visual_lstm.lstm": "lstm_a_v.lstm_video",
+    "propagation.visual1": "psp.v_L1",
+    "propagation.visual2": "psp.v_L2",
+    "propagation.audio1": "psp.a_L1",
+    "propagation.audio2": "psp.a_L2",
+    "propagation.norm": "psp.layer_norm",
+    "hidden": "L1",
+    "scores": "L2",
+    "segment_weight": "W3",
+}
 
-_CONFIGS = {"han": HanConfig(), "ma": HanConfig(), "jomold": HanConfig(visual_dropout=0.5)}
+
+@dataclass(frozen=True)
+class _Published:
+    """A published network: its config here, what it was trained on, and its modules."""
+
+    config: NetworkSection
+    shapes: Mapping[str, tuple[int, ...]]
+    classes: int
+    modules: Mapping[str, str | tuple[str, ...]]
+
+
+_LLP_SHAPES = {stream.name: stream.shape for stream in LLP.streams}
+_AVE_SHAPES = {"audio": (128,), "visual": (7, 7, 512)}
+_NETWORKS = {
+    "han": _Published(HanConfig(), _LLP_SHAPES, len(LLP.classes), _HAN_MODULES),
+    "ma": _Published(HanConfig(), _LLP_SHAPES, len(LLP.classes), _HAN_MODULES),
+    "jomold": _Published(HanConfig(visual_dropout=0.5), _LLP_SHAPES, len(LLP.classes), _HAN_MODULES),
+    "ave": _Published(AveConfig(), _AVE_SHAPES, 28, _AVE_MODULES),
+    "psp": _Published(PspConfig(), _AVE_SHAPES, 28, _PSP_MODULES),
+}
 
 _WRAPPERS = ("model", "state_dict")  # keys under which a training checkpoint stores the parameters
 
@@ -65,7 +115,7 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
     """Load a published checkpoint into a network of this package, in eval mode.
 
     Args:
-        name: ``han``, ``ma`` or ``jomold``.
+        name: ``han``, ``ma``, ``jomold``, or the weakly supervised networks ``ave`` and ``psp``.
         checkpoint: path or URL of the authors' file, or its content: parameters by name, or a dict with the parameters as
             ``model`` or ``state_dict``. Names can start with ``module.``, as written by DataParallel. Parameters that the
             forward pass never uses are ignored and listed in the log. No code in the file is executed.
@@ -75,17 +125,18 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
         DataError: the file is missing, unreadable, or contains anything except parameters, optimizer and generator states;
             or parameters are missing, have another shape or values that are not finite (lists all of them).
     """
-    if name not in _CONFIGS:
-        raise ConfigError(f"unknown published network {name!r}. Valid names: {', '.join(_CONFIGS)}")
+    if name not in _NETWORKS:
+        raise ConfigError(f"unknown published network {name!r}. Valid names: {', '.join(_NETWORKS)}")
     source, content = "", checkpoint
     if not isinstance(checkpoint, Mapping):
         source = f"{os.fspath(checkpoint)}: "
         content = _read(os.fspath(checkpoint))
     title = f"{source}not a published {name} checkpoint"
     given = _parameters(content, title)
-    converted, used, problems = _convert(given)
-    model = _CONFIGS[name].build({stream.name: (stream.dim,) for stream in LLP.streams}, len(LLP.classes))
+    published = _NETWORKS[name]
+    model = published.config.build(published.shapes, published.classes)
     expected = model.state_dict()
+    converted, used, problems = _convert(given, list(expected), published.modules)
     problems += [
         f"{key}: shape {tuple(converted[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected
@@ -160,30 +211,39 @@ def _parameters(content: Any, title: str) -> dict[str, Tensor]:
     return given
 
 
-def _convert(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str], list[str]]:
-    """Return the converted parameters, the published names that were used, and a message for each unusable parameter."""
-    names = {
-        f"{published}.{kind}": f"{name}.{kind}" for published, name in _HAN_NAMES.items() for kind in ("weight", "bias")
-    }
-    names |= {
-        f"{published}{kind}": f"{name}{kind}" for published, name in _ATTENTION_NAMES.items() for kind in ("weight", "bias")
-    }
-    heads = {kind: [f"{head}.{kind}" for head in _HEADS] for kind in ("weight", "bias")}
-    wanted = {*names, *heads["weight"], *heads["bias"]}
+def _convert(
+    given: Mapping[str, Tensor], parameters: Sequence[str], modules: Mapping[str, str | tuple[str, ...]]
+) -> tuple[dict[str, Tensor], set[str], list[str]]:
+    """Convert published parameters.
+
+    Args:
+        given: tensors by published name.
+        parameters: names of all parameters of the network here.
+        modules: published modules by their names here.
+
+    Returns:
+        the converted parameters, the published names that were used, and a message for each unusable parameter.
+    """
+    sources = {name: _published_names(name, modules) for name in parameters}
+    wanted = {published for parts in sources.values() for published in parts}
     missing = sorted(wanted - set(given))
     if missing:
         return {}, set(), [f"{key}: missing" for key in missing]
     problems = [f"{key}: {problem}" for key in sorted(wanted) if (problem := _unusable(given[key]))]
-    for parts in heads.values():
+    for parts in sources.values():
         shapes = {tuple(given[part].shape) for part in parts}
         if len(shapes) > 1:
             problems.append(f"{', '.join(parts)}: shapes {sorted(shapes)}, expected the same for all three")
     if problems:
         return {}, set(), problems
-    converted = {name: given[published] for published, name in names.items()}
-    for kind, parts in heads.items():
-        converted[f"pooling.heads.{kind}"] = torch.cat([given[part] for part in parts])
-    return converted, wanted, []
+    return {name: torch.cat([given[part] for part in parts]) for name, parts in sources.items()}, wanted, []
+
+
+def _published_names(parameter: str, modules: Mapping[str, str | tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the published parameters that make up one of this package, in the order in which they are stacked."""
+    module, _, leaf = parameter.rpartition(".")
+    published = modules[module]
+    return tuple(f"{part}.{leaf}" for part in ((published,) if isinstance(published, str) else published))
 
 
 def _unusable(value: Tensor) -> str:

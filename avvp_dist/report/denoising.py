@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from avvp_dist.metrics.denoising import SEGMENTS, WHOLE, WINDOWS, Levels
 from avvp_dist.report.canvas import BLUE, DARK, RED, new_figure
 from avvp_dist.report.curves import readable
-from avvp_dist.types import MODALITIES
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -39,26 +38,28 @@ def removed_labels(classes: Sequence[str], levels: Levels, path: Path, synthetic
 
     Args:
         classes: names of the C classes.
-        levels: removed labels, as `metrics.denoising.compare_labels` returns them; the finest level that both modalities
+        levels: removed labels, as `metrics.denoising.compare_labels` returns them; the finest level that all tracks
             have is drawn.
         path: the PNG to write.
         synthetic: whether the data are synthetic, which the figure then states.
     """
-    level = [name for name, modalities in levels.items() if len(modalities) == len(MODALITIES)][-1]
-    counts = [_count(*levels[level][modality]) for modality in MODALITIES]
+    tracks = max(levels.values(), key=len).keys()
+    level = [name for name, of_level in levels.items() if of_level.keys() == tracks][-1]
+    counts = [_count(*levels[level][track]) for track in tracks]
     known = all(count.noise is not None for count in counts)
     with new_figure(path, 12, 1.9 + 0.34 * len(classes), _TITLES[level], synthetic) as figure:
-        axes = figure.subplots(1, 4, sharey=True, width_ratios=(3, 2, 3, 2) if known else (3, 1, 3, 1))
+        axes = figure.subplots(1, 2 * len(tracks), sharey=True, width_ratios=((3, 2) if known else (3, 1)) * len(tracks))
         shares = [100 * part / np.maximum(of.labels, 1) for of in counts for part in of[1:] if part is not None]
         limit = min(100.0, max(5.0, 1.05 * float(np.max(shares))))
-        for number, name in enumerate(MODALITIES):
+        for number, name in enumerate(tracks):
             _bars(axes[2 * number], name, counts[number])
             _numbers(axes[2 * number + 1], counts[number])
             axes[2 * number].set_xlim(0, limit)
         axes[0].set_yticks(range(len(classes)), [readable(name) for name in classes])
         axes[0].set_ylim(len(classes) - 0.4, -1.6)
-        axes[2].tick_params(left=False)
-        figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        for axis in axes[2::2]:
+            axis.tick_params(left=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def _count(weak: BoolArray, removed: BoolArray, true: BoolArray | None) -> Counts:

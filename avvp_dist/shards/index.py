@@ -3,6 +3,9 @@
 Together they contain everything that planning, the choice of partners and evaluation need, so no tar is opened for that.
 index.json records size and hash of every shard and of labels.parquet, and ends with a checksum of itself. Data sets that
 were packed before these two checksums existed are read with a warning; `avvp data verify --record` adds the checksums.
+
+Schema version 2 added the task, the tracks, the duration of segments and the shapes of streams. Data sets of version 1 are
+read, and keep their version and their fingerprint.
 """
 
 from __future__ import annotations
@@ -25,15 +28,24 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from avvp_dist import storage
 from avvp_dist.errors import DataError
-from avvp_dist.shards import index_checks
-from avvp_dist.shards.index_entries import NO_OTHER_FIELDS, Count, IndexedStream, LabelsInfo, LeftOut, Name, ShardInfo
+from avvp_dist.shards import index_checks, label_rows
+from avvp_dist.shards.index_entries import (
+    NO_OTHER_FIELDS,
+    Count,
+    IndexedStream,
+    LabelsInfo,
+    LeftOut,
+    Name,
+    Seconds,
+    ShardInfo,
+    TrackName,
+)
+from avvp_dist.shards.label_rows import Timeline
 from avvp_dist.text.credentials import redact
-from avvp_dist.types import MODALITIES
 
 __all__ = [
     "INDEX_FILE",
     "LABELS_FILE",
-    "LABELS_SCHEMA",
     "PARTS_FOLDER",
     "SCHEMA_VERSION",
     "Index",
@@ -52,32 +64,13 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+SCHEMA_1: dict[str, Any] = {"task": "parsing", "tracks": ("audio", "visual"), "segment_seconds": 1.0}
+"""Properties of all data sets of schema version 1, which did not record them."""
 INDEX_FILE = "index.json"
 LABELS_FILE = "labels.parquet"
 PARTS_FOLDER = "_parts"
 """Contains the state of an unfinished pack; deleted once the index is written."""
-
-
-def _list(element: pa.DataType) -> pa.DataType:
-    return pa.list_(pa.field("element", element, nullable=False))
-
-
-_EVENT = pa.struct([pa.field(name, pa.int16(), nullable=False) for name in ("label", "onset", "offset")])
-_REQUIRED = {
-    "id": pa.string(),
-    "name": pa.string(),
-    "split": pa.string(),
-    "shard": pa.int32(),
-    "position": pa.int32(),
-    "offset": pa.int64(),
-    "nbytes": pa.int64(),
-    "weak": _list(pa.int16()),
-}
-LABELS_SCHEMA = pa.schema(
-    [pa.field(name, type_, nullable=False) for name, type_ in _REQUIRED.items()]
-    + [pa.field(f"{modality}_events", _list(_EVENT)) for modality in MODALITIES]
-)
 
 
 @dataclass(frozen=True)
@@ -86,20 +79,27 @@ class Index:
 
     Attributes:
         dataset: name in the catalog.
+        task: name of the task that the labels are for.
         segments: T.
+        segment_seconds: duration of a segment.
+        tracks: what events are indexed by.
         classes: names of the C classes, in order.
-        streams: position of each stream along the last axis of the features.
+        streams: position of each stream along the last axis of the features, and shape of its segments.
         shards: all tar files, ordered by split.
         left_out: videos that were skipped because of bad features.
         provenance: origin of the data; ``{"synthetic": True, ...}`` for synthetic data.
         source: fingerprint of all inputs, by which a repeated pack recognizes its own output.
         labels: size and hash of labels.parquet; None if the data set was packed before they were recorded.
+        schema_version: of index.json and labels.parquet.
     """
 
     __pydantic_config__ = NO_OTHER_FIELDS
 
     dataset: Name
+    task: Name
     segments: Count
+    segment_seconds: Seconds
+    tracks: Annotated[tuple[TrackName, ...], Field(min_length=1)]
     classes: Annotated[tuple[Name, ...], Field(min_length=1)]
     streams: Annotated[tuple[IndexedStream, ...], Field(min_length=1)]
     shards: tuple[ShardInfo, ...]
@@ -107,15 +107,27 @@ class Index:
     provenance: dict[str, Any]
     source: str = ""
     labels: LabelsInfo | None = None
-
-    @property
-    def task(self) -> str:
-        return "parsing"
+    schema_version: int = SCHEMA_VERSION
 
     @property
     def width(self) -> int:
         """Size of the last axis of a video's feature array."""
         return sum(stream.dim for stream in self.streams)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one segment, by stream."""
+        return {stream.name: stream.shape for stream in self.streams}
+
+    @property
+    def timeline(self) -> Timeline:
+        """Segments and classes of its events."""
+        return Timeline(self.segments, self.segment_seconds, len(self.classes))
+
+    @property
+    def labels_schema(self) -> pa.Schema:
+        """Columns of its labels.parquet."""
+        return label_rows.schema(self.schema_version, self.tracks)
 
     @property
     def synthetic(self) -> bool:
@@ -124,19 +136,27 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of classes, streams, shards and labels, which identifies the data regardless of location and provenance.
+        """SHA-256 that identifies the data regardless of location and provenance.
 
-        Labels are included if their hash is recorded, so that data sets packed earlier keep their fingerprint.
+        It covers task, tracks, segments, classes, streams, shards and labels: what the schema version contains, and labels
+        if their hash is recorded, so that data sets packed earlier keep their fingerprint.
         """
         shards = [(shard.name, shard.split, shard.samples, shard.sha256) for shard in self.shards]
-        streams = [(stream.name, stream.dim, stream.offset) for stream in self.streams]
-        content = [SCHEMA_VERSION, self.dataset, self.segments, self.classes, streams, shards]
+        streams: list[tuple] = [(stream.name, stream.dim, stream.offset) for stream in self.streams]
+        content: list[Any] = [self.schema_version, self.dataset, self.segments, self.classes, streams, shards]
+        if self.schema_version > 1:
+            content += [self.task, self.tracks, self.segment_seconds, [stream.shape for stream in self.streams]]
         content += [self.labels.sha256] if self.labels else []
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Content of index.json, including its checksum."""
-        content = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        content = {"schema_version": self.schema_version, **asdict(self)}
+        if self.schema_version == 1:
+            for name in SCHEMA_1:
+                del content[name]
+            for stream in content["streams"]:
+                del stream["shape"]
         if self.labels is None:
             del content["labels"]
         return index_checks.seal(redact(json.dumps(content, indent=1)))  # `storage.write_text` redacts too
@@ -149,13 +169,15 @@ class Index:
             DataError: not an index, damaged, malformed, or written by a newer version.
         """
         content, sealed = index_checks.unseal(text.encode() if isinstance(text, str) else text, source)
-        version = content.pop("schema_version", None) if isinstance(content, dict) else None
-        if not isinstance(version, int):
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if type(version) is not int or version < 1:
             raise DataError(f"{source}: not the index of a packed data set, because it has no schema_version")
         if version > SCHEMA_VERSION:
             raise DataError(
                 f"{source}: schema version {version}, but this avvp_dist reads at most {SCHEMA_VERSION}; install a newer one"
             )
+        if version == 1:
+            content |= SCHEMA_1
         try:
             index = _INDEX.validate_python(content)
         except ValidationError as error:
@@ -164,7 +186,8 @@ class Index:
             raise DataError(problems, f"{source}: malformed; {index_checks.RESTORE}") from None
         if index.labels is not None and not sealed:
             raise DataError(f"{source}: edited by hand, its checksum is missing; {index_checks.RESTORE}")
-        if problems := index_checks.contradictions(index.classes, index.streams, index.shards, index.left_out):
+        entries = (index.tracks, index.classes, index.streams, index.shards, index.left_out)
+        if problems := index_checks.contradictions(*entries):
             raise DataError(problems, f"{source}: inconsistent; {index_checks.RESTORE}")
         return index
 
@@ -199,7 +222,7 @@ class Labels:
         split: name of the split.
         ids: video ids.
         weak: bool [N,C].
-        audio, visual: events as bool [N,T,C]; None if they were not annotated.
+        truth: events by track, each bool [N,T,C]; None if they were not annotated.
         shard: number of the video's tar in ``Index.shards``, int32 [N].
         position: number of the video within its tar, int32 [N].
         offset, nbytes: byte range of the raw array data (after the .npy header) within the tar, int64 [N].
@@ -208,23 +231,20 @@ class Labels:
     split: str
     ids: tuple[str, ...]
     weak: NDArray[np.bool_]
-    audio: NDArray[np.bool_] | None
-    visual: NDArray[np.bool_] | None
+    truth: Mapping[str, NDArray[np.bool_]] | None
     shard: NDArray[np.int32]
     position: NDArray[np.int32]
     offset: NDArray[np.int64]
     nbytes: NDArray[np.int64]
 
-    @property
-    def truth(self) -> Mapping[str, NDArray[np.bool_]] | None:
-        if self.audio is None or self.visual is None:
-            return None
-        return {"audio": self.audio, "visual": self.visual}
+    def truth_of(self, track: str) -> NDArray[np.bool_] | None:
+        """Events of one track, bool [N,T,C]; None if they were not annotated."""
+        return None if self.truth is None else self.truth[track]
 
 
-def labels_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """``rows`` as a table with the columns of `LABELS_SCHEMA`, which takes a tenth of the memory of the dicts."""
-    return pa.Table.from_pylist(list(rows), schema=LABELS_SCHEMA)
+def labels_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """``rows`` as a table with the columns of ``schema``, which takes a tenth of the memory of the dicts."""
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def labels_bytes(tables: Sequence[pa.Table]) -> bytes:
@@ -252,7 +272,7 @@ def read_labels(url: str, index: Index) -> dict[str, Labels]:
 
 
 def read_table(url: str, index: Index) -> pa.Table:
-    """Read the rows of labels.parquet, with the columns of `LABELS_SCHEMA`, and verify their hash.
+    """Read the rows of labels.parquet, with the columns of `Index.labels_schema`, and verify their hash.
 
     Raises:
         DataError: see `read_labels`.
@@ -279,8 +299,8 @@ def read_table(url: str, index: Index) -> pa.Table:
             table.validate(full=True)
     except Exception as error:  # a damaged file can make pyarrow raise almost any error
         raise DataError(f"{source}: not a readable parquet file ({error}); {_REPACK}") from None
-    if not table.schema.equals(LABELS_SCHEMA):
-        raise DataError(f"{source}: does not have the columns of schema version {SCHEMA_VERSION}; {_REPACK}")
+    if not table.schema.equals(index.labels_schema):
+        raise DataError(f"{source}: does not have the columns of schema version {index.schema_version}; {_REPACK}")
     return table
 
 
@@ -323,7 +343,7 @@ def _split_labels(
     part = table.take(pa.array(rows, pa.int64()))
     problems: list[str] = []
     ids = part["id"].to_pylist()
-    lists, labels = _flat(part["weak"])
+    lists, labels = label_rows.flat(part["weak"])
     weak = np.zeros((len(ids), len(index.classes)), bool)
     if len(set(ids)) != len(ids):
         problems += [f"{split}: video {name} is listed {count} times" for name, count in Counter(ids).items() if count > 1]
@@ -333,42 +353,12 @@ def _split_labels(
         weak[lists, labels] = True
         if weak.sum() != len(labels):
             problems.append(f"{split}: weak labels listed twice for a video")
-    audio, visual = (_dense(part[f"{name}_events"], f"{split}: {name} events", index, ids, problems) for name in MODALITIES)
+    truth = {}
+    for track in index.tracks:
+        active = label_rows.dense(part[f"{track}_events"], f"{split}: {track} events", index.timeline, ids, problems)
+        if active is not None:
+            truth[track] = active
     if problems:
         raise DataError(problems, f"{source}: unusable labels; {_REPACK}")
-    return Labels(split, tuple(ids), weak, audio, visual, **{name: values[rows] for name, values in locations.items()})
-
-
-def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], Any]:
-    """Flatten a list column; return the row of each element, and the elements (numpy for numbers, else arrow)."""
-    lists = column.combine_chunks()
-    values = lists.flatten()
-    parents = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    rows = np.repeat(np.arange(len(lists)), parents)
-    return rows, values if pa.types.is_struct(values.type) else values.to_numpy(zero_copy_only=False)
-
-
-def _dense(
-    column: pa.ChunkedArray, what: str, index: Index, ids: Sequence[str], problems: list[str]
-) -> NDArray[np.bool_] | None:
-    """Events as bool [N,T,C], merging overlapping ones; None if no video is annotated."""
-    if column.null_count == len(column):
-        return None
-    if column.null_count:
-        problems.append(f"{what}: known only for some videos")
-        return None
-    rows, events = _flat(column)
-    label, onset, offset = (events.field(name).to_numpy(zero_copy_only=False) for name in ("label", "onset", "offset"))
-    bad = (label < 0) | (label >= len(index.classes)) | (onset < 0) | (onset >= offset) | (offset > index.segments)
-    if bad.any():
-        first = np.flatnonzero(bad)[0]
-        problems.append(
-            f"{what}: {bad.sum()} with labels or seconds out of range, the first in video {ids[rows[first]]}: class "
-            f"{label[first]}, seconds {onset[first]} to {offset[first]}"
-        )
-        return None
-    dense = np.zeros((len(column), index.segments, len(index.classes)), bool)
-    for segment in range(index.segments):
-        inside = (onset <= segment) & (segment < offset)
-        dense[rows[inside], segment, label[inside]] = True
-    return dense
+    annotated = truth if len(truth) == len(index.tracks) else None
+    return Labels(split, tuple(ids), weak, annotated, **{name: values[rows] for name, values in locations.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,10 +48,15 @@ def unseal(raw: bytes, source: str) -> tuple[Any, bool]:
 
 
 def contradictions(
-    classes: Sequence[str], streams: Sequence[IndexedStream], shards: Sequence[ShardInfo], left_out: Sequence[LeftOut]
+    tracks: Sequence[str],
+    classes: Sequence[str],
+    streams: Sequence[IndexedStream],
+    shards: Sequence[ShardInfo],
+    left_out: Sequence[LeftOut],
 ) -> list[str]:
     """Contradictions between the entries of an index."""
     problems = [
+        *_duplicates("tracks", tracks),
         *_duplicates("classes", classes),
         *_duplicates("streams", (stream.name for stream in streams)),
         *_duplicates("shards", (shard.name for shard in shards)),
@@ -58,6 +64,8 @@ def contradictions(
     ]
     end = 0
     for stream in sorted(streams, key=lambda stream: stream.offset):
+        if math.prod(stream.shape) != stream.dim:
+            problems.append(f"streams: {stream.name} has shape {list(stream.shape)}, which is not {stream.dim} values")
         if stream.offset != end:
             problems.append(
                 f"streams: {stream.name} begins at column {stream.offset}, but the previous one ends at {end}; "

@@ -24,20 +24,31 @@ ShardName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}-[0-9]{6}\.tar\z"
 SplitName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_]{1,32}\z")]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
+TrackName = Annotated[str, Field(pattern=r"\A[a-z][a-z0-9_]{0,31}\z")]
 Count = Annotated[int, Field(strict=True, ge=1, le=10**6)]
+Seconds = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(strict=True, ge=1, le=2**53)]
 NO_OTHER_FIELDS = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
 class IndexedStream:
-    """A stream: columns ``offset`` to ``offset + dim`` of a video's feature array."""
+    """A stream: columns ``offset`` to ``offset + dim`` of a video's feature array.
+
+    Attributes:
+        shape: shape of one segment, ``(dim,)`` by default; the columns contain it in C order.
+    """
 
     __pydantic_config__ = NO_OTHER_FIELDS
 
     name: Name
     dim: Count
     offset: Annotated[int, Field(strict=True, ge=0, le=10**6)]
+    shape: tuple[Count, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.shape:
+            object.__setattr__(self, "shape", (self.dim,))
 
 
 @dataclass(frozen=True)

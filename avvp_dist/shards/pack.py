@@ -28,19 +28,20 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.shards import index as indexes
-from avvp_dist.shards import worker_pool
+from avvp_dist.shards import label_rows, worker_pool
 from avvp_dist.shards.feature_source import FeatureSource, OddFile
 from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
 from avvp_dist.shards.spec import Dataset
 from avvp_dist.storage import locks
-from avvp_dist.types import MODALITIES, VideoRecord
+from avvp_dist.types import VideoRecord
 
 LOGGER = logging.getLogger(__name__)
 
 _PLAN_FILE = "plan.json"
 _INPUTS = "annotations, feature files (size or modification time) or the number of videos per shard"
 _CHECK_BLOCK = 64  # videos that a worker checks at a time
+_SHARD_BYTES = 2**24  # of features: a worker has a few copies of a shard in memory
 
 
 def pack(
@@ -51,7 +52,7 @@ def pack(
     *,
     provenance: Mapping[str, Any],
     workers: int | None = None,
-    shard_videos: int = 256,
+    shard_videos: int | None = None,
     skip_bad: bool = False,
     open_pool: worker_pool.OpenPool = worker_pool.pool,
 ) -> Index:
@@ -68,7 +69,7 @@ def pack(
         provenance: origin of the data, stored in the index; JSON values.
         workers: number of workers requested from ``open_pool``. For processes, the default is one per core, and with 1 this
             process does the work.
-        shard_videos: videos per shard.
+        shard_videos: videos per shard; by default 256, or as many as 16 MB hold.
         skip_bad: leave out videos with bad features and record them in the index.
         open_pool: creates the workers; the output does not depend on it.
 
@@ -77,6 +78,7 @@ def pack(
         DataError: invalid records, bad feature files (all of them; unless ``skip_bad``), or an ``out`` that contains other
             data.
     """
+    shard_videos = _default_shard_videos(dataset) if shard_videos is None else shard_videos
     if shard_videos < 1 or (workers is not None and workers < 1):
         raise ConfigError(f"shard_videos ({shard_videos}) and workers ({workers}) must be at least 1")
     _check_records(dataset, records)
@@ -123,7 +125,10 @@ def _pack(
     labels = _labels(out, earlier, [shard.rows for shard in packed])
     index = Index(
         dataset=dataset.name,
+        task=dataset.task,
         segments=dataset.segments,
+        segment_seconds=dataset.segment_seconds,
+        tracks=dataset.tracks,
         classes=dataset.classes,
         streams=_streams(dataset),
         shards=shards,
@@ -131,6 +136,7 @@ def _pack(
         provenance=dict(provenance),
         source=inputs,
         labels=labels_info(labels),
+        schema_version=earlier.schema_version if earlier else indexes.SCHEMA_VERSION,
     )
     _write_if_changed(storage.join(out, indexes.LABELS_FILE), labels)
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
@@ -140,28 +146,44 @@ def _pack(
     return index
 
 
+def _default_shard_videos(dataset: Dataset) -> int:
+    return max(1, min(256, _SHARD_BYTES // (2 * dataset.segments * dataset.width)))
+
+
 def _inputs(dataset: Dataset, records: Sequence[VideoRecord], source: FeatureSource, shard_videos: int) -> str:
     """Fingerprint of all inputs: `_digest` of a list, computed one record at a time, since there may be millions."""
     digest = hashlib.sha256(f"[{json.dumps(_identity(dataset))}, {json.dumps(shard_videos)}, [".encode())
     for number, record in enumerate(records):
-        digest.update(f"{', ' if number else ''}{json.dumps(asdict(record))}".encode())
+        digest.update(f"{', ' if number else ''}{json.dumps(_record_identity(dataset, record))}".encode())
     digest.update(f"], {json.dumps(source.fingerprint(records))}]".encode())
     return digest.hexdigest()
 
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
-    """The data set as existing packs identify it: those packed before streams named their reduction have none."""
+    """The data set as existing packs identify it: properties that earlier versions did not have are added only if needed."""
     facts = asdict(dataset)
     for stream in facts["streams"]:
         if stream["reduction"] == "block-mean":
             del stream["reduction"]
+        if stream["shape"] == (stream["dim"],):
+            del stream["shape"]
+    if (dataset.task, dataset.tracks, dataset.segment_seconds) == tuple(indexes.SCHEMA_1.values()):
+        for name in indexes.SCHEMA_1:
+            del facts[name]
     return facts
+
+
+def _record_identity(dataset: Dataset, record: VideoRecord) -> dict[str, Any]:
+    """A video as existing packs identify it."""
+    columns = label_rows.event_columns(record, dataset.tracks)
+    events = {name: None if found is None else [list(event.values()) for event in found] for name, found in columns.items()}
+    return {"id": record.id, "name": record.name, "split": record.split, "weak": record.weak, **events}
 
 
 def _streams(dataset: Dataset) -> tuple[IndexedStream, ...]:
     streams, offset = [], 0
     for stream in dataset.streams:
-        streams.append(IndexedStream(stream.name, stream.dim, offset))
+        streams.append(IndexedStream(stream.name, stream.dim, offset, stream.shape))
         offset += stream.dim
     return tuple(streams)
 
@@ -199,7 +221,8 @@ def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
     """Raise DataError for records that no shard can hold; ids and splits become names of files and tar members."""
     problems = [] if records else ["no videos"]
     seen: set[str] = set()
-    known: dict[tuple[str, str], bool] = {}
+    annotated: dict[str, bool] = {}
+    timeline = label_rows.Timeline(dataset.segments, dataset.segment_seconds, len(dataset.classes))
     for record in records:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", record.id):
             problems.append(f"video id {record.id!r}: use up to 64 letters, digits, '-' and '_'")
@@ -210,14 +233,17 @@ def _check_records(dataset: Dataset, records: Sequence[VideoRecord]) -> None:
         seen.add(record.id)
         if not all(0 <= label < len(dataset.classes) for label in record.weak):
             problems.append(f"{record.id}: weak labels {record.weak} outside 0..{len(dataset.classes) - 1}")
-        for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
-            if known.setdefault((record.split, modality), events is not None) != (events is not None):
-                problems.append(f"{record.id}: {modality} events must be known for all videos of {record.split} or for none")
-            problems += [
-                f"{record.id}: {modality} {event} is outside {len(dataset.classes)} classes or {dataset.segments} segments"
-                for event in events or ()
-                if not (0 <= event.label < len(dataset.classes) and 0 <= event.onset < event.offset <= dataset.segments)
-            ]
+        known = record.events is not None
+        if annotated.setdefault(record.split, known) != known:
+            problems.append(f"{record.id}: events must be known for all videos of {record.split} or for none")
+        if record.events is not None and tuple(record.events) != dataset.tracks:
+            problems.append(f"{record.id}: has events of {tuple(record.events)}, expected of {dataset.tracks}")
+        problems += [
+            f"{record.id}: {track} {event} is outside {len(dataset.classes)} classes or {dataset.seconds:g} seconds"
+            for track, events in (record.events or {}).items()
+            for event in events
+            if not timeline.contains(*event)
+        ]
     if problems:
         raise DataError(problems, "these videos cannot be packed")
 
@@ -275,6 +301,7 @@ def _plan(
     earlier: Index | None,
 ) -> list[ShardJob]:
     known = {shard.name: shard for shard in earlier.shards} if earlier else {}
+    version = earlier.schema_version if earlier else indexes.SCHEMA_VERSION
     splits: dict[str, list[VideoRecord]] = {}
     for record in records:
         if record.id not in left_out:
@@ -286,8 +313,11 @@ def _plan(
         for number, start in enumerate(range(0, len(videos), shard_videos)):
             name = f"{split}-{number:06d}.tar"
             chosen = tuple(videos[start : start + shard_videos])
-            fingerprint = _digest([list(map(asdict, chosen)), source.fingerprint(chosen)])
-            jobs.append(ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name)))
+            identities = [_record_identity(dataset, record) for record in chosen]
+            fingerprint = _digest([identities, source.fingerprint(chosen)])
+            jobs.append(
+                ShardJob(dataset, source, out, len(jobs), name, split, chosen, fingerprint, known.get(name), version)
+            )
     return jobs
 
 

@@ -61,10 +61,9 @@ def exclude(labels: Labels, left_out: Collection[LeftOut]) -> Labels:
     if not kept.any():
         raise DataError(f"split {labels.split}: every video is bad; pack the data set again")
     arrays: dict[str, Any] = {
-        name: None if values is None else values[kept]
-        for name, values in vars(labels).items()
-        if name not in ("split", "ids")
+        name: values[kept] for name, values in vars(labels).items() if name not in ("split", "ids", "truth")
     }
+    arrays["truth"] = labels.truth and {track: active[kept] for track, active in labels.truth.items()}
     return replace(labels, ids=tuple(name for name in labels.ids if name not in ids), **arrays)
 
 

@@ -20,10 +20,11 @@ import pyarrow as pa
 from avvp_dist import storage
 from avvp_dist.errors import DataError
 from avvp_dist.shards import index as indexes
+from avvp_dist.shards import label_rows
 from avvp_dist.shards.feature_source import FeatureSource
 from avvp_dist.shards.index import ShardInfo
 from avvp_dist.shards.spec import Dataset
-from avvp_dist.types import MODALITIES, VideoRecord
+from avvp_dist.types import VideoRecord
 
 _FEATURES = "features.npy"
 
@@ -36,6 +37,7 @@ class ShardJob:
         number: of the shard, over all splits; the index lists shards in this order.
         fingerprint: of the shard's inputs, as computed by the planning process.
         known: entry of the shard in a finished index.
+        schema_version: of the index, which determines the columns of labels.parquet.
     """
 
     dataset: Dataset
@@ -47,6 +49,7 @@ class ShardJob:
     records: tuple[VideoRecord, ...]
     fingerprint: str
     known: ShardInfo | None
+    schema_version: int = indexes.SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,10 @@ def describe(record: VideoRecord, classes: Sequence[str]) -> dict[str, Any]:
         "split": record.split,
         "weak": [classes[label] for label in record.weak],
     }
-    for modality, events in zip(MODALITIES, (record.audio_events, record.visual_events), strict=True):
-        if events is not None:
-            description[f"{modality}_events"] = [{**event._asdict(), "label": classes[event.label]} for event in events]
+    for track, events in (record.events or {}).items():
+        description[f"{track}_events"] = [
+            {**label_rows.plain(event)._asdict(), "label": classes[event.label]} for event in events
+        ]
     return description
 
 
@@ -147,9 +151,8 @@ def _rows(job: ShardJob, content: bytes) -> pa.Table:
             "offset": ends[f"{record.id}.{_FEATURES}"] - length,  # the array data are at the end of the member
             "nbytes": length,
             "weak": record.weak,
-            "audio_events": None if record.audio_events is None else [event._asdict() for event in record.audio_events],
-            "visual_events": None if record.visual_events is None else [event._asdict() for event in record.visual_events],
+            **label_rows.event_columns(record, job.dataset.tracks),
         }
         for position, record in enumerate(job.records)
     ]
-    return indexes.labels_table(rows)
+    return indexes.labels_table(rows, label_rows.schema(job.schema_version, job.dataset.tracks))

@@ -64,6 +64,7 @@ class _Job(NamedTuple):
     shard: ShardInfo
     shape: tuple[int, int]
     classes: tuple[str, ...]
+    tracks: tuple[str, ...]
     rows: pa.Table | None
 
 
@@ -129,7 +130,8 @@ def _unexpected_files(url: str, index: Index) -> list[str]:
 
 
 def _jobs(store: ShardStore, index: Index, table: pa.Table | None) -> list[_Job]:
-    job = _Job(store, index.shards[0], (index.segments, index.width), index.classes, None) if index.shards else None
+    shape = (index.segments, index.width)
+    job = _Job(store, index.shards[0], shape, index.classes, index.tracks, None) if index.shards else None
     rows: Sequence[pa.Table | None] = [None] * len(index.shards)
     if table is not None and index.shards:
         by_shard = np.argsort(table["shard"].to_numpy(), kind="stable")
@@ -159,7 +161,7 @@ def _contradictions(file: OpenShard, job: _Job) -> list[str]:
     expected: dict[str, dict[str, Any] | None] = {}
     for row in job.rows.to_pylist():
         expected[f"{row['id']}.{FEATURES}"] = None
-        expected[f"{row['id']}.json"] = describe(_video(row), job.classes)
+        expected[f"{row['id']}.json"] = describe(_video(row, job.tracks), job.classes)
     problems, name = [], job.shard.name
     file.seek(0)
     try:
@@ -178,13 +180,11 @@ def _contradictions(file: OpenShard, job: _Job) -> list[str]:
     return problems
 
 
-def _video(row: Mapping[str, Any]) -> VideoRecord:
-    """Convert a row of labels.parquet to a record."""
-    audio, visual = (
-        None if events is None else tuple(Event(**event) for event in events)
-        for events in (row["audio_events"], row["visual_events"])
-    )
-    return VideoRecord(row["id"], row["name"], row["split"], tuple(row["weak"]), audio, visual)
+def _video(row: Mapping[str, Any], tracks: Sequence[str]) -> VideoRecord:
+    """Convert a row of labels.parquet to a record, with the tracks that are annotated."""
+    lists = {track: row[f"{track}_events"] for track in tracks}
+    events = {track: tuple(Event(**event) for event in found) for track, found in lists.items() if found is not None}
+    return VideoRecord(row["id"], row["name"], row["split"], tuple(row["weak"]), events or None)
 
 
 def _differences(where: str, content: bytes, expected: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from avvp_dist.tasks.base import TaskSection
+from avvp_dist.tasks.localization import LocalizationConfig
 from avvp_dist.tasks.parsing import ParsingConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def _installed() -> dict[str, type[TaskSection]]:
 DEFAULT_TASK: type[TaskSection] = ParsingConfig
 """Task of recipes, and of data sets of earlier versions, that name none."""
 TASKS: dict[str, type[TaskSection]] = {
-    **{section.model_fields["name"].default: section for section in (ParsingConfig,)},
+    **{section.model_fields["name"].default: section for section in (ParsingConfig, LocalizationConfig)},
     **_installed(),
 }
 """Config class of each task by its ``name``."""

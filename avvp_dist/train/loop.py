@@ -158,7 +158,9 @@ class StageTrainer:
         job, collective = self.job, self.runtime.collective
         plan = job.train_split.plan(job.train.batch_size, job.seed, self.epoch)
         started, first = time.perf_counter(), self.step
-        epoch = job.train_split.epoch(plan, first, self.rank, collective.world_size, job.stage.partners)
+        epoch = job.train_split.epoch(
+            plan, first, self.rank, collective.world_size, job.stage.partners, job.stage.partner_rule
+        )
         with closing(epoch) as batches:
             for batch in self.times.batches(batches):
                 position = TrainPosition(job.stage.name, self.epoch, self.step, job.train.epochs, plan.steps)
@@ -168,8 +170,9 @@ class StageTrainer:
                 self.step += 1
                 self._between_steps(plan, position)
         self.meter.check_finite(plan, position, collective)
-        videos = len(job.train_split) - first * job.train.batch_size
-        self._finish_epoch(self.meter.gather(collective), videos / (time.perf_counter() - started))
+        videos = sum(plan.total(step) for step in range(plan.steps))
+        trained = videos - first * job.train.batch_size
+        self._finish_epoch(self.meter.gather(collective), videos, trained / (time.perf_counter() - started))
 
     def _between_steps(self, plan: Plan, position: TrainPosition) -> None:
         """Check for stop requests, check the loss and save checkpoints when due; not after the last step of an epoch."""
@@ -205,10 +208,10 @@ class StageTrainer:
         where = f"stage {self.job.stage.name}, epoch {self.epoch + 1}, step {self.step}"
         raise Preempted(f"stopped on request at {where}: a checkpoint is saved; the same command resumes from there")
 
-    def _finish_epoch(self, gathered: Mapping[str, Tensor], videos_per_second: float) -> None:
+    def _finish_epoch(self, gathered: Mapping[str, Tensor], videos: int, videos_per_second: float) -> None:
         job, started = self.job, time.perf_counter()
         row: dict[str, Any] = {"stage": job.stage.name, "epoch": self.epoch + 1, "lr": self.scheduler.get_last_lr()[0]}
-        row |= self.meter.metrics(gathered) | {"videos_per_second": videos_per_second}
+        row |= self.meter.metrics(gathered, videos) | {"videos_per_second": videos_per_second}
         # of this rank; the history keeps those of rank 0
         row |= {f"time/{phase}_seconds": seconds for phase, seconds in self.times.take().items()}
         rows = predict(

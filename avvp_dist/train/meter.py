@@ -13,7 +13,7 @@ from avvp_dist.errors import TrainingError
 from avvp_dist.loading.plan import Plan
 from avvp_dist.metrics.denoising import removal_row
 from avvp_dist.shards.index import Labels
-from avvp_dist.types import Batch, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Targets, TrainPosition
 
 
 class EpochMeter:
@@ -87,15 +87,15 @@ class EpochMeter:
                     "videos' features; the last checkpoint was saved before this step"
                 )
 
-    def metrics(self, gathered: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return mean losses per video and, for a stage that denoises, counts, precision and recall of removed labels."""
-        videos = len(self._labels.ids)
+    def metrics(self, gathered: Mapping[str, Tensor], videos: int) -> dict[str, float]:
+        """Return mean losses over the epoch's videos and, for a stage that denoises, figures of the removed labels."""
         row = {
             f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
         }
         removed = self.removed(gathered)
         if removed is not None:
-            row |= removal_row(self._labels.weak, removed, self._labels.audio, self._labels.visual)
+            by_track = {track: removed[:, number] for number, track in enumerate(MODALITIES)}
+            row |= removal_row(self._labels.weak, by_track, self._labels.truth)
         return row
 
     @staticmethod

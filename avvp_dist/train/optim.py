@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, StepLR
 
 from avvp_dist.config import Section
 
@@ -34,6 +34,8 @@ class OptimConfig(Section):
     """step: epochs between two reductions of the learning rate."""
     gamma: float = Field(0.1, gt=0, le=1)
     """step: factor of each reduction."""
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """step: numbers of epochs after which the learning rate is reduced, in place of step_size."""
     warmup_epochs: int = Field(0, ge=0)
     """cosine: epochs over which the learning rate rises linearly to lr; a shorter stage ends below lr."""
     final_fraction: float = Field(0.01, ge=0, le=1)
@@ -57,6 +59,8 @@ class OptimConfig(Section):
         cls = {"adam": Adam, "adamw": AdamW}[self.name]
         optimizer = cls(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
         if self.schedule == "step":
+            if self.milestones:
+                return optimizer, MultiStepLR(optimizer, self.milestones, self.gamma)
             return optimizer, StepLR(optimizer, self.step_size, self.gamma)
         return optimizer, LambdaLR(optimizer, _WarmupCosine(self.warmup_epochs, epochs, self.final_fraction))
 

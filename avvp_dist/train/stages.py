@@ -212,7 +212,7 @@ class StageRunner:
             key=planned.key,
             seed=self.seed,
             build=self.build,
-            train=self.train,
+            train=self.train if stage.epochs is None else self.train.model_copy(update={"epochs": stage.epochs}),
             optim=self.optim,
             evaluate=self.evaluate,
             task=self.task,
@@ -243,7 +243,12 @@ class StageRunner:
         model.load_state_dict(source.weights)
         bfloat16 = self.train.precision == "bfloat16"
         batches = split.iter_all(
-            self.evaluate.batch_size, collective.rank, collective.world_size, stage.partners, stage.partner_seed
+            self.evaluate.batch_size,
+            collective.rank,
+            collective.world_size,
+            stage.partners,
+            stage.partner_seed,
+            stage.partner_rule,
         )
         autocast = torch.autocast(self.runtime.device.type, torch.bfloat16, enabled=bfloat16)
         with closing(batches), torch.inference_mode(), autocast:

@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     weights, seconds = [], {}
     for times in (None, PhaseTimes(runtime.device)):  # the first iteration warms up
         torch.manual_seed(0)
-        model = config.model.build({stream.name: (stream.dim,) for stream in LLP.streams}, len(LLP.classes))
+        model = config.model.build({stream.name: stream.shape for stream in LLP.streams}, len(LLP.classes))
         stage = config.method.build(LLP.classes, LLP.segments).stages[-1]
         half = dict.fromkeys(LLP.classes, 0.5)
         stage.start({"ratios": {"audio": half, "visual": half}}, runtime.device)

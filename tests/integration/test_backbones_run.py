@@ -57,7 +57,7 @@ def train(config):
         optim=config.optim,
         evaluate=config.evaluate,
         task=config.task.build(index.classes),
-        build=lambda: config.model.build({stream.name: (stream.dim,) for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)),
         splits=splits,
         runtime=runtime,
         callback=Silent(),

@@ -36,7 +36,7 @@ def counted(labels, refined, classes, spans):
         for label in range(len(classes)):
             for number, (start, stop) in enumerate(spans if labels.weak[video, label] else ()):
                 gone = refined.visual[row, number, label] == 0
-                wrong = not labels.visual[video, start:stop, label].any()
+                wrong = not labels.truth["visual"][video, start:stop, label].any()
                 removed, noise, hits = removed + gone, noise + wrong, hits + (gone and wrong)
     return int(removed), int(noise), int(hits)
 
@@ -63,7 +63,9 @@ def test_windows_removed_by_lr_are_scored(packed, lr):
 def test_given_labels_are_scored_beside_those_of_the_run(packed, lr, tmp_path):
     made = noisy_segment_labels(packed, 0.2, seed=0)
     # in another order than the data set's: it is the ids that count
-    upside_down = RefinedLabels(made.ids[::-1], made.classes, None, made.audio[::-1], made.visual[::-1], {})
+    upside_down = RefinedLabels(
+        made.ids[::-1], made.classes, None, {"audio": made.audio[::-1], "visual": made.visual[::-1]}, {}
+    )
     (tmp_path / "labels.npz").write_bytes(upside_down.to_bytes())
     result = run("valor", packed, tmp_path / "valor", "optim.warmup_epochs=0", f"data.refined={tmp_path / 'labels.npz'}")
     assert result["denoising"] == {}

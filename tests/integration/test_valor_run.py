@@ -64,16 +64,20 @@ def test_missing_or_unfit_labels_are_refused_before_anything_is_written(packed, 
     with pytest.raises(ConfigError, match="data.refined: missing; method valor trains on segment-level labels; make such"):
         run(packed, tmp_path / "run")
     found = RefinedLabels.load(labels)
-    of_videos = RefinedLabels(found.ids, found.classes, None, found.audio.max(1), found.visual.max(1), {})
+    of_videos = RefinedLabels(
+        found.ids, found.classes, None, {"audio": found.audio.max(1), "visual": found.visual.max(1)}, {}
+    )
     windows = ((0, 5), (5, 10))
-    of_windows = RefinedLabels(found.ids, found.classes, None, found.audio[:, :2], found.visual[:, :2], {}, windows)
+    of_windows = RefinedLabels(
+        found.ids, found.classes, None, {"audio": found.audio[:, :2], "visual": found.visual[:, :2]}, {}, windows
+    )
     for name, other in (("videos", of_videos), ("windows", of_windows)):
         (tmp_path / name).write_bytes(other.to_bytes())
         with pytest.raises(
             ConfigError, match="method valor trains on segment-level labels, but those in .* are of whole videos or"
         ):
             run(packed, tmp_path / "run", f"data.refined={tmp_path / name}")
-    few = RefinedLabels(found.ids[:-1], found.classes, None, found.audio[:-1], found.visual[:-1], {})
+    few = RefinedLabels(found.ids[:-1], found.classes, None, {"audio": found.audio[:-1], "visual": found.visual[:-1]}, {})
     (tmp_path / "few").write_bytes(few.to_bytes())
     with pytest.raises(DataError, match="no labels for 1 of 62 training videos"):
         run(packed, tmp_path / "run", f"data.refined={tmp_path / 'few'}")

@@ -20,7 +20,7 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.errors import DataError
 from avvp_dist.loading.split import DataConfig, open_split
 from avvp_dist.shards.cache import ShardCache
-from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, LABELS_SCHEMA, Index, labels_info, read_labels
+from avvp_dist.shards.index import INDEX_FILE, LABELS_FILE, Index, labels_info, read_labels
 from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.shards.reading import ShardStore
 
@@ -69,7 +69,7 @@ class Damaged:
     def write_rows(self, rows: list[dict]) -> None:
         """Write another labels.parquet and record it in the index, like a faulty pack instead of a faulty disk."""
         path, index = Path(self.url, LABELS_FILE), Index.load(self.url)
-        pq.write_table(pa.Table.from_pylist(rows, schema=LABELS_SCHEMA), path)
+        pq.write_table(pa.Table.from_pylist(rows, schema=index.labels_schema), path)
         Path(self.url, INDEX_FILE).write_text(replace(index, labels=labels_info(path.read_bytes())).to_json())
 
     def open(self, mode: str, split: str = "train"):
@@ -249,8 +249,10 @@ def test_labels_without_some_videos(damaged):
     bad = inspect(ShardStore(damaged.url, ShardCache()), index, labels, 0, 1)
     kept = exclude(labels["train"], bad)
     assert kept.ids == labels["train"].ids[:ROW] + labels["train"].ids[ROW + 1 :]
-    for name in ("weak", "audio", "visual", "shard", "position", "offset", "nbytes"):
+    for name in ("weak", "shard", "position", "offset", "nbytes"):
         np.testing.assert_array_equal(getattr(kept, name), np.delete(getattr(labels["train"], name), ROW, axis=0))
+    for track, active in labels["train"].truth.items():
+        np.testing.assert_array_equal(kept.truth[track], np.delete(active, ROW, axis=0))
     assert exclude(labels["val"], bad) is labels["val"]
     with pytest.raises(DataError, match="split train: every video is bad"):
         exclude(labels["train"], [replace(bad[0], id=name) for name in labels["train"].ids])

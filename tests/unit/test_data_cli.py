@@ -51,7 +51,7 @@ def test_pack_and_inspect(official, tmp_path):
         "segments_with_truth": 0,
     }
     assert shown["splits"]["test"]["segments_with_truth"] == 10
-    assert shown["streams"][1] == {"name": "visual", "dim": 2048, "offset": 128}
+    assert shown["streams"][1] == {"name": "visual", "dim": 2048, "offset": 128, "shape": [2048]}
     assert shown["weak_labels"]["Speech"] == {"train": 2, "val": 1, "test": 1}
     assert shown["weak_labels"]["Car"] == {"train": 1, "val": 0, "test": 0}
     table = avvp_data("inspect", out)
@@ -121,7 +121,7 @@ def test_names_from_files_are_not_interpreted_as_markup(official):
 def test_unknown_data_set(official, tmp_path):
     refused = avvp_data("check", "lpl", "--annotations", official)
     assert isinstance(refused.exception, ConfigError)
-    assert str(refused.exception) == "unknown data set 'lpl'; did you mean 'llp'? Valid names: llp"
+    assert str(refused.exception) == "unknown data set 'lpl'; did you mean 'llp'? Valid names: llp, ave"
 
 
 @pytest.mark.parametrize(

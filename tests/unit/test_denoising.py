@@ -38,11 +38,18 @@ VISUAL = seconds(("....", ".x.x"), ("x...", "...."))
 WINDOWS = ((0, 2), (1, 3), (2, 4))
 
 
+def by_track(audio, visual):
+    return {"audio": audio, "visual": visual}
+
+
+TRUTH = by_track(AUDIO, VISUAL)
+
+
 def test_a_window_has_an_event_if_any_of_its_seconds_has_it():
     audio_labels = np.array([[[1, 1], [1, 0], [0, 0]], [[1, 0], [1, 0], [1, 0]]], dtype=np.float32)
     # first video: Speech is removed from all windows, and is not visual; Dog is visual in all windows but kept in one only
     visual_labels = np.array([[[0, 1], [0, 0], [0, 0]], [[1, 0], [0, 0], [1, 0]]], dtype=np.float32)
-    row = refinement_row(compare_labels(WEAK, audio_labels, visual_labels, AUDIO, VISUAL, WINDOWS))
+    row = refinement_row(compare_labels(WEAK, by_track(audio_labels, visual_labels), TRUTH, WINDOWS))
     assert row == pytest.approx(
         {
             # 9 labels in windows. True are Speech in windows 0 and 1 of the first video and in all of the second
@@ -77,7 +84,7 @@ def test_a_window_has_an_event_if_any_of_its_seconds_has_it():
 
 def test_segment_level_labels_are_scored_per_second():
     audio_labels = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
-    row = refinement_row(compare_labels(WEAK, audio_labels, np.ones((2, 4, 2)), AUDIO, VISUAL))
+    row = refinement_row(compare_labels(WEAK, by_track(audio_labels, np.ones((2, 4, 2))), TRUTH))
     audio = {name: value for name, value in row.items() if "/audio" in name}
     assert audio == pytest.approx(
         {
@@ -102,15 +109,15 @@ def test_segment_level_labels_are_scored_per_second():
 
 def test_video_level_labels_have_no_finer_level_and_agree_with_the_metrics_of_an_epoch():
     audio_labels, visual_labels = np.array([[1, 0], [0, 0]]), np.array([[0, 1], [1, 0]])
-    row = refinement_row(compare_labels(WEAK, audio_labels, visual_labels, AUDIO, VISUAL))
-    epoch = removal_row(WEAK, WEAK[:, None] & (np.stack([audio_labels, visual_labels], axis=1) == 0), AUDIO, VISUAL)
+    row = refinement_row(compare_labels(WEAK, by_track(audio_labels, visual_labels), TRUTH))
+    epoch = removal_row(WEAK, by_track(WEAK & (audio_labels == 0), WEAK & (visual_labels == 0)), TRUTH)
     assert {name.split("/")[0] for name in row} == {"removed"}
     assert {name: row[name] for name in epoch} == epoch
     assert row["removed/audio_precision"] == 50
 
 
 def test_each_modality_can_be_labeled_at_its_own_level():
-    levels = compare_labels(WEAK, AUDIO, VISUAL.any(axis=1), AUDIO, VISUAL)
+    levels = compare_labels(WEAK, by_track(AUDIO, VISUAL.any(axis=1)), TRUTH)
     assert {level: list(modalities) for level, modalities in levels.items()} == {
         "removed": ["audio", "visual"],
         "removed_segments": ["audio"],
@@ -118,7 +125,7 @@ def test_each_modality_can_be_labeled_at_its_own_level():
 
 
 def test_without_ground_truth_only_counts_are_reported():
-    row = refinement_row(compare_labels(WEAK, np.zeros((2, 3, 2)), np.ones((2, 3, 2)), None, None, WINDOWS))
+    row = refinement_row(compare_labels(WEAK, by_track(np.zeros((2, 3, 2)), np.ones((2, 3, 2))), None, WINDOWS))
     assert row == {
         "removed/audio": 3,
         "removed/audio_labels": 3,

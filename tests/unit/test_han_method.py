@@ -106,13 +106,13 @@ def test_bootstrap_mixes_labels_with_the_network_s_probabilities(beta):
 def test_refined_labels_replace_weak_ones():
     refined = WEAK.clone()
     refined[0, 2] = 0
-    _, targets, _ = one_step(Refined(None, WEAK, refined))
+    _, targets, _ = one_step(Refined(None, {"audio": WEAK, "visual": refined}))
     assert torch.equal(targets.video, WEAK)
     assert torch.equal(targets.audio, WEAK)
     expected = torch.tensor(smoothed(0.1))
     expected[0, 2] = 0  # exactly 0 for a removed label
     torch.testing.assert_close(targets.visual, expected)
-    _, targets, _ = one_step(Refined(None, WEAK, refined), bootstrap=0.95)
+    _, targets, _ = one_step(Refined(None, {"audio": WEAK, "visual": refined}), bootstrap=0.95)
     assert targets.visual[0, 2].item() == pytest.approx(0.05 * 0.5)
 
 

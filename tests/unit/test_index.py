@@ -28,7 +28,7 @@ def official(tmp_path) -> Path:
         (None, "no index.json here, not a packed data set"),
         ("{", "not valid JSON"),
         ("[]", "not the index of a packed data set"),
-        ('{"schema_version": 2}', "schema version 2, but this avvp_dist reads at most 1; install a newer one"),
+        ('{"schema_version": 3}', "schema version 3, but this avvp_dist reads at most 2; install a newer one"),
         ('{"schema_version": 1, "dataset": "llp"}', "shards: Field required"),
     ],
 )
@@ -60,7 +60,7 @@ def test_labels_that_do_not_match_the_index(official, tmp_path):
     with pytest.raises(DataError, match=r"train-000000\.tar: its videos are not in order"):
         read_labels(str(out), index)
     pq.write_table(table.drop_columns("name"), path)
-    with pytest.raises(DataError, match="does not have the columns of schema version 1"):
+    with pytest.raises(DataError, match="does not have the columns of schema version 2"):
         read_labels(str(out), index)
     path.write_bytes(b"PAR1")
     with pytest.raises(DataError, match="not a readable parquet file"):

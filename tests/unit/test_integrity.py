@@ -202,11 +202,11 @@ def labels(**changes):
         "ids": tuple(f"video{number}" for number in range(6)),
         "classes": tuple(CLASSES),
         "video": None,
-        "audio": draw.random((6, 4, 3), np.float32),
-        "visual": draw.random((6, 4, 3), np.float32),
+        "tracks": {name: draw.random((6, 4, 3), np.float32) for name in ("audio", "visual")},
         "provenance": {"refiner": "test"},
         "windows": ((0, 4), (2, 6), (4, 8), (6, 10)),
     }
+    known["tracks"] = known["tracks"] | {name: changes.pop(name) for name in ("audio", "visual") if name in changes}
     return RefinedLabels(**known | changes)
 
 

@@ -43,9 +43,11 @@ def test_clean_files(tmp_path):
     )
     found = read_annotations(folder)
     assert found.records == (
-        VideoRecord("AAAAAAAAAAA", A, "train", (SPEECH, DOG), None, None),
-        VideoRecord("-BBBB_BBBBB", B, "val", (CAR,), (Event(CAR, 0, 10),), ()),
-        VideoRecord("CCCCCCCCCCC", C, "test", (SPEECH,), (), (Event(SPEECH, 2, 5), Event(SPEECH, 7, 8))),
+        VideoRecord("AAAAAAAAAAA", A, "train", (SPEECH, DOG)),
+        VideoRecord("-BBBB_BBBBB", B, "val", (CAR,), {"audio": (Event(CAR, 0, 10),), "visual": ()}),
+        VideoRecord(
+            "CCCCCCCCCCC", C, "test", (SPEECH,), {"audio": (), "visual": (Event(SPEECH, 2, 5), Event(SPEECH, 7, 8))}
+        ),
     )
     assert found.flaws == ()
 
@@ -53,8 +55,8 @@ def test_clean_files(tmp_path):
 def test_optional_files_provide_the_events_of_train(tmp_path):
     folder = write(tmp_path, train=f"{A}\tDog\n{C}\tCar\n", train_audio=f"{A}\t1\t2\tDog\n{C}\t1\t2\tCar\n", train_visual="")
     first, second = read_annotations(folder).records
-    assert first.audio_events == (Event(DOG, 1, 2),)
-    assert second.visual_events == ()
+    assert first.events["audio"] == (Event(DOG, 1, 2),)
+    assert second.events["visual"] == ()
 
 
 def test_one_train_file_alone_is_an_error(tmp_path):
@@ -83,9 +85,9 @@ def test_every_kind_of_flaw_is_reported_with_its_row_and_handled(tmp_path):
     ]
     assert {flaw.kind for flaw in found.flaws} == set(FLAWS) - {"older-edition", "mended"}  # test_annotation_files.py
     train, test = found.records
-    assert train.audio_events is None
+    assert train.events is None
     assert test.weak == (SPEECH, CAR)
-    assert test.audio_events == (Event(DOG, 1, 5), Event(DOG, 4, 8))
+    assert test.events["audio"] == (Event(DOG, 1, 5), Event(DOG, 4, 8))
 
 
 def test_all_errors_are_reported_together_with_file_and_row(tmp_path):
@@ -154,8 +156,8 @@ def test_official_files(llp_annotations):
     assert (orphans, unannotated) in {(14, 38), (17, 39)}
     nameless = [flaw for flaw in found.flaws if flaw.kind == "repeated-label"]
     assert nameless[0].detail == "LcFWKgFphXI_20_30: Clapping"
-    silent = [record for record in found.records if record.audio_events == ()]
-    unseen = [record for record in found.records if record.visual_events == ()]
+    silent = [record for record in found.records if record.events_of("audio") == ()]
+    unseen = [record for record in found.records if record.events_of("visual") == ()]
     assert (len(silent), len(unseen)) == (10, 191)  # nine without audio rows, and one whose only row is empty
 
 

@@ -102,7 +102,7 @@ def test_the_last_stage_pools_each_window_separately(weights):
     spans = windows(10, 4, 2)
     audio, visual = (torch.rand(2, 2, 4, 3, generator=generator) < 0.5).float()
     weak = torch.ones(2, 3)
-    batch = Batch({}, weak, torch.arange(2), 2, Refined(None, audio, visual, spans))
+    batch = Batch({}, weak, torch.arange(2), 2, Refined(None, {"audio": audio, "visual": visual}, spans))
     stage = LrConfig().build(CLASSES, 10).stages[2]
     losses = stage.losses(outputs, stage.targets(outputs, batch, POSITION, LocalCollective()), batch)
     expected = torch.zeros(2)

@@ -131,7 +131,7 @@ def test_published_aliasing_removes_the_video_label_with_the_audio_label(probabi
 
 def test_removed_labels_are_zero_and_other_negatives_are_smoothed():
     weak = torch.tensor([[1.0, 1.0, 0.0]])
-    batch = Batch({}, weak, torch.zeros(1), 1, Refined(None, torch.tensor([[1.0, 0.0, 0.0]]), weak))
+    batch = Batch({}, weak, torch.zeros(1), 1, Refined(None, {"audio": torch.tensor([[1.0, 0.0, 0.0]]), "visual": weak}))
     assert batch.audio_labels.tolist() == [[1, 0, 0]]
     assert torch.equal(batch.video_labels, weak)
     torch.testing.assert_close(modality_targets(batch.audio_labels, weak, 0.1), torch.tensor([[0.95, 0.0, 0.05]]))
@@ -139,7 +139,13 @@ def test_removed_labels_are_zero_and_other_negatives_are_smoothed():
 
 def test_refined_labels_are_aligned_by_id(tmp_path):
     rng = np.random.default_rng(0)
-    found = RefinedLabels(("a", "b", "c"), CLASSES, None, *rng.random((2, 3, 10, 3), np.float32), {"refiner": "test"})
+    found = RefinedLabels(
+        ("a", "b", "c"),
+        CLASSES,
+        None,
+        dict(zip(("audio", "visual"), rng.random((2, 3, 10, 3), np.float32), strict=True)),
+        {"refiner": "test"},
+    )
     (tmp_path / "refined.npz").write_bytes(found.to_bytes())
     read = RefinedLabels.load(str(tmp_path / "refined.npz"))
     assert read.fingerprint == found.fingerprint

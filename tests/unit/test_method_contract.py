@@ -18,7 +18,7 @@ from avvp_dist.methods.base import CollectStage, TrainStage
 from avvp_dist.models.co_trained import build_networks
 from avvp_dist.models.han import HanConfig
 from avvp_dist.train.step import forward
-from avvp_dist.types import Batch, Refined, Targets, TrainPosition
+from avvp_dist.types import MODALITIES, Batch, Refined, Targets, TrainPosition
 
 WIDTHS = {"audio": 6, "visual": 9, "motion": 7}
 SHAPES = {stream: (width,) for stream, width in WIDTHS.items()}
@@ -34,7 +34,8 @@ def random_batch(generator, partners, segment_labels):
     weak = (torch.rand(VIDEOS, len(CLASSES), generator=generator) < 0.6).float()
     refined = None
     if segment_labels:
-        refined = Refined(None, *(torch.rand(2, VIDEOS, SEGMENTS, len(CLASSES), generator=generator) < 0.4).float())
+        drawn = (torch.rand(2, VIDEOS, SEGMENTS, len(CLASSES), generator=generator) < 0.4).float()
+        refined = Refined(None, dict(zip(MODALITIES, drawn, strict=True)))
     others = tuple(random_batch(generator, 0, segment_labels) for _ in range(partners))
     return Batch(streams, weak, torch.arange(VIDEOS), VIDEOS, refined, others)
 
@@ -44,7 +45,8 @@ def part(batch, selected):
     refined = batch.refined
     if refined is not None:
         video = None if refined.video is None else refined.video[selected]
-        refined = replace(refined, video=video, audio=refined.audio[selected], visual=refined.visual[selected])
+        tracks = {name: labels[selected] for name, labels in refined.tracks.items()}
+        refined = replace(refined, video=video, tracks=tracks)
     return Batch(
         {stream: features[selected] for stream, features in batch.streams.items()},
         batch.weak[selected],
@@ -117,7 +119,8 @@ def models():
 
 def refined(labels):
     video = None if labels.video is None else torch.from_numpy(labels.video)
-    return Refined(video, torch.from_numpy(labels.audio), torch.from_numpy(labels.visual), labels.windows)
+    tracks = {name: torch.from_numpy(values) for name, values in labels.tracks.items()}
+    return Refined(video, tracks, labels.windows)
 
 
 def removed(targets):

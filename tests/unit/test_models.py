@@ -72,7 +72,7 @@ def test_checkpoints_that_do_not_fit_are_refused_with_all_problems(published):
     assert caught.value.problems == ["fc_a.weight: missing", "fc_prob.bias: missing"]
     with pytest.raises(DataError, match=r"audio.weight: shape \(512, 64\), expected \(512, 128\)"):
         load("han", {**published, "fc_a.weight": torch.zeros(512, 64)})
-    with pytest.raises(ConfigError, match="Valid names: han, ma, jomold"):
+    with pytest.raises(ConfigError, match="Valid names: han, ma, jomold, ave, psp"):
         load("hann", published)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from avvp_dist.methods.losses import bce
 from avvp_dist.models import MODELS
@@ -30,7 +31,7 @@ each_layout = pytest.mark.parametrize(  # networks for parsing also read several
 def config_of(name, *, dropout=0.0):
     """The network's default config, with small layers and one rate for all its dropouts."""
     fields = MODELS[name].model_fields
-    sizes = {field: 16 for field in ("width", "feedforward") if field in fields}
+    sizes = {field: 16 for field in ("width", "feedforward", "attention_width") if field in fields}
     return MODELS[name](**sizes, **{field: dropout for field in fields if field.endswith("dropout")})
 
 
@@ -155,6 +156,15 @@ def test_an_empty_batch_trains(name):
     outputs.video.sum().backward()
     # a rank without videos must still provide DDP with a gradient for every parameter
     assert [key for key, weight in model.named_parameters() if weight.grad is None or weight.grad.any()] == []
+
+
+@each_network
+def test_nothing_in_a_forward_pass_reads_a_value(name):
+    """Fake tensors have no values: if Python reads one, which would wait for an accelerator, an error is raised."""
+    with FakeTensorMode():
+        model, batch = build(name, dropout=0.5).train(), random_batch(name, 4)
+        outputs = model(batch, scoring_pass=ForwardOptions(cross_modal=False))
+        assert outputs.pooled_within(2, 6).shape == outputs.scoring.modalities.shape
 
 
 @each_network

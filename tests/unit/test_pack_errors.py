@@ -103,7 +103,7 @@ def test_invalid_records_are_refused(tmp_path, official):
         good,
         replace(good, id="../up", split="a/b"),
         replace(good, id="x", weak=(25,)),
-        replace(good, id="y", audio_events=(Event(0, 5, 11),)),
+        replace(good, id="y", events={"audio": (Event(0, 5, 11),), "visual": ()}),
     ]
     with pytest.raises(DataError) as error:
         pack_tiny(official, tmp_path / "out", records=records)

@@ -75,9 +75,9 @@ def reference(*arrays_, level):
 def annotations_of(records, classes=25, segments=10):
     true = np.zeros((2, len(records), segments, classes), dtype=bool)
     for i, record in enumerate(records):
-        for modality, found in enumerate((record.audio_events, record.visual_events)):
+        for modality, found in enumerate(record.events.values()):
             for event in found:
-                true[modality, i, event.onset : event.offset, event.label] = True
+                true[modality, i, int(event.onset) : int(event.offset), event.label] = True
     return true
 
 

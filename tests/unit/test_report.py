@@ -105,6 +105,10 @@ def test_timeline_without_annotations_marks_nothing_as_wrong(tmp_path):
     assert pixels(path, RED) == 0
 
 
+def by_track(audio, visual):
+    return {"audio": audio, "visual": visual}
+
+
 def labels():
     """Weak labels, kept labels and ground truth of four videos: class 0 is never visual, class 1 always in both."""
     weak = np.zeros((4, len(CLASSES)), dtype=bool)
@@ -120,8 +124,10 @@ def labels():
 def test_removed_labels_are_correct_or_incorrect_only_with_ground_truth(tmp_path):
     weak, audio, visual, true_audio, true_visual = labels()
     known, unknown = tmp_path / "known.png", tmp_path / "unknown.png"
-    denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, true_audio, true_visual), known, True)
-    denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), unknown, False)
+    denoising.removed_labels(
+        CLASSES, compare_labels(weak, by_track(audio, visual), by_track(true_audio, true_visual)), known, True
+    )
+    denoising.removed_labels(CLASSES, compare_labels(weak, by_track(audio, visual), None), unknown, False)
     assert pixels(known, RED) > 500
     assert pixels(known, BLUE) > pixels(known, RED)
     assert pixels(unknown, RED) == 0
@@ -134,7 +140,9 @@ def test_removed_labels_are_drawn_at_the_finest_level(tmp_path):
     kept[:, :8] = False  # every label stays in two seconds: none is removed from a whole video
     for name, audio, windows in (("segments", kept, None), ("windows", kept[:, :2], ((0, 5), (5, 10)))):
         path = tmp_path / f"{name}.png"
-        denoising.removed_labels(CLASSES, compare_labels(weak, audio, audio, true_audio, true_visual, windows), path, True)
+        denoising.removed_labels(
+            CLASSES, compare_labels(weak, by_track(audio, audio), by_track(true_audio, true_visual), windows), path, True
+        )
         assert pixels(path, RED) > 500
         assert pixels(path, BLUE) > 500
 
@@ -148,7 +156,7 @@ def test_every_figure_states_that_data_are_synthetic(tmp_path):
         curves.loss_and_scores(history(), INFO, folder / "a.png", "a", synthetic)
         curves.class_bars(dict.fromkeys(CLASSES, scores_of(50.0)), INFO, folder / "b.png", "F", synthetic)
         timeline.events(video, CLASSES, both(dense), both(dense), folder / "c.png", "c", synthetic)
-        denoising.removed_labels(CLASSES, compare_labels(weak, audio, visual, None, None), folder / "d.png", synthetic)
+        denoising.removed_labels(CLASSES, compare_labels(weak, by_track(audio, visual), None), folder / "d.png", synthetic)
     for name in "abcd":
         title = [
             (imread(tmp_path / str(synthetic) / f"{name}.png")[25:48, 300:700, :3] < 0.2).sum()

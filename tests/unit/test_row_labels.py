@@ -211,7 +211,7 @@ def test_arrays_in_the_order_of_the_rows(official, packed, tmp_path, audio_rows,
 
 def test_classes_follow_the_data_set(official, tmp_path):
     turned = replace(TINY, classes=TINY.classes[::-1])
-    records = [replace(record, weak=tuple(24 - label for label in record.weak), audio_events=None, visual_events=None)
+    records = [replace(record, weak=tuple(24 - label for label in record.weak), events=None)
                for record in read_annotations(official).records]  # fmt: skip
     packing.pack(turned, records, OfficialFeatures(official, TINY), str(tmp_path / "packed"), provenance={}, workers=1)
     audio = arrays(official)

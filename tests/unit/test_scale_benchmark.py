@@ -53,7 +53,7 @@ def test_every_bad_shard_is_reported_in_one_pass(tmp_path):
     rows[256], rows[257] = rows[257], rows[256]  # train-000001
     rows[600]["offset"] = 2**63 - 2**10  # train-000002: its end is past the largest number
     del rows[-1]  # the last of test
-    write(tmp_path, rows)
+    write(tmp_path, rows, index.labels_schema)
     with pytest.raises(DataError) as error:
         read_labels(str(tmp_path), index)
     assert error.value.problems == [
@@ -67,7 +67,7 @@ def test_every_bad_shard_is_reported_in_one_pass(tmp_path):
 def test_size_of_a_shard_description_does_not_grow_with_the_data_set(tmp_path):
     """`avvp data verify` sends it to another process for every shard."""
     index, table = make(4000, *one_shard(tmp_path / "one"))
-    write(tmp_path, table.to_pylist())
+    write(tmp_path, table.to_pylist(), index.labels_schema)
     labels = read_labels(str(tmp_path), index)["train"]
     found = shards_in_split(index, labels)
     assert [shard.info for shard in found] == [info for info in index.shards if info.split == "train"]
@@ -75,14 +75,14 @@ def test_size_of_a_shard_description_does_not_grow_with_the_data_set(tmp_path):
     assert all(len(pickle.dumps(shard)) < 12_000 for shard in found)
 
 
-def write(folder, rows):
+def write(folder, rows, schema):
     """Write labels.parquet of ``rows`` with the packer's code."""
-    (folder / LABELS_FILE).write_bytes(labels_bytes([labels_table(rows)]))
+    (folder / LABELS_FILE).write_bytes(labels_bytes([labels_table(rows, schema)]))
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_raises_the_same_error_on_all():
     nothing = np.zeros((6, CLASSES), bool)
-    labels = Labels("train", tuple("abcdef"), nothing, None, None, *[np.arange(6)] * 4)
+    labels = Labels("train", tuple("abcdef"), nothing, None, *[np.arange(6)] * 4)
     epoch = EpochPlan(6, 4, 0, 0)
     order = epoch.order()
 

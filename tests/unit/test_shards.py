@@ -64,15 +64,14 @@ def test_index_and_labels(official, tmp_path):
     assert list(labels) == ["train", "val", "test"]
     train, test = labels["train"], labels["test"]
     assert train.ids == tuple(IDS[:7])
-    assert train.audio is None
-    assert train.visual is None
+    assert train.truth is None
     np.testing.assert_array_equal(train.shard, [0, 0, 0, 1, 1, 1, 2])
     np.testing.assert_array_equal(train.position, [0, 1, 2, 0, 1, 2, 0])
     np.testing.assert_array_equal(np.argwhere(test.weak), [[0, 0], [0, 10], [1, 0], [1, 11], [2, 0], [2, 12]])
-    assert (test.audio.shape, test.audio.dtype) == ((3, 10, 25), bool)
-    np.testing.assert_array_equal(test.audio[2].sum(axis=0)[[0, 12]], [2, 4])  # Speech 0-2, the other class 2-6
-    assert test.audio[2, 2:6, 12].all()
-    assert test.visual.sum() == 1 + 10 + 9
+    assert (test.truth["audio"].shape, test.truth["audio"].dtype) == ((3, 10, 25), bool)
+    np.testing.assert_array_equal(test.truth["audio"][2].sum(axis=0)[[0, 12]], [2, 4])  # Speech 0-2, the other class 2-6
+    assert test.truth["audio"][2, 2:6, 12].all()
+    assert test.truth["visual"].sum() == 1 + 10 + 9
     for split in labels.values():
         for number, name in enumerate(split.ids):
             content = (out / index.shards[split.shard[number]].name).read_bytes()
@@ -84,10 +83,12 @@ def test_index_and_labels(official, tmp_path):
 def test_overlapping_events_are_merged(official, tmp_path):
     events = (Event(4, 0, 3), Event(4, 2, 6), Event(4, 2, 6), Event(5, 9, 10))
     records = [
-        replace(record, audio_events=events) for record in read_annotations(official).records if record.split == "val"
+        replace(record, events={"audio": events, "visual": ()})
+        for record in read_annotations(official).records
+        if record.split == "val"
     ]
     index = pack_tiny(official, tmp_path / "out", records=records)
-    audio = read_labels(str(tmp_path / "out"), index)["val"].audio
+    audio = read_labels(str(tmp_path / "out"), index)["val"].truth["audio"]
     expected = np.zeros((10, 25), bool)
     expected[0:6, 4] = expected[9, 5] = True
     np.testing.assert_array_equal(audio, [expected, expected])

@@ -192,7 +192,7 @@ def test_a_label_that_a_refiner_removed_is_absent(method):
     batch, outputs = batch_and_outputs(weak=torch.ones(30, 3))
     refined = torch.ones(30, 3).index_fill(1, torch.tensor([1]), 0)
     targets = stage_of(method).targets(
-        outputs, replace(batch, refined=Refined(None, batch.weak, refined)), at(20), LocalCollective()
+        outputs, replace(batch, refined=Refined(None, {"audio": batch.weak, "visual": refined})), at(20), LocalCollective()
     )
     assert not targets.removed_visual[:, 1].any()
     assert (targets.visual_weights[:, 1] == 1).all()

@@ -26,9 +26,12 @@ UNAFFECTED = {
         "visual_target": ["estimate"],
     },
     "ma": {"refine": ["base"], "rule": ["base"], "aliasing": ["base"], "partners": ["base"], "partner_seed": ["base"]},
-    "lr": {"tau": ["base"], "partner_seed": ["base"]},
+    "lr": {"refine": ["base"], "tau": ["base"], "partner_seed": ["base"]},
 }
-VALUES = {("lr", "window"): 2}  # values to change to, for keys whose valid values depend on other keys
+VALUES = {
+    ("lr", "window"): 2,
+    ("lr", "base_epochs"): 3,
+}  # values to change to, for keys whose valid values depend on other keys
 
 
 def keys(config, fingerprint="data", **more):

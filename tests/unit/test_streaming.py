@@ -146,7 +146,7 @@ def test_refined_labels_belong_to_their_videos(packed):
     with closing(opened(packed)) as split:
         ids, classes = split.labels.ids, Index.load(packed).classes
         soft = np.random.default_rng(0).random((62, 25)).astype(np.float32)
-        refined = RefinedLabels(ids[::-1], classes, None, soft[::-1], soft[::-1] / 2, {})
+        refined = RefinedLabels(ids[::-1], classes, None, {"audio": soft[::-1], "visual": soft[::-1] / 2}, {})
         for batch in epoch(split.with_refined(refined, classes, "test")):
             np.testing.assert_array_equal(batch.audio_labels, soft[batch.index])
             np.testing.assert_array_equal(batch.visual_labels, soft[batch.index] / 2)

@@ -26,7 +26,9 @@ def contents(folder):
 
 
 def video(number=0, audio=(), visual=()):
-    return VideoRecord(f"made-up{number:04d}", f"made-up{number:04d}_0_10", "test", (), tuple(audio), tuple(visual))
+    return VideoRecord(
+        f"made-up{number:04d}", f"made-up{number:04d}_0_10", "test", (), {"audio": tuple(audio), "visual": tuple(visual)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_drawn_videos_follow_the_published_statistics(drawn):
 
 def test_drawn_events_have_the_published_lengths_and_onsets(drawn):
     for modality, full, from_start in (("audio", 0.32, 0.53), ("visual", 0.55, 0.72)):
-        events = [event for record in drawn for event in getattr(record, f"{modality}_events")]
+        events = [event for record in drawn for event in record.events[modality]]
         assert np.mean([event.offset - event.onset == 10 for event in events]) == pytest.approx(full, abs=0.025)
         assert np.mean([event.onset == 0 for event in events]) == pytest.approx(from_start, abs=0.025)
 
@@ -94,7 +96,7 @@ def test_drawn_videos_have_valid_unique_names(drawn):
         start, end = map(int, record.name[12:].split("_"))
         assert record.name == f"{record.id}_{start}_{end}"
         assert end == start + 10
-        assert {event.label for event in record.audio_events + record.visual_events} <= set(record.weak)
+        assert {event.label for event in record.events["audio"] + record.events["visual"]} <= set(record.weak)
 
 
 def test_a_drawn_video_depends_only_on_seed_split_and_number(drawn):
@@ -144,7 +146,7 @@ def test_training_videos_copy_the_seconds_of_annotated_ones(tmp_path):
     assert {record.weak for record in created} == {(DOG, CAT)}
     assert {pattern_of(record, CAT) for record in created} == {(1 << 2, 0b11100000), (0, 0)}
     assert {pattern_of(record, DOG) for record in created} == {(0b1111, 0)}
-    assert {event.label for record in created for event in record.audio_events + record.visual_events} == {DOG, CAT}
+    assert {event.label for record in created for event in record.events["audio"] + record.events["visual"]} == {DOG, CAT}
 
 
 def test_annotated_subsets_are_random_and_in_order(annotations):
@@ -282,7 +284,7 @@ def test_frames_of_a_second_differ_and_average_to_its_features():
 
 def test_clap_and_clip_streams_are_of_the_same_videos():
     record = video(3, audio=[Event(CAR, 2, 6)], visual=[Event(DOG, 0, 5)])
-    silent = replace(record, audio_events=(), visual_events=())
+    silent = replace(record, events={"audio": (), "visual": ()})
     values, without = (synthetic.features(2, each, LLP_CLIP_CLAP).astype(np.float32) for each in (record, silent))
     assert values.shape == (10, 2048)
     np.testing.assert_array_equal(values[:, 1536:], synthetic.features(2, record)[:, MOTION])
@@ -333,8 +335,8 @@ def test_both_layouts_contain_the_same_data(official, tmp_path):
     assert one.synthetic
     assert one.provenance["seed"] == 7
     train = read_labels(straight, one)["train"]
-    assert train.audio.shape == (5, 10, 25)
-    assert np.array_equal(train.audio.any(axis=1) | train.visual.any(axis=1) | train.weak, train.weak)
+    assert train.truth["audio"].shape == (5, 10, 25)
+    assert np.array_equal(train.truth["audio"].any(axis=1) | train.truth["visual"].any(axis=1) | train.weak, train.weak)
 
 
 def test_writing_again_with_more_processes_yields_the_same_bytes(official, tmp_path):
@@ -397,6 +399,10 @@ def test_fingerprint_differs_between_features():
     prints = {
         synthetic.SyntheticFeatures(seed).fingerprint([created])
         for seed in (0, 1)
-        for created in (record, replace(record, audio_events=(Event(SPEECH, 0, 5),)), replace(record, id="made-up0002"))
+        for created in (
+            record,
+            replace(record, events={**record.events, "audio": (Event(SPEECH, 0, 5),)}),
+            replace(record, id="made-up0002"),
+        )
     }
     assert len(prints) == 6

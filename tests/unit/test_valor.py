@@ -141,7 +141,7 @@ def test_loss_is_the_published_one():
     video = torch.rand(4, 3, generator=generator)
     labels = (torch.rand(3, 4, 10, 3, generator=generator) < 0.3).float()
     outputs = modality_outputs(video, video, video, logits.sigmoid())
-    batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, labels[1], labels[2]))
+    batch = Batch({}, labels[0, :, 0], torch.arange(4), 4, Refined(None, {"audio": labels[1], "visual": labels[2]}))
     (stage,) = ValorConfig().build(("a", "b", "c"), 10).stages
     targets = stage.targets(outputs, batch, TrainPosition("train", 0, 0, 1, 1), LocalCollective())
     losses = stage.losses(outputs, targets, batch)
@@ -252,8 +252,8 @@ def write_files(folder, ids, values):
 
 
 def test_import_reads_the_content_of_the_files(packed, train, tmp_path):
-    write_files(tmp_path / "a", train.ids, train.audio.astype(np.int64))
-    write_files(tmp_path / "v", train.ids, train.visual * 0.25)
+    write_files(tmp_path / "a", train.ids, train.truth["audio"].astype(np.int64))
+    write_files(tmp_path / "v", train.ids, train.truth["visual"] * 0.25)
     out = tmp_path / "refined.npz"
     arguments = ["labels", "--data", packed, "--audio", tmp_path / "a", "--visual", tmp_path / "v", "--out", out]
     done = CliRunner().invoke(data, [str(argument) for argument in arguments])
@@ -264,13 +264,13 @@ def test_import_reads_the_content_of_the_files(packed, train, tmp_path):
     assert found.ids == train.ids
     assert found.has_segment_labels
     assert found.video is None
-    np.testing.assert_array_equal(found.audio, train.audio)
-    np.testing.assert_array_equal(found.visual, train.visual * np.float32(0.25))
-    assert found.provenance["outside_weak"] == ((train.audio | train.visual) & ~train.weak[:, None]).sum()
+    np.testing.assert_array_equal(found.audio, train.truth["audio"])
+    np.testing.assert_array_equal(found.visual, train.truth["visual"] * np.float32(0.25))
+    assert found.provenance["outside_weak"] == ((train.truth["audio"] | train.truth["visual"]) & ~train.weak[:, None]).sum()
 
 
 def test_import_reports_every_bad_file(packed, train, tmp_path):
-    for folder, values in (("a", train.audio), ("v", train.visual)):
+    for folder, values in (("a", train.truth["audio"]), ("v", train.truth["visual"])):
         write_files(tmp_path / folder, train.ids, values)
     first, second, third, fourth, fifth, sixth, *_ = train.ids
     (tmp_path / "a" / f"{first}.npy").unlink()
@@ -304,12 +304,12 @@ def test_import_refuses_missing_folders_and_unknown_splits(packed, tmp_path):
 
 
 def test_noise_flips_the_requested_share_of_labels_within_the_weak_labels(packed, train):
-    weak = np.broadcast_to(train.weak[:, None], train.audio.shape)
+    weak = np.broadcast_to(train.weak[:, None], train.truth["audio"].shape)
     clean = noisy_segment_labels(packed, 0.0, 0)
-    np.testing.assert_array_equal(clean.audio, train.audio & weak)
-    np.testing.assert_array_equal(clean.visual, train.visual & weak)
+    np.testing.assert_array_equal(clean.audio, train.truth["audio"] & weak)
+    np.testing.assert_array_equal(clean.visual, train.truth["visual"] & weak)
     noisy = noisy_segment_labels(packed, 0.2, 0)
-    for found, truth in ((noisy.audio, train.audio), (noisy.visual, train.visual)):
+    for found, truth in ((noisy.audio, train.truth["audio"]), (noisy.visual, train.truth["visual"])):
         assert not found[~weak].any()
         assert (found != truth)[weak].mean() == pytest.approx(0.2, abs=0.05)
     assert noisy.fingerprint == noisy_segment_labels(packed, 0.2, 0).fingerprint

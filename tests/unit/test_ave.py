@@ -1,0 +1,426 @@
+import json
+import os
+import pickle
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import ave_files
+import h5py
+import numpy as np
+import pytest
+import torch
+from ave_files import BARK, BELL, MANDOLIN, ROWS, feature_arrays, write_annotations, write_h5, write_official
+from typer.testing import CliRunner, Result
+
+from avvp_dist.cli.data import data
+from avvp_dist.datasets.ave import read_annotations
+from avvp_dist.datasets.ave_features import AveFeatures
+from avvp_dist.datasets.catalog import AVE
+from avvp_dist.datasets.hdf5 import RowReader
+from avvp_dist.errors import ConfigError, DataError
+from avvp_dist.loading.split import DataConfig, open_split
+from avvp_dist.shards.index import Index, read_labels
+from avvp_dist.shards.verify import verify
+from avvp_dist.types import Event, VideoRecord
+
+
+def avvp_data(*arguments: object) -> Result:
+    return CliRunner().invoke(data, [str(argument) for argument in arguments])
+
+
+def pack(official: Path, out: Path, *options: object) -> Result:
+    return avvp_data(
+        "pack", "ave", "--annotations", official, "--features", official, "--out", out, "--workers", 1, *options
+    )
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """The official files, which no test may change."""
+    return write_official(tmp_path_factory.mktemp("ave") / "official")
+
+
+@pytest.fixture(scope="module")
+def packed(shared, tmp_path_factory) -> str:
+    out = tmp_path_factory.mktemp("packed") / "ave"
+    result = pack(shared, out, "--shard-videos", 2)
+    assert result.exit_code == 0, result.output
+    return str(out)
+
+
+@pytest.fixture
+def annotated(tmp_path) -> Path:
+    """The official files without features."""
+    return write_annotations(tmp_path / "ave")
+
+
+def video(number: int, split: str, name: str | None = None) -> VideoRecord:
+    category, youtube, start, end = ROWS[number]
+    label = AVE.classes.index(category)
+    events = (Event(label, start, end),) if start < end else ()
+    return VideoRecord(name or youtube, youtube, split, (label,), {"event": events})
+
+
+def test_records_follow_the_order_files_with_the_background_videos_last_in_train(annotated):
+    background = [VideoRecord(f"background_000{n}", f"background_000{n}", "train", (), {"event": ()}) for n in range(2)]
+    assert read_annotations(annotated).records == (
+        video(1, "train", "BBBBBBBBBBB_1"),
+        video(0, "train"),
+        video(2, "train"),
+        video(3, "train"),
+        video(5, "train"),
+        *background,
+        video(4, "val", "BBBBBBBBBBB_4"),
+        video(6, "test"),
+    )
+
+
+def test_known_flaws_are_reported(annotated):
+    found = read_annotations(annotated)
+    assert [(flaw.file, flaw.row, flaw.kind) for flaw in found.flaws] == [
+        ("Annotations.txt", 3, "zero-length"),
+        ("Annotations.txt", 5, "repeated-id"),
+        ("train_order.h5", None, "class-sorted"),
+        ("val_order.h5", 0, "shared-id"),
+    ]
+    assert {flaw.kind for flaw in found.flaws} <= set(found.meanings)
+    assert found.flaws[1].detail == "BBBBBBBBBBB: also in line 2"
+    assert found.flaws[3].detail == "BBBBBBBBBBB (line 5): also in train"
+
+
+def test_labels_are_compared_with_the_annotations(annotated):
+    labels = ave_files.segment_labels()
+    labels[3, 7] = labels[3, 8]
+    write_h5(annotated / "labels.h5", labels)
+    write_h5(annotated / "right_labels.h5", ave_files.segment_labels())
+    weak = np.eye(29)[[BELL, BELL, BELL, BARK, BELL, MANDOLIN, MANDOLIN]]
+    write_h5(annotated / "mil_labels.h5", weak)
+    found = read_annotations(annotated)
+    differing = [(flaw.file, flaw.row, flaw.detail) for flaw in found.flaws if flaw.kind == "other-label"]
+    assert differing == [("labels.h5", 3, "DDDDDDDDDDD (line 4)"), ("mil_labels.h5", 4, "BBBBBBBBBBB (line 5)")]
+    assert video(3, "train") in found.records
+
+
+def test_optional_files_can_be_missing(annotated):
+    for name in ("labels.h5", "mil_labels.h5", "labels_noisy.h5"):
+        (annotated / name).unlink()
+    write_h5(annotated / "train_order.h5", np.array([1, 3, 0]), "order")
+    (annotated / "Annotations.txt").write_text(
+        "Category&YouTubeID&Quality&StartTime&EndTime\n" + (annotated / "Annotations.txt").read_text()
+    )
+    found = read_annotations(annotated)
+    assert [(flaw.file, flaw.kind) for flaw in found.flaws if flaw.kind.startswith(("no-", "un", "cl"))] == [
+        ("Annotations.txt", "unused"),
+        ("Annotations.txt", "unused"),
+        ("labels.h5", "no-labels"),
+        ("labels_noisy.h5", "no-background"),
+        ("mil_labels.h5", "no-labels"),
+    ]
+    assert [record.split for record in found.records] == ["train"] * 3 + ["val", "test"]
+    assert [flaw.row for flaw in found.flaws if flaw.kind == "unused"] == [4, 7]  # lines, after the header
+
+
+def test_all_problems_are_reported_together(annotated):
+    text = (annotated / "Annotations.txt").read_text().splitlines()
+    text[0] = "Church bells&AAAAAAAAAAA&good&0&11"
+    text[1] = "Church bell&../BBB&good&5&2"
+    text[2] = "Church bell&CCCCCCCCCCC&good"
+    (annotated / "Annotations.txt").write_text("\n".join(text))
+    write_h5(annotated / "train_order.h5", np.array([0, 0, 3, 7, -1, 2]), "order")
+    write_h5(annotated / "val_order.h5", np.array([3, 2]), "order")
+    write_h5(annotated / "test_order.h5", np.zeros((2, 2)), "order")
+    write_h5(annotated / "labels_noisy.h5", np.eye(29)[[28, 3]])
+    with pytest.raises(DataError) as error:
+        read_annotations(annotated)
+    assert error.value.problems == [
+        "Annotations.txt:1: unknown category 'Church bells'; did you mean 'Church bell'?",
+        "Annotations.txt:1: EndTime '11' is not a number of seconds within 0..10",
+        "Annotations.txt:2: YouTube id '../BBB' is not 11 letters, digits, '-' or '_'",
+        "Annotations.txt:2: StartTime 5 is after EndTime 2",
+        "Annotations.txt:3: 3 values separated by '&', expected Category&YouTubeID&Quality&StartTime&EndTime: "
+        "'Church bell&CCCCCCCCCCC&good'",
+        "train_order.h5: 2 of 6 row numbers are outside the 7 rows of Annotations.txt (0..6): 7, -1",
+        "train_order.h5: 1 rows are listed more than once: 0",
+        "test_order.h5: shape [2, 2], expected [any]",
+        "train_order.h5 and val_order.h5: 2 rows are in both: 2, 3",
+        "labels_noisy.h5: 1 of 2 videos have another label than background: 1",
+    ]
+
+
+def test_a_folder_without_files_and_a_remote_one(tmp_path):
+    with pytest.raises(DataError) as error:
+        read_annotations(tmp_path)
+    assert [problem.split(":")[0] for problem in error.value.problems] == [
+        "Annotations.txt",
+        "train_order.h5",
+        "val_order.h5",
+        "test_order.h5",
+    ]
+    with pytest.raises(DataError, match="no such folder"):
+        read_annotations(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="copy them to a local or shared folder"):
+        read_annotations("s3://bucket/ave")
+
+
+def test_real_annotations(ave_annotations):
+    found = read_annotations(ave_annotations)
+    counts = Counter(flaw.kind for flaw in found.flaws)
+    expected = {"repeated-id": 46, "shared-id": 18, "zero-length": 1, "class-sorted": 1}
+    assert {kind: counts[kind] for kind in expected} == expected
+    assert counts["other-label"] == counts["unused"] == 0
+    splits = Counter(record.split for record in found.records)
+    assert splits == {"train": 3339 + 178, "val": 402, "test": 402}
+    assert len({record.id for record in found.records}) == 4321
+    train = [record for record in found.records if record.split == "train"]
+    assert all(record.weak for record in train[:3339])
+    assert not any(record.weak for record in train[3339:])
+    for split, share in (("train", 0.831), ("val", 0.818), ("test", 0.8221)):
+        of_split = [record for record in found.records if record.split == split and record.weak]
+        seconds = sum(event.offset - event.onset for record in of_split for event in record.events["event"])
+        assert seconds / len(of_split) / 10 == pytest.approx(share, abs=0.0006)
+    with h5py.File(ave_annotations / "train_order.h5") as file:
+        order = file["order"][:]
+    assert [found.rows[record.id] for record in train] == [*order.tolist(), *range(4143, 4321)]
+
+
+# Features
+
+
+def test_packed_features_keep_the_regions(packed, shared):
+    index = Index.load(packed)
+    assert (index.dataset, index.task, index.tracks, index.classes) == ("ave", "localization", ("event",), AVE.classes)
+    assert index.shapes == {"audio": (128,), "visual": (7, 7, 512)}
+    arrays, labels = feature_arrays(), read_labels(packed, index)
+    assert verify(packed, processes=1).problems == ()
+    rows = {"train": [1, 0, 2, 3, 5], "val": [4], "test": [6]}
+    for split, numbers in rows.items():
+        reader = open_split(DataConfig(url=packed), index, labels[split], torch.device("cpu"), torch.float32)
+        (batch,) = reader.iter_all(16, 0, 1)
+        for name in ("audio", "visual"):
+            expected = [arrays[f"{name}_feature.h5"][numbers]]
+            expected += [arrays[f"{name}_feature_noisy.h5"]] if split == "train" else []
+            np.testing.assert_array_equal(batch.streams[name].numpy(), np.concatenate(expected))
+        reader.close()
+
+
+def test_truth_and_weak_labels_of_packed_data(packed):
+    labels = read_labels(packed, Index.load(packed))
+    truth = labels["train"].truth
+    assert set(truth) == {"event"}
+    expected = np.zeros((7, 10, 28), bool)
+    expected[0, 2:5, BELL] = expected[1, :, BELL] = expected[3, 8:, BARK] = expected[4, :, MANDOLIN] = True
+    np.testing.assert_array_equal(truth["event"], expected)
+    assert labels["train"].weak.argmax(axis=1).tolist()[:5] == [BELL, BELL, BELL, BARK, MANDOLIN]
+    assert labels["train"].weak.sum(axis=1).tolist() == [1, 1, 1, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_regions_are_streamed(packed, workers):
+    index = Index.load(packed)
+    labels = read_labels(packed, index)["train"]
+    config = DataConfig(url=packed, mode="streaming", streams=2, window=2, workers=workers, prefetch=2)
+    resident = open_split(config.model_copy(update={"mode": "resident"}), index, labels, torch.device("cpu"), torch.float32)
+    streamed = open_split(config, index, labels, torch.device("cpu"), torch.float32)
+    (everything,) = resident.iter_all(16, 0, 1)
+    seen = []
+    for batch in streamed.epoch(streamed.plan(4, 0, 0), 0, 0, 1, partners=1):
+        for name, values in batch.streams.items():
+            assert values.shape == (len(batch.index), 10, *index.shapes[name])
+            torch.testing.assert_close(values, everything.streams[name][batch.index], rtol=0, atol=0)
+        (partner,) = batch.partners
+        torch.testing.assert_close(partner.visual, everything.visual[partner.index], rtol=0, atol=0)
+        assert not (partner.weak * batch.weak).any()
+        seen += batch.index.tolist()
+    assert sorted(seen) == list(range(7))
+    streamed.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}, {"chunks": (3, 1, 1)}])
+def test_rows_of_any_storage_are_read(tmp_path, options):
+    values = np.random.default_rng(0).random((11, 5, 4))
+    write_h5(tmp_path / "rows.h5", values, **options)
+    reader = pickle.loads(pickle.dumps(RowReader(tmp_path / "rows.h5", "avadataset")))
+    for number in (10, 0, 4, 3, 10):
+        np.testing.assert_array_equal(reader.row(number), values[number])
+
+
+def test_only_the_requested_rows_are_read(tmp_path, monkeypatch):
+    write_h5(tmp_path / "whole.h5", np.zeros((100, 10)))
+    write_h5(tmp_path / "chunks.h5", np.zeros((100, 10)), chunks=(8, 10))
+    read = []
+    getitem = h5py.Dataset.__getitem__
+
+    def recording(self, rows, *rest):
+        read.append(rows)
+        return getitem(self, rows, *rest)
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", recording)
+    for name, expected in (("whole", [slice(3, 4), slice(99, 100)]), ("chunks", [slice(0, 8), slice(96, 100)])):
+        reader = RowReader(tmp_path / f"{name}.h5", "avadataset")
+        for number in (3, 3, 99):
+            reader.row(number)
+        assert read == expected
+        read.clear()
+
+
+def spoil(folder: Path, name: str, kind: str) -> None:
+    path = folder / name
+    if kind == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "text":
+        path.write_text("not HDF5")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "shape":
+        write_h5(path, np.zeros((len(ROWS), 10, 49, 512), np.float32))
+    elif kind == "rows":
+        write_h5(path, np.zeros((len(ROWS) - 1, 10, 128), np.float32))
+    elif kind == "key":
+        write_h5(path, np.zeros(3), key="features")
+    elif kind == "integers":
+        write_h5(path, np.zeros((len(ROWS), 10, 128), np.int32))
+    elif kind == "external":
+        with h5py.File(path, "w") as file:
+            file["avadataset"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("visual_feature.h5", "truncated", "not a readable HDF5 file, damaged or not completely downloaded; replace it"),
+        ("visual_feature_noisy.h5", "text", "not a readable HDF5 file"),
+        ("audio_feature.h5", "missing", "missing from"),
+        ("visual_feature.h5", "shape", f"shape [{len(ROWS)}, 10, 49, 512], expected [{len(ROWS)}, 10, 7, 7, 512]"),
+        ("audio_feature.h5", "rows", f"shape [{len(ROWS) - 1}, 10, 128], expected [{len(ROWS)}, 10, 128]"),
+        ("audio_feature_noisy.h5", "key", "no array 'avadataset'; it contains features"),
+        ("audio_feature.h5", "integers", "has dtype int32, expected a float of up to 64 bits"),
+        ("audio_feature.h5", "external", "'avadataset' is not an array that is stored in this file"),
+    ],
+)
+def test_unusable_feature_files(tmp_path, name, kind, message):
+    official = write_official(tmp_path / "ave")
+    spoil(official, name, kind)
+    result = pack(official, tmp_path / "out")
+    assert isinstance(result.exception, DataError)
+    (problem,) = result.exception.problems
+    assert problem.startswith(f"{name}: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_unusable_files_are_reported_together(tmp_path):
+    official = write_official(tmp_path / "ave")
+    spoil(official, "audio_feature.h5", "missing")
+    spoil(official, "visual_feature_noisy.h5", "truncated")
+    with pytest.raises(DataError) as error:
+        AveFeatures(official, read_annotations(official))
+    assert [problem.split(":")[0] for problem in error.value.problems] == ["audio_feature.h5", "visual_feature_noisy.h5"]
+
+
+def test_bad_values_are_reported_or_left_out(tmp_path):
+    official = write_official(tmp_path / "ave")
+    with h5py.File(official / "visual_feature.h5", "r+") as file:
+        file["avadataset"][3, 2, 1, 0, 5] = np.nan
+        file["avadataset"][5] = 0
+    with h5py.File(official / "audio_feature_noisy.h5", "r+") as file:
+        file["avadataset"][1, 0, 0] = 1e6
+    checked = avvp_data("check", "ave", "--annotations", official, "--features", official, "--workers", 1)
+    assert checked.exit_code == 2
+    assert "row 3: 1 values are not finite, the first at [2, 1, 0, 5]" in " ".join(checked.output.split())
+    assert "all-zero" in checked.output
+    assert "float64" in checked.output
+    result = pack(official, tmp_path / "out")
+    assert "audio_feature_noisy.h5: row 1: values up to 1e+06 do not fit float16" in str(result.exception)
+    assert pack(official, tmp_path / "out", "--skip-bad").exit_code == 0
+    index = Index.load(str(tmp_path / "out"))
+    assert [video.id for video in index.left_out] == ["DDDDDDDDDDD", "background_0001"]
+    labels = read_labels(str(tmp_path / "out"), index)["train"]
+    assert labels.ids == ("BBBBBBBBBBB_1", "AAAAAAAAAAA", "CCCCCCCCCCC", "EEEEEEEEEEE", "background_0000")
+
+
+def test_damage_within_a_file_names_its_rows(tmp_path):
+    official = write_annotations(tmp_path / "ave")
+    for name, values in feature_arrays().items():
+        write_h5(official / name, values, chunks=(2, *values.shape[1:]), compression="gzip", fletcher32=True)
+    raw = bytearray((official / "audio_feature.h5").read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 64] = bytes(64)
+    (official / "audio_feature.h5").write_bytes(raw)
+    annotations = read_annotations(official)
+    source = AveFeatures(official, annotations)
+    problems = [line for record in annotations.records for line in source.examine(record).problems]
+    assert problems
+    assert all(line.startswith("audio_feature.h5: rows ") and "cannot be read, damaged" in line for line in problems)
+
+
+def test_inspect_check_and_options(packed, shared, tmp_path):
+    content = json.loads(avvp_data("inspect", packed, "--json").output)
+    assert (content["task"], content["tracks"]) == ("localization", ["event"])
+    assert content["streams"][1] == {"name": "visual", "dim": 25088, "offset": 128, "shape": [7, 7, 512]}
+    assert content["splits"]["train"]["segments_with_truth"] == 70
+    assert content["provenance"]["flaws"]["repeated-id"] == {"Annotations.txt": 1}
+    assert "7x7x512" in avvp_data("inspect", packed).output
+    good = avvp_data("check", "ave", "--annotations", shared, "--features", shared, "--workers", 1, "--json", tmp_path / "f")
+    assert good.exit_code == 0
+    assert "features of 9 videos: all good" in good.output
+    assert json.loads((tmp_path / "f").read_text())["counts"]["float64"] == {"audio_feature_noisy.h5": 1}
+    refused = avvp_data("check", "ave", "--annotations", shared, "--mend", "--streams", "clip-clap")
+    assert isinstance(refused.exception, ConfigError)
+    assert len(refused.exception.problems) == 2
+
+
+def test_a_repeated_pack_recognizes_its_output(packed, shared):
+    before = {path.name: path.stat().st_mtime_ns for path in Path(packed).iterdir()}
+    assert pack(shared, Path(packed), "--shard-videos", 2).exit_code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in Path(packed).iterdir()} == before
+
+
+def test_inputs_are_identified_by_rows_and_files(tmp_path):
+    official = write_official(tmp_path / "ave")
+    annotations = read_annotations(official)
+    source = AveFeatures(official, annotations)
+    few = annotations.records[:2]
+    before = source.fingerprint(few)
+    assert before != source.fingerprint(annotations.records[1:3])
+    os.utime(official / "visual_feature_noisy.h5", (0, 0))
+    assert source.fingerprint(few) == before  # they are not in that file
+    os.utime(official / "visual_feature.h5", (0, 0))
+    assert source.fingerprint(few) != before
+
+
+def test_default_shards_hold_few_large_videos(tmp_path):
+    from avvp_dist.shards import pack as packing
+
+    records = [VideoRecord(f"v{number}", f"v{number}", "train", (0,), {"event": ()}) for number in range(40)]
+    index = packing.pack(AVE, records, Zeros(), str(tmp_path / "out"), provenance={}, workers=1)
+    assert [shard.samples for shard in index.shards] == [33, 7]
+
+
+class Zeros:
+    def fingerprint(self, records):
+        return ""
+
+    def examine(self, record):
+        from avvp_dist.shards.feature_source import FeatureReport
+
+        return FeatureReport()
+
+    def read(self, record):
+        return np.zeros((10, AVE.width), np.float16)
+
+
+def test_events_shorter_than_half_a_segment_activate_none(tmp_path):
+    dataset = replace(AVE, streams=AVE.streams[:1], segment_seconds=0.64)
+    events = (Event(0, 0.0, 0.32), Event(1, 0.0, 0.31), Event(2, 0.33, 6.4), Event(3, 1.6, 1.92))
+    record = VideoRecord("v", "v", "train", (0,), {"event": events})
+
+    class Narrow(Zeros):
+        def read(self, record):
+            return np.zeros((10, 128), np.float16)
+
+    from avvp_dist.shards import pack as packing
+
+    index = packing.pack(dataset, [record], Narrow(), str(tmp_path / "out"), provenance={}, workers=1)
+    truth = read_labels(str(tmp_path / "out"), index)["train"].truth["event"][0]
+    assert [np.flatnonzero(truth[:, label]).tolist() for label in range(4)] == [[0], [], list(range(1, 10)), [2]]
+    assert verify(str(tmp_path / "out"), processes=1).problems == ()
