@@ -77,7 +77,7 @@ class Batch:
     """One rank's part of a global batch.
 
     Attributes:
-        streams: features by stream name, each [B,T,*shape of a segment] (LLP: [B,T,D]), float32 (or the training precision).
+        streams: features by stream name, each [B,T,*shape of a segment], float32 (or the training precision).
         weak: weak labels, float32 [B,C], 0 or 1.
         index: number of each video in its split, int64 [B].
         total: number of videos in the global batch, over all ranks.

@@ -107,7 +107,7 @@ def test_scripts_and_files_exist(page):
 @each_page
 def test_settings_exist(page):
     configs = [load(name).model_dump() for name in recipes()]
-    configs += [load("jomold", [f"model={network}"]).model_dump() for network in ("ave-llp", "avslowfast", "psp")]
+    configs += [load("jomold", [f"model={network}"]).model_dump() for network in ("ave-llp", "avslowfast")]
     named = {(key, value) for key, value in SETTING.findall(page.read_text()) if key not in NOT_SETTINGS}
     if page == CHANGELOG:
         named = {(key, value) for key, value in named if key not in MOVED_KEYS}
