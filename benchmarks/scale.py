@@ -144,7 +144,9 @@ def plan(index: Index, labels: Labels, world: int) -> dict[str, Any]:
     """Return the cost of the plan of an epoch for each rank, and what ranks and nodes fetch as a result."""
     batch, streams = PER_RANK * world, max(DataConfig().streams, world)
     epochs = [StreamPlan(labels.shard, batch, streams, DataConfig().window, 0, epoch) for epoch in range(EPOCHS)]
-    share, cost = measured(lambda: _RankReads(index, labels, epochs[0], 0, _RankLayout(0, world, DataConfig().workers), 0))
+    share, cost = measured(
+        lambda: _RankReads(index, labels, epochs[0], 0, _RankLayout(0, world, DataConfig().workers), 0, "disjoint")
+    )
     some = min(50, epochs[0].steps)
     tasks = measured(lambda: [share.tasks(step, 0) for step in range(some)])[1]
     sizes = np.array([shard.bytes for shard in index.shards])

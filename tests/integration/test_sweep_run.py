@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from commands import with_settings
 from prometheus import last, scraped
 from typer.testing import CliRunner
 
@@ -122,7 +123,7 @@ def resume(output):
 def test_a_sweep_resumed_after_a_killed_driver_has_the_same_scores(on_ray, cluster, packed, tmp_path):
     """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
     space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
-    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=8", "tracking=none")]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     driver = start(cluster, "s", killed, settings, space=space)
     wait_for(driver, killed, 1)
@@ -156,7 +157,7 @@ def test_asha_stops_trials_early_and_optuna_resumes_from_finished_trials(on_ray,
         "recipe": "han",
         "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
     }
-    settings = [f"data={packed}", *TINY, "train.epochs=8", "tracking=none"]
+    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=8", "tracking=none")]
     content = on_ray("s", spec(**asha), settings, str(tmp_path / "asha"))
     states = [row["status"] for row in content["trials"]]
     assert set(states) == {"finished", "stopped"}
@@ -199,7 +200,7 @@ def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster
         "search": {"name": "random", "samples": 2},  # the worse of two takes over at once
         "scheduler": {"name": "pbt", "perturb_every": 3},
     }
-    settings = [f"data={packed}", *TINY, "train.epochs=12", "tracking=none"]
+    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=12", "tracking=none")]
     sweep = tmp_path / "sweep"
     driver = start(cluster, "pbt", sweep, settings, **pbt)
     wait_for(driver, sweep, 1)
