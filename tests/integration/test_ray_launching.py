@@ -81,8 +81,8 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     """A run resumes with the scores of an undisturbed one, whatever ended it.
 
     A worker is killed and then SIGTERM arrives; Ctrl-C is pressed twice; the driver is killed while Ray writes its record of
-    checkpoints, and the newest checkpoint is damaged; another Ray takes over, and Ctrl-C is pressed once. The first start also
-    checks that only this user has access.
+    checkpoints, and the newest checkpoint is damaged; another Ray takes over, and Ctrl-C is pressed once. The first start
+    also checks that only this user has access.
     """
     run = OwnRay(packed, tmp_path)
     driver = run.start_and_train()
