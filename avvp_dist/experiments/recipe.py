@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ModelWrapValidatorHandler, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from avvp_dist import storage
 from avvp_dist.config import (
@@ -149,22 +150,30 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_task(self) -> RunConfig:
-        names = [metric.name for metric in self.task.metrics]
+        problems = list(self._task_problems())
+        if problems:
+            details = [
+                InitErrorDetails(type=PydanticCustomError("task", "{text}", {"text": text}), loc=key, input={})
+                for key, text in problems
+            ]
+            raise ValidationError.from_exception_data(type(self).__name__, details)
+        return self
+
+    def _task_problems(self) -> Iterator[tuple[tuple[str, str], str]]:
+        """Yield the key and the problem of everything that does not fit the task."""
+        task = self.task
+        for key, kind, section, background in (
+            ("model", "network", self.model, self.model.background),
+            ("method", "method", self.method, None),
+        ):
+            reason = task.unsuitable(section.tracks, background)
+            if reason:
+                yield (key, "name"), f"{kind} {section.name!r} cannot be used for task {task.name!r}: {reason}"
+        names = [metric.name for metric in task.metrics]
         select = self.evaluate.select
-        problems = [
-            f"{kind} {section.name!r} cannot be used for task {self.task.name!r}: {reason}"
-            for kind, section, background in (
-                ("network", self.model, self.model.background),
-                ("method", self.method, None),
-            )
-            if (reason := self.task.unsuitable(section.tracks, background))
-        ]
         if select not in (None, LAST, *names):
             hint = did_you_mean(str(select), names)
-            problems.append(f"evaluate.select: unknown metric {select!r}{hint} Valid names: {', '.join(names)}, {LAST}")
-        if problems:
-            raise ValueError("; ".join(problems))
-        return self
+            yield ("evaluate", "select"), f"unknown metric {select!r}{hint} Valid names: {', '.join(names)}, {LAST}"
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, without credentials; `load` accepts it as a recipe."""

@@ -340,10 +340,17 @@ def test_a_network_or_method_that_does_not_serve_the_task_is_refused_with_the_re
     monkeypatch.setattr(ParsingConfig, "background", True)
     with pytest.raises(ConfigError) as caught:
         load("jomold")
-    message = str(caught.value)
     reason = "cannot be used for task 'parsing': it is made for the tracks audio and visual; the task has event"
-    assert f"network 'han' {reason}" in message
-    assert f"method 'jomold' {reason}" in message
+    assert caught.value.problems == [f"model.name: network 'han' {reason}", f"method.name: method 'jomold' {reason}"]
+
+
+def test_a_recipe_is_not_used_for_another_task():
+    with pytest.raises(ConfigError) as caught:
+        load("han", ["task=localization", "evaluate.select=segment.type"])
+    keys = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert keys == ["model.name", "method.name", "evaluate.select"]
+    with pytest.raises(ConfigError, match=r"unknown task 'sorting'. Valid names: .*'parsing'"):
+        load("han", ["task=sorting"])
 
 
 def test_reasons_why_a_task_is_not_served(monkeypatch):
