@@ -106,9 +106,9 @@ def test_labels_that_are_durations(packed, tmp_path):
     config = load("psp", [*small, f"data={packed}", f"output={tmp_path}", "model.attention_width=8", "model.feedforward=8"])
     result = run_experiment(config, LocalRuntime(str(tmp_path), "cpu"))
     assert 0 <= result["scores"]["test"]["segments"]["metrics"]["accuracy"] <= 100
+    both = load("psp", [*small, f"data={packed}", f"output={tmp_path / 'x'}", "data.refined=x.npz"])
     with pytest.raises(ConfigError, match="cannot be combined with data.refined"):
-        load_and_run = load("psp", [*small, f"data={packed}", f"output={tmp_path / 'x'}", "data.refined=x.npz"])
-        run_experiment(load_and_run, LocalRuntime(str(tmp_path / "x"), "cpu"))
+        run_experiment(both, LocalRuntime(str(tmp_path / "x"), "cpu"))
 
 
 @pytest.mark.parametrize("method", ["jomold", "ma", "han", "valor"])
