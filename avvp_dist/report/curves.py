@@ -153,7 +153,8 @@ def class_bars(
         axes[0].set_ylim(len(names) - 0.4, -0.6)
         handles, labels = axes[0].get_legend_handles_labels()
         handles.append(axes[0].scatter([], [], marker="x", s=14, color="#777777"))
-        figure.legend(handles, [*labels, "not defined: no such event in this split, or never predicted"], loc="outside lower center", ncols=4)
+        labels.append("not defined: no such event in this split, or never predicted")
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def readable(name: str) -> str:
