@@ -241,28 +241,27 @@ def test_regions_are_streamed(packed, workers):
 
 
 def test_streaming_needs_little_memory(tmp_path):
-    """After the first batch, an epoch over 100 MB of regions needs no more memory: not even a few shards fit into it."""
-    records = [VideoRecord(f"v{number:03d}", "", "train", (number % 28,), {"event": ()}) for number in range(200)]
+    """An epoch over 200 MB of regions needs about half of it, and as much for any number of videos."""
+    records = [VideoRecord(f"v{number:03d}", "", "train", (number % 28,), {"event": ()}) for number in range(400)]
     packing.pack(AVE, records, Zeros(), str(tmp_path), provenance={}, workers=1)
     code = """
-import resource, sys, torch
+import re, sys, torch
 from avvp_dist.loading.split import DataConfig, open_split
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards.feature_source import FeatureReport
 from avvp_dist.shards.index import Index, read_labels
 index = Index.load(sys.argv[1])
-config = DataConfig(url=sys.argv[1], mode="streaming", streams=2, window=33, workers=0, prefetch=2)
+config = DataConfig(url=sys.argv[1], mode="streaming", streams=2, window=33, workers=0, prefetch=2, share=False)
+def peak():  # not getrusage, which includes the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+before = peak()
 split = open_split(config, index, read_labels(sys.argv[1], index)["train"], torch.device("cpu"), torch.float32)
-peaks = []
 for batch in split.epoch(split.plan(4, 0, 0), 0, 0, 1, partners=1):
     batch.visual.sum()
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print(len(peaks), peaks[-1] - peaks[1])
+print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    steps, growth = map(int, done.stdout.split())
-    assert steps == 50
-    assert growth < 30_000  # kB
+    assert int(done.stdout) < 200_000  # kB; 300,000 if the split is resident
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}, {"chunks": (3, 1, 1)}])
