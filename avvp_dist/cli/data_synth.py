@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from avvp_dist.cli.data_options import DEFAULT_STREAMS, MOST_VIDEOS, SHARD_VIDEOS, STREAMS, WORKERS
+from avvp_dist.cli.data_options import DEFAULT_STREAMS, MOST_VIDEOS, SHARD_VIDEOS, STREAMS, WORKERS, Streams
 from avvp_dist.cli.output import echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage.probe import refuse_unwritable
+
+
+class SyntheticDataset(StrEnum):
+    """Data sets that ``synth`` can imitate."""
+
+    llp = "llp"
+    ave = "ave"
 
 
 class Layout(StrEnum):
@@ -27,7 +34,16 @@ _OUT = Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL to write
 _VIDEOS = Annotated[
     int | None,
     typer.Option(
-        max=MOST_VIDEOS, help="Total number of videos, divided among the splits as in LLP; default the size of LLP."
+        max=MOST_VIDEOS,
+        help="Total number of videos, divided among the splits as in the data set; default the size of LLP; for AVE 400, "
+        "60 and 60.",
+    ),
+]
+_DATASET = Annotated[SyntheticDataset, typer.Option(help="Data set to imitate.")]
+_BACKGROUND = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", max=MOST_VIDEOS, help="AVE: number of background videos; default as many per training video as in AVE."
     ),
 ]
 _SEED = Annotated[int, typer.Option(max=LARGEST, help="Random seed; the same seed generates the same data.")]
@@ -40,7 +56,7 @@ _ANNOTATIONS = Annotated[
     ),
 ]
 _LAYOUT = Annotated[
-    Layout, typer.Option(help="official: files in the layout of LLP's authors, to be packed; shards: packed shards.")
+    Layout, typer.Option(help="official: files in the layout of the authors, to be packed; shards: packed shards.")
 ]
 _SPLITS = Annotated[
     str | None,
@@ -50,35 +66,55 @@ _SPLITS = Annotated[
 
 def synth(
     out: _OUT,
+    dataset: _DATASET = SyntheticDataset.llp,
     videos: _VIDEOS = None,
     seed: _SEED = 0,
     annotations: _ANNOTATIONS = None,
     layout: _LAYOUT = Layout.official,
     streams: STREAMS = DEFAULT_STREAMS,
     splits: _SPLITS = None,
+    background: _BACKGROUND = None,
     workers: WORKERS = None,
     shard_videos: SHARD_VIDEOS = None,
     storage_settings: STORAGE = None,
 ) -> None:
-    """Generate a synthetic data set that resembles LLP, with known ground truth."""
-    from avvp_dist.datasets import synthetic
+    """Generate a synthetic data set that resembles LLP or AVE, with known ground truth."""
+    from avvp_dist.datasets import synthetic, synthetic_ave
 
+    _refuse_foreign_options(dataset, streams, background)
     refuse_unwritable(folders={"OUT": out})
-    summary = synthetic.write(
-        out,
-        videos=videos,
-        seed=seed,
-        annotations=annotations,
-        layout=layout.value,
-        streams=streams.value,
-        splits=_split_counts(splits),
-        workers=workers,
-        shard_videos=shard_videos,
-    )
+    options: dict[str, Any] = {
+        "videos": videos,
+        "seed": seed,
+        "annotations": annotations,
+        "layout": layout.value,
+        "splits": _split_counts(splits),
+        "workers": workers,
+        "shard_videos": shard_videos,
+    }
+    if dataset is SyntheticDataset.ave:
+        summary = synthetic_ave.write(out, **options, background=background)
+    else:
+        summary = synthetic.write(out, **options, streams=streams.value)
     counts = ", ".join(f"{split} {count}" for split, count in summary["videos"].items())
     for name, value in {**summary, "videos": counts, "notes": "; ".join(summary["notes"])}.items():
         if value != "":
             echo(f"{name}: {value}")
+
+
+def _refuse_foreign_options(dataset: SyntheticDataset, streams: Streams, background: int | None) -> None:
+    """Refuse options of another data set.
+
+    Raises:
+        ConfigError: lists them.
+    """
+    problems = []
+    if dataset is SyntheticDataset.ave and streams != DEFAULT_STREAMS:
+        problems.append(f"--streams {streams.value}: selects features of LLP only")
+    if dataset is SyntheticDataset.llp and background is not None:
+        problems.append("--background: only AVE has background videos")
+    if problems:
+        raise ConfigError(problems, f"these options do not apply to --dataset {dataset.value}")
 
 
 def _split_counts(splits: str | None) -> tuple[int, int, int] | None:

@@ -82,9 +82,14 @@ def load_split(data: str, split: str) -> tuple[Index, Labels]:
     """Read the index of a packed data set and the labels of one split.
 
     Raises:
-        DataError: there is no such data set or split.
+        DataError: there is no such data set or split, or its events are not of audio and visual.
     """
     index = Index.load(data)
+    if set(index.tracks) != set(MODALITIES):
+        raise DataError(
+            f"{data}: labels of {' and '.join(MODALITIES)} are needed, but the events of {index.dataset} are of "
+            f"{', '.join(index.tracks)}"
+        )
     labels = read_labels(data, index)
     if split not in labels:
         raise DataError(f"{data}: no split {split!r}; it has {', '.join(labels)}")

@@ -223,7 +223,7 @@ def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) ->
 
 def truth_of(labels: Labels) -> Tracks:
     """Return the ground truth of an evaluated split."""
-    assert labels.truth is not None  # experiments.run.open_data refuses data without it
+    assert labels.truth is not None  # experiments.inputs.open_data refuses data without it
     return labels.truth
 
 

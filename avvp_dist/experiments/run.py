@@ -9,7 +9,6 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,6 +18,7 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.callbacks import RunCallback
+from avvp_dist.experiments.inputs import EVALUATED, open_checked_data, open_data, read_refined_labels
 from avvp_dist.experiments.recipe import RunConfig, describe_changes, present_keys, result_identity, stage_config
 from avvp_dist.experiments.result import (
     CONFIG,
@@ -31,17 +31,16 @@ from avvp_dist.experiments.result import (
     truth_of,
 )
 from avvp_dist.loading.refined import RefinedLabels
-from avvp_dist.loading.split import SplitReader, check_plan, open_split, order_settings
+from avvp_dist.loading.split import SplitReader, open_split, order_settings
 from avvp_dist.methods.base import Method
 from avvp_dist.metrics.per_video import VideoStatistics
-from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut, read_labels
+from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut
 from avvp_dist.shards.quarantine import exclude, inspect
 from avvp_dist.tasks.base import Rows, Task, as_content, describe, evaluate
 from avvp_dist.train.evaluate import predict
 from avvp_dist.train.stages import WEIGHTS, Identity, PlannedStage, StageRunner, read_weights
 
 LOGGER = logging.getLogger(__name__)
-EVALUATED = ("val", "test")
 _DATA_FILES = (INDEX_FILE, ".csv", ".h5", ".npy", ".npz", ".parquet", ".pkl", ".tar")  # a run writes none of them at the top
 _MAX_LOGGED = 20  # bad videos listed in the log
 
@@ -205,96 +204,6 @@ def check_experiment(config: RunConfig, world: int) -> tuple[Index, dict[str, La
     index, labels = open_checked_data(config, world)
     method = _build_method(config, index)
     return index, labels, method, read_refined_labels(config, index, labels["train"])
-
-
-def open_checked_data(config: RunConfig, world: int) -> tuple[Index, dict[str, Labels]]:
-    """Open the run's data and check that ``world`` workers can divide its batches and shards.
-
-    Raises:
-        ConfigError, DataError: see `open_data` and `loading.split.check_plan`.
-    """
-    index, labels = open_data(config)
-    check_plan(config.data, index, labels, config.train.batch_size, world)
-    return index, labels
-
-
-def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
-    """Open index and labels of the run's data, and check that they have what training and scoring need.
-
-    Raises:
-        ConfigError: data.url is not set.
-        DataError: not a packed data set, another data set than data.dataset, or a missing split, ground truth or stream.
-    """
-    url = config.data.url
-    if not url:
-        raise ConfigError(
-            "data: missing; give data=URL of a packed data set (`avvp data pack`, `avvp data synth OUT --layout shards`)"
-        )
-    index = Index.load(url)
-    labels = read_labels(url, index)
-    problems = [f"split {name}: missing" for name in ("train", *EVALUATED) if name not in labels]
-    problems += [
-        f"split {name}: no segment annotations, which scoring needs"
-        for name in EVALUATED
-        if name in labels and labels[name].truth is None
-    ]
-    if index.task != config.task.name:
-        problems.append(f"a data set for task {index.task}: recipe {config.recipe} is for task {config.task.name}")
-    if config.data.dataset not in (None, index.dataset):
-        problems.append(f"data set {index.dataset}: recipe {config.recipe} requires {config.data.dataset} (data.dataset)")
-    available = [stream.name for stream in index.streams]
-    problems += [
-        f"stream {name}: missing, but network {config.model.name} reads it; the data set has {', '.join(available)}"
-        for name in config.model.streams
-        if name not in available
-    ]
-    if problems:
-        raise DataError(problems, f"{url}: cannot be used for this run")
-    return index, labels
-
-
-def read_refined_labels(config: RunConfig, index: Index, train: Labels) -> RefinedLabels | None:
-    """Read the run's refined labels and check them against its data and method; None if it has none.
-
-    Raises:
-        ConfigError: the method requires segment-level labels, but there are none.
-        DataError: the file does not exist or does not fit the data.
-    """
-    url, required = config.data.refined, config.method.segment_labels
-    if config.data.video_labels == "durations":
-        return _durations(config, index, train)
-    reason = f"method {config.method.name} trains on segment-level labels"
-    remedy = "make such a file with `avvp data labels` or `avvp data noisy-labels` and give it as data.refined=FILE"
-    if not url:
-        if required:
-            raise ConfigError(f"data.refined: missing; {reason}; {remedy}")
-        return None
-    refined = RefinedLabels.load(url)
-    if required and not refined.has_segment_labels:
-        raise ConfigError(f"data.refined: {reason}, but those in {url} are of whole videos or of windows; {remedy}")
-    if set(refined.tracks) != set(config.task.tracks):
-        given, wanted = ", ".join(refined.tracks), ", ".join(config.task.tracks)
-        raise DataError(f"{url}: labels of the tracks {given}, but task {config.task.name} has {wanted}")
-    refined.aligned(train.ids, index.classes, index.segments, url)  # raises if they do not fit, before anything is written
-    return refined
-
-
-def _durations(config: RunConfig, index: Index, train: Labels) -> RefinedLabels:
-    """Return the share of segments that contain each class as video-level labels; the labels of tracks stay weak.
-
-    Raises:
-        ConfigError: they are combined with ``data.refined``, or the ground truth of the training videos is unknown.
-    """
-    if config.data.refined:
-        raise ConfigError("data.video_labels=durations: cannot be combined with data.refined")
-    if train.truth is None:
-        raise ConfigError("data.video_labels=durations: needs the ground truth of the training videos, which is unknown")
-    any_track = np.any(list(train.truth.values()), axis=0)  # [N,T,C]
-    weak = train.weak.astype(np.float32)
-    durations = any_track.mean(axis=1).astype(np.float32)
-    return RefinedLabels(
-        train.ids, index.classes, durations, dict.fromkeys(config.task.tracks, weak), {"refiner": "durations"}
-    )
 
 
 def planned_stages(config: RunConfig, lineage: str = "") -> list[PlannedStage]:

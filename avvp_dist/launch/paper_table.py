@@ -15,10 +15,10 @@ from avvp_dist.datasets import synthetic_sets
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.world import read
 from avvp_dist.errors import ConfigError, UserError
+from avvp_dist.experiments.inputs import open_data, read_refined_labels
 from avvp_dist.experiments.paper_tables import PaperTable, configs, only_for_oracles
 from avvp_dist.experiments.recipe import RunConfig, run_folder
 from avvp_dist.experiments.result import finished
-from avvp_dist.experiments.run import open_data, read_refined_labels
 from avvp_dist.launch.start import launch_run
 from avvp_dist.loading.split import check_plan
 from avvp_dist.report.paper import summary

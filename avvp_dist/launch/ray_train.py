@@ -24,9 +24,10 @@ from ray.train.torch import TorchTrainer, get_device
 from avvp_dist import storage
 from avvp_dist.dist.collective import Collective, LocalCollective, TorchCollective
 from avvp_dist.errors import AvvpError, ConfigError, DataError, Preempted, StorageError, TrainingError, UserError
+from avvp_dist.experiments.inputs import open_checked_data
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig
 from avvp_dist.experiments.result import read_result
-from avvp_dist.experiments.run import open_checked_data, run_experiment
+from avvp_dist.experiments.run import run_experiment
 from avvp_dist.launch import resources
 from avvp_dist.launch.leases import Lease, leases
 from avvp_dist.launch.local import STOP_EFFECT

@@ -19,8 +19,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from avvp_dist import storage
 from avvp_dist.errors import ConfigError, UserError
+from avvp_dist.experiments.inputs import open_data
 from avvp_dist.experiments.recipe import LaunchConfig, RunConfig, describe_changes, load, run_identity
-from avvp_dist.experiments.run import check_experiment, open_data
+from avvp_dist.experiments.run import check_experiment
 from avvp_dist.experiments.sweep import SweepConfig, Trial, label, points_to_check, refused_overrides, sweep_points, trials
 from avvp_dist.launch import ray_job
 from avvp_dist.launch.leases import start_lease_server

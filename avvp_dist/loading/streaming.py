@@ -183,7 +183,7 @@ class _RankReads:
         first_step: int,
         layout: _RankLayout,
         partners: int,
-        rule: PartnerRule,
+        rule: PartnerRule = "disjoint",
     ) -> None:
         slices = [plan.rank_slice(step, layout.rank, layout.world) for step in range(first_step, plan.steps)]
         positions = np.concatenate([np.arange(part.start, part.stop) for part in slices])

@@ -19,7 +19,7 @@ LOSS_COLORS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
 OTHER_COLORS = (PURPLE, RED, SKY, "#A0A000", "#888888")
 
 
-METRIC_COLORS = (BLUE, ORANGE, GREEN, PURPLE, DARK, RED, SKY)
+METRIC_COLORS = (BLUE, ORANGE, GREEN, PURPLE, DARK, RED, SKY, "#A0A000")
 """Colors of a group's metrics, in their order."""
 
 
@@ -153,7 +153,8 @@ def class_bars(
         axes[0].set_ylim(len(names) - 0.4, -0.6)
         handles, labels = axes[0].get_legend_handles_labels()
         handles.append(axes[0].scatter([], [], marker="x", s=14, color="#777777"))
-        figure.legend(handles, [*labels, "no such event in this split"], loc="outside lower center", ncols=4)
+        labels.append("not defined: no such event in this split, or never predicted")
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def readable(name: str) -> str:

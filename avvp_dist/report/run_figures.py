@@ -67,6 +67,13 @@ def draw(
 
 
 def _example_rows(labels: Labels) -> NDArray[np.int64]:
-    """Return the first videos of the split with several weak labels; the choice does not depend on predictions."""
+    """Return videos with several weak labels, if there are enough, evenly spread over the split.
+
+    The choice does not depend on predictions.
+    """
     order = np.argsort(-labels.weak.sum(axis=1).clip(max=2), kind="stable")
-    return np.sort(order[:_TIMELINE_VIDEOS])
+    count = min(_TIMELINE_VIDEOS, len(order))
+    several = max(count, int((labels.weak.sum(axis=1) > 1).sum()))
+    if several == count:  # too few of them: spread over all videos
+        several = len(order)
+    return np.sort(order[:several][np.linspace(0, several - 1, count).astype(np.int64)])

@@ -224,7 +224,7 @@ class StageTrainer:
             bfloat16=self.train_step.bfloat16,
         )
         truth = job.val_split.labels.truth
-        assert truth is not None  # experiments.run.open_data refuses data without it
+        assert truth is not None  # experiments.inputs.open_data refuses data without it
         scores = job.task.score(rows, truth, job.task.view).metrics
         row |= {f"val/{name}": value for name, value in scores.items()}
         row["validation_seconds"] = time.perf_counter() - started

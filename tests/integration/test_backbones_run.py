@@ -7,8 +7,9 @@ import pytest
 from avvp_dist.datasets import synthetic
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.inputs import open_data
 from avvp_dist.experiments.recipe import load, stage_config
-from avvp_dist.experiments.run import evaluate_experiment, open_data, run_experiment
+from avvp_dist.experiments.run import evaluate_experiment, run_experiment
 from avvp_dist.loading import resident
 from avvp_dist.train.stages import Identity, StageRunner
 

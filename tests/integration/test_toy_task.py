@@ -1,4 +1,4 @@
-"""A task of another package, found through its entry point: it trains, evaluates, sweeps and compares like a built-in one."""
+"""A task of another package, found by its entry point: it trains, evaluates, sweeps and compares like the built-in ones."""
 
 import json
 import os

@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,8 @@ from avvp_dist.datasets.catalog import AVE
 from avvp_dist.datasets.hdf5 import RowReader
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.loading.split import DataConfig, open_split
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.feature_source import FeatureReport
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.shards.verify import verify
 from avvp_dist.types import Event, VideoRecord
@@ -236,6 +240,30 @@ def test_regions_are_streamed(packed, workers):
     streamed.close()
 
 
+def test_streaming_needs_little_memory(tmp_path):
+    """An epoch over 200 MB of regions needs about half of it, and as much for any number of videos."""
+    records = [VideoRecord(f"v{number:03d}", "", "train", (number % 28,), {"event": ()}) for number in range(400)]
+    packing.pack(AVE, records, Zeros(), str(tmp_path), provenance={}, workers=1)
+    code = """
+import re, sys, torch
+from avvp_dist.loading.split import DataConfig, open_split
+from avvp_dist.shards import pack as packing
+from avvp_dist.shards.feature_source import FeatureReport
+from avvp_dist.shards.index import Index, read_labels
+index = Index.load(sys.argv[1])
+config = DataConfig(url=sys.argv[1], mode="streaming", streams=2, window=33, workers=0, prefetch=2, share=False)
+def peak():  # not getrusage, which includes the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+before = peak()
+split = open_split(config, index, read_labels(sys.argv[1], index)["train"], torch.device("cpu"), torch.float32)
+for batch in split.epoch(split.plan(4, 0, 0), 0, 0, 1, partners=1):
+    batch.visual.sum()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200_000  # kB; 300,000 if the split is resident
+
+
 @pytest.mark.parametrize("options", [{}, {"chunks": True, "compression": "gzip"}, {"chunks": (3, 1, 1)}])
 def test_rows_of_any_storage_are_read(tmp_path, options):
     values = np.random.default_rng(0).random((11, 5, 4))
@@ -369,6 +397,11 @@ def test_inspect_check_and_options(packed, shared, tmp_path):
     assert len(refused.exception.problems) == 2
 
 
+def test_labels_of_audio_and_visual_are_refused(packed, tmp_path):
+    refused = avvp_data("noisy-labels", "--data", packed, "--flip", 0.1, "--out", tmp_path / "labels.npz")
+    assert "labels of audio and visual are needed, but the events of ave are of event" in str(refused.exception)
+
+
 def test_a_repeated_pack_recognizes_its_output(packed, shared):
     before = {path.name: path.stat().st_mtime_ns for path in Path(packed).iterdir()}
     assert pack(shared, Path(packed), "--shard-videos", 2).exit_code == 0
@@ -389,8 +422,6 @@ def test_inputs_are_identified_by_rows_and_files(tmp_path):
 
 
 def test_default_shards_hold_few_large_videos(tmp_path):
-    from avvp_dist.shards import pack as packing
-
     records = [VideoRecord(f"v{number}", f"v{number}", "train", (0,), {"event": ()}) for number in range(40)]
     index = packing.pack(AVE, records, Zeros(), str(tmp_path / "out"), provenance={}, workers=1)
     assert [shard.samples for shard in index.shards] == [33, 7]
@@ -401,8 +432,6 @@ class Zeros:
         return ""
 
     def examine(self, record):
-        from avvp_dist.shards.feature_source import FeatureReport
-
         return FeatureReport()
 
     def read(self, record):
@@ -417,8 +446,6 @@ def test_events_shorter_than_half_a_segment_activate_none(tmp_path):
     class Narrow(Zeros):
         def read(self, record):
             return np.zeros((10, 128), np.float16)
-
-    from avvp_dist.shards import pack as packing
 
     index = packing.pack(dataset, [record], Narrow(), str(tmp_path / "out"), provenance={}, workers=1)
     truth = read_labels(str(tmp_path / "out"), index)["train"].truth["event"][0]

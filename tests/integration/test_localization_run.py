@@ -1,0 +1,122 @@
+"""Event localization on a synthetic AVE: temporal label refinement, several workers, resuming, refused combinations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forks import ranks
+
+from avvp_dist.datasets import synthetic_ave
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.errors import ConfigError, Preempted
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+from avvp_dist.loading.refined import RefinedLabels
+from avvp_dist.shards.index import Index, read_labels
+
+SMALL = [
+    "model.width=8", "model.attention_width=8", "model.feedforward=8", "train.epochs=2", "train.batch_size=8",
+    "data.shuffle=true", "data.drop_last=false", "train.device=cpu", "tracking=none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("ave") / "packed")
+    synthetic_ave.write(out, splits=(20, 4, 4), background=6, layout="shards", workers=1)
+    return out
+
+
+def run(packed, output, *overrides, recipe="ave-lr"):
+    settings = [*SMALL, "method.base_epochs=1"] if recipe == "ave-lr" else SMALL
+    config = load(recipe, [*settings, f"data={packed}", f"output={output}", *overrides])
+    return run_experiment(config, LocalRuntime(str(output), "cpu"))
+
+
+def refined_labels(output, stage):
+    return RefinedLabels.load(str(next(Path(output).glob(f"stages/{stage}-*/refined.npz"))))
+
+
+def history(output):
+    return json.loads((Path(output) / "history.json").read_text())
+
+
+def test_labels_of_windows_are_within_the_weak_labels(packed, tmp_path):
+    result = run(packed, tmp_path, "method.tau=0.03")
+    assert result["task"]["name"] == "localization"
+    assert [row["stage"] for row in history(tmp_path)] == ["base", "refine", "refine"]
+    assert {"loss/mixed", "val/background_f1"} <= history(tmp_path)[0].keys()
+    labels, weak = refined_labels(tmp_path, "relabel"), read_labels(packed, Index.load(packed))["train"].weak
+    assert labels.windows == ((0, 4), (2, 6), (4, 8), (6, 10))
+    found = labels.tracks["event"]
+    assert found.shape == (26, 4, 28)
+    assert (found <= weak[:, None]).all()
+    assert found.any()
+    assert result["denoising"]["removed_windows/event_labels"] == 4 * 20
+
+
+@pytest.mark.parametrize("refine", ["segments", "dummy", "none"])
+def test_ablations(packed, tmp_path, refine):
+    run(packed, tmp_path, f"method.refine={refine}", "method.mixing_weight=0")
+    stages = {"segments": {"base", "refine"}, "dummy": {"refine"}, "none": {"base"}}
+    assert {row["stage"] for row in history(tmp_path)} == stages[refine]
+    if refine == "segments":
+        assert refined_labels(tmp_path, "segments").windows == tuple((second, second + 1) for second in range(10))
+
+
+def test_two_workers_find_the_same_labels_and_losses(packed, tmp_path):
+    settings = ["optim.lr=0.01", "method.tau=0.03"]
+    run(packed, tmp_path / "one", *settings)
+    arguments = [*SMALL, "method.base_epochs=1", f"data={packed}", f"output={tmp_path / 'two'}", *settings]
+    ranks(2, ["train", "ave-lr", *arguments])
+    one, two = (refined_labels(tmp_path / name, "relabel") for name in ("one", "two"))
+    assert one.ids == two.ids
+    np.testing.assert_array_equal(one.tracks["event"], two.tracks["event"])
+    for row, other in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
+        for name in ("loss/total", "loss/video"):
+            assert row[name] == pytest.approx(other[name], abs=1e-5)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(packed, tmp_path):
+    class Stopping(LocalRuntime):
+        reports = 0
+
+        def report(self, metrics, checkpoint):
+            super().report(metrics, checkpoint)
+            self.reports += 1
+
+        def stop_requested(self):
+            return self.reports == 2
+
+    settings = ["optim.milestones=[1]", "method.refine=none"]
+    run(packed, tmp_path / "whole", *settings, "train.epochs=3", "method.base_epochs=3")
+    output = tmp_path / "stopped"
+    config = load(
+        "ave-lr", [*SMALL, f"data={packed}", f"output={output}", *settings, "train.epochs=3", "method.base_epochs=3"]
+    )
+    with pytest.raises(Preempted):
+        run_experiment(config, Stopping(str(output), "cpu"))
+    run_experiment(config, LocalRuntime(str(output), "cpu"))
+    assert (output / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_labels_that_are_durations(packed, tmp_path):
+    small = ["model.width=8", "train.epochs=1", "train.batch_size=8", "train.device=cpu", "tracking=none"]
+    config = load("psp", [*small, f"data={packed}", f"output={tmp_path}", "model.attention_width=8", "model.feedforward=8"])
+    result = run_experiment(config, LocalRuntime(str(tmp_path), "cpu"))
+    assert 0 <= result["scores"]["test"]["segments"]["metrics"]["accuracy"] <= 100
+    both = load("psp", [*small, f"data={packed}", f"output={tmp_path / 'x'}", "data.refined=x.npz"])
+    with pytest.raises(ConfigError, match="cannot be combined with data.refined"):
+        run_experiment(both, LocalRuntime(str(tmp_path / "x"), "cpu"))
+
+
+@pytest.mark.parametrize("method", ["jomold", "ma", "han", "valor"])
+def test_methods_for_two_modalities_are_refused(method):
+    with pytest.raises(ConfigError, match=rf"{method}.*tracks audio and visual; the task has event"):
+        load("ave", [f"method={method}"])
+
+
+def test_a_recipe_for_another_task_is_refused(packed, tmp_path):
+    with pytest.raises(Exception, match="task localization"):
+        run_experiment(load("han", [f"data={packed}", f"output={tmp_path}"]), LocalRuntime(str(tmp_path), "cpu"))
