@@ -188,7 +188,7 @@ CASES = [
     ("output-file-scheme", lambda c: c.train("output=file://"), "output: names no path"),
     ("output-unknown-scheme", lambda c: c.train("output=foo://b/x"), "output: foo://b/x"),
     ("store-no-bucket", lambda c: c.train("store=s3://"), "store: names no bucket"),
-    ("data-no-bucket", lambda c: [*c.train(), "data=s3://"], "data.url: names no bucket"),
+    ("data-no-bucket", lambda c: ["train", "han", "output=x", "data=s3://"], "data.url: names no bucket"),
     ("refined-no-bucket", lambda c: c.train("data.refined=s3://"), "data.refined: names no bucket"),
     ("ratios-no-bucket", lambda c: c.train("method.ratios=s3://", recipe="jomold"), "names no bucket"),
     ("recipe-no-bucket", lambda c: ["train", "s3:///a.yaml"], "names no bucket"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import outcome, start, wait_until
+from commands import outcome, start, wait_until, with_settings
 from forks import ranks
 from test_launchers import SMALL
 
@@ -165,7 +165,8 @@ def failed(capsys, *arguments) -> str:
 )
 def test_resources_that_a_cluster_can_never_provide_are_refused(joined, packed, tmp_path, capsys, settings, need):
     began = time.monotonic()
-    message = failed(capsys, "train", "han", f"data={packed}", f"output={tmp_path / 'run'}", *SMALL, "launch=ray", *settings)
+    arguments = [f"data={packed}", f"output={tmp_path / 'run'}", *with_settings(SMALL, "launch=ray", *settings)]
+    message = failed(capsys, "train", "han", *arguments)
     assert time.monotonic() - began < 30
     assert f"{need}, which this cluster can never have: it has 1 node with 2 CPUs" in message
     assert "launch.workers" in message
