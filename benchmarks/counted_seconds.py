@@ -45,7 +45,7 @@ def measure(run: Path, data: str | None, videos: int) -> dict[str, float]:
     """Return the shares of a finished run's network, in the same video and in another one."""
     config = load(str(run / "config.yaml"))
     batch, index = batch_of(data or config.data.url, videos)
-    network = config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes))
+    network = config.model.build(index.shapes, len(index.classes))
     network.load_state_dict(load_file(run / "model.safetensors"))
     outputs = network.eval()(batch)
     audio, visual = outputs.audio_features.float(), outputs.visual_features.float()

@@ -24,7 +24,7 @@ from avvp_dist.datasets import ave
 from avvp_dist.datasets.ave import Row
 from avvp_dist.datasets.catalog import AVE
 from avvp_dist.datasets.flaws import Annotations
-from avvp_dist.datasets.synthetic_labels import SPLITS, Distribution, generator
+from avvp_dist.datasets.synthetic_labels import SPLITS, Distribution, count_problems, divided, generator
 from avvp_dist.errors import ConfigError
 from avvp_dist.types import VideoRecord
 
@@ -70,22 +70,12 @@ def counts(videos: int | None, splits: Sequence[int] | None, background: int | N
     Raises:
         ConfigError: lists all invalid numbers.
     """
-    problems = []
-    if videos is not None and splits is not None:
-        problems.append("videos and splits: give only one of them")
-    if videos is not None and videos < len(SPLITS):
-        problems.append(f"videos: at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}; got {videos}")
-    for name, count in zip(SPLITS, splits or (), strict=False):
-        if count < 1:
-            problems.append(f"splits: {name} needs at least 1 video, got {count}")
+    problems = count_problems(videos, splits)
     if background is not None and background < 0:
         problems.append(f"background: must be at least 0, got {background}")
     if problems:
         raise ConfigError(problems, "a synthetic AVE cannot be made from these numbers")
-    if videos is not None:
-        val, test = (max(1, round(videos * count / sum(AVE_VIDEOS))) for count in AVE_VIDEOS[1:])
-        splits = (videos - val - test, val, test)
-    train, val, test = splits or DEFAULT_VIDEOS
+    train, val, test = divided(videos, splits, AVE_VIDEOS, DEFAULT_VIDEOS)
     if background is None:
         background = max(1, round(train * AVE_BACKGROUND / AVE_VIDEOS[0]))
     return Counts(train, val, test, background)

@@ -164,6 +164,14 @@ def split_counts(videos: int | None, splits: Sequence[int] | None) -> tuple[int,
     Raises:
         ConfigError: lists all invalid numbers.
     """
+    problems = count_problems(videos, splits)
+    if problems:
+        raise ConfigError(problems, "a synthetic LLP cannot be made from these numbers")
+    return divided(videos, splits, LLP_VIDEOS, LLP_VIDEOS)
+
+
+def count_problems(videos: int | None, splits: Sequence[int] | None) -> list[str]:
+    """Return what is wrong with a total number of videos, or with the numbers of train, val and test."""
     problems = []
     if videos is not None and splits is not None:
         problems.append("videos and splits: give only one of them")
@@ -177,14 +185,24 @@ def split_counts(videos: int | None, splits: Sequence[int] | None) -> tuple[int,
             for name, count in zip(SPLITS, splits, strict=True)
             if count < 1
         ]
-    if problems:
-        raise ConfigError(problems, "a synthetic LLP cannot be made from these numbers")
-    if splits is not None:
-        train, val, test = splits
-        return train, val, test
+    return problems
+
+
+def divided(
+    videos: int | None, splits: Sequence[int] | None, official: tuple[int, int, int], default: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Return the numbers of train, val and test videos.
+
+    Args:
+        videos: total number, divided in the proportion of ``official``, at least one per split.
+        splits: the three numbers, instead of ``videos``.
+        official: numbers of the real data set.
+        default: numbers without either argument.
+    """
     if videos is None:
-        return LLP_VIDEOS
-    val, test = (max(1, round(videos * count / sum(LLP_VIDEOS))) for count in LLP_VIDEOS[1:])
+        train, val, test = splits or default
+        return train, val, test
+    val, test = (max(1, round(videos * count / sum(official))) for count in official[1:])
     return videos - val - test, val, test
 
 

@@ -119,7 +119,7 @@ class RunResult:
     @functools.cached_property
     def scores(self) -> dict[str, dict[str, Scores]]:
         """Scores of each evaluated split under each view."""
-        return {name: evaluate(self.task, rows, truth_of(self.labels[name])) for name, rows in self.rows.items()}
+        return {name: evaluate(self.task, rows, known_truth(self.labels[name])) for name, rows in self.rows.items()}
 
     def per_video(self) -> VideoStatistics:
         """Return the statistics per video, from which the scores in result.json follow."""
@@ -221,7 +221,7 @@ def check_files(output: str, result: Mapping[str, Any], names: Sequence[str]) ->
         raise DataError([f"{problem}; {_RESTORE}" for problem in problems])
 
 
-def truth_of(labels: Labels) -> Tracks:
+def known_truth(labels: Labels) -> Tracks:
     """Return the ground truth of an evaluated split."""
     assert labels.truth is not None  # experiments.inputs.open_data refuses data without it
     return labels.truth

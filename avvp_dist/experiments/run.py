@@ -26,9 +26,9 @@ from avvp_dist.experiments.result import (
     RunResult,
     check_files,
     finished,
+    known_truth,
     provenance,
     statistics_of,
-    truth_of,
 )
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, open_split, order_settings
@@ -113,7 +113,7 @@ def _train(
             collected=collected,
             cross_modal=final.cross_modal,
             provenance=provenance(index, config, runtime),
-            given=refined,
+            given=refined if config.data.refined else None,
             left_out=left_out,
         )
         result = outcome.result()
@@ -177,7 +177,8 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
     found = {}
     for name in EVALUATED:
         with closing(_open_split(config, index, labels[name], runtime)) as split:
-            found[name] = evaluate(task, _predict(model, split, task, config, runtime, cross_modal), truth_of(labels[name]))
+            rows = _predict(model, split, task, config, runtime, cross_modal)
+            found[name] = evaluate(task, rows, known_truth(labels[name]))
     return Evaluation(
         describe(task),
         {name: as_content(task, scores) for name, scores in found.items()},
@@ -271,7 +272,7 @@ def _open_split(config: RunConfig, index: Index, labels: Labels, runtime: Runtim
 
 
 def _build_network(config: RunConfig, index: Index) -> nn.Module:
-    return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes))
+    return config.model.build(index.shapes, len(index.classes))
 
 
 def _predict(

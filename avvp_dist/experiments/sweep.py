@@ -155,7 +155,7 @@ def with_metric(sweep: SweepConfig, base: RunConfig) -> SweepConfig:
 
 
 def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[SweepConfig, list[str]]:
-    """Return a sweep with its metric, and the user's overrides, with absolute local paths: trials run in other folders.
+    """Return a sweep and the user's overrides with absolute local paths: trials run and resume in other folders.
 
     Relative paths in the recipe file, or in defaults, become overrides of the sweep.
 
@@ -174,7 +174,7 @@ def with_absolute_paths(sweep: SweepConfig, overrides: Sequence[str]) -> tuple[S
         )
     space = {key: _absolute(key, dimension) for key, dimension in sweep.space.items()}
     own += [assignment(key, value) for key, value in moved.items()]
-    return with_metric(sweep, base).model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), given
+    return sweep.model_copy(update={"recipe": recipe, "overrides": tuple(own), "space": space}), given
 
 
 def _absolute(key: str, dimension: Dimension) -> Dimension:

@@ -130,9 +130,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     runtime = LocalRuntime(config.output, config.train.device, World())  # writes nothing before the first report
 
     def build() -> nn.Module:
-        return config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)).to(
-            runtime.device
-        )
+        return config.model.build(index.shapes, len(index.classes)).to(runtime.device)
 
     videos = min(config.train.batch_size, _LARGEST_BATCH)
     batch = _random_batch(config, index, videos, stage.partners, runtime.device)

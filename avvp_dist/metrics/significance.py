@@ -54,14 +54,14 @@ class Difference:
 
 
 def mean_of_videos(statistics: Floats, weights: Floats) -> Floats:
-    """Return the weighted means over videos, [R], of a metric that is a mean over videos; see `compare`."""
+    """Recompute a metric that is a mean over videos: its values [N,1] and weights [R,N] -> weighted means [R]."""
     return weights @ statistics[:, 0] / weights.sum(axis=1)
 
 
 def compare(
     baseline: Floats,
     others: Sequence[Floats],
-    recompute: Recompute = mean_of_videos,
+    recompute: Recompute,
     *,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,

@@ -13,17 +13,17 @@ Shapes: B videos, T segments, R regions of an image, K = C + 1 scores, the backg
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from avvp_dist.models.network import Network, NetworkSection, stream_width
+from avvp_dist.models.network import NetworkSection, stream_width
 from avvp_dist.models.pooling import SoftmaxHead
-from avvp_dist.models.regions import AudioGuidedAttention, BidirectionalLstm, grid_of, xavier
-from avvp_dist.types import Batch, ForwardOptions, Outputs
+from avvp_dist.models.regions import AudioGuidedAttention, BidirectionalLstm, RegionInputs, RegionNetwork, grid_of, xavier
+from avvp_dist.types import ForwardOptions, Outputs
 
 
 class AveConfig(NetworkSection):
@@ -46,15 +46,7 @@ class AveConfig(NetworkSection):
         return AveNetwork(self, shapes, classes)
 
 
-class _Shared(NamedTuple):
-    """Regions [B,T,R,Dv], audio [B,T,Da], and the features of the audio LSTM [B,T,D]."""
-
-    regions: Tensor
-    audio: Tensor
-    audio_features: Tensor
-
-
-class AveNetwork(Network[_Shared]):
+class AveNetwork(RegionNetwork):
     """Audio-guided attention over regions, an LSTM for each modality, one softmax head for both; no dropout.
 
     Without exchange, all regions have the same weight; the modalities then meet in the head only.
@@ -72,13 +64,9 @@ class AveNetwork(Network[_Shared]):
         self.scores = nn.Linear(config.feedforward, classes + 1)
         xavier(self.hidden, self.scores)
 
-    def prepare(self, batch: Batch) -> _Shared:
+    def parse(self, shared: RegionInputs, options: ForwardOptions) -> Outputs:
         """See `Network`."""
-        return _Shared(batch.visual.flatten(2, -2), batch.audio, self.audio_lstm(batch.audio))
-
-    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
-        """See `Network`."""
-        visual = self.attention(shared.regions, shared.audio) if options.cross_modal else shared.regions.mean(dim=2)
+        visual = self.visual_of(shared, options)
         features = torch.cat([shared.audio_features, self.visual_lstm(visual)], dim=-1)
         scores = self.scores(F.relu(self.hidden(F.relu(features))))
         return self.head.outputs(scores)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from avvp_dist.models.network import NetworkSection, ParsingNetwork, frames_by_segment, stream_width
 from avvp_dist.models.pooling import AttentiveMMIL
+from avvp_dist.models.regions import BidirectionalLstm
 from avvp_dist.types import Batch, ForwardOptions, Outputs
 
 
@@ -43,7 +44,7 @@ class AveLlpConfig(NetworkSection):
         return AveLlpNetwork(self, shapes, classes)
 
 
-class AudioGuidedAttention(nn.Module):
+class AudioGuidedGates(nn.Module):
     """Weighs frames and their channels by the audio of the same second (reconstruction; see the module)."""
 
     def __init__(self, width: int) -> None:
@@ -68,20 +69,17 @@ class AudioGuidedAttention(nn.Module):
         return (weights * frames).mean(dim=2)
 
 
-class BidirectionalLstm(nn.Module):
-    """One LSTM layer over time, with half the width in each direction, followed by layer norm."""
+class NormalizedLstm(BidirectionalLstm):
+    """AVE's LSTM, followed by layer norm."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+        super().__init__(width, width)
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B,T,D] to float32 [B,T,D]."""
-        # without autocast, see models/temporal.py
         with torch.autocast(x.device.type, enabled=False):
-            features, _ = self.lstm(x.float())
-            return self.norm(features)
+            return self.norm(super().forward(x))
 
 
 class _Shared(NamedTuple):
@@ -104,9 +102,9 @@ class AveLlpNetwork(ParsingNetwork[_Shared]):
         self.visual = nn.Linear(stream_width(shapes, "visual"), config.width)
         self.motion = nn.Linear(stream_width(shapes, "motion"), config.width)
         self.fusion = nn.Linear(2 * config.width, config.width)
-        self.attention = AudioGuidedAttention(config.width)
-        self.audio_lstm = BidirectionalLstm(config.width)
-        self.visual_lstm = BidirectionalLstm(config.width)
+        self.attention = AudioGuidedGates(config.width)
+        self.audio_lstm = NormalizedLstm(config.width)
+        self.visual_lstm = NormalizedLstm(config.width)
         self.pooling = AttentiveMMIL(config.width, classes, shared=False)
         self.visual_dropout = config.visual_dropout
 

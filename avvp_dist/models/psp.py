@@ -13,7 +13,7 @@ Shapes: B videos, T segments, R regions of an image, D width, K = C + 1 scores, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from avvp_dist.models.dropout import dropout as drop
-from avvp_dist.models.network import Network, NetworkSection, stream_width
+from avvp_dist.models.network import NetworkSection, stream_width
 from avvp_dist.models.pooling import SoftmaxHead
-from avvp_dist.models.regions import AudioGuidedAttention, BidirectionalLstm, grid_of, xavier
-from avvp_dist.types import Batch, ForwardOptions, Outputs
+from avvp_dist.models.regions import AudioGuidedAttention, BidirectionalLstm, RegionInputs, RegionNetwork, grid_of, xavier
+from avvp_dist.types import ForwardOptions, Outputs
 
 
 class PspConfig(NetworkSection):
@@ -110,15 +110,7 @@ class Propagation(nn.Module):
         return shares * (shares > self.threshold)
 
 
-class _Shared(NamedTuple):
-    """Regions [B,T,R,Dv], audio [B,T,Da], and the features of the audio LSTM [B,T,D]."""
-
-    regions: Tensor
-    audio: Tensor
-    audio_features: Tensor
-
-
-class PspNetwork(Network[_Shared]):
+class PspNetwork(RegionNetwork):
     """Audio-guided attention over regions, an LSTM for each modality, propagation, one softmax head for both modalities.
 
     Without exchange, all regions have the same weight and nothing is propagated; the modalities then meet in the head only.
@@ -139,13 +131,9 @@ class PspNetwork(Network[_Shared]):
         self.segment_weight = nn.Linear(classes + 1, 1, bias=False)
         xavier(self.hidden, self.scores)
 
-    def prepare(self, batch: Batch) -> _Shared:
+    def parse(self, shared: RegionInputs, options: ForwardOptions) -> Outputs:
         """See `Network`."""
-        return _Shared(batch.visual.flatten(2, -2), batch.audio, self.audio_lstm(batch.audio))
-
-    def parse(self, shared: _Shared, options: ForwardOptions) -> Outputs:
-        """See `Network`."""
-        visual = self.attention(shared.regions, shared.audio) if options.cross_modal else shared.regions.mean(dim=2)
+        visual = self.visual_of(shared, options)
         visual_features = self.visual_lstm(self.visual(visual))
         dropout = self.training and options.dropout
         features = self.propagation(shared.audio_features, visual_features, exchange=options.cross_modal, dropout=dropout)

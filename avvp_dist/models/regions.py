@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avvp_dist.errors import ConfigError
+from avvp_dist.models.network import Network
+from avvp_dist.types import Batch, ForwardOptions
 
 
 class AudioGuidedAttention(nn.Module):
@@ -67,6 +70,29 @@ class BidirectionalLstm(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             features, _ = self.lstm(x.float())
         return features
+
+
+class RegionInputs(NamedTuple):
+    """Regions [B,T,R,Dv], audio [B,T,Da], and the features of the audio LSTM [B,T,D]."""
+
+    regions: Tensor
+    audio: Tensor
+    audio_features: Tensor
+
+
+class RegionNetwork(Network[RegionInputs]):
+    """Base of networks that weigh image regions by the audio; without exchange, all regions have the same weight."""
+
+    attention: AudioGuidedAttention
+    audio_lstm: BidirectionalLstm
+
+    def prepare(self, batch: Batch) -> RegionInputs:
+        """See `Network`."""
+        return RegionInputs(batch.visual.flatten(2, -2), batch.audio, self.audio_lstm(batch.audio))
+
+    def visual_of(self, shared: RegionInputs, options: ForwardOptions) -> Tensor:
+        """Return one visual vector per segment, [B,T,Dv]."""
+        return self.attention(shared.regions, shared.audio) if options.cross_modal else shared.regions.mean(dim=2)
 
 
 def grid_of(shapes: Mapping[str, tuple[int, ...]], stream: str) -> tuple[int, int]:

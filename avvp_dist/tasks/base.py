@@ -7,7 +7,7 @@ never ask which task they serve.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -184,10 +184,6 @@ class TaskSection(Section, ABC):
             KeyError: there is no such metric.
         """
         return {metric.name: metric for metric in cls.metrics}[name]
-
-
-Recompute = Callable[[Floats, Floats], Floats]
-"""`TaskSection.recompute` for one metric: statistics [N,S] and weights [R,N] -> values [R]."""
 
 
 def evaluate(task: Task, rows: Rows, truth: Tracks) -> dict[str, Scores]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avvp_dist.metrics import parsing
 from avvp_dist.metrics.names import KINDS, LEVELS, METRIC_HEADS, METRIC_TITLES, METRICS, PROTOCOLS, Protocol
+from avvp_dist.metrics.significance import mean_of_videos
 from avvp_dist.tasks.base import Floats, Metric, Rows, Scores, Task, TaskSection, Tracks, View
 from avvp_dist.types import MODALITIES, Batch, Outputs
 
@@ -48,7 +49,7 @@ class ParsingConfig(TaskSection):
     @classmethod
     def recompute(cls, statistics: Floats, weights: Floats, metric: str) -> Floats:
         """See `TaskSection`: every metric is a mean over videos."""
-        return weights @ _per_video(statistics, metric) / weights.sum(axis=1)
+        return mean_of_videos(_per_video(statistics, metric)[:, None], weights)
 
     @classmethod
     def inconsistent(cls, figures: Mapping[str, float]) -> bool:

@@ -58,7 +58,7 @@ def train(config):
         optim=config.optim,
         evaluate=config.evaluate,
         task=config.task.build(index.classes),
-        build=lambda: config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build(index.shapes, len(index.classes)),
         splits=splits,
         runtime=runtime,
         callback=Silent(),

@@ -80,7 +80,7 @@ def test_both_networks_learn(packed, tmp_path):
 def test_the_final_model_is_one_plain_network(packed, finished):
     _, output, result = finished
     config, index = load(str(output / "config.yaml")), Index.load(packed)
-    plain = config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes))
+    plain = config.model.build(index.shapes, len(index.classes))
     plain.load_state_dict(read_weights(str(output / "model.safetensors")))
     assert evaluate_experiment(config, LocalRuntime(config.output, "cpu")).scores == result["scores"]
 

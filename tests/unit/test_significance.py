@@ -73,7 +73,7 @@ def test_t_interval_agrees_with_scipy():
 def test_one_seed_has_no_interval():
     assert t_interval([60.0]) is None
     scores = np.random.default_rng(0).random((3, 20, 1))
-    (found,) = compare(scores, [scores[:1]])
+    (found,) = compare(scores, [scores[:1]], mean_of_videos)
     assert found.seeds is None
     assert found.seeds_p is None
 
@@ -96,7 +96,7 @@ def test_coverage_of_intervals_for_settings_trained_again(seeds):
     rng, covered = np.random.default_rng(5), []
     for _ in range(300):
         one, other, _ = simulated(rng, seeds)
-        (found,) = compare(one, [other], resamples=500)
+        (found,) = compare(one, [other], mean_of_videos, resamples=500)
         covered.append(found.seeds[0] <= 0 <= found.seeds[1])
         assert (found.seeds_p < 0.05) == (not covered[-1]) or abs(found.seeds_p - 0.05) < 0.01  # interval and p-value agree
     assert np.mean(covered) >= 0.92
@@ -106,7 +106,7 @@ def test_intervals_for_these_networks_do_not_include_seed_effects():
     rng, of_networks, of_settings = np.random.default_rng(6), [], []
     for _ in range(300):
         one, other, seed_effect = simulated(rng, (3, 3))
-        (found,) = compare(one, [other], resamples=500)
+        (found,) = compare(one, [other], mean_of_videos, resamples=500)
         of_networks.append(found.videos[0] <= seed_effect <= found.videos[1])
         of_settings.append(found.videos[0] <= 0 <= found.videos[1])
     assert 0.91 <= np.mean(of_networks) <= 0.99
@@ -121,9 +121,9 @@ def test_rate_of_false_positives_of_the_permutation_test():
 def test_a_comparison_does_not_depend_on_the_others():
     rng = np.random.default_rng(8)
     baseline, *others = (rng.random((3, 50, 1)) for _ in range(4))
-    together = compare(baseline, others)
+    together = compare(baseline, others, mean_of_videos)
     for other, among in zip(others, together, strict=True):
-        (single,) = compare(baseline, [other])
+        (single,) = compare(baseline, [other], mean_of_videos)
         assert single.videos == pytest.approx(among.videos)
         assert single.seeds == pytest.approx(among.seeds)
         assert (single.videos_p, single.seeds_p) == pytest.approx((among.videos_p, among.seeds_p))
@@ -150,7 +150,7 @@ def test_a_ratio_of_sums_is_recomputed_for_every_draw():
 
 def test_scores_of_other_videos_are_refused():
     with pytest.raises(ValueError, match="videos"):
-        compare(np.zeros((3, 50, 1)), [np.zeros((3, 49, 1))])
+        compare(np.zeros((3, 50, 1)), [np.zeros((3, 49, 1))], mean_of_videos)
 
 
 def test_explained_variance():

@@ -92,7 +92,7 @@ def one_epoch(packed, folder, delay):
         stage=stage,
         key="",
         seed=0,
-        build=lambda: config.model.build({stream.name: stream.shape for stream in index.streams}, len(index.classes)),
+        build=lambda: config.model.build(index.shapes, len(index.classes)),
         train=config.train,
         optim=config.optim,
         evaluate=config.evaluate,
