@@ -89,7 +89,8 @@ def read(table: str) -> tuple[str, PaperTable]:
 def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
     """Return the config of each row with the overrides ``settings`` (``key=value``) applied and all paths absolute.
 
-    If any row has an ``oracle_noise``, ``data.refined`` applies only to such rows: the others train on weak labels.
+    If any row has an ``oracle_noise``, ``data.refined`` applies only to such rows: the others train on weak labels. A number
+    of epochs among the settings is that of every stage, also of stages for which recipes have another.
 
     Raises:
         ConfigError: all problems of all rows, including settings that a row sets itself.
@@ -100,10 +101,10 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
             setting for setting in settings if row.oracle_noise is not None or not only_for_oracles(table, setting)
         ]
         try:
-            config = load(row.recipe, [*row.overrides, *applicable]).absolute()
-            reordered = load(
-                row.recipe, [*applicable, *row.overrides]
-            ).absolute()  # if the order matters, both set the same key
+            reset = _stage_epochs(row) if any(_key(setting) == "train.epochs" for setting in applicable) else []
+            config = load(row.recipe, [*reset, *row.overrides, *applicable]).absolute()
+            # if the order matters, both set the same key
+            reordered = load(row.recipe, [*reset, *applicable, *row.overrides]).absolute()
         except ConfigError as error:
             problems += [f"row {row.label!r}: {problem}" for problem in error.problems]
             continue
@@ -114,6 +115,15 @@ def configs(table: PaperTable, settings: Sequence[str] = ()) -> list[RunConfig]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), f"{table.title}: cannot be run")
     return found
+
+
+def _stage_epochs(row: PaperRow) -> list[str]:
+    """Overrides with which every stage of a row has ``train.epochs`` epochs."""
+    return [f"method.{name}=null" for name in load(row.recipe, row.overrides).method.stage_epochs]
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
 
 
 def _unknown_names(row: PaperRow, config: RunConfig) -> Iterator[str]:
@@ -129,7 +139,7 @@ def _unknown_names(row: PaperRow, config: RunConfig) -> Iterator[str]:
 
 def only_for_oracles(table: PaperTable, setting: str) -> bool:
     """Whether a ``key=value`` applies only to rows with an ``oracle_noise``."""
-    return setting.partition("=")[0].strip() == "data.refined" and any(row.oracle_noise is not None for row in table.rows)
+    return _key(setting) == "data.refined" and any(row.oracle_noise is not None for row in table.rows)
 
 
 def refuse_reserved(settings: Sequence[str]) -> None:

@@ -59,7 +59,9 @@ def start_ray(log_to_driver: bool = True) -> None:
         else:
             LOGGER.warning("workers of a cluster do not receive the credentials of tracking.uri: %s", _ON_NODES)
     try:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver)
+        # on this machine, the dashboard would be a dozen processes that end with the run
+        dashboard = False if address == "local" else None
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=log_to_driver, include_dashboard=dashboard)
     except Exception as error:  # Ray's start raises exceptions of many classes
         if isinstance(error, UserError) or (address != "local" and not isinstance(error, ConnectionError | RuntimeError)):
             raise

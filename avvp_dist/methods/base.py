@@ -164,11 +164,13 @@ class MethodSection(Section, ABC):
         name: selects the method in a recipe; the key of `methods.METHODS`.
         segment_labels: whether the method needs segment-level labels, [B,T,C] in ``batch.refined``, from ``data.refined``.
         tracks: whose labels the method trains on, see `tasks.base.TaskSection`; None for those of any task.
+        stage_epochs: names of the settings that give a stage another number of epochs than ``train.epochs``, unless null.
     """
 
     name: str
     segment_labels: ClassVar[bool] = False
     tracks: ClassVar[tuple[str, ...] | None] = MODALITIES
+    stage_epochs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:

@@ -35,6 +35,7 @@ class LrConfig(MethodSection):
     """Temporal label refinement and its ablations."""
 
     tracks: ClassVar[tuple[str, ...] | None] = None
+    stage_epochs: ClassVar[tuple[str, ...]] = ("base_epochs",)
 
     name: Literal["lr"] = "lr"
     refine: Literal["windows", "segments", "dummy", "none"] = "windows"

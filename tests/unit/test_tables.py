@@ -152,6 +152,17 @@ def test_settings_apply_to_all_rows_but_cannot_override_one():
         paper_tables.refuse_reserved(["seed=3", "model.width=32", "output=here"])
 
 
+def test_a_number_of_epochs_applies_to_every_stage_unless_one_is_set_too():
+    def epochs(*settings):
+        return {
+            (config.train.epochs, config.method.base_epochs) for config in paper_tables.configs(SHIPPED["ave-lr"], settings)
+        }
+
+    assert epochs() == {(100, 200)}
+    assert epochs("train.epochs=3") == {(3, None)}
+    assert epochs("train.epochs=3", "method.base_epochs=5") == {(3, 5)}
+
+
 def test_segment_level_labels_are_passed_to_rows_that_use_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = paper_tables.configs(SHIPPED["main"], ["data.refined=labels.npz", "model.width=32"])
