@@ -91,13 +91,16 @@ class Identity:
         return planned
 
     def _depends(self, stage: Stage, keys: Mapping[str, str]) -> dict[str, Any]:
-        method = {key: value for key, value in self.config["method"].items() if key not in stage.irrelevant}
+        config = dict(self.config)
+        config["method"] = {key: value for key, value in config["method"].items() if key not in stage.irrelevant}
+        if isinstance(stage, TrainStage) and stage.epochs is not None:
+            config["train"] = {**config["train"], "epochs": stage.epochs}
         return {
             "version": _VERSION,
             "stage": stage.name,
             "needs": {name: keys[name] for name in stage.needs},
             "fingerprint": self.data_fingerprint,
-            "config": {**self.config, "method": method},
+            "config": config,
             "given": dict(stage.external_inputs),
             "order": dict(self.order),
         }

@@ -95,6 +95,11 @@ def test_the_rest_of_the_config_changes_every_stage(name, setting):
     assert unchanged(keys(load(name, ["output=x"])), keys(load(name, ["output=x", setting]))) == []
 
 
+def test_a_stage_with_a_number_of_epochs_of_its_own_does_not_depend_on_that_of_the_others():
+    one, other = load("ave-lr", ["output=x"]), load("ave-lr", ["output=x", "train.epochs=7"])
+    assert unchanged(keys(one), keys(other)) == ["base"]
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_data_and_their_order_change_every_stage(name):
     config = load(name)
