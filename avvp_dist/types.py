@@ -83,6 +83,8 @@ class Batch:
         total: number of videos in the global batch, over all ranks.
         refined: labels that replace the weak ones, if the run or the stage has them.
         partners: one batch of B partner videos for each of K draws, if the stage requests them.
+        composition: for N videos made of segments of other videos, the row of the streams from which each of their segments
+            is taken, int64 [N,T]; None if the rows of the streams are the videos. See `with_mixtures`.
     """
 
     streams: Mapping[str, Tensor]
@@ -91,6 +93,7 @@ class Batch:
     total: int
     refined: Refined | None = None
     partners: tuple[Batch, ...] = ()
+    composition: Tensor | None = None
 
     @property
     def audio(self) -> Tensor:
@@ -132,11 +135,41 @@ class Batch:
         """Replace the audio stream with that of ``other``."""
         return replace(self, streams={**self.streams, "audio": other.audio}, partners=())
 
-    def concat(self, others: Sequence[Batch]) -> Batch:
-        """Append the features of ``others`` along B, for one forward pass over all of them; labels stay this batch's."""
-        batches = (self, *others)
+    def with_mixtures(self, windows: Sequence[tuple[int, int]]) -> Batch:
+        """Append, for each partner and each window, the partners' videos with the videos' segments [start, stop) in them.
+
+        The streams contain every video once, also if it is in several mixtures, so that networks can compute what depends on
+        single segments once per video (`composed`). Labels stay this batch's.
+        """
+        rows = torch.arange(len(self.index), device=self.index.device)[:, None].expand(-1, self.audio.shape[1])  # [B,T]
+        videos = [rows]
+        for number in range(1, len(self.partners) + 1):
+            for start, stop in windows:
+                mixed = rows + number * len(rows)
+                mixed[:, start:stop] = rows[:, start:stop]
+                videos.append(mixed)
+        batches = (self, *self.partners)
         streams = {name: torch.cat([batch.streams[name] for batch in batches]) for name in self.streams}
-        return replace(self, streams=streams, partners=())
+        return replace(self, streams=streams, partners=(), composition=torch.cat(videos))
+
+    def composed(self, features: Tensor) -> Tensor:
+        """Return the features of the N videos, [N,T,...], from those of the rows of the streams, [B,T,...].
+
+        Both can have k frames per segment, [.,kT,...].
+        """
+        if self.composition is None:
+            return features
+        segments = self.composition.shape[1]
+        by_segment = features.unflatten(1, (segments, -1))  # [B,T,k,...]
+        places = torch.arange(segments, device=features.device)
+        return by_segment[self.composition, places].flatten(1, 2)
+
+    def materialized(self) -> Batch:
+        """Return the same videos with streams of their own."""
+        if self.composition is None:
+            return self
+        streams = {name: self.composed(features) for name, features in self.streams.items()}
+        return replace(self, streams=streams, composition=None)
 
 
 def _video_level(labels: Tensor) -> Tensor:
@@ -189,7 +222,7 @@ class Outputs:
         temporal_weights: [B,T,M,K] weights by which segments were pooled into a modality; None for max pooling and for
             softmax heads.
         scoring: outputs of the scoring pass over the same batch, without gradient; None if the stage has no such pass.
-        extra: outputs for the stage's `TrainStage.extra_batches`, in the same order.
+        extra: outputs for the stage's mixtures (`TrainStage.mixed_windows`), in the order of `Batch.with_mixtures`.
         co_trained: outputs of the stage's other networks for the same batch.
     """
 

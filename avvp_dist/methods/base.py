@@ -58,6 +58,8 @@ class TrainStage(Stage):
             ``batch.partners``.
         partner_rule: ``disjoint``: partners have no label in common with the video; ``background``: in addition, exactly one
             of the two is a background video, which has no label at all.
+        mixed_windows: segments [start, stop) of each video that replace those of its partners, one window at a time; the
+            outputs for these mixtures are in ``outputs.extra``, see `Batch.with_mixtures`.
         epochs: number of epochs; None for ``train.epochs``.
         networks: number of networks of the same kind, each with its own initial weights, that are trained side by side. The
             outputs of the others are in ``outputs.co_trained``. The first network is validated and kept.
@@ -68,6 +70,7 @@ class TrainStage(Stage):
     labels_from: str | None = None
     partners: int = 0
     partner_rule: PartnerRule = "disjoint"
+    mixed_windows: tuple[tuple[int, int], ...] = ()
     epochs: int | None = None
     networks: int = 1
 
@@ -76,10 +79,6 @@ class TrainStage(Stage):
     def needs(self) -> tuple[str, ...]:
         """See `Stage`."""
         return tuple(dict.fromkeys([*self.starts_from, *([self.labels_from] if self.labels_from else [])]))
-
-    def extra_batches(self, batch: Batch) -> Sequence[Batch]:
-        """Further batches to train on, made of ``batch`` and its partners; their outputs are in ``outputs.extra``."""
-        return ()
 
     def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
         """Receive the artifacts of the stages in ``starts_from``; called once, before the first step."""

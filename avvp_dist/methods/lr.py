@@ -108,14 +108,10 @@ class _Base(TrainStage):
 
     def __init__(self, config: LrConfig, spans: Windows) -> None:
         self.config = config
-        self.windows = spans
         self.epochs = config.base_epochs
         self.partners = 1 if config.mixing_weight else 0
         self.partner_rule = config.partners
-
-    def extra_batches(self, batch: Batch) -> Sequence[Batch]:
-        """For each window, the partner's video with this video's window in it."""
-        return [batch.with_segments_of(other, *window) for other in batch.partners for window in self.windows]
+        self.mixed_windows = spans if config.mixing_weight else ()
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         if self.config.guided:

@@ -53,7 +53,13 @@ class Network(nn.Module, ABC, Generic[Shared]):
 
     A subclass computes what all passes share (`prepare`), runs one pass from there (`parse`), and lists the parameters that
     only the exchange between modalities uses.
+
+    Attributes:
+        composes: whether the network accepts batches with a composition. It then computes what depends on single segments
+            for the rows of the streams, before `Batch.composed`; other networks receive streams of every video.
     """
+
+    composes: ClassVar[bool] = False
 
     def forward(self, batch: Batch, *, cross_modal: bool = True, scoring_pass: ForwardOptions | None = None) -> Outputs:
         """Run the network on a batch.
@@ -65,7 +71,7 @@ class Network(nn.Module, ABC, Generic[Shared]):
             scoring_pass: options of a second pass over the same batch without gradient, returned in ``Outputs.scoring``. It
                 reuses what precedes the first dropout and the exchange; the result equals that of a separate pass.
         """
-        shared = self.prepare(batch)
+        shared = self.prepare(batch if self.composes else batch.materialized())
         outputs = self.parse(shared, ForwardOptions(cross_modal=cross_modal))
         if scoring_pass is None:
             return outputs

@@ -73,26 +73,29 @@ class BidirectionalLstm(nn.Module):
 
 
 class RegionInputs(NamedTuple):
-    """Regions [B,T,R,Dv], audio [B,T,Da], and the features of the audio LSTM [B,T,D]."""
+    """A batch, whose visual segments have regions, and the features of the audio LSTM, [B,T,D]."""
 
-    regions: Tensor
-    audio: Tensor
+    batch: Batch
     audio_features: Tensor
 
 
 class RegionNetwork(Network[RegionInputs]):
     """Base of networks that weigh image regions by the audio; without exchange, all regions have the same weight."""
 
+    composes = True  # the attention depends on single segments, and takes nearly all of the time
+
     attention: AudioGuidedAttention
     audio_lstm: BidirectionalLstm
 
     def prepare(self, batch: Batch) -> RegionInputs:
         """See `Network`."""
-        return RegionInputs(batch.visual.flatten(2, -2), batch.audio, self.audio_lstm(batch.audio))
+        return RegionInputs(batch, self.audio_lstm(batch.composed(batch.audio)))
 
     def visual_of(self, shared: RegionInputs, options: ForwardOptions) -> Tensor:
         """Return one visual vector per segment, [B,T,Dv]."""
-        return self.attention(shared.regions, shared.audio) if options.cross_modal else shared.regions.mean(dim=2)
+        batch = shared.batch
+        regions = batch.visual.flatten(2, -2)  # [B,T,R,Dv]
+        return batch.composed(self.attention(regions, batch.audio) if options.cross_modal else regions.mean(dim=2))
 
 
 def grid_of(shapes: Mapping[str, tuple[int, ...]], stream: str) -> tuple[int, int]:

@@ -97,14 +97,14 @@ class TrainStep:
 
 
 def forward(model: nn.Module, stage: TrainStage, batch: Batch) -> Outputs:
-    """Run the network over the batch and the stage's extra batches, in a single call, as DDP requires."""
-    extra = stage.extra_batches(batch)
-    outputs = model(batch.concat(extra) if extra else batch, cross_modal=stage.cross_modal, scoring_pass=stage.scoring_pass)
-    if not extra:
+    """Run the network over the batch and the stage's mixtures, in a single call, as DDP requires."""
+    whole = batch.with_mixtures(stage.mixed_windows) if stage.mixed_windows else batch
+    outputs = model(whole, cross_modal=stage.cross_modal, scoring_pass=stage.scoring_pass)
+    if not stage.mixed_windows:
         return outputs
-    assert outputs.scoring is None, "a stage has either a scoring pass or extra batches"
-    assert not outputs.co_trained, "a stage has either several networks or extra batches"
-    own, *others = outputs.split(1 + len(extra))
+    assert outputs.scoring is None, "a stage has either a scoring pass or mixtures"
+    assert not outputs.co_trained, "a stage has either several networks or mixtures"
+    own, *others = outputs.split(1 + len(batch.partners) * len(stage.mixed_windows))
     return replace(own, extra=tuple(others))
 
 

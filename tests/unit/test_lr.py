@@ -45,17 +45,20 @@ def test_windows_that_do_not_fit_are_refused_with_all_problems(length, stride, k
     assert [problem.split(":")[0] for problem in caught.value.problems] == keys
 
 
-def test_base_training_adds_one_mixed_batch_per_window():
+def test_base_training_adds_one_mixture_per_window():
     base = LrConfig().build(CLASSES, 10).stages[0]
     other = batch_of([[0, 1, 0]], fill=2)
     video = batch_of([[1, 0, 0]], fill=1)
-    mixed = base.extra_batches(Batch(video.streams, video.weak, video.index, 1, partners=(other,)))
-    assert len(mixed) == 4
-    for (start, stop), inserted in zip(windows(10, 4, 2), mixed, strict=True):
-        for stream in inserted.streams.values():
-            assert (stream[:, start:stop] == 1).all()
-            assert (stream == 2).sum() == (10 - 4) * 2
-    assert LrConfig(mixing_weight=0).build(CLASSES, 10).stages[0].partners == 0
+    batch = Batch(video.streams, video.weak, video.index, 1, partners=(other,)).with_mixtures(base.mixed_windows)
+    for name, stream in batch.materialized().streams.items():
+        own, *mixed = stream
+        assert torch.equal(own, video.streams[name][0])
+        assert len(mixed) == 4
+        for (start, stop), inserted in zip(windows(10, 4, 2), mixed, strict=True):
+            assert (inserted[start:stop] == 1).all()
+            assert (inserted == 2).sum() == (10 - 4) * 2
+    plain = LrConfig(mixing_weight=0).build(CLASSES, 10).stages[0]
+    assert (plain.partners, plain.mixed_windows) == (0, ())
 
 
 def test_targets_of_mixed_videos_are_the_union_of_labels():

@@ -223,3 +223,20 @@ def test_state_round_trip(name):
     assert not torch.equal(other(batch).segments, model(batch).segments)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(batch).segments, model(batch).segments)
+
+
+@each_layout
+def test_mixtures_have_the_outputs_of_videos_made_of_the_same_segments(name, frames):
+    model, batch, windows = build(name).eval(), random_batch(name, 4, frames), ((0, 4), (5, 9))
+    own, other = rows(batch, slice(0, 2)), rows(batch, slice(2, 4))
+    mixed = [own]
+    for start, stop in windows:
+        streams = {stream: features.clone() for stream, features in other.streams.items()}
+        for stream, features in own.streams.items():
+            rate = features.shape[1] // SEGMENTS
+            streams[stream][:, start * rate : stop * rate] = features[:, start * rate : stop * rate]
+        mixed.append(replace(own, streams=streams))
+    outputs = model(replace(own, partners=(other,)).with_mixtures(windows)).split(len(mixed))
+    for found, expected in zip(outputs, map(model, mixed), strict=True):
+        for key, value in tensors(expected).items():
+            torch.testing.assert_close(tensors(found)[key], value, msg=key)
