@@ -5,7 +5,7 @@ intervals of each class in AVE.
 
 The class of a video is audible and visible in the seconds of its event. Any other second contains evidence of at most one
 modality, which is what makes background difficult for video-level labels: the sounding object is out of the picture, the
-visible object is silent, or one modality shows another class.
+visible object is silent, or one modality shows another class. Background videos contain no evidence of any class.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ DEFAULT_VIDEOS = (400, 60, 60)
 
 NOTHING = -1
 _ONE_SIDED = {  # share of the runs of background seconds, by modality with evidence and class of it
-    ("visual", "own"): 0.40,
-    ("audio", "own"): 0.25,
-    ("visual", "other"): 0.12,
-    ("audio", "other"): 0.08,
-    ("", ""): 0.15,
+    ("visual", "own"): 0.20,
+    ("audio", "own"): 0.12,
+    ("visual", "other"): 0.08,
+    ("audio", "other"): 0.05,
+    ("", ""): 0.55,
 }
 _LONGEST_RUN = 5  # seconds of background with the same evidence
 _ID_LETTERS = string.ascii_letters + string.digits + "_-"
@@ -162,11 +162,13 @@ def videos(annotations: str | None, wanted: Counts, seed: int) -> Annotations:
 def evidence(seed: int, record: VideoRecord) -> Evidence:
     """Draw what is audible and visible in each second of a video, by (seed, its id).
 
-    Both modalities agree in the seconds of the event, and only there. Background videos have no event.
+    Both modalities agree in the seconds of the event, and only there.
     """
     rng = generator(seed, "evidence", record.id)
-    own = record.weak[0] if record.weak else int(rng.integers(len(AVE.classes)))
     audio, visual = (np.full(AVE.segments, NOTHING) for _ in range(2))
+    if not record.weak:
+        return Evidence(audio, visual)
+    (own,) = record.weak
     for event in record.events_of(ave.TRACK) or ():
         audio[int(event.onset) : int(event.offset)] = visual[int(event.onset) : int(event.offset)] = event.label
     kinds = list(_ONE_SIDED)

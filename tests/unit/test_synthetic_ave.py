@@ -74,7 +74,7 @@ def test_statistics_are_those_of_the_annotation_files(ave_annotations):
 
 def test_modalities_agree_in_the_seconds_of_the_event_only(drawn):
     one_sided = Counter()
-    for record in drawn.records:
+    for record in (record for record in drawn.records if record.weak):
         heard, seen = evidence(0, record)
         active = np.zeros(10, bool)
         for event in record.events["event"]:
@@ -82,7 +82,7 @@ def test_modalities_agree_in_the_seconds_of_the_event_only(drawn):
             assert (heard[active] == event.label).all()
             assert (seen[active] == event.label).all()
         assert ((heard[~active] == NOTHING) | (seen[~active] == NOTHING)).all()
-        own = record.weak[0] if record.weak else None
+        (own,) = record.weak
         for name, found in (("audio", heard), ("visual", seen)):
             labels = found[~active & (found != NOTHING)]
             one_sided[name, "own"] += int((labels == own).sum())
@@ -90,15 +90,14 @@ def test_modalities_agree_in_the_seconds_of_the_event_only(drawn):
         one_sided["nothing"] += int((~active & (heard == NOTHING) & (seen == NOTHING)).sum())
     shares = {kind: count / one_sided.total() for kind, count in one_sided.items()}
     assert shares["visual", "own"] > shares["audio", "own"] > 0.1
-    assert min(shares.values()) > 0.05
-    assert shares["nothing"] < 0.3
+    assert min(shares.values()) > 0.04
+    assert 0.4 < shares["nothing"] < 0.6
 
 
-def test_background_videos_have_one_sided_evidence(drawn):
+def test_background_videos_have_no_evidence(drawn):
     background = [evidence(0, record) for record in drawn.records if not record.weak]
     assert len(background) == 178
-    assert np.mean([(found.audio != NOTHING).mean() for found in background]) > 0.2
-    assert np.mean([(found.visual != NOTHING).mean() for found in background]) > 0.3
+    assert all((found == NOTHING).all() for both in background for found in both)
 
 
 def test_features_depend_on_seed_and_video_alone():
