@@ -52,7 +52,7 @@ def draw_partners(
         int64 [N,K], numbers of the partners.
 
     Raises:
-        DataError: lists the videos that share a label with every other video.
+        DataError: lists the videos that have a label in common with every other video.
     """
     partners = np.empty((len(ids), draws), np.int64)
     labels = weak.astype(np.float32)
@@ -65,7 +65,7 @@ def draw_partners(
         rng = np.random.default_rng([seed, epoch, _id_seed(name)])
         partners[row] = candidates[rng.integers(len(candidates), size=draws)]
     if unmatched:
-        raise DataError([f"{name}: shares a label with every other video" for name in unmatched], "no partners can be drawn")
+        raise DataError([f"{name}: no other video can be its partner" for name in unmatched], "no partners can be drawn")
     return partners
 
 
@@ -88,7 +88,7 @@ def draw_nearby_partners(
         int64 [R,K], numbers of the partners.
 
     Raises:
-        DataError: lists the videos that share a label with every other video of their stream.
+        DataError: lists the videos that have a label in common with every other video of their stream.
     """
     near, videos = plan.partner_candidates(), plan.order()[places]
     bits = np.packbits(weak, axis=1)
@@ -112,7 +112,7 @@ def draw_nearby_partners(
                 unmatched.add(ids[videos[row]])
     if unmatched:
         raise DataError(
-            [f"{name}: shares a label with every other video of its stream" for name in sorted(unmatched)],
+            [f"{name}: no other video of its stream can be its partner" for name in sorted(unmatched)],
             "no partners can be drawn; use fewer data.streams, or data.mode=resident",
         )
     return partners

@@ -24,13 +24,12 @@ SMALL = [
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("ave") / "packed")
-    synthetic_ave.write(out, splits=(20, 4, 4), background=6, layout="shards", workers=1)
+    synthetic_ave.write(out, splits=(20, 4, 4), background=12, layout="shards", workers=1, shard_videos=2)
     return out
 
 
 def run(packed, output, *overrides, recipe="ave-lr"):
-    settings = [*SMALL, "method.base_epochs=1"] if recipe == "ave-lr" else SMALL
-    config = load(recipe, [*settings, f"data={packed}", f"output={output}", *overrides])
+    config = load(recipe, [*SMALL, f"data={packed}", f"output={output}", *overrides])
     return run_experiment(config, LocalRuntime(str(output), "cpu"))
 
 
@@ -43,14 +42,14 @@ def history(output):
 
 
 def test_labels_of_windows_are_within_the_weak_labels(packed, tmp_path):
-    result = run(packed, tmp_path, "method.tau=0.03")
+    result = run(packed, tmp_path, "method.base_epochs=1", "method.tau=0.03")
     assert result["task"]["name"] == "localization"
     assert [row["stage"] for row in history(tmp_path)] == ["base", "refine", "refine"]
     assert {"loss/mixed", "val/background_f1"} <= history(tmp_path)[0].keys()
     labels, weak = refined_labels(tmp_path, "relabel"), read_labels(packed, Index.load(packed))["train"].weak
     assert labels.windows == ((0, 4), (2, 6), (4, 8), (6, 10))
     found = labels.tracks["event"]
-    assert found.shape == (26, 4, 28)
+    assert found.shape == (32, 4, 28)
     assert (found <= weak[:, None]).all()
     assert found.any()
     assert result["denoising"]["removed_windows/event_labels"] == 4 * 20
@@ -58,24 +57,31 @@ def test_labels_of_windows_are_within_the_weak_labels(packed, tmp_path):
 
 @pytest.mark.parametrize("refine", ["segments", "dummy", "none"])
 def test_ablations(packed, tmp_path, refine):
-    run(packed, tmp_path, f"method.refine={refine}", "method.mixing_weight=0")
+    run(packed, tmp_path, "method.base_epochs=1", f"method.refine={refine}", "method.mixing_weight=0")
     stages = {"segments": {"base", "refine"}, "dummy": {"refine"}, "none": {"base"}}
     assert {row["stage"] for row in history(tmp_path)} == stages[refine]
     if refine == "segments":
         assert refined_labels(tmp_path, "segments").windows == tuple((second, second + 1) for second in range(10))
 
 
-def test_two_workers_find_the_same_labels_and_losses(packed, tmp_path):
-    settings = ["optim.lr=0.01", "method.tau=0.03"]
-    run(packed, tmp_path / "one", *settings)
-    arguments = [*SMALL, "method.base_epochs=1", f"data={packed}", f"output={tmp_path / 'two'}", *settings]
-    ranks(2, ["train", "ave-lr", *arguments])
-    one, two = (refined_labels(tmp_path / name, "relabel") for name in ("one", "two"))
-    assert one.ids == two.ids
-    np.testing.assert_array_equal(one.tracks["event"], two.tracks["event"])
-    for row, other in zip(history(tmp_path / "one"), history(tmp_path / "two"), strict=True):
-        for name in ("loss/total", "loss/video"):
-            assert row[name] == pytest.approx(other[name], abs=1e-5)
+@pytest.mark.parametrize(("recipe", "without_dropout"), [("ave-lr", []), ("psp-lr", ["model.dropout=0"])])
+@pytest.mark.parametrize(
+    "mode", [[], ["data.mode=streaming", "data.streams=4", "data.window=4", "data.workers=0"]], ids=["resident", "streaming"]
+)
+def test_any_number_of_workers_finds_the_same_labels_and_losses(packed, tmp_path, recipe, without_dropout, mode):
+    settings = [*mode, *without_dropout, "seed=0", "optim.lr=0.01", "method.tau=0.03", "method.base_epochs=1"]
+    run(packed, tmp_path / "1", *settings, recipe=recipe)
+    one = refined_labels(tmp_path / "1", "relabel")
+    assert one.tracks["event"].any()
+    for world in (2, 4):
+        output = tmp_path / str(world)
+        ranks(world, ["train", recipe, *SMALL, f"data={packed}", f"output={output}", *settings])
+        found = refined_labels(output, "relabel")
+        assert one.ids == found.ids
+        np.testing.assert_array_equal(one.tracks["event"], found.tracks["event"])
+        for row, other in zip(history(tmp_path / "1"), history(output), strict=True):
+            for name in ("loss/total", "loss/video"):
+                assert row[name] == pytest.approx(other[name], abs=1e-5)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(packed, tmp_path):

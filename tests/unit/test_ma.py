@@ -71,7 +71,7 @@ def test_partners_share_no_label_and_depend_on_ids_only():
 
 
 def test_a_video_without_possible_partner_is_reported():
-    with pytest.raises(DataError, match="b: shares a label with every other video"):
+    with pytest.raises(DataError, match="b: no other video can be its partner"):
         draw_partners(["a", "b"], np.array([[True, False], [True, True]]), seed=0)
 
 
