@@ -171,15 +171,16 @@ def _block(heading: str, metrics: Sequence[Metric], lines: Iterable[_Line]) -> T
 
 
 def _lines(content: Content, metrics: Sequence[Metric], every_label: bool = False) -> Iterator[_Line]:
-    """Yield the published scores of each row, and ours if there are any yet."""
+    """Yield the published scores of each row, if there are any, and ours, dashes before the first run."""
     for row in content["rows"]:
         label = _label(row)
         published = row["published"]
-        cells = [f"{published[metric.name]:.1f}" if metric.name in published else _DASH for metric in metrics]
-        yield _Line(label, "published", row["view"] or _DASH, cells)
+        if published:
+            cells = [f"{published[metric.name]:.1f}" if metric.name in published else _DASH for metric in metrics]
+            yield _Line(label, "published", row["view"] or _DASH, cells)
         ours = row["ours"]
         cells = [_cell(ours["scores"][ours["view"]][metric.name]) if ours else _DASH for metric in metrics]
-        name = " ".join([*([label] if every_label else []), *_origin(row)])
+        name = " ".join([*([label] if every_label or not published else []), *_origin(row)])
         yield _Line(name, _source(content), ours["view"] if ours else _DASH, cells)
 
 

@@ -245,6 +245,15 @@ def test_real_data_are_not_marked_and_unfinished_rows_are_dashes(show):
     assert "54.0" in unfinished
 
 
+@pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
+def test_a_row_that_the_paper_does_not_have_shows_our_scores_only(show):
+    unpublished = content()
+    unpublished["rows"][0]["published"] = {}
+    lines = show(unpublished).splitlines()
+    assert not [line for line in lines if " published " in line]
+    assert all("one" in line for line in lines if "ours, SYNTHETIC " in line)
+
+
 def test_markdown_is_one_table_for_any_labels():
     rows = [line for line in paper.markdown(content()).splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {14}
