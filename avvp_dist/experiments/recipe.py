@@ -27,6 +27,7 @@ from avvp_dist.config import (
     parse_yaml,
     validate,
 )
+from avvp_dist.errors import ConfigError
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.loading.split import DataConfig
 from avvp_dist.methods import MethodConfig
@@ -277,7 +278,15 @@ def _with_task_name(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _present_paths(overrides: Sequence[tuple[tuple[str, ...], Any]]) -> list[tuple[tuple[str, ...], Any]]:
-    """Return overrides with the present names of keys; a warning names those of earlier versions."""
+    """Return overrides with the present names of keys; a warning names those of earlier versions.
+
+    Raises:
+        ConfigError: a key is given under both names.
+    """
+    given = {".".join(path) for path, _ in overrides}
+    twice = [f"{old}: now {new}, which is set as well; keep {new}" for old, new in MOVED_KEYS.items() if {old, new} <= given]
+    if twice:
+        raise ConfigError(twice, "invalid overrides")
     found = []
     for path, value in overrides:
         new = MOVED_KEYS.get(".".join(path))

@@ -292,6 +292,11 @@ def test_keys_of_earlier_versions_are_accepted_with_one_warning(warnings):
     ]  # fmt: skip
 
 
+def test_a_key_given_under_its_earlier_and_its_present_name_is_refused():
+    with pytest.raises(ConfigError, match=r"evaluate\.protocol: now task\.protocol, which is set as well"):
+        load("han", ["evaluate.protocol=joint", "task.protocol=modality"])
+
+
 def test_recipes_of_earlier_versions_are_accepted(tmp_path, warnings):
     path = tmp_path / "mine.yaml"
     path.write_text(
