@@ -2,7 +2,7 @@
 
 import json
 import logging
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.methods.losses import contrastive
 from avvp_dist.models.han import Attention, HanConfig
 from avvp_dist.models.published import load
+from avvp_dist.types import Batch
 
 DIMS = {"audio": 128, "visual": 2048, "motion": 512}
 SHAPES = {stream: (dim,) for stream, dim in DIMS.items()}
@@ -36,18 +37,15 @@ def published(golden, vectors):
 
 @pytest.fixture(scope="module")
 def batch(vectors):
-    return SimpleNamespace(
-        audio=torch.from_numpy(vectors["audio"]),
-        visual=torch.from_numpy(vectors["visual"]).float(),
-        motion=torch.from_numpy(vectors["visual_st"]),
-    )
+    arrays = {"audio": vectors["audio"], "visual": vectors["visual"], "motion": vectors["visual_st"]}
+    return _batch({name: torch.from_numpy(array).float() for name, array in arrays.items()})
 
 
 @pytest.mark.parametrize(("cross_modal", "prefix"), [(True, "with_ca"), (False, "without_ca")])
 @pytest.mark.parametrize("frames", [80, 10])
 def test_published_forward(published, batch, vectors, cross_modal, prefix, frames):
     if frames == 10:  # one visual row per second, as in the shards
-        batch = SimpleNamespace(**{**vars(batch), "visual": batch.visual.unflatten(1, (10, 8)).mean(2)})
+        batch = replace(batch, streams={**batch.streams, "visual": batch.visual.unflatten(1, (10, 8)).mean(2)})
     with torch.no_grad():
         outputs = load("jomold", published)(batch, cross_modal=cross_modal)
     for name, published_name in (("video", "video"), ("audio", "audio"), ("visual", "visual"), ("segments", "segment")):
@@ -112,4 +110,9 @@ def test_dropout_is_active_in_training_and_only_before_the_visual_heads():
 
 
 def _random_batch(videos):
-    return SimpleNamespace(**{name: torch.randn(videos, 10, dim) for name, dim in DIMS.items()})
+    return _batch({name: torch.randn(videos, 10, dim) for name, dim in DIMS.items()})
+
+
+def _batch(streams):
+    videos = len(streams["audio"])
+    return Batch(streams, torch.zeros(videos, 25), torch.arange(videos), videos)

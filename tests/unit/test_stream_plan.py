@@ -188,7 +188,7 @@ def test_a_rare_partner_outside_the_window_is_found():
 def test_videos_without_any_partner_are_named():
     weak = np.array([[True, False], [True, True], [False, True]])
     plan = StreamPlan(np.zeros(3, int), 1, 1, 10, 0, 0)
-    with pytest.raises(DataError, match=r"(?s)use fewer data.streams.*b: shares a label"):
+    with pytest.raises(DataError, match=r"(?s)use fewer data.streams.*b: no other video"):
         draw_nearby_partners(["a", "b", "c"], weak, plan, np.arange(3), draws=1)
 
 
