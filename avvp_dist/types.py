@@ -141,16 +141,17 @@ class Batch:
         The streams contain every video once, also if it is in several mixtures, so that networks can compute what depends on
         single segments once per video (`composed`). Labels stay this batch's.
         """
-        rows = torch.arange(len(self.index), device=self.index.device)[:, None].expand(-1, self.audio.shape[1])  # [B,T]
-        videos = [rows]
+        videos, segments = self.audio.shape[:2]
+        rows = torch.arange(videos, device=self.audio.device)[:, None].expand(-1, segments)  # [B,T]
+        parts = [rows]
         for number in range(1, len(self.partners) + 1):
             for start, stop in windows:
-                mixed = rows + number * len(rows)
+                mixed = rows + number * videos
                 mixed[:, start:stop] = rows[:, start:stop]
-                videos.append(mixed)
+                parts.append(mixed)
         batches = (self, *self.partners)
         streams = {name: torch.cat([batch.streams[name] for batch in batches]) for name in self.streams}
-        return replace(self, streams=streams, partners=(), composition=torch.cat(videos))
+        return replace(self, streams=streams, partners=(), composition=torch.cat(parts))
 
     def composed(self, features: Tensor) -> Tensor:
         """Return the features of the N videos, [N,T,...], from those of the rows of the streams, [B,T,...].
