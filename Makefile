@@ -34,10 +34,11 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"
 
 # The tests of a file run in one process, because they share fixtures. Files run in the order of the folders: xdist would start
-# with those of many small tests, and then wait for the long ones at the end.
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+# with those of many small tests, and then wait for the long ones at the end. Three processes on two cores, as much of the time
+# is waiting.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 test test-fast: export OMP_WAIT_POLICY = passive
-test: env  ## all tests (about ten minutes on 2 CPU cores)
+test: env  ## all tests (about eleven minutes on 2 CPU cores)
 	$(PYTEST)
 
 test-fast: env  ## unit tests that take no longer than three seconds each (about a minute)
