@@ -186,7 +186,6 @@ TRACKING = {
     "sqlite:////proc/nothing/mlflow.db": "/proc",
     "http://": "http",
     "http://host:notaport": "port|host",
-    "databricks": "databricks",
     "": r"tracking\.uri",
     "[1,2]": r"tracking\.uri",
 }
