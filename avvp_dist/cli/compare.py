@@ -181,7 +181,7 @@ def _write_comparison(comparison: Comparison, published: bool, files: _Files) ->
     lines += compare_tables.explain_published(comparison, papers) if papers else []
     stdout = console()
     for table in tables:
-        stdout.print(text_table.terminal(table))
+        stdout.print(text_table.TerminalTable(table))
     for line in lines:
         stdout.print(cell(f"- {line}"))
     if files.csv:

@@ -52,7 +52,8 @@ def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) ->
     refuse_unwritable(files={"--json": json_file})
     evaluation = evaluate_experiment(config, LocalRuntime(config.output, config.train.device))
     data = recorded["data"] | {"url": config.data.url}
-    result = recorded | {"task": evaluation.task, "scores": evaluation.scores, "data": data}
+    scored = {"task": evaluation.task, "scores": evaluation.scores, "references": evaluation.references}
+    result = recorded | scored | {"data": data}
     print_scores({config.recipe: result})
     difference = _largest_difference(evaluation.scores, recorded["scores"])
     if difference < _TOLERANCE:

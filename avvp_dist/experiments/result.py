@@ -111,6 +111,10 @@ class RunResult:
             "evaluation": {"cross_modal": self.cross_modal},  # together with config.yaml, enough to score the model again
             "task": describe(self.task),
             "scores": {name: as_content(self.task, scores) for name, scores in self.scores.items()},
+            "references": {
+                name: self.task.references(rows, known_truth(self.labels[name]), self.labels["train"].truth)
+                for name, rows in self.rows.items()
+            },
             **{name: refinement_row(removed.get(name, {})) for name in ("denoising", "denoising_given")},
             "artifacts": {name: found for name, found in self.collected.items() if isinstance(found, dict)},
             "provenance": dict(self.provenance),

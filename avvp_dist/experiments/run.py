@@ -136,12 +136,13 @@ class Evaluation:
     """Scores of a finished run's model, computed again.
 
     Attributes:
-        task, scores: in the form of ``task`` and ``scores`` in result.json.
+        task, scores, references: in the form of ``task``, ``scores`` and ``references`` in result.json.
         per_video: the statistics per video, from which they follow.
     """
 
     task: dict[str, Any]
     scores: dict[str, Any]
+    references: dict[str, Any]
     per_video: VideoStatistics
 
 
@@ -172,16 +173,19 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
         cross_modal = _build_method(config, index).stages[-1].cross_modal
+    train = labels["train"].truth
     labels, _ = _exclude_bad_videos(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     task = config.task.build(index.classes)
-    found = {}
+    found, references = {}, {}
     for name in EVALUATED:
         with closing(_open_split(config, index, labels[name], runtime)) as split:
             rows = _predict(model, split, task, config, runtime, cross_modal)
-            found[name] = evaluate(task, rows, known_truth(labels[name]))
+            truth = known_truth(labels[name])
+            found[name], references[name] = evaluate(task, rows, truth), task.references(rows, truth, train)
     return Evaluation(
         describe(task),
         {name: as_content(task, scores) for name, scores in found.items()},
+        references,
         statistics_of(found, {name: labels[name].ids for name in found}),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from avvp_dist.metrics.significance import Interval, t_interval
 from avvp_dist.report.compare import Comparison, PairedTest
 from avvp_dist.report.published import PublishedRow, PublishedScores
-from avvp_dist.report.runs import RunGroup, metric_title
+from avvp_dist.report.runs import RunGroup, metric_title, reference_rows
 from avvp_dist.report.text_table import TextTable
 from avvp_dist.tasks import TASKS
 from avvp_dist.tasks.base import Metric
@@ -96,6 +96,9 @@ def _scores(comparison: Comparison, split: str, view: str, group: str) -> TextTa
         if setting.scored(split, view):
             values = [setting.values(split, view, metric.name) for metric in metrics]
             rows.append([_label(comparison, setting), str(len(setting.runs)), *map(_cell, values)])
+    if rows and view == comparison.task.view:
+        references = {_label(comparison, setting): setting.references(split, metrics) for setting in comparison.shown(split)}
+        rows += [[f"naive: {name}", "", *map(_cell, values)] for name, values in reference_rows(references)]
     level = f"{group} level, " if group else ""
     title = f"{split} split, {level}{comparison.task.views[view].title}, in {metrics[0].unit}"
     if comparison.chosen:

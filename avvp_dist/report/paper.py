@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from avvp_dist.report.runs import TaskInfo, describe_view
+from avvp_dist.report.runs import TaskInfo, describe_view, reference_rows
 from avvp_dist.tasks.base import Metric
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell
@@ -30,10 +30,12 @@ def summary(results: Sequence[Mapping[str, Any]], split: str = "test") -> dict[s
         split: split of the scores.
 
     Returns:
-        ``view`` and its ``settings``, ``seeds``, ``task`` as in result.json, and ``scores``: view (the run's own, and its
-        subsets) -> metric -> ``{"mean", "std", "values"}``; ``std`` is None for one seed.
+        ``view`` and its ``settings``, ``seeds``, ``task`` as in result.json, ``scores``: view (the run's own, and its
+        subsets) -> metric -> ``{"mean", "std", "values"}`` (``std`` is None for one seed), and ``references``: naive
+        predictor -> metric -> the same.
     """
     task = TaskInfo.of(results[0])
+    references = [result.get("references", {}).get(split, {}) for result in results]
     return {
         "view": task.view,
         "settings": results[0]["scores"][split][task.view]["settings"],
@@ -45,6 +47,11 @@ def summary(results: Sequence[Mapping[str, Any]], split: str = "test") -> dict[s
                 for name in task.metrics
             }
             for view in (task.view, *task.subsets(task.view))
+        },
+        "references": {
+            name: {metric: _spread([of_run[name][metric] for of_run in references]) for metric in task.metrics}
+            for name in references[0]
+            if all(name in of_run for of_run in references)
         },
     }
 
@@ -182,6 +189,9 @@ def _lines(content: Content, metrics: Sequence[Metric], every_label: bool = Fals
         cells = [_cell(ours["scores"][ours["view"]][metric.name]) if ours else _DASH for metric in metrics]
         name = " ".join([*([label] if every_label or not published else []), *_origin(row)])
         yield _Line(name, _source(content), ours["view"] if ours else _DASH, cells)
+    references = {_label(row): row["ours"].get("references", {}) for row in content["rows"] if row["ours"]}
+    for name, figures in reference_rows(references):
+        yield _Line(f"naive: {name}", _source(content), "", [_cell(figures[metric.name]) for metric in metrics])
 
 
 def _subset_lines(content: Content, subset: str, metrics: Sequence[Metric]) -> Iterator[_Line]:

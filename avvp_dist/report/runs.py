@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.tasks.base import Metric, View
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +136,12 @@ class RunGroup:
         """Return one metric of each seed."""
         return [scores["metrics"][metric] for scores in self.scored(split, view)]
 
+    def references(self, split: str, metrics: Sequence[Metric]) -> dict[str, list[list[float]]]:
+        """Return the metrics of each naive predictor, of each seed; a predictor that not all runs recorded is left out."""
+        found = [run.result.get("references", {}).get(split, {}) for run in self.runs]
+        names = [name for name in found[0] if all(name in of_run for of_run in found)]
+        return {name: [[of_run[name][metric.name] for of_run in found] for metric in metrics] for name in names}
+
     def class_values(self, split: str, view: str, name: str, metric: str) -> list[float]:
         """Return one metric of a class of each seed; empty if the class has no value for a seed."""
         values = [scores["per_class"].get(name, {}).get(metric) for scores in self.scored(split, view)]
@@ -144,6 +152,27 @@ class RunGroup:
         found = [run.per_video.values.get((split, view)) for run in self.runs if run.per_video]
         rows = [row for row in found if row is not None]
         return np.stack(rows) if len(rows) == len(self.runs) else None
+
+
+def reference_rows(references: Mapping[str, Mapping[str, S]]) -> list[tuple[str, S]]:
+    """Return label and scores of the naive predictors of several runs or settings.
+
+    Args:
+        references: name of a run or setting -> name of a naive predictor -> its scores.
+
+    Returns:
+        one row for a predictor that has the same scores everywhere, such as one that depends on the data only; otherwise one
+        for each run or setting.
+    """
+    rows = []
+    for name in dict.fromkeys(name for found in references.values() for name in found):
+        scores = {run: found[name] for run, found in references.items() if name in found}
+        first, *others = scores.values()
+        if all(other == first for other in others):
+            rows.append((name, first))
+        else:
+            rows += [(f"{name}, {run}", of_run) for run, of_run in scores.items()]
+    return rows
 
 
 def metric_title(metric: Metric) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from avvp_dist.report.runs import TaskInfo, describe_view
+from avvp_dist.report.runs import TaskInfo, describe_view, reference_rows
 from avvp_dist.tasks.base import Metric
 from avvp_dist.text.escape import cell
 
@@ -25,7 +25,7 @@ class _Row(NamedTuple):
 
 
 def scores(results: Mapping[str, Result], split: str = "test", view: str | None = None) -> Table:
-    """Return a table with one row per run and view, followed by the views of subsets of the classes.
+    """Return a table with one row per run and view, followed by the views of subsets of the classes and naive predictors.
 
     Args:
         results: name of a run -> content of its ``result.json``; all of one task.
@@ -51,6 +51,12 @@ def scores(results: Mapping[str, Result], split: str = "test", view: str | None 
         table.add_row(f"[italic]{subset.replace('_', ' ')}")
         for row in _rows(results, split, view, subset):
             table.add_row(cell(row.run), row.view, *row.cells)
+    naive = reference_rows({run: result.get("references", {}).get(split, {}) for run, result in results.items()})
+    if naive:
+        table.add_section()
+        table.add_row("[italic]naive predictors")
+        for name, figures in naive:
+            table.add_row(cell(name), "", *(_number(figures[metric.name]) for metric in metrics))
     return table
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell, visible
+
+_TEXT_WIDTH = 12  # to which columns of text can be narrowed before columns of numbers continue in another block
+_GAP, _EDGES = 2, 2  # between two columns, and outside the first and the last
 
 
 @dataclass(frozen=True)
@@ -29,22 +34,50 @@ class TextTable:
     text_columns: int = 1
 
 
-def terminal(table: TextTable) -> Table:
-    """Return the table for a terminal."""
-    title = cell(table.title, style="bold")
-    rendered = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    for number, header in enumerate(table.headers):
-        text = number < table.text_columns
-        rendered.add_column(
-            cell(header),
-            justify="left" if text else "right",
-            overflow="fold",
-            no_wrap=not text,
-            min_width=8 if text else None,
-        )
-    for row in table.rows:
-        rendered.add_row(*map(cell, row))
-    return rendered
+class TerminalTable:
+    """A `TextTable` for a terminal; columns of numbers that do not fit beside each other continue in further blocks."""
+
+    def __init__(self, table: TextTable) -> None:
+        self.table = table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield one block, or several that repeat the columns of text."""
+        title = self.table.title
+        for columns in self._blocks(options.max_width):
+            yield cell(title, style="bold")
+            yield self._block(columns)
+            title = f"{self.table.title} (continued)"
+
+    def _blocks(self, width: int) -> Iterator[list[int]]:
+        """Yield the columns of numbers of each block, at least one."""
+        texts, block = self.table.text_columns, list[int]()
+        available = width - _EDGES - sum(min(self._width(number), _TEXT_WIDTH) + _GAP for number in range(texts))
+        for number in range(texts, len(self.table.headers)):
+            if block and sum(self._width(column) + _GAP for column in [*block, number]) > available:
+                yield block
+                block = []
+            block.append(number)
+        yield block
+
+    def _width(self, column: int) -> int:
+        cells = [self.table.headers[column], *(row[column] for row in self.table.rows)]
+        return max(cell_len(line) for content in cells for line in visible(content).split("\n"))
+
+    def _block(self, columns: Sequence[int]) -> Table:
+        rendered = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        shown = [*range(self.table.text_columns), *columns]
+        for number in shown:
+            text = number < self.table.text_columns
+            rendered.add_column(
+                cell(self.table.headers[number]),
+                justify="left" if text else "right",
+                overflow="fold",
+                no_wrap=not text,
+                min_width=min(self._width(number), _TEXT_WIDTH) if text else None,
+            )
+        for row in self.table.rows:
+            rendered.add_row(*(cell(row[number]) for number in shown))
+        return rendered
 
 
 def markdown(tables: Sequence[TextTable], notes: Sequence[str]) -> str:

@@ -111,6 +111,15 @@ class Task(ABC):
             view: name of one of `views`.
         """
 
+    def references(self, rows: Rows, truth: Tracks, train: Tracks | None) -> dict[str, dict[str, float]]:
+        """Return the metrics of naive predictors on the same videos, by the predictor's name; a task may have none.
+
+        Args:
+            rows, truth: as in `score`.
+            train: ground truth of the training split; None if it is not known.
+        """
+        return {}
+
     def settings(self) -> dict[str, float]:
         """Return the numbers that turn outputs into predictions, such as thresholds; they are stored with the scores."""
         return {}

@@ -60,8 +60,8 @@ class Localization(Task):
         self.view = _VIEW
 
     def rows(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the scores of segments, [B,T,C+1]."""
-        return {"segments": outputs.segments[:, :, 0]}
+        """Return the scores of the video, [B,C+1], and of its segments, [B,T,C+1]."""
+        return {"video": outputs.video, "segments": outputs.segments[:, :, 0]}
 
     def predict(self, rows: Rows, view: str) -> Tracks:
         """See `Task`; a segment of the background has no event."""
@@ -75,6 +75,22 @@ class Localization(Task):
         sums = statistics.sum(axis=0)
         metrics = {name: float(value) for name, value in localization.figures(sums).items()}
         return Scores(metrics, self._per_class(sums), statistics.astype(np.float64))
+
+    def references(self, rows: Rows, truth: Tracks, train: Tracks | None) -> dict[str, dict[str, float]]:
+        """Return the metrics of predictors that repeat one class over all segments of a video.
+
+        ``video-repeat``: the event that the network predicts for the video ("AVE-repeat" in the paper); ``GT-repeat``: the
+        true event of the video; ``majority``: the most frequent class of the training split, if its truth is known.
+        """
+        numbers, classes = class_numbers(truth[TRACK]), len(self._classes)
+        of_video = rows["video"][:, :classes].argmax(axis=-1)
+        predicted = {
+            "video-repeat": localization.repeat(of_video, numbers.shape[1]),
+            "GT-repeat": localization.gt_repeat(numbers, classes),
+        }
+        if train is not None:
+            predicted["majority"] = localization.majority(class_numbers(train[TRACK]), numbers.shape)
+        return {name: localization.score(found, numbers, classes) for name, found in predicted.items()}
 
     def _per_class(self, sums: NDArray[np.int64]) -> dict[str, dict[str, float | None]]:
         found = localization.per_class(sums)

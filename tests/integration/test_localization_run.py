@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import invoke
 from forks import ranks
 
 from avvp_dist.datasets import synthetic_ave
@@ -53,6 +54,23 @@ def test_labels_of_windows_are_within_the_weak_labels(packed, tmp_path):
     assert (found <= weak[:, None]).all()
     assert found.any()
     assert result["denoising"]["removed_windows/event_labels"] == 4 * 20
+
+
+def test_naive_predictors_are_shown_beside_the_scores(packed, tmp_path):
+    for seed in (1, 2):
+        result = run(packed, tmp_path / f"seed{seed}", "train.epochs=1", f"seed={seed}", recipe="ave")
+    naive = result["references"]["test"]
+    assert list(naive) == ["video-repeat", "GT-repeat", "majority"]
+    assert naive["GT-repeat"]["event_recall"] == 100
+    assert naive["video-repeat"]["background_recall"] == 0
+    truth = read_labels(packed, Index.load(packed))["test"].truth["event"].any(axis=-1)
+    assert naive["GT-repeat"]["accuracy"] == pytest.approx(100 * truth.mean())
+    shown = invoke("evaluate", tmp_path / "seed1")
+    assert "naive predictors" in shown
+    assert "result.json reproduced" in shown
+    compared = invoke("compare", tmp_path / "seed1", tmp_path / "seed2")
+    assert "GT-repeat" in compared
+    assert f" {naive['GT-repeat']['accuracy']:.1f} ± 0.0 " in compared
 
 
 @pytest.mark.parametrize("refine", ["segments", "dummy", "none"])

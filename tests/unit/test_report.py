@@ -11,7 +11,8 @@ from rich.console import Console
 from avvp_dist.metrics.denoising import compare_labels
 from avvp_dist.report import curves, denoising, tables, timeline
 from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, RED
-from avvp_dist.report.runs import TaskInfo
+from avvp_dist.report.runs import TaskInfo, reference_rows
+from avvp_dist.report.text_table import TerminalTable, TextTable
 from avvp_dist.tasks.base import describe
 from avvp_dist.tasks.parsing import ParsingConfig
 
@@ -221,3 +222,24 @@ def test_synthetic_runs_are_marked_among_real_ones():
 
 def test_table_states_that_a_split_has_no_scores():
     assert "no scores of this split" in " ".join(rendered(tables.scores({"han": result(50.0)}, split="val")).split())
+
+
+def test_naive_predictors_have_one_row_unless_their_scores_differ():
+    first, second = ({"repeat": {"accuracy": value}, "majority": {"accuracy": 20.0}} for value in (50.0, 60.0))
+    assert reference_rows({"han": first, "jomold": second}) == [
+        ("repeat, han", {"accuracy": 50.0}),
+        ("repeat, jomold", {"accuracy": 60.0}),
+        ("majority", {"accuracy": 20.0}),
+    ]
+    assert reference_rows({"han": first, "of an earlier version": {}}) == list(first.items())
+    assert reference_rows({}) == []
+
+
+def test_columns_that_do_not_fit_continue_in_a_block_below_with_the_names_of_rows():
+    table = TextTable("scores", ["setting", *(f"M{number}" for number in range(8))], [["a setting", *["50.0 ± 1.0"] * 8]])
+    wide, narrow = rendered(TerminalTable(table), 120), rendered(TerminalTable(table), 60)
+    assert wide.count("a setting") == 1
+    assert narrow.count("a setting") == 2
+    assert "scores (continued)" in narrow
+    assert narrow.count("50.0 ± 1.0") == 8
+    assert all(len(line.rstrip()) <= 60 for line in narrow.splitlines())
