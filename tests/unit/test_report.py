@@ -237,9 +237,9 @@ def test_naive_predictors_have_one_row_unless_their_scores_differ():
 
 def test_columns_that_do_not_fit_continue_in_a_block_below_with_the_names_of_rows():
     table = TextTable("scores", ["setting", *(f"M{number}" for number in range(8))], [["a setting", *["50.0 ± 1.0"] * 8]])
-    wide, narrow = rendered(TerminalTable(table), 120), rendered(TerminalTable(table), 60)
+    wide, narrow = rendered(TerminalTable(table), 120), rendered(TerminalTable(table), 70)
     assert wide.count("a setting") == 1
     assert narrow.count("a setting") == 2
     assert "scores (continued)" in narrow
     assert narrow.count("50.0 ± 1.0") == 8
-    assert all(len(line.rstrip()) <= 60 for line in narrow.splitlines())
+    assert all(len(line.rstrip()) <= 70 for line in narrow.splitlines())
