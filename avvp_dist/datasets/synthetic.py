@@ -1,17 +1,10 @@
 """A synthetic LLP whose features encode its labels, for when the real features are not available.
 
-A class leaves evidence only in the modality and the seconds in which it occurs. Some classes are similar, each video has its
-own clutter, and the strength of a class varies. With v = video, t = second, c = class, d = width of a stream:
-
-    P[c]     direction of a class; confusable classes share half of it
-    g[v,t,c] = active * lognormal(0, .35) of the video and class * lognormal(0, .3) of the second and class
-    x[v,t]   = relu( s * sum_c g * (sqrt(d) * P[c] + .5 * normal(v,c,d)) + 1.2 * normal(v,d) + normal(v,t,d) )
-
-s is a constant of the stream; audio events determine the audio stream, visual events the visual and the motion stream.
-Networks and denoisers therefore behave much as published for LLP, but the scores are not LLP's.
+What the features contain is in `synthetic_evidence`. Networks and denoisers behave much as published for LLP on them, but
+the scores are not LLP's.
 
 Instead of streams like VGGish and ResNet, the same videos can have streams like those of CLAP and CLIP: a feature map that
-blurs each second into the adjacent ones, and features of length 1. That these are more informative is built in (by s).
+blurs each second into the adjacent ones, and features of length 1. That these are more informative is built in.
 """
 
 from __future__ import annotations
@@ -22,8 +15,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +24,7 @@ from avvp_dist import storage
 from avvp_dist.datasets import llp
 from avvp_dist.datasets.catalog import FEATURE_SETS, LLP
 from avvp_dist.datasets.reduction import to_segments
+from avvp_dist.datasets.synthetic_evidence import DEFAULT_VERSION, VERSIONS, Evidence, stream_values
 from avvp_dist.datasets.synthetic_labels import SPLITS, generator, records, split_counts
 from avvp_dist.errors import ConfigError
 from avvp_dist.shards import pack as packing
@@ -48,56 +41,21 @@ LAYOUTS = ("official", "shards")
 MARKER = "synthetic.json"
 """File beside the annotation files of the official layout that marks them as synthetic and records their origin."""
 
-_RECIPE = 1  # increased whenever the same seed yields other features
-_STRENGTH = {"vggish": 0.6, "res152": 0.25, "r2plus1d_18": 0.38, "CLAP/features": 0.4, "CLIP/features": 0.42}
-_DEFAULT_STRENGTH = 0.4  # of any other stream: evidence about as strong as that of CLAP and CLIP features
-_CONFUSABLE = (
-    ("Speech", "Singing"),
-    ("Cello", "Violin_fiddle"),
-    ("Car", "Motorcycle"),
-    ("Cheering", "Clapping"),
-    ("Banjo", "Acoustic_guitar"),
-    ("Vacuum_cleaner", "Lawn_mower"),
-    ("Dog", "Cat"),
-    ("Baby_laughter", "Baby_cry_infant_cry"),
-    ("Chainsaw", "Lawn_mower"),
-    ("Fire_alarm", "Telephone_bell_ringing"),
-)
-_SHARE = 0.5**0.5
-_VIDEO_SPREAD, _SECOND_SPREAD = 0.35, 0.3  # of the logarithm of the strength
-_APPEARANCE, _CLUTTER, _FRAME_SPREAD = 0.5, 1.2, 0.1
+_FRAME_SPREAD = 0.1
 _CHUNK = 16  # videos per task of a worker process
 _VIDEOS_PER_WORKER = 1000  # with fewer, a second process costs more than it saves: it takes about 1.5 s to start
 
 
-@lru_cache(maxsize=4)
-def _class_vectors(seed: int, dataset: Dataset) -> Mapping[str, np.ndarray]:
-    """sqrt(d) * P of each stream: float32 [C,d] with rows of length sqrt(d)."""
-    number = {name: index for index, name in enumerate(LLP.classes)}
-    vectors = {}
-    for stream in dataset.streams:
-        rng = generator(seed, "classes", stream.name)
-        own = rng.standard_normal((len(LLP.classes), stream.dim))
-        confusable = {number[name] for pair in _CONFUSABLE for name in pair}
-        for label in confusable:
-            own[label] *= _SHARE
-        for pair in _CONFUSABLE:
-            common = rng.standard_normal(stream.dim)
-            for name in pair:
-                own[number[name]] += _SHARE * common
-        length = np.linalg.norm(own, axis=1, keepdims=True)
-        vectors[stream.name] = (own * (stream.dim**0.5 / length)).astype(np.float32)
-    return vectors
-
-
-def features(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> np.ndarray:
+def features(
+    seed: int, record: VideoRecord, dataset: Dataset = LLP, evidence: Evidence = VERSIONS[DEFAULT_VERSION]
+) -> np.ndarray:
     """Features of one video: float16 [T,width], the streams of ``dataset`` (a feature set of LLP) concatenated.
 
     They depend only on the seed, the video's id and its events. A modality without annotations counts as empty.
     """
     packed = []
     for stream in dataset.streams:
-        values = _stream(seed, record, stream, dataset)
+        values = stream_values(seed, record, stream, dataset, evidence)
         if stream.reduction == "clap-map":
             values = to_segments(_feature_map(values, stream), stream, dataset.segments).astype(np.float16)
         packed.append(values)
@@ -111,38 +69,14 @@ def _feature_map(values: np.ndarray, stream: Stream) -> np.ndarray:
     return np.tile(values[seconds].astype(np.float32), (2, 1))
 
 
-def _stream(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset) -> np.ndarray:
-    rng = generator(seed, "features", record.id, stream.name)
-    shape = (LLP.segments, stream.dim)
-    values = rng.standard_normal(shape, dtype=np.float32)
-    values += np.float32(_CLUTTER) * rng.standard_normal(stream.dim, dtype=np.float32)
-    events = record.events_of("audio" if stream.name == "audio" else "visual")
-    directions = _class_vectors(seed, dataset)[stream.name]
-    for label, active in _activity(events or ()).items():
-        appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
-        strength = np.exp(_VIDEO_SPREAD * rng.standard_normal() + _SECOND_SPREAD * rng.standard_normal(LLP.segments))
-        gain = (_STRENGTH.get(stream.folder, _DEFAULT_STRENGTH) * strength * active).astype(np.float32)
-        values += gain[:, None] * appearance
-    np.maximum(values, 0, out=values)
-    if stream.folder == "CLIP/features":
-        values /= np.linalg.norm(values, axis=1, keepdims=True)
-    return values.astype(np.float16)
-
-
-def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
-    """Bool [T] for each class that occurs, in ascending order: whether it is active in each second."""
-    active: dict[int, np.ndarray] = {}
-    for event in events:
-        active.setdefault(event.label, np.zeros(LLP.segments, bool))[int(event.onset) : int(event.offset)] = True
-    return dict(sorted(active.items()))
-
-
 def _plain(record: VideoRecord, track: str) -> list[Event] | None:
     events = record.events_of(track)
     return None if events is None else [plain(event) for event in events]
 
 
-def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, np.ndarray]:
+def frames(
+    seed: int, record: VideoRecord, dataset: Dataset = LLP, evidence: Evidence = VERSIONS[DEFAULT_VERSION]
+) -> dict[str, np.ndarray]:
     """Files of one video in the official layout, by stream: float32 [rows,d].
 
     If a second has several rows, they deviate from their mean by a tenth. The mean is the float16 value of `features`, so
@@ -150,7 +84,7 @@ def frames(seed: int, record: VideoRecord, dataset: Dataset = LLP) -> dict[str, 
     """
     files = {}
     for stream in dataset.streams:
-        mean = _stream(seed, record, stream, dataset).astype(np.float32)
+        mean = stream_values(seed, record, stream, dataset, evidence).astype(np.float32)
         if stream.reduction == "clap-map":
             files[stream.name] = _feature_map(mean, stream)
             continue
@@ -173,12 +107,19 @@ class SyntheticFeatures:
 
     seed: int
     dataset: Dataset = LLP
+    evidence: Evidence = VERSIONS[DEFAULT_VERSION]
+
+    @property
+    def recipe(self) -> Any:
+        """Number of the version of the features; parameters that are no version's are given in full."""
+        known = [version for version, evidence in VERSIONS.items() if evidence == self.evidence]
+        return known[0] if known else asdict(self.evidence)
 
     def fingerprint(self, records: Sequence[VideoRecord]) -> str:
         """Identify the features of ``records``."""
         truth = [(record.id, *(_plain(record, track) for track in LLP.tracks)) for record in records]
         kind = [] if self.dataset == LLP else [self.dataset.name]
-        return hashlib.sha256(json.dumps(["synthetic", _RECIPE, self.seed, truth, *kind]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(["synthetic", self.recipe, self.seed, truth, *kind]).encode()).hexdigest()
 
     def examine(self, record: VideoRecord) -> FeatureReport:
         """Synthetic features are always valid."""
@@ -186,7 +127,7 @@ class SyntheticFeatures:
 
     def read(self, record: VideoRecord) -> np.ndarray:
         """Create the streams of one video, concatenated to float16 [T,width]."""
-        return features(self.seed, record, self.dataset)
+        return features(self.seed, record, self.dataset, self.evidence)
 
 
 def write(
@@ -200,6 +141,7 @@ def write(
     splits: tuple[int, int, int] | None = None,
     workers: int | None = None,
     shard_videos: int | None = None,
+    evidence: Evidence = VERSIONS[DEFAULT_VERSION],
 ) -> dict[str, Any]:
     """Write a synthetic LLP; the same arguments write the same bytes.
 
@@ -213,6 +155,7 @@ def write(
         splits: numbers of train, val and test videos, instead of ``videos``. Without either: all videos.
         workers: number of processes; None for a number that suits the machine and the amount of work.
         shard_videos: videos per shard (see `avvp_dist.shards.pack.pack`), for ``layout="shards"``.
+        evidence: what the features contain.
 
     Returns:
         A summary: ``layout``, ``where``, ``seed``, ``videos`` by split, ``notes``, and the ``next`` command to run.
@@ -224,7 +167,7 @@ def write(
     counts = _checked(videos, splits, seed, layout, streams, workers, shard_videos, annotations is not None)
     dataset = FEATURE_SETS[streams]
     written = records(annotations, counts, seed)
-    source = SyntheticFeatures(seed, dataset)
+    source = SyntheticFeatures(seed, dataset, evidence)
     provenance = _provenance(written, source, streams, annotations)
     present = provenance["videos"]
     notes = [
@@ -253,7 +196,7 @@ def _provenance(
         "about": "SYNTHETIC: features generated for testing; scores on them do not apply to LLP itself.",
         "seed": source.seed,
         "streams": streams,
-        "recipe": _RECIPE,
+        "recipe": source.recipe,
         "truth": "drawn from the statistics of LLP" if annotations is None else "annotation files; synthetic for train",
         "videos": {split: sum(record.split == split for record in videos) for split in SPLITS},
         "fingerprint": source.fingerprint(videos),
@@ -321,7 +264,7 @@ def _folder(out: str, stream: Stream) -> str:
 def _write_features(job: tuple[str, SyntheticFeatures, Sequence[VideoRecord]]) -> None:
     out, source, chunk = job
     for record in chunk:
-        files = frames(source.seed, record, source.dataset)
+        files = frames(source.seed, record, source.dataset, source.evidence)
         for stream in source.dataset.streams:
             content = io.BytesIO()
             np.lib.format.write_array(content, files[stream.name], allow_pickle=False)
