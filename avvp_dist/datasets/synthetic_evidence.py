@@ -1,0 +1,144 @@
+"""What the features of a synthetic LLP contain: the evidence of its events, clutter and noise, in several versions.
+
+Some classes are similar, each video has its own clutter, and the strength of a class varies. With v = video, t = second,
+c = class, d = width of a stream:
+
+    P[c]     direction of a class; confusable classes share half of it
+    g[v,t,c] = active * lognormal(0, .35) of the video and class * lognormal(0, .3) of the second and class
+    x[v,t]   = relu( s * sum_c g * (sqrt(d) * P[c] + .5 * normal(v,c,d)) + clutter(v) + normal(v,t,d) )
+
+s is a constant of the stream; audio events determine the audio stream, visual events the visual and the motion stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+
+import numpy as np
+
+from avvp_dist.datasets.catalog import LLP
+from avvp_dist.datasets.synthetic_labels import generator
+from avvp_dist.shards.spec import Dataset, Stream
+from avvp_dist.types import Event, VideoRecord
+
+_STRENGTH = (("vggish", 0.6), ("res152", 0.25), ("r2plus1d_18", 0.38), ("CLAP/features", 0.4), ("CLIP/features", 0.42))
+_DEFAULT_STRENGTH = 0.4  # of any other stream: evidence about as strong as that of CLAP and CLIP features
+_CONFUSABLE = (
+    ("Speech", "Singing"),
+    ("Cello", "Violin_fiddle"),
+    ("Car", "Motorcycle"),
+    ("Cheering", "Clapping"),
+    ("Banjo", "Acoustic_guitar"),
+    ("Vacuum_cleaner", "Lawn_mower"),
+    ("Dog", "Cat"),
+    ("Baby_laughter", "Baby_cry_infant_cry"),
+    ("Chainsaw", "Lawn_mower"),
+    ("Fire_alarm", "Telephone_bell_ringing"),
+)
+_SPEECH = LLP.classes.index("Speech")
+_SHARE = 0.5**0.5
+_VIDEO_SPREAD, _SECOND_SPREAD = 0.35, 0.3  # of the logarithm of the strength
+_APPEARANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Parameters of the features.
+
+    Attributes:
+        strength: s by folder of the stream.
+        clutter: size of a video's own clutter, which is the same in all of its seconds.
+        scenes: number of directions of a stream of which the clutter of all videos is composed; 0 for a direction of its own
+            for each video.
+        context: part of the strength that a class has in the other seconds of its video in the same modality.
+        leak: part of the strength that an event of one modality has in the streams of the other, in the same seconds.
+        prevalent: factor of the strength of Speech in the audio stream.
+    """
+
+    strength: tuple[tuple[str, float], ...] = _STRENGTH
+    clutter: float = 1.2
+    scenes: int = 0
+    context: float = 0.0
+    leak: float = 0.0
+    prevalent: float = 1.0
+
+
+VERSIONS: Mapping[int, Evidence] = MappingProxyType({1: Evidence()})
+"""Parameters of each version; a published version never changes."""
+DEFAULT_VERSION = 1
+
+
+def stream_values(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset, evidence: Evidence) -> np.ndarray:
+    """Return the features of one stream of a video, float16 [T,d].
+
+    They depend only on the seed, the video's id and its events. A modality without annotations counts as empty.
+    """
+    rng = generator(seed, "features", record.id, stream.name)
+    values = rng.standard_normal((LLP.segments, stream.dim), dtype=np.float32)
+    if evidence.scenes:
+        shares = rng.standard_normal(evidence.scenes, dtype=np.float32)
+        values += np.float32(evidence.clutter) * (shares @ _scenes(seed, stream, evidence.scenes))
+    else:
+        values += np.float32(evidence.clutter) * rng.standard_normal(stream.dim, dtype=np.float32)
+    directions = _class_vectors(seed, dataset)[stream.name]
+    size = dict(evidence.strength).get(stream.folder, _DEFAULT_STRENGTH)
+    for label, presence in _presence(record, stream, evidence).items():
+        appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
+        strength = np.exp(_VIDEO_SPREAD * rng.standard_normal() + _SECOND_SPREAD * rng.standard_normal(LLP.segments))
+        gain = (size * strength * presence).astype(np.float32)
+        values += gain[:, None] * appearance
+    np.maximum(values, 0, out=values)
+    if stream.folder == "CLIP/features":
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+    return values.astype(np.float16)
+
+
+def _presence(record: VideoRecord, stream: Stream, evidence: Evidence) -> dict[int, np.ndarray]:
+    """Return, for each class with evidence in a stream, in ascending order, its factor in each second, [T]."""
+    audible = stream.name == "audio"
+    own = _activity(record.events_of("audio" if audible else "visual") or ())
+    found = {label: np.where(active, 1.0, evidence.context) for label, active in own.items()}
+    if evidence.leak:
+        for label, active in _activity(record.events_of("visual" if audible else "audio") or ()).items():
+            found[label] = np.maximum(found.get(label, 0.0), evidence.leak * active)
+    if audible and _SPEECH in found:
+        found[_SPEECH] = found[_SPEECH] * evidence.prevalent
+    return dict(sorted(found.items()))
+
+
+def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
+    """Bool [T] for each class that occurs, in ascending order: whether it is active in each second."""
+    active: dict[int, np.ndarray] = {}
+    for event in events:
+        active.setdefault(event.label, np.zeros(LLP.segments, bool))[int(event.onset) : int(event.offset)] = True
+    return dict(sorted(active.items()))
+
+
+@lru_cache(maxsize=4)
+def _class_vectors(seed: int, dataset: Dataset) -> Mapping[str, np.ndarray]:
+    """sqrt(d) * P of each stream: float32 [C,d] with rows of length sqrt(d)."""
+    number = {name: index for index, name in enumerate(LLP.classes)}
+    vectors = {}
+    for stream in dataset.streams:
+        rng = generator(seed, "classes", stream.name)
+        own = rng.standard_normal((len(LLP.classes), stream.dim))
+        confusable = {number[name] for pair in _CONFUSABLE for name in pair}
+        for label in confusable:
+            own[label] *= _SHARE
+        for pair in _CONFUSABLE:
+            common = rng.standard_normal(stream.dim)
+            for name in pair:
+                own[number[name]] += _SHARE * common
+        length = np.linalg.norm(own, axis=1, keepdims=True)
+        vectors[stream.name] = (own * (stream.dim**0.5 / length)).astype(np.float32)
+    return vectors
+
+
+@lru_cache(maxsize=8)
+def _scenes(seed: int, stream: Stream, count: int) -> np.ndarray:
+    """Directions of which clutter is composed: float32 [count,d]; a sum with normal weights has entries of variance 1."""
+    rng = generator(seed, "scenes", stream.name)
+    return rng.standard_normal((count, stream.dim), dtype=np.float32) / np.float32(count**0.5)
