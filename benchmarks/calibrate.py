@@ -1,0 +1,167 @@
+"""Searches the parameters of the synthetic LLP with which HAN, MA and JoMoLD come closest to their published scores.
+
+    python -m benchmarks.calibrate OUT [--annotations DIR] [--splits 2500,400,1200] [--trials 40] [--free 12] [--seed 0]
+        [--set KEY=VALUE ...]
+
+Every trial draws parameters (`datasets.synthetic_evidence.Evidence`), generates features for LLP's annotation files, trains
+the three methods with their recipes, and scores the test split under each method's protocol. Its error is the root mean
+square of the differences between the 30 scores and the published ones, plus a penalty where segment or event Type are not
+in the published order. Trials are appended to OUT/trials.jsonl; a search that is started again continues after the last of
+them. The training videos are a quarter of LLP's and batches are half as large as published, so that epochs have half as many
+steps; networks are half as wide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from avvp_dist.datasets import synthetic
+from avvp_dist.datasets.synthetic_evidence import Evidence
+from avvp_dist.dist.runtime import LocalRuntime
+from avvp_dist.experiments.paper_tables import read as read_table
+from avvp_dist.experiments.recipe import load
+from avvp_dist.experiments.run import run_experiment
+
+METHODS = ("HAN", "MA", "JoMoLD")
+"""Rows of the table ``main`` that parameters are chosen for."""
+ORDER = ("segment.type", "event.type")
+"""Scores in which the methods must be in the order of `METHODS`."""
+MARGIN = 1.0  # points by which a method should be ahead of the previous one
+STRENGTHS = {"vggish": (0.3, 0.9), "res152": (0.15, 0.4), "r2plus1d_18": (0.2, 0.6)}
+FAST = ("model.width=256", "model.feedforward=256", "train.precision=bfloat16", "tracking=none", "train.device=cpu")
+
+
+def draw(rng: Generator, best: Evidence | None) -> Evidence:
+    """Draw parameters: around the best trial so far, or anywhere."""
+    fresh = Evidence(
+        strength=tuple((name, float(rng.uniform(*span))) for name, span in STRENGTHS.items()),
+        clutter=float(rng.uniform(0.5, 2.0)),
+        scenes=int(rng.choice([0, 8, 16, 32, 64])),
+        context=float(rng.uniform(0, 0.5)),
+        leak=float(rng.uniform(0, 0.5)),
+        prevalent=float(rng.uniform(0.8, 2.0)),
+    )
+    if best is None or rng.random() < 0.25:
+        return fresh
+    changes: dict[str, Any] = {"scenes": fresh.scenes if rng.random() < 0.2 else best.scenes}
+    for name in ("clutter", "context", "leak", "prevalent"):
+        if rng.random() < 0.6:
+            changes[name] = float(max(0.0, getattr(best, name) + 0.25 * (getattr(fresh, name) - getattr(best, name))))
+    drawn = dict(fresh.strength)
+    changes["strength"] = tuple((name, value + 0.25 * (drawn[name] - value)) for name, value in best.strength)
+    return replace(best, **changes)
+
+
+def published() -> dict[str, tuple[str, str, dict[str, float]]]:
+    """Return recipe, view and published scores of each method."""
+    rows = {row.label: row for row in read_table("main")[1].rows}
+    return {name: (rows[name].recipe, rows[name].view, rows[name].published) for name in METHODS}
+
+
+def error(scores: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the root mean square of the differences from the published scores, with the penalty for a wrong order."""
+    differences = [
+        scores[name][metric] - value for name, (_, _, figures) in published().items() for metric, value in figures.items()
+    ]
+    behind = [
+        max(0.0, MARGIN + scores[worse][metric] - scores[better][metric])
+        for metric in ORDER
+        for worse, better in itertools.pairwise(METHODS)
+    ]
+    return float(np.sqrt(np.mean(np.square(differences))) + np.sum(behind))
+
+
+def trial(out: Path, evidence: Evidence, arguments: argparse.Namespace, seed: int = 1) -> dict[str, dict[str, float]]:
+    """Generate data with these parameters, train the three methods, and return the test scores of each."""
+    data, runs = out / "data", out / "runs"
+    for folder in (data, runs):
+        shutil.rmtree(folder, ignore_errors=True)
+    splits = tuple(map(int, arguments.splits.split(",")))
+    synthetic.write(
+        str(data),
+        videos=None,
+        splits=splits,
+        seed=0,
+        annotations=arguments.annotations,
+        layout="shards",
+        evidence=evidence,
+        workers=1,
+    )
+    found = {}
+    for name, (recipe, view, figures) in published().items():
+        batch = load(recipe).train.batch_size // 2
+        settings = [
+            f"data={data}",
+            f"output={runs / recipe}",
+            f"seed={seed}",
+            f"train.batch_size={batch}",
+            *FAST,
+            *arguments.set,
+        ]
+        config = load(recipe, settings)
+        result = run_experiment(config, LocalRuntime(config.output, "cpu"))
+        metrics = result["scores"]["test"][view]["metrics"]
+        found[name] = {metric: metrics[metric] for metric in figures}
+    return found
+
+
+def search(out: Path, arguments: argparse.Namespace) -> None:
+    """Run the trials that OUT/trials.jsonl does not have."""
+    log = out / "trials.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for number in range(len(done), arguments.trials):
+        rng = np.random.default_rng([arguments.seed, number])
+        best = min(done, key=lambda row: row["error"]) if number >= arguments.free else None
+        evidence = Evidence() if number == 0 else draw(rng, parameters(best["evidence"]) if best else None)
+        scores = trial(out, evidence, arguments)
+        row = {"trial": number, "error": error(scores), "evidence": vars(evidence), "scores": scores}
+        done.append(row)
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            json.dumps(
+                {
+                    "trial": number,
+                    "error": round(row["error"], 2),
+                    **{k: round(v["segment.type"], 1) for k, v in scores.items()},
+                }
+            ),
+            flush=True,
+        )
+
+
+def parameters(content: Mapping[str, Any]) -> Evidence:
+    """Return the parameters that a line of trials.jsonl describes."""
+    strength = tuple((name, value) for name, value in content["strength"])
+    return Evidence(**{**content, "strength": strength})
+
+
+def main() -> None:
+    """Parse the command line and search."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--annotations")
+    parser.add_argument("--splits", default="2500,400,1200")
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--free", type=int, default=12, help="trials that are drawn anywhere, before those around the best")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    search(arguments.out, arguments)
+
+
+if __name__ == "__main__":
+    main()
