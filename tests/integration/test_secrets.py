@@ -196,6 +196,7 @@ title: about http://me:{MARK}@host
 recipe: han
 overrides: [{", ".join(SMALL)}, tracking.flush_timeout=2]
 seeds: [1]
+concurrency: 1
 space:
   optim.lr: {{grid: [0.001, 1.0e+30]}}
 """

@@ -130,7 +130,7 @@ def test_a_sweep_resumed_after_a_killed_driver_has_the_same_scores(on_ray, clust
     driver.kill()
     driver.wait()
     assert len(list(killed.glob("runs/*/result.json"))) < 3
-    expected = on_ray("s", spec(space=space), settings, str(whole))["trials"]
+    expected = on_ray("s", spec(space=space, concurrency=1), settings, str(whole))["trials"]
     rows = resume(killed)
     assert {row["name"]: row["score"] for row in rows} == {row["name"]: row["score"] for row in expected}
     assert result(killed, rows[0])["scores"] == result(whole, rows[0])["scores"]
@@ -143,6 +143,7 @@ def test_asha_stops_trials_early_and_optuna_resumes_from_finished_trials(on_ray,
         "recipe": "han",
         "search": {"name": "optuna", "samples": 2},
         "seeds": [1, 2],
+        "concurrency": 1,
     }
     settings = [f"data={packed}", *TINY, "tracking=none"]
     content = on_ray("s", spec(**chosen), settings, str(tmp_path / "optuna"))
@@ -156,6 +157,7 @@ def test_asha_stops_trials_early_and_optuna_resumes_from_finished_trials(on_ray,
         "space": {"optim.lr": {"grid": [1e-2, 1e-3, 1e-5, 1e-6]}},
         "recipe": "han",
         "scheduler": {"name": "asha", "grace_epochs": 1, "reduction": 2},
+        "concurrency": 1,
     }
     settings = [f"data={packed}", *with_settings(TINY, "train.epochs=8", "tracking=none")]
     content = on_ray("s", spec(**asha), settings, str(tmp_path / "asha"))

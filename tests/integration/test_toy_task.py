@@ -76,9 +76,12 @@ def avvp(tmp_path_factory):
     (info / "entry_points.txt").write_text("[avvp_dist.tasks]\ntoy = toy_task:ToyConfig\n")
     path = os.pathsep.join([str(site), str(PLUGINS), os.environ.get("PYTHONPATH", "")])
 
-    def run(*arguments, cwd):
+    job = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}}  # of the workers of a Ray that others have started
+    own = {"PYTHONPATH": path, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+
+    def run(*arguments, cwd, **variables):
         command = [sys.executable, "-m", "avvp_dist", *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=cwd, env=os.environ | own | variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -107,11 +110,14 @@ def test_training_evaluation_and_comparison(avvp, packed, tmp_path):
     assert "whole,accuracy,low" in rows
 
 
-def test_a_sweep_minimizes_the_metric(avvp, packed, tmp_path):
-    (tmp_path / "toy.yaml").write_text("title: toy\nrecipe: han\nseeds: [1]\nspace:\n  optim.lr: {grid: [0.000001, 0.01]}\n")
+def test_a_sweep_minimizes_the_metric(avvp, cluster, packed, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "title: toy\nrecipe: han\nseeds: [1]\nconcurrency: 1\nspace:\n  optim.lr: {grid: [0.000001, 0.01]}\n"
+    )
     avvp(
         "sweep", "toy.yaml", f"data={packed}", "task=toy", "evaluate.select=errors", "train.epochs=4",
-        *(key for key in NETWORK if not key.startswith("optim")), "--output", "sweep", cwd=tmp_path,
+        *(key for key in NETWORK if not key.startswith("optim")), "--output", "sweep",
+        cwd=tmp_path, **cluster.environment,
     )  # fmt: skip
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert (record["metric"], record["mode"]) == ("val errors", "min")
