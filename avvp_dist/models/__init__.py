@@ -11,9 +11,12 @@ from avvp_dist.models.ave_llp import AveLlpConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import NetworkSection
+from avvp_dist.models.ppl import PplConfig
 from avvp_dist.models.psp import PspConfig
 
-ModelConfig = Annotated[HanConfig | AveLlpConfig | AvSlowFastConfig | AveConfig | PspConfig, Field(discriminator="name")]
+ModelConfig = Annotated[
+    HanConfig | AveLlpConfig | AvSlowFastConfig | PplConfig | AveConfig | PspConfig, Field(discriminator="name")
+]
 """Settings of any network; `NetworkSection.build` makes the network."""
 
 MODELS: dict[str, type[NetworkSection]] = {

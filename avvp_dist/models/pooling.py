@@ -101,8 +101,9 @@ class AttentiveMMIL(nn.Module):
             features: [2,B,T,D], audio first.
 
         Returns:
-            float32 tensors. Attention weights sum to 1 only up to rounding, so that a pooled probability can exceed 1 by
-            about 1e-7; losses clamp it.
+            float32 tensors. Attention weights sum to 1 only up to rounding, so that a modality's probability can exceed 1 by
+            about 1e-7. That of a video can come close to 2, because the products of its weights over time and modalities
+            need not sum to 1. Losses clamp both.
         """
         scores, over_time, over_modality = self.heads(features).float().chunk(3, dim=-1)  # [2,B,T,C] each
         segments = scores.sigmoid()
