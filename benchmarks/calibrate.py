@@ -1,14 +1,14 @@
 """Searches the parameters of the synthetic LLP with which HAN, MA and JoMoLD come closest to their published scores.
 
-    python -m benchmarks.calibrate OUT [--annotations DIR] [--splits 2500,400,1200] [--trials 40] [--free 12] [--seed 0]
+    python -m benchmarks.calibrate OUT [--annotations DIR] [--splits 1600,300,600] [--trials 40] [--free 12] [--seed 0]
         [--set KEY=VALUE ...]
 
 Every trial draws parameters (`datasets.synthetic_evidence.Evidence`), generates features for LLP's annotation files, trains
 the three methods with their recipes, and scores the test split under each method's protocol. Its error is the root mean
 square of the differences between the 30 scores and the published ones, plus a penalty where segment or event Type are not
 in the published order. Trials are appended to OUT/trials.jsonl; a search that is started again continues after the last of
-them. The training videos are a quarter of LLP's and batches are half as large as published, so that epochs have half as many
-steps; networks are half as wide.
+them. The training videos are a sixth of LLP's, JoMoLD's batches are half as large as published, and networks are half as
+wide.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ METHODS = ("HAN", "MA", "JoMoLD")
 """Rows of the table ``main`` that parameters are chosen for."""
 ORDER = ("segment.type", "event.type")
 """Scores in which the methods must be in the order of `METHODS`."""
+SMALLEST_BATCH = 16
 MARGIN = 1.0  # points by which a method should be ahead of the previous one
 STRENGTHS = {"vggish": (0.3, 0.9), "res152": (0.15, 0.4), "r2plus1d_18": (0.2, 0.6)}
 FAST = ("model.width=256", "model.feedforward=256", "train.precision=bfloat16", "tracking=none", "train.device=cpu")
@@ -100,7 +101,7 @@ def trial(out: Path, evidence: Evidence, arguments: argparse.Namespace, seed: in
     )
     found = {}
     for name, (recipe, view, figures) in published().items():
-        batch = load(recipe).train.batch_size // 2
+        batch = max(SMALLEST_BATCH, load(recipe).train.batch_size // 2)
         settings = [
             f"data={data}",
             f"output={runs / recipe}",
@@ -152,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--annotations")
-    parser.add_argument("--splits", default="2500,400,1200")
+    parser.add_argument("--splits", default="1600,300,600")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--free", type=int, default=12, help="trials that are drawn anywhere, before those around the best")
     parser.add_argument("--seed", type=int, default=0)
