@@ -8,7 +8,7 @@ Shape letters used across the package:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -225,6 +225,7 @@ class Outputs:
         scoring: outputs of the scoring pass over the same batch, without gradient; None if the stage has no such pass.
         extra: outputs for the stage's mixtures (`TrainStage.mixed_windows`), in the order of `Batch.with_mixtures`.
         co_trained: outputs of the stage's other networks for the same batch.
+        teacher: outputs of the stage's teacher for the same batch, in eval mode and without gradient; None if it has none.
     """
 
     video: Tensor
@@ -237,6 +238,7 @@ class Outputs:
     scoring: Outputs | None = None
     extra: tuple[Outputs, ...] = ()
     co_trained: tuple[Outputs, ...] = ()
+    teacher: Outputs | None = None
 
     @property
     def audio(self) -> Tensor:
@@ -273,12 +275,12 @@ class Outputs:
         return self.head.pool(self, start, stop)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
-        """Apply a function to every tensor of these outputs; those in ``scoring``, ``extra`` and ``co_trained`` stay."""
+        """Apply a function to every tensor of these outputs; those of other passes and networks stay."""
         mapped: dict[str, Any] = {name: function(value) for name, value in self._tensors().items()}
         return replace(self, **mapped)
 
     def split(self, count: int) -> tuple[Outputs, ...]:
-        """Split along B into ``count`` equal parts, without ``scoring``, ``extra`` and ``co_trained``."""
+        """Split along B into ``count`` equal parts, without the outputs of other passes and networks."""
         parts: dict[str, Any] = {
             name: value.tensor_split(count, dim=1 if name in _MODALITY_FIRST else 0)
             for name, value in self._tensors().items()
@@ -308,6 +310,8 @@ class Targets:
         removed_audio, removed_visual: bool, labels removed as noise; None if the stage does not denoise.
         audio_weights, visual_weights: weight of each label's loss, 0 to leave it out; None for equal weights of 1.
         co_trained: targets of the stage's other networks, if they differ.
+        pseudo: [B,T,M,C] pseudo-labels of segments in [0, 1], whose quality is reported; None if the stage makes none.
+        auxiliary: further tensors that only the stage's own losses use.
     """
 
     video: Tensor
@@ -318,6 +322,8 @@ class Targets:
     audio_weights: Tensor | None = None
     visual_weights: Tensor | None = None
     co_trained: tuple[Targets, ...] = ()
+    pseudo: Tensor | None = None
+    auxiliary: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

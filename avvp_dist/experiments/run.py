@@ -99,7 +99,7 @@ def _train(
             callback=callback,
         )
         trained, collected = runner.run(method)
-        final = method.stages[-1]
+        final = method.final
         model = _build_network(config, index).to(runtime.device)
         model.load_state_dict(trained[final.name].weights)
         rows = {name: _predict(model, splits[name], task, config, runtime, final.cross_modal) for name in EVALUATED}
@@ -172,7 +172,7 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
         ) from None
     cross_modal = _recorded_cross_modal(config)
     if cross_modal is None:
-        cross_modal = _build_method(config, index).stages[-1].cross_modal
+        cross_modal = _build_method(config, index).final.cross_modal
     train = labels["train"].truth
     labels, _ = _exclude_bad_videos(config, index, {name: labels[name] for name in EVALUATED}, runtime)
     task = config.task.build(index.classes)

@@ -13,10 +13,11 @@ from avvp_dist.methods.jocor import JocorConfig
 from avvp_dist.methods.jomold import JomoldConfig
 from avvp_dist.methods.lr import LrConfig
 from avvp_dist.methods.ma import MaConfig
+from avvp_dist.methods.ppl import PplMethodConfig
 from avvp_dist.methods.valor import ValorConfig
 
 MethodConfig = Annotated[
-    HanMethodConfig | JomoldConfig | MaConfig | LrConfig | ValorConfig | CoTeachingConfig | JocorConfig,
+    HanMethodConfig | JomoldConfig | MaConfig | LrConfig | PplMethodConfig | ValorConfig | CoTeachingConfig | JocorConfig,
     Field(discriminator="name"),
 ]
 """Settings of any method; `MethodSection.build` makes the method."""

@@ -63,6 +63,9 @@ class TrainStage(Stage):
         epochs: number of epochs; None for ``train.epochs``.
         networks: number of networks of the same kind, each with its own initial weights, that are trained side by side. The
             outputs of the others are in ``outputs.co_trained``. The first network is validated and kept.
+        makes_pseudo_labels: whether `pseudo_labels` returns any, so that their quality is reported.
+        teacher_momentum: momentum of the stage's teacher, an exponential moving average of the network that is never trained
+            itself, see `train.teacher.Teacher`; its outputs are in ``outputs.teacher``. None for no teacher.
     """
 
     scoring_pass: ForwardOptions | None = None
@@ -73,6 +76,8 @@ class TrainStage(Stage):
     mixed_windows: tuple[tuple[int, int], ...] = ()
     epochs: int | None = None
     networks: int = 1
+    makes_pseudo_labels: bool = False
+    teacher_momentum: float | None = None
 
     @property
     @final
@@ -95,8 +100,34 @@ class TrainStage(Stage):
         batch is divided among ranks.
         """
 
+    def scans(self, epoch: int) -> bool:
+        """Return whether the epoch starts with a pass over the training split, see `scan`."""
+        return False
+
+    def scan(self, outputs: Outputs, batch: Batch) -> None:
+        """Process one batch of this rank in the pass at the start of an epoch.
+
+        Args:
+            outputs: of the teacher, or of the network if there is none; in eval mode, without gradient.
+            batch: a part of the training split, in its order.
+        """
+
+    def finish_scan(self, epoch: int, collective: Collective) -> None:
+        """Process what `scan` collected, after the last batch. The result belongs to `state_dict`."""
+
+    def pseudo_labels(self, outputs: Outputs, batch: Batch) -> Tensor | None:
+        """Return pseudo-labels [B,T,M,C] of segments, as in ``Targets.pseudo``; None if there are none (yet).
+
+        Args:
+            outputs: as for `scan`.
+            batch: of any split.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state that the stage keeps from step to step; it is saved in checkpoints."""
+        """Return the state that the stage keeps from step to step; it is saved in checkpoints and, of the best epoch, with
+        the weights.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -108,12 +139,14 @@ class CollectStage(Stage):
 
     Attributes:
         source: name of the train stage whose best network is run.
+        use_teacher: whether its teacher of the best epoch is run instead.
         partners: number of partner videos to draw for each video, without a common label; they are in ``batch.partners``.
         partner_rule: see `TrainStage`.
         partner_seed: seed of that draw.
     """
 
     source: str
+    use_teacher: bool = False
     partners: int = 0
     partner_rule: PartnerRule = "disjoint"
     partner_seed: int = 0
@@ -123,6 +156,9 @@ class CollectStage(Stage):
     def needs(self) -> tuple[str, ...]:
         """See `Stage`."""
         return (self.source,)
+
+    def start(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Receive the source's `TrainStage.state_dict` of the best epoch; called once, before the first batch."""
 
     def inputs(self, batch: Batch) -> Sequence[Batch]:
         """Return the batches to run the network on, made of one batch of the split and its partners."""
@@ -150,10 +186,15 @@ class Method:
     """A training method of one run.
 
     Attributes:
-        stages: in the order they run; the last one trains the network that is evaluated.
+        stages: in the order they run.
     """
 
     stages: tuple[Stage, ...]
+
+    @property
+    def final(self) -> TrainStage:
+        """The stage whose network is evaluated: the last one that trains."""
+        return [stage for stage in self.stages if isinstance(stage, TrainStage)][-1]
 
 
 class MethodSection(Section, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Literal
 
@@ -13,6 +14,7 @@ from avvp_dist.config import Section, Text
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.loading.split import SplitReader
 from avvp_dist.tasks.base import Rows, Task, TaskSection
+from avvp_dist.types import Batch, Outputs
 
 LAST = "last"
 """Value of ``evaluate.select`` that selects the last epoch."""
@@ -39,6 +41,25 @@ class EvaluateConfig(Section):
         return (value > best) == task.metric(self.monitored(task)).higher_is_better
 
 
+def run_over(
+    model: nn.Module,
+    split: SplitReader,
+    runtime: Runtime,
+    process: Callable[[Outputs, Batch], None],
+    *,
+    cross_modal: bool,
+    batch_size: int,
+    bfloat16: bool = False,
+) -> None:
+    """Run a network in eval mode over this rank's part of a split, in the split's order, without gradient."""
+    collective = runtime.collective
+    batches = split.iter_all(batch_size, collective.rank, collective.world_size)
+    model.eval()
+    with closing(batches), torch.no_grad(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
+        for batch in batches:
+            process(model(batch, cross_modal=cross_modal), batch)
+
+
 def predict(
     model: nn.Module,
     split: SplitReader,
@@ -53,17 +74,17 @@ def predict(
     collective = runtime.collective
     gathered: list[dict[str, Tensor]] = []
     indices = []
-    batches = split.iter_all(batch_size, collective.rank, collective.world_size)
-    model.eval()
-    with closing(batches), torch.inference_mode(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
-        for batch in batches:
-            gathered.append(task.rows(model(batch, cross_modal=cross_modal), batch))
-            indices.append(batch.index)
-        shapes = {name: tensor.shape[1:] for name, tensor in gathered[0].items()}
-        # one collective call for all: [N,S]
-        table = torch.cat([torch.cat([tensor.flatten(1) for tensor in rows.values()], dim=1) for rows in gathered])
-        order = collective.all_gather(torch.cat(indices)).argsort()
-        columns = collective.all_gather(table)[order].cpu().split([shape.numel() for shape in shapes.values()], dim=1)
+
+    def collect(outputs: Outputs, batch: Batch) -> None:
+        gathered.append(task.rows(outputs, batch))
+        indices.append(batch.index)
+
+    run_over(model, split, runtime, collect, cross_modal=cross_modal, batch_size=batch_size, bfloat16=bfloat16)
+    shapes = {name: tensor.shape[1:] for name, tensor in gathered[0].items()}
+    # one collective call for all: [N,S]
+    table = torch.cat([torch.cat([tensor.flatten(1) for tensor in rows.values()], dim=1) for rows in gathered])
+    order = collective.all_gather(torch.cat(indices)).argsort()
+    columns = collective.all_gather(table)[order].cpu().split([shape.numel() for shape in shapes.values()], dim=1)
     return {
         name: column.reshape(len(order), *shape).numpy()
         for (name, shape), column in zip(shapes.items(), columns, strict=True)

@@ -25,12 +25,13 @@ from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.co_trained import build_networks
 from avvp_dist.tasks.base import Task
 from avvp_dist.train import checkpoint
-from avvp_dist.train.evaluate import LAST, EvaluateConfig, predict
+from avvp_dist.train.evaluate import LAST, EvaluateConfig, predict, run_over
 from avvp_dist.train.meter import EpochMeter
 from avvp_dist.train.optim import OptimConfig, rebase
+from avvp_dist.train.pseudo_labels import PseudoLabelCounts
 from avvp_dist.train.step import TrainStep
 from avvp_dist.train.timing import PhaseTimes
-from avvp_dist.types import TrainPosition
+from avvp_dist.types import Batch, Outputs, TrainPosition
 
 LOGGER = logging.getLogger(__name__)
 
@@ -106,12 +107,16 @@ class StageResult:
         best: stage, epoch, metric and value of the best epoch.
         history: one row of metrics per epoch.
         removed: labels removed in the last epoch, bool [N,2,C]; None for a stage that does not denoise.
+        state: the stage's `TrainStage.state_dict` of the best epoch.
+        teacher: weights of the teacher of the best epoch; empty if the stage has none.
     """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     removed: np.ndarray | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
 
 
 class StageTrainer:
@@ -140,6 +145,7 @@ class StageTrainer:
         self.trained = StageResult()
         self.epoch = 0
         self.step = 0
+        self._scanned: dict[str, float] = {}  # time of the epoch's scan
         self.meter = EpochMeter(job.train_split.labels, runtime.device)
 
     def run(self) -> StageResult:
@@ -157,6 +163,8 @@ class StageTrainer:
     def _run_epoch(self) -> None:
         job, collective = self.job, self.runtime.collective
         plan = job.train_split.plan(job.train.batch_size, job.seed, self.epoch)
+        if self.step == 0 and job.stage.scans(self.epoch):
+            self._scan()
         started, first = time.perf_counter(), self.step
         epoch = job.train_split.epoch(
             plan, first, self.rank, collective.world_size, job.stage.partners, job.stage.partner_rule
@@ -173,6 +181,43 @@ class StageTrainer:
         videos = sum(plan.total(step) for step in range(plan.steps))
         trained = videos - first * job.train.batch_size
         self._finish_epoch(self.meter.gather(collective), videos, trained / (time.perf_counter() - started))
+
+    def _scan(self) -> None:
+        """Run the teacher, or the network, over the training split for the stage."""
+        stage = self.job.stage
+        started = time.perf_counter()
+        self._run_teacher_over(self.job.train_split, stage.scan)
+        stage.finish_scan(self.epoch, self.runtime.collective)
+        self._scanned = {"scan_seconds": time.perf_counter() - started}
+
+    def _run_teacher_over(self, split: SplitReader, process: Callable[[Outputs, Batch], None]) -> None:
+        teacher = self.train_step.teacher
+        run_over(
+            teacher.network if teacher else self.kept,
+            split,
+            self.runtime,
+            process,
+            cross_modal=self.job.stage.cross_modal,
+            batch_size=self.job.evaluate.batch_size,
+            bfloat16=self.train_step.bfloat16,
+        )
+
+    def _pseudo_label_scores(self) -> dict[str, float]:
+        """Return the quality of pseudo-labels on val; empty if the stage makes none."""
+        stage, split = self.job.stage, self.job.val_split
+        if not stage.makes_pseudo_labels:
+            return {}
+        counts = PseudoLabelCounts(split.labels, self.runtime.device)
+
+        def count(outputs: Outputs, batch: Batch) -> None:
+            pseudo = stage.pseudo_labels(outputs, batch)
+            if pseudo is not None:
+                counts.add(pseudo, batch.index)
+
+        self._run_teacher_over(split, count)
+        if counts.counts is None:
+            return {}
+        return counts.scores(self.runtime.collective.all_reduce_sum(counts.counts), "pseudo_labels/val")
 
     def _between_steps(self, plan: Plan, position: TrainPosition) -> None:
         """Check for stop requests, check the loss and save checkpoints when due; not after the last step of an epoch."""
@@ -211,7 +256,7 @@ class StageTrainer:
     def _finish_epoch(self, gathered: Mapping[str, Tensor], videos: int, videos_per_second: float) -> None:
         job, started = self.job, time.perf_counter()
         row: dict[str, Any] = {"stage": job.stage.name, "epoch": self.epoch + 1, "lr": self.scheduler.get_last_lr()[0]}
-        row |= self.meter.metrics(gathered, videos) | {"videos_per_second": videos_per_second}
+        row |= self.meter.metrics(gathered, videos) | {"videos_per_second": videos_per_second} | self._scanned
         # of this rank; the history keeps those of rank 0
         row |= {f"time/{phase}_seconds": seconds for phase, seconds in self.times.take().items()}
         rows = predict(
@@ -226,7 +271,7 @@ class StageTrainer:
         truth = job.val_split.labels.truth
         assert truth is not None  # experiments.inputs.open_data refuses data without it
         scores = job.task.score(rows, truth, job.task.view).metrics
-        row |= {f"val/{name}": value for name, value in scores.items()}
+        row |= {f"val/{name}": value for name, value in scores.items()} | self._pseudo_label_scores()
         row["validation_seconds"] = time.perf_counter() - started
         self._select(scores[job.evaluate.monitored(job.task.section)])
         self.trained.history.append(row)
@@ -252,7 +297,10 @@ class StageTrainer:
                 "metric": f"val {evaluate.monitored(task)}" + (" of the last epoch" if evaluate.select == LAST else ""),
                 "value": value,
             }
-            self.trained.weights = {name: value.detach().cpu().clone() for name, value in self.kept.state_dict().items()}
+            teacher = self.train_step.teacher
+            self.trained.weights = _copy(self.kept.state_dict())
+            self.trained.state = _copy(self.job.stage.state_dict())
+            self.trained.teacher = _copy(teacher.network.state_dict()) if teacher else {}
 
     def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
         """Report metrics and a checkpoint to the runtime. All ranks report here and nowhere else."""
@@ -269,6 +317,7 @@ class StageTrainer:
                     "optimizer": self.optimizer.state_dict(),
                     "scheduler": self.scheduler.state_dict(),
                     "stage": self.job.stage.state_dict(),
+                    "teacher": self.train_step.teacher.state_dict() if self.train_step.teacher else {},
                     "meter": dict(gathered),
                     "trained": {**vars(trained), "removed": removed},
                 }
@@ -285,6 +334,8 @@ class StageTrainer:
         self.scheduler.load_state_dict(state["scheduler"])
         rebase(self.optimizer, self.scheduler, self.job.optim.lr)
         self.job.stage.load_state_dict(state["stage"])
+        if self.train_step.teacher:
+            self.train_step.teacher.load_state_dict(state["teacher"])
         self.epoch, self.step = state["epoch"], state["step"]
         removed = state["trained"]["removed"]
         self.trained = StageResult(**{**state["trained"], "removed": None if removed is None else removed.numpy()})
@@ -328,3 +379,7 @@ class StageTrainer:
 
     def _steps(self, epoch: int) -> int:
         return self.job.train_split.plan(self.job.train.batch_size, self.job.seed, epoch).steps
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}

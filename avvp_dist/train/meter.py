@@ -13,11 +13,12 @@ from avvp_dist.errors import TrainingError
 from avvp_dist.loading.plan import Plan
 from avvp_dist.metrics.denoising import removal_row
 from avvp_dist.shards.index import Labels
+from avvp_dist.train.pseudo_labels import PseudoLabelCounts
 from avvp_dist.types import MODALITIES, Batch, Targets, TrainPosition
 
 
 class EpochMeter:
-    """Sums of losses, the loss of every video, and the labels removed in one epoch, of one rank.
+    """Sums of losses, the loss of every video, removed labels and the quality of pseudo-labels in one epoch, of one rank.
 
     Args:
         labels: the training split's.
@@ -32,6 +33,7 @@ class EpochMeter:
         self._removed = torch.zeros(videos, 2, classes, dtype=torch.bool, device=device)
         self._sums: dict[str, Tensor] = {}
         self._denoises = False
+        self._pseudo = PseudoLabelCounts(labels, device)
 
     def add(self, batch: Batch, losses: Mapping[str, Tensor], targets: Targets) -> None:
         """Add one step; does not synchronize with the device."""
@@ -42,6 +44,8 @@ class EpochMeter:
         if targets.removed_audio is not None and targets.removed_visual is not None:
             self._denoises = True
             self._removed[batch.index] = torch.stack([targets.removed_audio, targets.removed_visual], dim=1)
+        if targets.pseudo is not None:
+            self._pseudo.add(targets.pseudo, batch.index)
 
     def gather(self, collective: Collective) -> dict[str, Tensor]:
         """Return the sums over all ranks, as stored in a checkpoint; every rank must call it."""
@@ -50,11 +54,16 @@ class EpochMeter:
         gathered["video_losses"] = collective.all_reduce_sum(self._video_losses)
         if self._denoises:
             gathered["removed"] = collective.all_reduce_sum(self._removed.to(torch.uint8)).bool()
+        if self._pseudo.counts is not None:
+            gathered["pseudo"] = collective.all_reduce_sum(self._pseudo.counts)
         return gathered
 
     def restore(self, gathered: Mapping[str, Tensor], rank: int) -> None:
         """Restore the result of `gather`: rank 0 takes the sums, the other ranks start from zero."""
         self._denoises = "removed" in gathered
+        if "pseudo" in gathered:
+            counts = gathered["pseudo"].to(self._device)
+            self._pseudo.counts = torch.zeros_like(counts) if rank else counts
         names = [name.removeprefix("sum/") for name in gathered if name.startswith("sum/")]
         if rank:
             self._sums = {name: torch.zeros((), dtype=torch.float64, device=self._device) for name in names}
@@ -88,7 +97,7 @@ class EpochMeter:
                 )
 
     def metrics(self, gathered: Mapping[str, Tensor], videos: int) -> dict[str, float]:
-        """Return mean losses over the epoch's videos and, for a stage that denoises, figures of the removed labels."""
+        """Return mean losses over the epoch's videos, and figures of removed labels and of pseudo-labels, if any."""
         row = {
             f"loss/{key.removeprefix('sum/')}": float(v) / videos for key, v in gathered.items() if key.startswith("sum/")
         }
@@ -96,6 +105,8 @@ class EpochMeter:
         if removed is not None:
             by_track = {track: removed[:, number] for number, track in enumerate(MODALITIES)}
             row |= removal_row(self._labels.weak, by_track, self._labels.truth)
+        if "pseudo" in gathered:
+            row |= self._pseudo.scores(gathered["pseudo"], "pseudo_labels/train")
         return row
 
     @staticmethod

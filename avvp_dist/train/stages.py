@@ -39,6 +39,7 @@ from avvp_dist.train.optim import OptimConfig
 
 LOGGER = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
+_STATE, _TEACHER = "state.safetensors", "teacher.safetensors"
 _REFINED, _REMOVED = "refined.npz", "removed.npz"
 _DONE = "stage.json"
 _VERSION = 2  # part of the cache key; incremented when a code change alters the result of a stage
@@ -79,12 +80,11 @@ class Identity:
 
     def plan(self, method: Method) -> list[PlannedStage]:
         """Return the method's stages with their cache keys."""
-        stages = method.stages
         planned: list[PlannedStage] = []
         keys: dict[str, str] = {}
-        for stage in stages:
+        for stage in method.stages:
             depends = self._depends(stage, keys)
-            if self.lineage and stage is stages[-1]:
+            if self.lineage and stage is method.final:
                 depends["lineage"] = self.lineage
             keys[stage.name] = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
             planned.append(PlannedStage(stage, keys[stage.name], depends))
@@ -243,7 +243,8 @@ class StageRunner:
         if collective.rank == 0:
             self.callback.stage_started(stage.name, 1, None)
         model = self.build().to(self.runtime.device).eval()
-        model.load_state_dict(source.weights)
+        model.load_state_dict(source.teacher if stage.use_teacher and source.teacher else source.weights)
+        stage.start(source.state, self.runtime.device)
         bfloat16 = self.train.precision == "bfloat16"
         batches = split.iter_all(
             self.evaluate.batch_size,
@@ -309,6 +310,7 @@ def _write_trained(folder: str, depends: Mapping[str, Any], trained: StageResult
         buffer = io.BytesIO()
         np.savez_compressed(buffer, removed=trained.removed)
         files[_REMOVED] = buffer.getvalue()
+    files |= {name: weights_bytes(kept) for name, kept in ((_STATE, trained.state), (_TEACHER, trained.teacher)) if kept}
     content = {"stage": depends["stage"], "depends": depends, "best": trained.best, "history": trained.history}
     _write(folder, files, content)
 
@@ -353,7 +355,11 @@ def read_trained(folder: str) -> StageResult:
     if "best" not in content or "history" not in content:
         raise DataError(f"{storage.join(folder, _DONE)}: damaged, not written by a training stage")
     weights = _weights(integrity.read_listed(folder, WEIGHTS, content), storage.join(folder, WEIGHTS))
-    trained = StageResult(weights, content["best"], content["history"])
+    further = {
+        name: _weights(integrity.read_listed(folder, name, content), storage.join(folder, name)) if name in files else {}
+        for name in (_STATE, _TEACHER)
+    }
+    trained = StageResult(weights, content["best"], content["history"], state=further[_STATE], teacher=further[_TEACHER])
     if _REMOVED in files:
         data = integrity.read_listed(folder, _REMOVED, content)
         try:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
 from avvp_dist.models.network import freeze_exchange
+from avvp_dist.train.teacher import Teacher
 from avvp_dist.train.timing import PhaseTimes, TimedCollective
 from avvp_dist.types import Batch, Outputs, Targets, TrainPosition
 
@@ -57,6 +58,8 @@ class TrainStep:
         self.model = model
         if not stage.cross_modal:
             freeze_exchange(model)
+        self.network = model
+        self.teacher = None if stage.teacher_momentum is None else Teacher(model, stage.teacher_momentum)
         if distributed:
             devices = [self.device] if self.device.type == "cuda" else None
             self.model = DistributedDataParallel(model, device_ids=devices)
@@ -80,6 +83,8 @@ class TrainStep:
         torch.manual_seed(step_seed(self.seed, position, self.collective.rank))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             outputs = forward(self.model, self.stage, batch)
+            if self.teacher:
+                outputs = replace(outputs, teacher=self.teacher(batch, cross_modal=self.stage.cross_modal))
         with self._measure("ranking"), torch.no_grad():
             targets = self.stage.targets(outputs, batch, position, self.collective)
         losses = self.stage.losses(outputs, targets, batch)
@@ -90,6 +95,8 @@ class TrainStep:
         if self.clip_norm is not None:
             clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        if self.teacher:
+            self.teacher.update(self.network, position.global_step)
         return {name: loss.detach() for name, loss in losses.items()}, targets
 
     def _measure(self, phase: str) -> AbstractContextManager[None]:
