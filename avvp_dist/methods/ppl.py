@@ -131,9 +131,7 @@ class _Train(TrainStage):
         return epoch >= self.config.warmup_epochs
 
     def scan(self, outputs: Outputs, batch: Batch) -> None:
-        config, groups = self.config, self._labels.prototypes.groups
-        if self._keys is None:
-            self._keys = KeySegments(groups, config.capacity)
+        config = self.config
         possible = weak_by_segment(batch).amax(dim=1) > 0  # [B,M,C]
         chosen = possible & (outputs.modalities.float() >= config.key_probability)
         count = min(config.key_segments, outputs.segments.shape[1])
@@ -143,12 +141,17 @@ class _Train(TrainStage):
         assert outputs.features is not None  # the networks of tasks with two modalities have them
         features = F.normalize(outputs.features[modality, video, second].float(), dim=-1)
         group = modality * self._labels.axes[1] + label
-        self._keys.add(features, group, priorities(batch.index[video], second, group))
+        self._collected().add(features, group, priorities(batch.index[video], second, group))
 
     def finish_scan(self, epoch: int, collective: Collective) -> None:
-        assert self._keys is not None
-        self._labels.prototypes.fit(self._keys, self.config.iterations, collective)
+        self._labels.prototypes.fit(self._collected(), self.config.iterations, collective)
         self._keys = None
+
+    def _collected(self) -> KeySegments:
+        """The key segments of the pass so far."""
+        if self._keys is None:
+            self._keys = KeySegments(self._labels.prototypes.groups, self.config.capacity, self._device)
+        return self._keys
 
     def pseudo_labels(self, outputs: Outputs, batch: Batch) -> Tensor | None:
         if self._labels.prototypes.centers is None:
@@ -216,9 +219,9 @@ class _Train(TrainStage):
         average = (logits * positive).sum(dim=-1) / positive.sum(dim=-1).clamp(min=1)
         labeled = of_anchors >= 0
         losses = torch.where(labeled, logits.logsumexp(dim=-1) - average, 0.0)
-        videos = hard.shape[0]
-        counts = labeled.view(modalities, videos, -1).sum(dim=(0, 2)).clamp(min=1)
-        return losses.view(modalities, videos, -1).sum(dim=(0, 2)) / counts
+        videos, segments = hard.shape[:2]
+        counts = labeled.unflatten(1, (videos, segments)).sum(dim=(0, 2)).clamp(min=1)
+        return losses.unflatten(1, (videos, segments)).sum(dim=(0, 2)) / counts
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._labels.prototypes.state_dict()

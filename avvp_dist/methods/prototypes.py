@@ -21,9 +21,10 @@ class KeySegments:
     the order of the videos and of the number of ranks.
     """
 
-    def __init__(self, groups: int, capacity: int) -> None:
+    def __init__(self, groups: int, capacity: int, device: torch.device) -> None:
         self.groups = groups
         self.capacity = capacity
+        self._device = device
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
 
@@ -35,10 +36,14 @@ class KeySegments:
             self._parts = [self._lowest()]
             self._count = len(self._parts[0][1])
 
-    def any(self, collective: Collective) -> bool:
-        """Return whether any rank has a segment; every rank must call it."""
-        device = self._parts[0][1].device
-        return bool(collective.all_reduce_sum(torch.tensor([self._count], device=device)).item())
+    def prepare(self, collective: Collective) -> bool:
+        """Return whether any rank has a segment; every rank must call it, before `gathered`."""
+        width = self._parts[0][0].shape[1] if self._parts else 0
+        of_ranks = collective.all_gather(torch.tensor([[self._count, width]], device=self._device))
+        if not self._parts:  # a rank without videos
+            none = torch.zeros(0, dtype=torch.int64, device=self._device)
+            self._parts = [(torch.zeros(0, int(of_ranks[:, 1].max()), device=self._device), none, none)]
+        return bool(of_ranks[:, 0].sum())
 
     def gathered(self, collective: Collective) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, group and priority of this rank's segments among those that all ranks keep, sorted by group.
@@ -83,7 +88,7 @@ class Prototypes:
         prototype without segments is kept; a group's missing ones start as its segments of lowest priority. Without any
         segment, nothing changes.
         """
-        if not keys.any(collective):
+        if not keys.prepare(collective):
             return
         features, group, priority = keys.gathered(collective)
         if self.centers is None or self.known is None:

@@ -15,6 +15,7 @@ from dying import DyingRuntime, Killed
 from forks import avvp, ranks
 from prometheus import last, scraped
 from ray_cluster import RayCluster
+from safetensors.torch import load_file
 
 from avvp_dist.datasets.external import noisy_segment_labels
 from avvp_dist.experiments.recipe import load
@@ -148,6 +149,22 @@ def test_valor_on_two_ranks(packed, tmp_path):
     assert results[0]["scores"]["test"]["joint"]["metrics"] == pytest.approx(
         results[1]["scores"]["test"]["joint"]["metrics"], abs=1e-9
     )
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_prototypes(packed, tmp_path, world):
+    settings = ["method.warmup_epochs=1", "method.key_probability=0.2", "method.capacity=8", "model.visual_hidden=64"]
+    recipe = ["ppl", *settings, "model.width=64"]
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "several", packed, recipe=recipe, world=world)
+    assert_same_losses(tmp_path / "several", tmp_path / "one", "train")
+    one, several = (load_file(stage_folder(tmp_path / run, "train") / "state.safetensors") for run in ("one", "several"))
+    assert one["known"].any()
+    assert (one["known"] == several["known"]).all()
+    np.testing.assert_allclose(one["centers"].numpy(), several["centers"].numpy(), atol=1e-5)
+    labels = [RefinedLabels.load(str(stage_folder(tmp_path / run, "labels") / "refined.npz")) for run in ("one", "several")]
+    for track in ("audio", "visual"):
+        np.testing.assert_allclose(labels[0].tracks[track], labels[1].tracks[track], atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe", [["coteaching", "method.plain_epochs=1"], ["jocor", "method.co_lambda=0.5"]])

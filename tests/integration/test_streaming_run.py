@@ -25,6 +25,7 @@ STREAMED = ["data.mode=streaming", "data.streams=4", "data.window=8", "train.epo
     [
         ("jomold", ("estimate", "denoise"), 2, ["method.rounding=carry", "method.warmup=linear"]),
         ("lr", ("base", "refine"), 1, ["method.tau=0.2"]),
+        ("han", ("train",), 3, ["method=ppl", "method.warmup_epochs=1", "method.key_probability=0.2"]),
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(packed, tmp_path, recipe, stages, commits, settings):
