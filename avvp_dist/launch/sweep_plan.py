@@ -143,14 +143,30 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     optimizer, _ = config.optim.build(model.parameters(), config.train.epochs)
     bfloat16, clip_norm = config.train.precision == "bfloat16", config.optim.clip_norm
     step = TrainStep(model, optimizer, stage, runtime, seed=config.seed, bfloat16=bfloat16, clip_norm=clip_norm)
+    last = config.train.epochs - 1  # late in training, when denoising is fully active
+    scan = _scan_seconds(stage, step.teacher.network if step.teacher else model, batch, last, runtime, bfloat16)
     started = 0.0
     for number in range(1 + _STEPS):
         if number == 1:
             started = _now(runtime.device)
-        step(batch, TrainPosition(stage.name, config.train.epochs - 1, number, config.train.epochs, 1 + _STEPS))
-    per_video = (_now(runtime.device) - started) / (_STEPS * videos)
+        step(batch, TrainPosition(stage.name, last, number, config.train.epochs, 1 + _STEPS))
+    per_video = (_now(runtime.device) - started) / (_STEPS * videos) + scan / videos
     train_videos = sum(shard.samples for shard in index.shards if shard.split == "train")
     return per_video * train_videos * config.train.epochs
+
+
+def _scan_seconds(
+    stage: TrainStage, model: nn.Module, batch: Batch, epoch: int, runtime: LocalRuntime, bfloat16: bool
+) -> float:
+    """Return the time that the stage's pass before an epoch takes for one batch; 0 if it has none."""
+    if not stage.scans(epoch):
+        return 0.0
+    model.eval()
+    started = _now(runtime.device)
+    with torch.no_grad(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
+        stage.scan(model(batch, cross_modal=stage.cross_modal), batch)
+    stage.finish_scan(epoch, runtime.collective)
+    return _now(runtime.device) - started
 
 
 def _random_batch(config: RunConfig, index: Index, videos: int, partners: int, device: torch.device) -> Batch:

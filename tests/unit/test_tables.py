@@ -34,7 +34,8 @@ def test_every_row_of_a_shipped_table_can_run(name):
 def test_shipped_scores_are_consistent(name):
     assert any(row.published for row in SHIPPED[name].rows)
     for row in SHIPPED[name].rows:
-        if row.label not in ("MA", "not skipping cross-modal attention"):  # printed so: 58.9 where its three make 58.5
+        # printed so: MA's segment Type is 58.9 where its three make 58.5, PPL's event Type 59.9 where its three make 58.6
+        if row.label not in ("MA", "PPL", "not skipping cross-modal attention"):
             assert not load(row.recipe).task.inconsistent(row.published), row.label
 
 
