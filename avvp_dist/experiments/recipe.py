@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -27,20 +25,19 @@ from avvp_dist.config import (
     parse_yaml,
     validate,
 )
-from avvp_dist.errors import ConfigError
+from avvp_dist.experiments.earlier_keys import earlier_keys, present_keys, present_paths, warn_once, with_task_name
 from avvp_dist.experiments.shipped import read_yaml, shipped
 from avvp_dist.loading.split import DataConfig
 from avvp_dist.methods import MethodConfig
 from avvp_dist.models import ModelConfig
 from avvp_dist.storage.config import StorageConfig
-from avvp_dist.tasks import DEFAULT_TASK, MOVED_KEYS, TaskConfig
+from avvp_dist.tasks import DEFAULT_TASK, TaskConfig
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.tracking.base import TrackingConfig
 from avvp_dist.train.evaluate import LAST, EvaluateConfig
 from avvp_dist.train.loop import TrainConfig
 from avvp_dist.train.optim import OptimConfig
 
-LOGGER = logging.getLogger(__name__)
 _FOLDER = "recipes"  # of the shipped recipes
 S = TypeVar("S", bound=Section)
 
@@ -68,21 +65,6 @@ _LOCATION_AND_INTERVAL_KEYS = {"": ("output",), "train": ("check_every", "checkp
 _STAGE_INDEPENDENT_KEYS = {
     "": ("recipe",),
     "data": ("url", "dataset", "refined", "mode", "memory_gb", "streams", "window"),
-}
-
-
-# by section, keys that earlier versions lacked, with the values that behave like these versions
-_LATER_KEYS: dict[str, dict[str, Any]] = {
-    "data": {"video_labels": "weak", "shuffle": True, "drop_last": False},
-    "optim": {"milestones": []},
-    "method": {
-        "refine": "windows",
-        "mixing": "each",
-        "partners": "disjoint",
-        "loss": "bce",
-        "guided": True,
-        "base_epochs": None,
-    },
 }
 
 
@@ -248,58 +230,12 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     name, text = read_yaml(recipe, "recipe", _FOLDER)
     content = present_keys(parse_yaml(text, recipe))
     content.setdefault("recipe", name)
-    merged = _with_task_name(merge(content, _present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS))
+    merged = with_task_name(merge(content, present_paths(parse_overrides(overrides)), _SHORTHAND, _VARIANTS))
     merged.setdefault("output", f"outputs/{merged['recipe']}-seed{merged.get('seed', 0)}")
     config = validate(RunConfig, merged, f"recipe {recipe}")
     for warning in _variant_warnings(content, merged):
-        _warn_once(warning)
+        warn_once(warning)
     return config
-
-
-def present_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a recipe or config.yaml of an earlier version with the present names of keys."""
-    renamed = dict(content)
-    for old, new in MOVED_KEYS.items():
-        (section, key), (new_section, new_key) = old.split("."), new.split(".")
-        target = renamed.get(new_section, {})
-        if isinstance(renamed.get(section), Mapping) and key in renamed[section] and isinstance(target, Mapping):
-            values = dict(renamed[section])
-            renamed[new_section] = {**target, new_key: values.pop(key)}
-            renamed[section] = values
-    return _with_task_name(renamed)
-
-
-def _with_task_name(content: dict[str, Any]) -> dict[str, Any]:
-    """Return a config in which settings of a task that it does not name are those of the default task."""
-    task = content.get("task")
-    if isinstance(task, Mapping) and "name" not in task:
-        return {**content, "task": {"name": DEFAULT_TASK.model_fields["name"].default, **task}}
-    return content
-
-
-def _present_paths(overrides: Sequence[tuple[tuple[str, ...], Any]]) -> list[tuple[tuple[str, ...], Any]]:
-    """Return overrides with the present names of keys; a warning names those of earlier versions.
-
-    Raises:
-        ConfigError: a key is given under both names.
-    """
-    given = {".".join(path) for path, _ in overrides}
-    twice = [f"{old}: now {new}, which is set as well; keep {new}" for old, new in MOVED_KEYS.items() if {old, new} <= given]
-    if twice:
-        raise ConfigError(twice, "invalid overrides")
-    found = []
-    for path, value in overrides:
-        new = MOVED_KEYS.get(".".join(path))
-        if new:
-            _warn_once(f"{'.'.join(path)} is now {new}")
-        found.append((tuple(new.split(".")) if new else path, value))
-    return found
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Log a warning once per process: sweeps and tables load the same recipe many times."""
-    LOGGER.warning(message)
 
 
 def _variant_warnings(content: Mapping[str, Any], merged: Mapping[str, Any]) -> Iterator[str]:
@@ -349,7 +285,7 @@ def run_folder(slug: str, config: RunConfig, fingerprint: str) -> str:
         config: config of the run.
         fingerprint: fingerprint of its data, and of its refined labels if it has any.
     """
-    identity = _earlier_keys(run_identity(config.model_dump(mode="json", exclude={"output"})))
+    identity = earlier_keys(run_identity(config.model_dump(mode="json", exclude={"output"})))
     key = hashlib.sha256(f"{fingerprint} {json.dumps(identity, sort_keys=True)}".encode()).hexdigest()[:8]
     return f"{slug}-seed{config.seed}-{key}"
 
@@ -364,23 +300,7 @@ def result_identity(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def stage_config(config: RunConfig) -> dict[str, Any]:
     """Return the part of a config that stage artifacts can depend on; each stage drops the method keys it does not use."""
-    return _drop_keys(_earlier_keys(result_identity(config.model_dump(mode="json"))), _STAGE_INDEPENDENT_KEYS)
-
-
-def _earlier_keys(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity with the keys of earlier versions, from whose hash folders and stages of these are found."""
-    if identity["task"]["name"] != DEFAULT_TASK.model_fields["name"].default:
-        return dict(identity)
-    content = {section: dict(values) if isinstance(values, Mapping) else values for section, values in identity.items()}
-    task = content.pop("task")
-    for old, new in MOVED_KEYS.items():
-        (section, key), (_, new_key) = old.split("."), new.split(".")
-        content[section][key] = task[new_key]
-    for section, defaults in _LATER_KEYS.items():
-        content[section] = {
-            key: value for key, value in content[section].items() if key not in defaults or value != defaults[key]
-        }
-    return content
+    return _drop_keys(earlier_keys(result_identity(config.model_dump(mode="json"))), _STAGE_INDEPENDENT_KEYS)
 
 
 def _drop_keys(content: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from avvp_dist import storage
 from avvp_dist.config import parse_yaml
 from avvp_dist.dist.runtime import Runtime, named_device
 from avvp_dist.errors import DataError
-from avvp_dist.experiments.recipe import RunConfig, present_keys
+from avvp_dist.experiments.earlier_keys import present_keys
+from avvp_dist.experiments.recipe import RunConfig
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.metrics.denoising import Levels, compare_labels, refinement_row
 from avvp_dist.metrics.per_video import FILE as PER_VIDEO

@@ -18,8 +18,9 @@ from avvp_dist.dist.collective import gather_lines
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.callbacks import RunCallback
+from avvp_dist.experiments.earlier_keys import present_keys
 from avvp_dist.experiments.inputs import EVALUATED, open_checked_data, open_data, read_refined_labels
-from avvp_dist.experiments.recipe import RunConfig, describe_changes, present_keys, result_identity, stage_config
+from avvp_dist.experiments.recipe import RunConfig, describe_changes, result_identity, stage_config
 from avvp_dist.experiments.result import (
     CONFIG,
     RESULT,

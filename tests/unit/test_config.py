@@ -3,7 +3,7 @@
 import pytest
 
 from avvp_dist.errors import ConfigError
-from avvp_dist.experiments import recipe as recipe_module
+from avvp_dist.experiments.earlier_keys import warn_once
 from avvp_dist.experiments.recipe import load, recipes
 from avvp_dist.methods import METHODS
 from avvp_dist.methods.han import HanMethodConfig
@@ -82,7 +82,7 @@ def test_another_network_starts_from_its_own_defaults(recipe, name):
 
 @pytest.fixture
 def warnings(caplog):
-    recipe_module._warn_once.cache_clear()
+    warn_once.cache_clear()
     caplog.set_level("WARNING", "avvp_dist")
     return caplog
 

@@ -10,9 +10,9 @@ from fake_runs import CLASSES, VIDEOS, avvp_compare, one_line, seeds, write_run
 
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.errors import ConfigError, DataError
-from avvp_dist.experiments import recipe as recipe_module
 from avvp_dist.experiments.comparison import read_settings
-from avvp_dist.experiments.recipe import load, present_keys, run_folder, stage_config
+from avvp_dist.experiments.earlier_keys import present_keys, warn_once
+from avvp_dist.experiments.recipe import load, run_folder, stage_config
 from avvp_dist.experiments.result import read_result
 from avvp_dist.experiments.run import _write_config
 from avvp_dist.methods.base import MethodSection
@@ -278,7 +278,7 @@ def test_the_folder_of_a_run_of_an_earlier_version_is_used_again(tmp_path):
 
 @pytest.fixture
 def warnings(caplog):
-    recipe_module._warn_once.cache_clear()
+    warn_once.cache_clear()
     caplog.set_level("WARNING", "avvp_dist")
     return caplog
 
