@@ -10,25 +10,18 @@ import numpy as np
 import pytest
 
 from avvp_dist.datasets import llp, synthetic
-from avvp_dist.datasets.catalog import LLP, LLP_CLIP_CLAP
+from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.synthetic_labels import pattern_of, split_counts
 from avvp_dist.errors import ConfigError, DataError
 from avvp_dist.shards import pack as packing
 from avvp_dist.shards.index import Index, read_labels
 from avvp_dist.types import Event, VideoRecord
 
-SPEECH, CAR, DOG, CAT, SINGING = (LLP.classes.index(name) for name in ("Speech", "Car", "Dog", "Cat", "Singing"))
-AUDIO, VISUAL, MOTION = slice(0, 128), slice(128, 2176), slice(2176, 2688)
+SPEECH, DOG, CAT = (LLP.classes.index(name) for name in ("Speech", "Dog", "Cat"))
 
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def video(number=0, audio=(), visual=()):
-    return VideoRecord(
-        f"made-up{number:04d}", f"made-up{number:04d}_0_10", "test", (), {"audio": tuple(audio), "visual": tuple(visual)}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -183,124 +176,6 @@ def test_real_annotations_are_kept_and_train_follows_them(llp_annotations):
     assert np.mean([audio > 0 and not visual for audio, visual in speech]) == pytest.approx(0.759, abs=0.02)
 
 
-# ---- features
-
-
-def test_evidence_is_only_where_the_event_is():
-    silent = synthetic.features(1, video()).astype(np.float32)
-    audio = synthetic.features(1, video(audio=[Event(CAR, 2, 5), Event(CAR, 8, 9)])).astype(np.float32)
-    visual = synthetic.features(1, video(visual=[Event(CAR, 4, 10)])).astype(np.float32)
-
-    assert silent.shape == (10, LLP.width)
-    changed = np.abs(audio - silent)
-    assert [t for t in range(10) if changed[t, AUDIO].max() > 0] == [2, 3, 4, 8]
-    assert changed[:, 128:].max() == 0
-    changed = np.abs(visual - silent)
-    assert changed[:, AUDIO].max() == 0
-    for stream in (VISUAL, MOTION):
-        assert [t for t in range(10) if changed[t, stream].max() > 0] == [4, 5, 6, 7, 8, 9]
-
-
-def mean_evidence(label, stream, videos=40):
-    """Mean contribution of a class over videos."""
-    added = [
-        synthetic.features(1, video(n, visual=[Event(label, 0, 10)])).astype(np.float32)
-        - synthetic.features(1, video(n)).astype(np.float32)
-        for n in range(videos)
-    ]
-    return np.mean(added, axis=(0, 1))[stream]
-
-
-def test_only_confusable_classes_are_similar():
-    speech, singing, car = (mean_evidence(label, VISUAL) for label in (SPEECH, SINGING, CAR))
-
-    def similarity(one, other):
-        return np.corrcoef(one, other)[0, 1]
-
-    assert 0.3 < similarity(speech, singing) < 0.6
-    assert abs(similarity(speech, car)) < 0.15
-
-
-def test_strength_varies_between_videos_and_seconds():
-    direction = mean_evidence(CAR, VISUAL)
-    direction -= direction.mean()
-    strength = np.array(
-        [
-            (
-                synthetic.features(1, video(n, visual=[Event(CAR, 0, 10)])).astype(np.float32)
-                - synthetic.features(1, video(n)).astype(np.float32)
-            )[:, VISUAL]
-            @ direction
-            for n in range(40)
-        ]
-    )
-    assert 0.2 < np.log(strength.mean(axis=1)).std() < 0.6
-    assert 0.15 < np.log(strength).std(axis=1).mean() < 0.5
-
-
-@pytest.mark.parametrize(("stream", "strength"), [(AUDIO, 0.6), (VISUAL, 0.25), (MOTION, 0.38)])
-def test_energy_equals_the_formula(stream, strength):
-    """relu keeps half of the variance: 1.2^2 + 1 of the noise, and s^2 * E[g^2] * (1 + .5^2) of an event."""
-    silent, active = [], []
-    for n in range(200):
-        everywhere = [Event(n % 25, 0, 10)]
-        silent.append(np.square(synthetic.features(1, video(n)).astype(np.float32)[:, stream]).mean())
-        both = synthetic.features(1, video(n, audio=everywhere, visual=everywhere)).astype(np.float32)
-        active.append(np.square(both[:, stream]).mean())
-    gain = np.exp(2 * (0.35**2 + 0.3**2))
-    assert np.mean(silent) == pytest.approx(2.44 / 2, rel=0.05)
-    assert np.mean(active) - np.mean(silent) == pytest.approx(strength**2 * gain * 1.25 / 2, rel=0.2)
-
-
-def test_each_video_has_its_own_clutter():
-    one, other = (synthetic.features(1, video(n)).astype(np.float32) for n in (0, 1))
-    assert np.corrcoef(one[0, VISUAL], one[9, VISUAL])[0, 1] > 0.4
-    assert abs(np.corrcoef(one[0, VISUAL], other[0, VISUAL])[0, 1]) < 0.1
-
-
-def test_features_depend_only_on_seed_and_video():
-    records = [video(n, audio=[Event(n, 0, 3)], visual=[Event(n, 1, 9)]) for n in range(4)]
-    forward = [synthetic.features(5, record) for record in records]
-    backward = [synthetic.features(5, record) for record in reversed(records)][::-1]
-    assert all(np.array_equal(a, b) for a, b in zip(forward, backward, strict=True))
-    assert not np.array_equal(forward[0], synthetic.features(6, records[0]))
-
-
-def test_frames_of_a_second_differ_and_average_to_its_features():
-    record = video(3, visual=[Event(CAR, 0, 6)])
-    files = synthetic.frames(2, record)
-    packed = synthetic.features(2, record)
-    assert {name: (file.shape, file.dtype) for name, file in files.items()} == {
-        "audio": ((10, 128), np.float32),
-        "visual": ((80, 2048), np.float32),
-        "motion": ((10, 512), np.float32),
-    }
-    frames = files["visual"].reshape(10, 8, 2048)
-    relative = frames.std(axis=1) / np.maximum(frames.mean(axis=1), 1e-9)
-    assert 0.05 < relative[packed[:, VISUAL] > 0].mean() < 0.15
-    assert files["visual"].min() >= 0
-    assert np.array_equal(frames.mean(axis=1).astype(np.float16), packed[:, VISUAL])
-
-
-def test_clap_and_clip_streams_are_of_the_same_videos():
-    record = video(3, audio=[Event(CAR, 2, 6)], visual=[Event(DOG, 0, 5)])
-    silent = replace(record, events={"audio": (), "visual": ()})
-    values, without = (synthetic.features(2, each, LLP_CLIP_CLAP).astype(np.float32) for each in (record, silent))
-    assert values.shape == (10, 2048)
-    np.testing.assert_array_equal(values[:, 1536:], synthetic.features(2, record)[:, MOTION])
-    changed = np.abs(values - without)
-    audio, visual = changed[:, :768].mean(axis=1), changed[:, 768:1536].mean(axis=1)
-    assert [t for t in range(10) if visual[t] > 0] == list(range(5))
-    assert audio[2:6].min() > 3 * max(audio[1], audio[6]) > 0  # a feature map blurs the ends
-    np.testing.assert_allclose(np.linalg.norm(values[:, 768:1536], axis=1), 1, atol=1e-3)
-    files = synthetic.frames(2, record, LLP_CLIP_CLAP)
-    assert {name: (file.shape, file.dtype) for name, file in files.items()} == {
-        "audio": ((64, 768), np.float32),
-        "visual": ((10, 768), np.float32),
-        "motion": ((10, 512), np.float32),
-    }
-
-
 # ---- writing
 
 
@@ -395,7 +270,7 @@ def test_all_invalid_arguments_are_reported_together(tmp_path):
 
 
 def test_fingerprint_differs_between_features():
-    record = video(1, audio=[Event(SPEECH, 0, 4)])
+    record = VideoRecord("one", "one_0_10", "test", (), {"audio": (Event(SPEECH, 0, 4),), "visual": ()})
     prints = {
         synthetic.SyntheticFeatures(seed).fingerprint([created])
         for seed in (0, 1)
