@@ -39,14 +39,22 @@ ORDER = ("segment.type", "event.type")
 """Scores in which the methods must be in the order of `METHODS`."""
 SMALLEST_BATCH = 16
 MARGIN = 1.0  # points by which a method should be ahead of the previous one
-STRENGTHS = {"vggish": (0.3, 0.9), "res152": (0.15, 0.4), "r2plus1d_18": (0.2, 0.6)}
+SEPARATION = {"vggish": (4.0, 12.0), "res152": (4.0, 14.0), "r2plus1d_18": (4.0, 12.0)}
+"""Range of the length of a class's evidence by stream, s * sqrt(d); noise has a deviation of 1 in any direction."""
+WIDTHS = {"vggish": 128, "res152": 2048, "r2plus1d_18": 512}
 FAST = ("model.width=256", "model.feedforward=256", "train.precision=bfloat16", "tracking=none", "train.device=cpu")
 
 
 def draw(rng: Generator, best: Evidence | None) -> Evidence:
     """Draw parameters: around the best trial so far, or anywhere."""
+    latent = int(rng.choice([16, 32, 64, 128, 0]))
+    strength = {
+        name: float(rng.uniform(*span)) / min(latent or WIDTHS[name], WIDTHS[name]) ** 0.5
+        for name, span in SEPARATION.items()
+    }
     fresh = Evidence(
-        strength=tuple((name, float(rng.uniform(*span))) for name, span in STRENGTHS.items()),
+        strength=tuple(strength.items()),
+        latent=latent,
         clutter=float(rng.uniform(0.5, 2.0)),
         scenes=int(rng.choice([0, 8, 16, 32, 64])),
         context=float(rng.uniform(0, 0.5)),
@@ -55,12 +63,11 @@ def draw(rng: Generator, best: Evidence | None) -> Evidence:
     )
     if best is None or rng.random() < 0.25:
         return fresh
-    changes: dict[str, Any] = {"scenes": fresh.scenes if rng.random() < 0.2 else best.scenes}
+    changes: dict[str, Any] = {"scenes": fresh.scenes} if rng.random() < 0.2 else {}
     for name in ("clutter", "context", "leak", "prevalent"):
         if rng.random() < 0.6:
             changes[name] = float(max(0.0, getattr(best, name) + 0.25 * (getattr(fresh, name) - getattr(best, name))))
-    drawn = dict(fresh.strength)
-    changes["strength"] = tuple((name, value + 0.25 * (drawn[name] - value)) for name, value in best.strength)
+    changes["strength"] = tuple((name, value * float(rng.uniform(0.8, 1.25))) for name, value in best.strength)
     return replace(best, **changes)
 
 

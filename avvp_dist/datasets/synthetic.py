@@ -55,7 +55,7 @@ def features(
     """
     packed = []
     for stream in dataset.streams:
-        values = stream_values(seed, record, stream, dataset, evidence)
+        values = stream_values(seed, record, stream, evidence)
         if stream.reduction == "clap-map":
             values = to_segments(_feature_map(values, stream), stream, dataset.segments).astype(np.float16)
         packed.append(values)
@@ -84,7 +84,7 @@ def frames(
     """
     files = {}
     for stream in dataset.streams:
-        mean = stream_values(seed, record, stream, dataset, evidence).astype(np.float32)
+        mean = stream_values(seed, record, stream, evidence).astype(np.float32)
         if stream.reduction == "clap-map":
             files[stream.name] = _feature_map(mean, stream)
             continue

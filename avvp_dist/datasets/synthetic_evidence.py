@@ -7,7 +7,8 @@ c = class, d = width of a stream:
     g[v,t,c] = active * lognormal(0, .35) of the video and class * lognormal(0, .3) of the second and class
     x[v,t]   = relu( s * sum_c g * (sqrt(d) * P[c] + .5 * normal(v,c,d)) + clutter(v) + normal(v,t,d) )
 
-s is a constant of the stream; audio events determine the audio stream, visual events the visual and the motion stream.
+s is a constant of the stream; audio events determine the audio stream, visual events the visual and the motion stream. With
+``latent`` dimensions, everything before the relu is made in a space of that many and then mapped to the d of the stream.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.synthetic_labels import generator
-from avvp_dist.shards.spec import Dataset, Stream
+from avvp_dist.shards.spec import Stream
 from avvp_dist.types import Event, VideoRecord
 
 _STRENGTH = (("vggish", 0.6), ("res152", 0.25), ("r2plus1d_18", 0.38), ("CLAP/features", 0.4), ("CLIP/features", 0.42))
@@ -56,6 +57,7 @@ class Evidence:
         context: part of the strength that a class has in the other seconds of its video in the same modality.
         leak: part of the strength that an event of one modality has in the streams of the other, in the same seconds.
         prevalent: factor of the strength of Speech in the audio stream.
+        latent: number of dimensions in which features vary, if less than d; 0 for all d.
     """
 
     strength: tuple[tuple[str, float], ...] = _STRENGTH
@@ -64,6 +66,11 @@ class Evidence:
     context: float = 0.0
     leak: float = 0.0
     prevalent: float = 1.0
+    latent: int = 0
+
+    def width(self, stream: Stream) -> int:
+        """Return the number of dimensions in which the features of a stream vary."""
+        return min(self.latent or stream.dim, stream.dim)
 
 
 VERSIONS: Mapping[int, Evidence] = MappingProxyType({1: Evidence()})
@@ -71,25 +78,28 @@ VERSIONS: Mapping[int, Evidence] = MappingProxyType({1: Evidence()})
 DEFAULT_VERSION = 1
 
 
-def stream_values(seed: int, record: VideoRecord, stream: Stream, dataset: Dataset, evidence: Evidence) -> np.ndarray:
+def stream_values(seed: int, record: VideoRecord, stream: Stream, evidence: Evidence) -> np.ndarray:
     """Return the features of one stream of a video, float16 [T,d].
 
     They depend only on the seed, the video's id and its events. A modality without annotations counts as empty.
     """
     rng = generator(seed, "features", record.id, stream.name)
-    values = rng.standard_normal((LLP.segments, stream.dim), dtype=np.float32)
+    width = evidence.width(stream)
+    values = rng.standard_normal((LLP.segments, width), dtype=np.float32)
     if evidence.scenes:
         shares = rng.standard_normal(evidence.scenes, dtype=np.float32)
-        values += np.float32(evidence.clutter) * (shares @ _scenes(seed, stream, evidence.scenes))
+        values += np.float32(evidence.clutter) * (shares @ _directions(seed, stream, "scenes", evidence.scenes, width))
     else:
-        values += np.float32(evidence.clutter) * rng.standard_normal(stream.dim, dtype=np.float32)
-    directions = _class_vectors(seed, dataset)[stream.name]
+        values += np.float32(evidence.clutter) * rng.standard_normal(width, dtype=np.float32)
+    directions = _class_vectors(seed, stream, width)
     size = dict(evidence.strength).get(stream.folder, _DEFAULT_STRENGTH)
     for label, presence in _presence(record, stream, evidence).items():
-        appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(stream.dim, dtype=np.float32)
+        appearance = directions[label] + np.float32(_APPEARANCE) * rng.standard_normal(width, dtype=np.float32)
         strength = np.exp(_VIDEO_SPREAD * rng.standard_normal() + _SECOND_SPREAD * rng.standard_normal(LLP.segments))
         gain = (size * strength * presence).astype(np.float32)
         values += gain[:, None] * appearance
+    if width < stream.dim:
+        values = values @ _directions(seed, stream, "latent", width, stream.dim)
     np.maximum(values, 0, out=values)
     if stream.folder == "CLIP/features":
         values /= np.linalg.norm(values, axis=1, keepdims=True)
@@ -117,28 +127,25 @@ def _activity(events: Iterable[Event]) -> dict[int, np.ndarray]:
     return dict(sorted(active.items()))
 
 
-@lru_cache(maxsize=4)
-def _class_vectors(seed: int, dataset: Dataset) -> Mapping[str, np.ndarray]:
-    """sqrt(d) * P of each stream: float32 [C,d] with rows of length sqrt(d)."""
+@lru_cache(maxsize=16)
+def _class_vectors(seed: int, stream: Stream, width: int) -> np.ndarray:
+    """sqrt(d) * P of a stream: float32 [C,d] with rows of length sqrt(d)."""
     number = {name: index for index, name in enumerate(LLP.classes)}
-    vectors = {}
-    for stream in dataset.streams:
-        rng = generator(seed, "classes", stream.name)
-        own = rng.standard_normal((len(LLP.classes), stream.dim))
-        confusable = {number[name] for pair in _CONFUSABLE for name in pair}
-        for label in confusable:
-            own[label] *= _SHARE
-        for pair in _CONFUSABLE:
-            common = rng.standard_normal(stream.dim)
-            for name in pair:
-                own[number[name]] += _SHARE * common
-        length = np.linalg.norm(own, axis=1, keepdims=True)
-        vectors[stream.name] = (own * (stream.dim**0.5 / length)).astype(np.float32)
-    return vectors
+    rng = generator(seed, "classes", stream.name)
+    own = rng.standard_normal((len(LLP.classes), width))
+    confusable = {number[name] for pair in _CONFUSABLE for name in pair}
+    for label in confusable:
+        own[label] *= _SHARE
+    for pair in _CONFUSABLE:
+        common = rng.standard_normal(width)
+        for name in pair:
+            own[number[name]] += _SHARE * common
+    length = np.linalg.norm(own, axis=1, keepdims=True)
+    return (own * (width**0.5 / length)).astype(np.float32)
 
 
-@lru_cache(maxsize=8)
-def _scenes(seed: int, stream: Stream, count: int) -> np.ndarray:
-    """Directions of which clutter is composed: float32 [count,d]; a sum with normal weights has entries of variance 1."""
-    rng = generator(seed, "scenes", stream.name)
-    return rng.standard_normal((count, stream.dim), dtype=np.float32) / np.float32(count**0.5)
+@lru_cache(maxsize=16)
+def _directions(seed: int, stream: Stream, purpose: str, count: int, width: int) -> np.ndarray:
+    """Random directions, float32 [count,width]; a sum with normal weights has entries of variance 1."""
+    rng = generator(seed, purpose, stream.name)
+    return rng.standard_normal((count, width), dtype=np.float32) / np.float32(count**0.5)
