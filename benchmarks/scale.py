@@ -42,6 +42,7 @@ from avvp_dist.shards.index import Index, Labels, ShardInfo
 from avvp_dist.types import Event, VideoRecord
 from benchmarks.loading import RandomFeatures
 from benchmarks.scale_exchange import CLASSES, MEASURED_VIDEOS, PER_RANK, Exchange, measured
+from benchmarks.scale_prototypes import prototypes
 
 SHARD = 256  # videos
 NODE = 8  # ranks
@@ -236,6 +237,7 @@ def measure(videos: int, worlds: Sequence[int]) -> dict[str, Any]:
         index, table = make(videos, *one_shard(Path(folder) / "shard"))
         report, labels = startup_costs(str(Path(folder) / "set"), index, table)
     del table
+    report["costs"] |= prototypes(videos)
     exchange = Exchange(labels)
     by_world = []
     for world in worlds:

@@ -50,7 +50,7 @@ class PplMethodConfig(MethodSection):
     """Segments of a video that can be key segments of one of its classes: those of largest probability."""
     key_probability: float = Field(0.5, ge=0, le=1)
     """A video has key segments of a class in a modality if its probability there reaches this."""
-    capacity: int = Field(2048, ge=1)
+    capacity: int = Field(1024, ge=1)
     """Largest number of key segments of a modality and class that are clustered: a random sample if there are more."""
     prototypes: int = Field(5, ge=1)
     """Number of prototypes per modality and class; fewer for a class with fewer key segments."""

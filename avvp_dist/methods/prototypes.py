@@ -25,16 +25,26 @@ class KeySegments:
         self.groups = groups
         self.capacity = capacity
         self._device = device
+        # largest priority that can still be kept, by group
+        self._limit = torch.full((groups,), torch.iinfo(torch.int64).max, device=device)
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
 
     def add(self, features: Tensor, group: Tensor, priority: Tensor) -> None:
         """Add segments, possibly none: features [n,D] of unit length, the group of each [n], its priority, int64 [n]."""
-        self._parts.append((features.float(), group, priority))
+        candidates = priority <= self._limit[group]
+        features, group, priority = features[candidates].float(), group[candidates], priority[candidates]
+        self._parts.append((features, group, priority))
         self._count += len(group)
         if self._count > 2 * self.groups * self.capacity:
-            self._parts = [self._lowest()]
-            self._count = len(self._parts[0][1])
+            self._compact()
+
+    def _compact(self) -> None:
+        _, group, priority = lowest = self._lowest()
+        self._parts, self._count = [lowest], len(group)
+        full = torch.bincount(group, minlength=self.groups) >= self.capacity
+        largest = torch.zeros_like(self._limit).scatter_reduce_(0, group, priority, "amax")
+        self._limit = torch.where(full, largest, self._limit)
 
     def prepare(self, collective: Collective) -> bool:
         """Return whether any rank has a segment; every rank must call it, before `gathered`."""
