@@ -30,7 +30,7 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 	$(BIN)/avvp evaluate demo/jomold
 	$(BIN)/avvp compare demo/han demo/jomold
 	@echo
-	@echo "figures   demo/han/pictures demo/jomold/pictures"
+	@echo "figures   demo/han/figures demo/jomold/figures"
 	@echo "compare   $(BIN)/mlflow ui --backend-store-uri sqlite:///demo/mlflow.db   then open http://127.0.0.1:5000"
 
 # The tests of a file run in one process, because they share fixtures. Files run in the order of the folders: xdist would start

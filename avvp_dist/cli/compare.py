@@ -74,7 +74,7 @@ _LATEX = Annotated[
 ]
 _FIGURES = Annotated[
     str | None,
-    typer.Option("--pictures", metavar="FOLDER", help="Write figures of the scores to this folder.", callback=valid_url),
+    typer.Option("--figures", metavar="FOLDER", help="Write figures of the scores to this folder.", callback=valid_url),
 ]
 
 
@@ -91,7 +91,7 @@ class _Files:
         from avvp_dist.storage.probe import refuse_unwritable
 
         files = {"--csv": self.csv, "--markdown": self.markdown, "--latex": self.latex}
-        refuse_unwritable(files=files, folders={"--pictures": self.figures})
+        refuse_unwritable(files=files, folders={"--figures": self.figures})
 
 
 def compare(
@@ -109,7 +109,7 @@ def compare(
     csv: _CSV = None,
     markdown: _MARKDOWN = None,
     latex: _LATEX = None,
-    pictures: _FIGURES = None,
+    figures: _FIGURES = None,
     storage_settings: STORAGE = None,
 ) -> None:
     """Compare finished runs: mean, spread and confidence interval over seeds, and paired tests over videos.
@@ -124,7 +124,7 @@ def compare(
     from avvp_dist.experiments import comparison as reading  # importing torch takes seconds
     from avvp_dist.report import compare as comparing
 
-    files = _Files(csv, markdown, latex, pictures)
+    files = _Files(csv, markdown, latex, figures)
     files.refuse_unwritable()
     finished = reading.read_sweep(sweep) if sweep else None
     settings, notes = reading.read_settings([*(runs or []), *(finished.runs if finished else [])])

@@ -148,8 +148,8 @@ class RunResult:
         storage.write_text(storage.join(output, "history.json"), json.dumps(history, indent=1))
         with tempfile.TemporaryDirectory() as scratch:
             for figure in self._draw(Path(scratch), history, result):
-                storage.write_bytes(storage.join(output, "pictures", figure.name), figure.read_bytes())
-                tracker.artifact(figure, "pictures")
+                storage.write_bytes(storage.join(output, "figures", figure.name), figure.read_bytes())
+                tracker.artifact(figure, "figures")
             weights = Path(scratch) / WEIGHTS
             weights.write_bytes(model)
             tracker.artifact(weights, "checkpoints")

@@ -104,7 +104,7 @@ def _output_folders(config: RunConfig) -> dict[str, str | None]:
     folders = {"output": config.output, "store": config.store}
     path = storage.local_path(config.output)
     if path is not None:
-        own = ["checkpoints", "pictures", *(["stages"] if config.store is None else [])]
+        own = ["checkpoints", "figures", *(["stages"] if config.store is None else [])]
         own += ["tracking"] if config.tracking.name != "none" else []
         folders |= {f"output ({name})": str(path / name) for name in own if os.path.lexists(path / name)}
     return folders

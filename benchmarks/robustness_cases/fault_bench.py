@@ -56,7 +56,7 @@ class Bench:
     def run(self, words: Sequence[str], here: Path, **more: Any) -> Result:
         """Run a command whose output is ``here/out``."""
         target = ("--out", "{here}/out") if words[0] == "data" else ("output={here}/out",)
-        return self.runner.run(self.fixtures.expand([*words, *target], here), here, pictures=False, **more)
+        return self.runner.run(self.fixtures.expand([*words, *target], here), here, figures=False, **more)
 
     def run_to_end(
         self, name: str, words: Sequence[str], here: Path, before: Sequence[Result], wrong: str = ""

@@ -55,7 +55,7 @@ def _store_case(bench: Bench, store: Store, number: int, faults: Sequence[Fault]
         # otherwise botocore would detect corrupt bytes by the store's checksum, which not every store sends
         env = {**CREDENTIALS, "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required"}
         full = bench.fixtures.expand([*words, *settings, f"data.cache={here}/cache"], here)
-        result = bench.runner.run(full, here, env, pictures=False, seconds=90)
+        result = bench.runner.run(full, here, env, figures=False, seconds=90)
         injected = len(proxy.hits)
     name = ", ".join(f"{kind} of {method} {path}" for kind, method, path, _ in faults)
     why = ""
@@ -78,7 +78,7 @@ def _tracking_case(bench: Bench, fault: str) -> Verdict:
     with server as uri:
         tracked = ["tracking=mlflow", f"tracking.uri={uri}", "tracking.flush_timeout=1", "output={here}/out"]
         full = bench.fixtures.expand([*TRAININGS["jomold"], *tracked], here)
-        result = bench.runner.run(full, here, pictures=False, seconds=60)
+        result = bench.runner.run(full, here, figures=False, seconds=60)
     if result.code:
         why = f"exit code {result.code}"
     elif outputs_of(here / "out") != bench.reference["jomold"]:

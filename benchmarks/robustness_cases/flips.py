@@ -277,7 +277,7 @@ def _run_batch(number: int, count: int, fixtures: Fixtures, here: Path, salt: in
     while len(lines) < count:
         words = [str(number), str(count), str(len(lines)), str(salt), str(here), str(copy)]
         call = f"{__name__}:batch"
-        result = fixtures.runner.run(words, here, seconds=60, pictures=False, call=call)
+        result = fixtures.runner.run(words, here, seconds=60, figures=False, call=call)
         found = [json.loads(line) for line in log.read_text().splitlines()]
         if len(found) < count:  # the process ended before the last flip
             reason = "did not end" if result.timed_out else f"ended the process with exit code {result.code}"

@@ -85,7 +85,7 @@ TARGETS = {
 FOLDERS = {
     "train han data={tiny} output=TARGET {small}": "output",
     "train han data={tiny} output={here}/out store=TARGET {small}": "store",
-    "compare {run} {other} --pictures TARGET": "pictures",
+    "compare {run} {other} --figures TARGET": "figures",
     "data pack llp --annotations {raw} --features {raw} --workers 1 --out TARGET": "out",
     "data synth TARGET --videos 9 --layout shards --workers 1": "out",
     "data synth TARGET --videos 9 --layout official --workers 1": "out",

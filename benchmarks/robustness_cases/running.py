@@ -124,7 +124,7 @@ class Runner:
         kill: Kill | None = None,
         memory: int = MEMORY,
         file_size: int | None = None,
-        pictures: bool = True,
+        figures: bool = True,
         call: str | None = None,
     ) -> Result:
         """Run a command in a fork of a warm process, to its end.
@@ -137,7 +137,7 @@ class Runner:
             kill: a signal to send while it runs.
             memory: limit of RLIMIT_DATA.
             file_size: limit of RLIMIT_FSIZE.
-            pictures: False skips the figures of a run, which take most of the time of a small one.
+            figures: False skips the figures of a run, which take most of the time of a small one.
             call: ``module:function`` to call with ``words`` instead of a command.
         """
         output = self._output_path()
@@ -149,7 +149,7 @@ class Runner:
             "kill": asdict(kill) if kill else None,
             "memory": memory,
             "file_size": file_size,
-            "pictures": pictures,
+            "figures": figures,
             "output": str(output),
         }
         process = self._free.get()

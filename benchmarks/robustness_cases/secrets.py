@@ -239,7 +239,7 @@ def _run_case(case: SecretCase, fixtures: Fixtures, here: Path, server: Tracking
     try:
         run = fixtures.runner.cold if case.cold else fixtures.runner.run
         result = run(
-            words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"pictures": False})
+            words, here, {**env, **homes}, seconds=100 if case.cold else 40, **({} if case.cold else {"figures": False})
         )
         folders = [here, *([ray] if ray else []), *([case.server_folder] if case.server_folder else [])]
         found = leaks(places, folders, result, set(files))

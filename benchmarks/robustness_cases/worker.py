@@ -103,7 +103,7 @@ def _child(job: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (job["memory"], job["memory"]))
         if job.get("file_size"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
-        if not job.get("pictures", True):
+        if not job.get("figures", True):
             importlib.import_module("avvp_dist.experiments.result").draw = lambda *_, **__: []  # type: ignore[attr-defined]
         if "call" in job:
             module, function = job["call"].split(":")

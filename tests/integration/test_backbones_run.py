@@ -42,7 +42,7 @@ def configured(recipe, data, output, network, *overrides):
 
 
 def train(config):
-    """All stages of a method without what `run_experiment` leaves beside them, pictures above all."""
+    """All stages of a method without what `run_experiment` leaves beside them, figures above all."""
     index, labels = open_data(config)
     runtime = LocalRuntime(config.output, "cpu")
     splits = {name: resident.load(config.data.store(), index, labels[name], runtime.device) for name in ("train", "val")}

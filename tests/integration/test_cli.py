@@ -81,7 +81,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
     for name, setting in (("again", "seed=1"), ("carry", "method.rounding=carry")):
         given = [f"data={packed}", f"output={tmp_path / name}", f"store={output / 'stages'}", setting]
         run_experiment(load("jomold", [*given, *SMALL]), LocalRuntime(str(tmp_path / name), "cpu"))
-    files = [f"--{kind}={tmp_path / kind}" for kind in ("csv", "markdown", "latex", "pictures")]
+    files = [f"--{kind}={tmp_path / kind}" for kind in ("csv", "markdown", "latex", "figures")]
     done = avvp("compare", output, "--sweep", tmp_path, *files)
     assert done.returncode == 0, done.stderr
     shown = " ".join(done.stdout.split())
@@ -89,7 +89,7 @@ def test_compare_tests_trained_settings_against_each_other(trained, packed, tmp_
         assert part in shown
     recorded = json.loads((output / "result.json").read_text())["scores"]["test"]["modality"]["metrics"]["segment.type"]
     assert f"{recorded:.6g}" in (tmp_path / "csv").read_text()
-    assert (tmp_path / "pictures" / "settings.png").stat().st_size > 5_000
+    assert (tmp_path / "figures" / "settings.png").stat().st_size > 5_000
 
 
 def test_compare_names_every_folder_without_a_run(trained):

@@ -30,7 +30,7 @@ def runs(tmp_path, monkeypatch):
 def test_comparisons_escape_foreign_names(runs, tmp_path, capsys):
     files = {kind: tmp_path / kind for kind in ("csv", "markdown", "latex")}
     avvp(
-        "compare", *runs, "--per-class", *(f"--{kind}={path}" for kind, path in files.items()), "--pictures", tmp_path / "p"
+        "compare", *runs, "--per-class", *(f"--{kind}={path}" for kind, path in files.items()), "--figures", tmp_path / "p"
     )
     out = capsys.readouterr().out
     assert "\\x1b[31m" in out
@@ -60,4 +60,4 @@ def test_a_run_in_a_folder_with_markup_in_its_name(packed, tmp_path, capsys, fig
     avvp("data", "inspect", data)
     shown = shown.out + "".join(capsys.readouterr())
     assert "\x1b[31m" not in shown
-    assert (output / "pictures" / "classes.png").is_file()
+    assert (output / "figures" / "classes.png").is_file()

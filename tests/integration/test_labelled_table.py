@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def real(finished, tmp_path):
-    """The same data sets with nothing that says they are made up: HAN's and CLIP and CLAP's."""
+    """The same data sets with nothing that marks them as synthetic: HAN's and CLIP and CLAP's."""
     _, _, content = finished
     places = []
     for name, url in (("llp", content["data"]["url"]), ("clip-clap", content["rows"][1]["data"]["url"])):

@@ -57,7 +57,7 @@ def test_windows_removed_by_lr_are_scored(packed, lr):
     assert math.isclose(row["removed_windows/visual_baseline"], 100 * noise / (4 * labels.weak.sum()))
     assert row["removed/visual"] == (labels.weak & (refined.visual.max(axis=1) == 0)).sum()
     assert result["denoising_given"] == {}
-    assert (folder / "pictures" / "denoising.png").exists()
+    assert (folder / "figures" / "denoising.png").exists()
 
 
 def test_given_labels_are_scored_beside_those_of_the_run(packed, lr, tmp_path):
@@ -76,7 +76,7 @@ def test_given_labels_are_scored_beside_those_of_the_run(packed, lr, tmp_path):
     assert (row["removed_segments/visual"], row["removed_segments/visual_noise"]) == (removed, noise)
     assert math.isclose(row["removed_segments/visual_precision"], 100 * hits / removed)
     assert 0 <= row["removed/visual_recall"] < row["removed_segments/visual_recall"]
-    assert (tmp_path / "valor" / "pictures" / "denoising_given.png").exists()
+    assert (tmp_path / "valor" / "figures" / "denoising_given.png").exists()
 
     (windows,) = Path(lr[0], "stages").glob("relabel-*/refined.npz")
     both = run("ma", packed, tmp_path / "ma", "method.rule=paper", f"data.refined={windows}")

@@ -61,9 +61,9 @@ def test_two_ranks_train_and_everything_else_reads(bucket, by_setting, figures):
     output, setting = f"{bucket}/run", f"storage.{by_setting}"
     ranks(2, ["train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting])
     assert storage.names(output) == [
-        "config.yaml", "history.json", "model.safetensors", "per_video.npz", "pictures", "result.json", "stages",
+        "config.yaml", "history.json", "model.safetensors", "per_video.npz", "figures", "result.json", "stages",
     ]  # fmt: skip
-    assert len(storage.names(f"{output}/pictures")) >= 4
+    assert len(storage.names(f"{output}/figures")) >= 4
     assert "result.json reproduced" in invoke("evaluate", output, setting, "--json", f"{output}/again.json")
     assert json.loads(storage.read_text(f"{output}/again.json"))["data"]["url"] == f"{bucket}/data"
     assert "jomold" in invoke("compare", output, "--storage", by_setting)

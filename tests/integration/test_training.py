@@ -55,9 +55,9 @@ def test_a_run_leaves_scores_model_and_figures(packed, tmp_path, figures):
             again = {name: ParsingConfig.recompute(statistics, np.ones((1, 14)), name)[0] for name in names}
             assert again == pytest.approx(scores["metrics"], abs=1e-9)
     assert result["data"]["synthetic"] is True
-    pictures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "pictures").iterdir()}
-    assert len(pictures) >= 4
-    assert min(pictures.values()) > 5_000
+    figures = {path.name: path.stat().st_size for path in (tmp_path / "run" / "figures").iterdir()}
+    assert len(figures) >= 4
+    assert min(figures.values()) > 5_000
     assert not list((tmp_path / "run" / "checkpoints").glob("*.pt"))
     assert [row["stage"] for row in json.loads((tmp_path / "run" / "history.json").read_text())] == ["estimate"] * 3 + [
         "denoise"

@@ -116,9 +116,9 @@ def pixels(path, color):
 
 
 def test_figures_of_one_key(two, tmp_path):
-    avvp_compare(*two, "--pictures", tmp_path / "all")
+    avvp_compare(*two, "--figures", tmp_path / "all")
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["against.png", "settings.png"]
-    avvp_compare(*two, "--select", "--pictures", tmp_path / "chosen")
+    avvp_compare(*two, "--select", "--figures", tmp_path / "chosen")
     for name in ("against.png", "settings.png"):
         found = [pixels(tmp_path / folder / name, ORANGE) for folder in ("all", "chosen")]
         assert 100 < found[1] < 0.8 * found[0]  # the test scores of one setting are not drawn
@@ -132,8 +132,8 @@ def test_figures_of_two_keys_show_combinations_and_importance(tmp_path):
         for t in (0.1, 0.2, 0.3)
         for run in seeds(tmp_path, f"{lr}-{t}", f"optim.lr={lr}", f"method.temperature={t}", count=2, gain=t)
     ]
-    avvp_compare(*runs, "--pictures", tmp_path / "pictures")
-    drawn = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    avvp_compare(*runs, "--figures", tmp_path / "figures")
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert drawn == ["against.png", "heatmap.png", "importance.png", "settings.png"]
     options = ComparisonOptions(("val", "test"), ("modality",), ("segment",), "segment.type")
     shares, seed_share = importance(compare_groups(read_settings(runs)[0], options))
