@@ -1,0 +1,137 @@
+"""EM-MIL (Luo et al., ECCV 2020) on HAN: a network of key segments and a network of classes, trained in turn.
+
+A key segment is one that shows any event of the video. In E-steps, the key network learns which segments the class network
+considers active; in M-steps, the class network learns the video's labels in the key segments, and their absence elsewhere.
+
+Published code (two streams of action localization, RGB and flow): separate networks for keys and classes; the rules
+`active_segments` and `key_segments`; the phases; the learning rates. Reconstruction for parsing, since PPL's paper reports
+results only:
+
+- The two streams are audio and visual segments, each with a key of its own.
+- Keys and classes are two networks of the run's kind (`TrainStage.networks`), instead of two convolutions for each stream.
+  The first is the class network, which is evaluated; each of the C outputs of the second learns whether a segment is a key,
+  and their mean is the key score, which therefore does not depend on the class.
+- The class network also learns the video's label, since scores need the video's probability.
+
+The network whose turn it is not gets gradients of zero. Adam's running averages therefore move it on for a few steps after
+each change, by about nine steps' worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from avvp_dist.dist.collective import Collective
+from avvp_dist.methods.base import Method, MethodSection, TrainStage
+from avvp_dist.methods.losses import bce, elementwise_bce, per_video
+from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
+
+_Length = Annotated[int, Field(ge=0)]
+EmStep = Literal["whole", "keys", "classes"]
+"""whole: M-step with every segment a key; keys: E-step; classes: M-step."""
+
+
+class EmMilConfig(MethodSection):
+    """EM-MIL on HAN."""
+
+    name: Literal["em-mil"] = "em-mil"
+    phases: tuple[_Length, _Length, _Length, _Length] = (10, 10, 10, 35)
+    """Relative lengths of the phases, which are scaled to train.epochs (published: these of 65 epochs): M-steps with every
+    segment a key, E-steps, M-steps, and E- and M-steps in turn, one epoch each."""
+    key_margin: float = Field(0.15, ge=0, lt=1)
+    """A segment is a key if its score exceeds the video's mean by this share of the scores' range (published)."""
+    video_weight: float = Field(1.0, ge=0)
+    """Weight of the class network's loss of the video in M-steps (reconstruction)."""
+
+    @field_validator("phases")
+    @classmethod
+    def _check_phases(cls, phases: tuple[int, ...]) -> tuple[int, ...]:
+        if not any(phases):
+            raise ValueError("all lengths are 0")
+        return phases
+
+    def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
+        """One stage: a class network and a key network."""
+        return Method((_Train(self),))
+
+    def step(self, epoch: int, epochs: int) -> EmStep:
+        """Return what is trained in an epoch, counted from 0, of ``epochs``. Ends of phases are rounded up."""
+        whole, keys, classes = (-(-epochs * sum(self.phases[:n]) // sum(self.phases)) for n in (1, 2, 3))
+        if epoch < whole:
+            return "whole"
+        if epoch < keys:
+            return "keys"
+        if epoch < classes:
+            return "classes"
+        return "classes" if (epoch - classes) % 2 else "keys"
+
+
+def active_segments(segments: Tensor, labels: Tensor) -> Tensor:
+    """Return the E-step's targets: segments with a label whose probability exceeds its mean in the video (published code).
+
+    Args:
+        segments: [B,T,M,C] probabilities of the class network.
+        labels: [B,M,C], positive for the labels of each modality.
+
+    Returns:
+        float32 [B,T,M].
+    """
+    above = segments > segments.mean(dim=1, keepdim=True)
+    return (above & (labels > 0).unsqueeze(1)).any(dim=-1).float()
+
+
+def key_segments(scores: Tensor, margin: float) -> Tensor:
+    """Return where scores [B,T,M] exceed ``mean + margin * (max - min)`` of their video, bool (published code)."""
+    spread = scores.amax(dim=1, keepdim=True) - scores.amin(dim=1, keepdim=True)
+    return scores > scores.mean(dim=1, keepdim=True) + margin * spread
+
+
+class _Train(TrainStage):
+    name = "train"
+    networks = 2
+
+    def __init__(self, config: EmMilConfig) -> None:
+        self.config = config
+
+    def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
+        """Return targets of both networks [B,T,C] and [B,T,1]; weights are 0 for the one whose turn it is not."""
+        labels = torch.stack([batch.audio_labels, batch.visual_labels], dim=1)  # [B,2,C]
+        step = self.config.step(position.epoch, position.epochs)
+        in_segments = labels.unsqueeze(1).expand_as(outputs.segments)  # [B,T,2,C]
+        if step != "whole":
+            scores = outputs.co_trained[0].segments.mean(dim=-1)  # [B,T,2]
+            in_segments = in_segments * key_segments(scores, self.config.key_margin).unsqueeze(-1)
+        weights = torch.full_like(batch.weak, float(step != "keys"))
+        of_keys = active_segments(outputs.segments, labels).unsqueeze(-1)  # [B,T,2,1]
+        keys = _targets(batch, of_keys, 1 - weights)
+        return _targets(batch, in_segments, weights, co_trained=(keys,))
+
+    def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
+        keys = outputs.co_trained[0]
+        # all labels of a step have the same weight, so that any of them serves the video's loss
+        video = bce(outputs.video, targets.video, targets.audio_weights)
+        audio, visual = _segment_losses(outputs, targets)
+        audio_keys, visual_keys = _segment_losses(keys, targets.co_trained[0])
+        # DDP waits for the gradient of every parameter, also of those that only pool segments
+        key = audio_keys + visual_keys + 0 * keys.video.sum(dim=1)
+        total = self.config.video_weight * video + audio + visual + key
+        return {"total": total, "video": video, "audio": audio, "visual": visual, "keys": key}
+
+
+def _targets(batch: Batch, segments: Tensor, weights: Tensor, co_trained: tuple[Targets, ...] = ()) -> Targets:
+    audio, visual = segments.unbind(dim=2)
+    return Targets(batch.video_labels, audio, visual, audio_weights=weights, visual_weights=weights, co_trained=co_trained)
+
+
+def _segment_losses(outputs: Outputs, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return the weighted cross-entropy of audio and visual segments, averaged over time and classes, [B] each."""
+    audio, visual = outputs.segments.unbind(dim=2)
+    return (
+        per_video(elementwise_bce(audio, targets.audio).mean(dim=1), targets.audio_weights),
+        per_video(elementwise_bce(visual, targets.visual).mean(dim=1), targets.visual_weights),
+    )
