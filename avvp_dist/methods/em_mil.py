@@ -12,9 +12,6 @@ results only:
   The first is the class network, which is evaluated; each of the C outputs of the second learns whether a segment is a key,
   and their mean is the key score, which therefore does not depend on the class.
 - The class network also learns the video's label, since scores need the video's probability.
-
-The network whose turn it is not gets gradients of zero. Adam's running averages therefore move it on for a few steps after
-each change, by about nine steps' worth.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from torch import Tensor
 
 from avvp_dist.dist.collective import Collective
 from avvp_dist.methods.base import Method, MethodSection, TrainStage
-from avvp_dist.methods.losses import bce, elementwise_bce, per_video
+from avvp_dist.methods.losses import bce, elementwise_bce
 from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
 _Length = Annotated[int, Field(ge=0)]
@@ -43,7 +40,7 @@ class EmMilConfig(MethodSection):
     phases: tuple[_Length, _Length, _Length, _Length] = (10, 10, 10, 35)
     """Relative lengths of the phases, which are scaled to train.epochs (published: these of 65 epochs): M-steps with every
     segment a key, E-steps, M-steps, and E- and M-steps in turn, one epoch each."""
-    key_margin: float = Field(0.15, ge=0, lt=1)
+    key_margin: float = Field(0.15, gt=-1, lt=1)
     """A segment is a key if its score exceeds the video's mean by this share of the scores' range (published)."""
     video_weight: float = Field(1.0, ge=0)
     """Weight of the class network's loss of the video in M-steps (reconstruction)."""
@@ -98,40 +95,37 @@ class _Train(TrainStage):
     def __init__(self, config: EmMilConfig) -> None:
         self.config = config
 
+    def active_networks(self, position: TrainPosition) -> Sequence[int]:
+        """See `TrainStage`: the key network in E-steps, the class network in M-steps."""
+        return (1,) if self.config.step(position.epoch, position.epochs) == "keys" else (0,)
+
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
-        """Return targets of both networks [B,T,C] and [B,T,1]; weights are 0 for the one whose turn it is not."""
+        """Return targets of segments for the class network, [B,T,C], and for the key network, [B,T,1]."""
         labels = torch.stack([batch.audio_labels, batch.visual_labels], dim=1)  # [B,2,C]
-        step = self.config.step(position.epoch, position.epochs)
         in_segments = labels.unsqueeze(1).expand_as(outputs.segments)  # [B,T,2,C]
-        if step != "whole":
+        if self.config.step(position.epoch, position.epochs) != "whole":
             scores = outputs.co_trained[0].segments.mean(dim=-1)  # [B,T,2]
             in_segments = in_segments * key_segments(scores, self.config.key_margin).unsqueeze(-1)
-        weights = torch.full_like(batch.weak, float(step != "keys"))
-        of_keys = active_segments(outputs.segments, labels).unsqueeze(-1)  # [B,T,2,1]
-        keys = _targets(batch, of_keys, 1 - weights)
-        return _targets(batch, in_segments, weights, co_trained=(keys,))
+        audio_keys, visual_keys = active_segments(outputs.segments, labels).unsqueeze(-1).unbind(dim=2)
+        audio, visual = in_segments.unbind(dim=2)
+        of_keys = Targets(batch.video_labels, audio_keys, visual_keys)
+        return Targets(batch.video_labels, audio, visual, co_trained=(of_keys,))
 
     def losses(self, outputs: Outputs, targets: Targets, batch: Batch) -> dict[str, Tensor]:
-        keys = outputs.co_trained[0]
-        # all labels of a step have the same weight, so that any of them serves the video's loss
-        video = bce(outputs.video, targets.video, targets.audio_weights)
+        """Return the losses of both networks; only the active one is updated."""
+        (keys,), (of_keys,) = outputs.co_trained, targets.co_trained
+        video = bce(outputs.video, targets.video)
         audio, visual = _segment_losses(outputs, targets)
-        audio_keys, visual_keys = _segment_losses(keys, targets.co_trained[0])
         # DDP waits for the gradient of every parameter, also of those that only pool segments
-        key = audio_keys + visual_keys + 0 * keys.video.sum(dim=1)
+        key = sum(_segment_losses(keys, of_keys), start=0 * keys.video.sum(dim=1))
         total = self.config.video_weight * video + audio + visual + key
         return {"total": total, "video": video, "audio": audio, "visual": visual, "keys": key}
 
 
-def _targets(batch: Batch, segments: Tensor, weights: Tensor, co_trained: tuple[Targets, ...] = ()) -> Targets:
-    audio, visual = segments.unbind(dim=2)
-    return Targets(batch.video_labels, audio, visual, audio_weights=weights, visual_weights=weights, co_trained=co_trained)
-
-
 def _segment_losses(outputs: Outputs, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Return the weighted cross-entropy of audio and visual segments, averaged over time and classes, [B] each."""
-    audio, visual = outputs.segments.unbind(dim=2)
+    """Return the cross-entropy of audio and of visual segments, averaged over time and outputs, [B] each."""
+    audio, visual = outputs.segments.unbind(dim=2)  # [B,T,C] each
     return (
-        per_video(elementwise_bce(audio, targets.audio).mean(dim=1), targets.audio_weights),
-        per_video(elementwise_bce(visual, targets.visual).mean(dim=1), targets.visual_weights),
+        elementwise_bce(audio, targets.audio).mean(dim=(1, 2)),
+        elementwise_bce(visual, targets.visual).mean(dim=(1, 2)),
     )

@@ -92,6 +92,7 @@ def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
     [
         (["ma", *NARROW, "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
         (["lr", *NARROW, "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["poibin", *NARROW, "method.minimum_count=0"], ["mil", "count"], "counts"),
     ],
 )
 def test_label_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
@@ -159,6 +160,13 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
     removed = [np.load(stage_folder(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
     assert removed[0].any(axis=(0, 2)).all()
     np.testing.assert_array_equal(*removed)
+
+
+def test_networks_in_turn_on_two_ranks(packed, tmp_path):
+    recipe = ["em-mil", *NARROW, "method.phases=[1, 1, 1, 1]"]
+    for name, world in (("one", 1), ("two", 2)):
+        train(tmp_path / name, packed, "train.epochs=5", "optim.warmup_epochs=1", recipe=recipe, world=world)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
 
 
 def test_ray_train(cluster, packed, tmp_path, one):

@@ -25,7 +25,6 @@ SHAPES = {stream: (width,) for stream, width in WIDTHS.items()}
 CLASSES = ("Speech", "Dog", "Car")
 VIDEOS, SEGMENTS = 13, 10
 NETWORK = HanConfig(width=16, feedforward=16, dropout=0)
-EPOCHS = (30, 31)  # late in training, when denoising is fully active; two, because networks can be trained in turn
 
 pytestmark = pytest.mark.parametrize("name", METHODS)
 
@@ -68,7 +67,7 @@ class Step:
     gradients: dict
 
 
-def run(name, collective, models, epoch=EPOCHS[0]):
+def run(name, collective, models):
     """One step of every train stage on this rank's part of a global batch, and the artifacts of the collect stages."""
     config = METHODS[name]()
     sizes = split_sizes(VIDEOS, collective.world_size)
@@ -89,7 +88,8 @@ def run(name, collective, models, epoch=EPOCHS[0]):
             batch = replace(batch, refined=refined(artifacts[stage.labels_from]))
         batch = part(batch, local)
         stage.start({key: artifacts[key] for key in stage.starts_from}, torch.device("cpu"))
-        position = TrainPosition(stage.name, epoch=epoch, step=1, epochs=40, steps_per_epoch=5)
+        # late in training, when denoising is fully active
+        position = TrainPosition(stage.name, epoch=30, step=1, epochs=40, steps_per_epoch=5)
         outputs = forward(model, stage, batch)
         with torch.no_grad():
             targets = stage.targets(outputs, batch, position, collective)
@@ -142,29 +142,26 @@ def test_stages_are_named_once_and_need_earlier_ones(name):
 
 
 def test_losses_are_finite_and_train_every_network(name, models):
-    networks, trained = set(), set()
-    for epoch in EPOCHS:
-        steps, _ = run(name, LocalCollective(), models, epoch)
-        assert steps
-        for stage, step in steps.items():
-            assert "total" in step.losses
-            for loss in step.losses.values():
-                assert loss.shape == (VIDEOS,)
-                assert loss.isfinite().all()
-            for key, gradient in step.gradients.items():
-                assert gradient is None or gradient.isfinite().all()
-                if key.startswith("networks."):  # the parameters of network k among several are named networks.k
-                    network = (stage, key.split(".")[1])
-                    networks.add(network)
-                    trained |= {network} if gradient is not None and gradient.any() else set()
-    assert trained == networks
+    steps, _ = run(name, LocalCollective(), models)
+    assert steps
+    for step in steps.values():
+        assert "total" in step.losses
+        for loss in step.losses.values():
+            assert loss.shape == (VIDEOS,)
+            assert loss.isfinite().all()
+        gradients = {key: gradient for key, gradient in step.gradients.items() if gradient is not None}
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
+        # the parameters of network k among several are named networks.k
+        trained = {
+            key.split(".")[1] for key, gradient in gradients.items() if key.startswith("networks.") and gradient.any()
+        }
+        assert trained == {key.split(".")[1] for key in step.gradients if key.startswith("networks.")}
 
 
-@pytest.mark.parametrize("epoch", EPOCHS)
 @pytest.mark.parametrize("world", [2, 3, 16])  # 16: some ranks have no video
-def test_ranks_together_equal_one_rank(name, world, epoch, models):
-    steps, artifacts = run(name, LocalCollective(), models, epoch)
-    ranks = FakeCollective.run(world, lambda collective: run(name, collective, models, epoch))
+def test_ranks_together_equal_one_rank(name, world, models):
+    steps, artifacts = run(name, LocalCollective(), models)
+    ranks = FakeCollective.run(world, lambda collective: run(name, collective, models))
     for key, artifact in artifacts.items():
         for _, of_rank in ranks:
             assert content(of_rank[key]) == content(artifact)
