@@ -4,7 +4,8 @@ A key segment is one that shows any event of the video. In E-steps, the key netw
 considers active; in M-steps, the class network learns the video's labels in the key segments, and their absence elsewhere.
 
 Published code (two streams of action localization, RGB and flow): separate networks for keys and classes, the rules
-`active_segments` and `key_segments`, and the phases. Reconstruction for parsing, since PPL's paper reports results only:
+`active_segments` and `key_segments`, and the phases. Reconstruction for parsing; PPL's supplement, which
+reports results on LLP, does not describe the adaptation:
 
 - The two streams are audio and visual segments, each with a key of its own.
 - Keys and classes are two networks of the run's kind (`TrainStage.networks`), instead of two convolutions for each stream.
