@@ -8,16 +8,27 @@ from pydantic import Field
 
 from avvp_dist.methods.base import MethodSection
 from avvp_dist.methods.coteaching import CoTeachingConfig
+from avvp_dist.methods.em_mil import EmMilConfig
 from avvp_dist.methods.han import HanMethodConfig
 from avvp_dist.methods.jocor import JocorConfig
 from avvp_dist.methods.jomold import JomoldConfig
 from avvp_dist.methods.lr import LrConfig
 from avvp_dist.methods.ma import MaConfig
+from avvp_dist.methods.poibin import PoiBinConfig
 from avvp_dist.methods.ppl import PplMethodConfig
 from avvp_dist.methods.valor import ValorConfig
 
 MethodConfig = Annotated[
-    HanMethodConfig | JomoldConfig | MaConfig | LrConfig | PplMethodConfig | ValorConfig | CoTeachingConfig | JocorConfig,
+    HanMethodConfig
+    | JomoldConfig
+    | MaConfig
+    | LrConfig
+    | ValorConfig
+    | CoTeachingConfig
+    | JocorConfig
+    | PplMethodConfig
+    | PoiBinConfig
+    | EmMilConfig,
     Field(discriminator="name"),
 ]
 """Settings of any method; `MethodSection.build` makes the method."""

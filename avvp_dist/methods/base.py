@@ -100,6 +100,13 @@ class TrainStage(Stage):
         batch is divided among ranks.
         """
 
+    def active_networks(self, position: TrainPosition) -> Sequence[int]:
+        """Return the numbers of the networks to update in this step, of those of ``networks``; all by default.
+
+        The others keep their weights and the state of their optimizer. Their losses are computed and reported all the same.
+        """
+        return range(self.networks)
+
     def scans(self, epoch: int) -> bool:
         """Return whether the epoch starts with a pass over the training split, see `scan`."""
         return False

@@ -96,7 +96,8 @@ def compare_labels(
     Args:
         weak: [N,C] weak labels.
         refined: refined labels by track, 0 for a removed label: [N,C] of videos, [N,T,C] of segments or [N,S,C] of windows.
-            Soft labels below 0.5 count as removed. Labels that they add to the weak labels are ignored.
+            Soft labels of segments and windows count as removed below 0.5. Labels that they add to the weak labels are
+            ignored.
         truth: [N,T,C] ground truth by track, or None if unknown.
         windows: segments [start, stop) of each of the S windows, if labels are of windows.
 
@@ -106,7 +107,7 @@ def compare_labels(
     levels: dict[str, dict[str, TrackLabels]] = {WHOLE: {}}
     for track, labels in refined.items():
         of_track = None if truth is None else truth[track]
-        kept = np.asarray(labels) >= 0.5
+        kept = np.asarray(labels) >= 0.5 if np.ndim(labels) == 3 else np.asarray(labels) > 0
         in_video = None if of_track is None else np.asarray(of_track.any(axis=1))
         kept_in_video = kept.any(axis=1) if kept.ndim == 3 else kept
         levels[WHOLE][track] = TrackLabels(weak, weak & ~kept_in_video, in_video)

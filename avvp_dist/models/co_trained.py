@@ -39,3 +39,8 @@ def build_networks(build: Callable[[], nn.Module], count: int) -> tuple[nn.Modul
     """
     networks = [build() for _ in range(count)]
     return CoTrainedNetworks(networks) if count > 1 else networks[0], networks[0]
+
+
+def networks_of(module: nn.Module) -> list[nn.Module]:
+    """Return the networks in the module to train that `build_networks` returned."""
+    return list(module.networks) if isinstance(module, CoTrainedNetworks) else [module]

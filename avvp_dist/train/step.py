@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from avvp_dist.dist.runtime import Runtime
 from avvp_dist.methods.base import TrainStage
+from avvp_dist.models.co_trained import networks_of
 from avvp_dist.models.network import freeze_exchange
 from avvp_dist.train.teacher import Teacher
 from avvp_dist.train.timing import PhaseTimes, TimedCollective
@@ -56,6 +57,7 @@ class TrainStep:
         self.collective = TimedCollective(runtime.collective, times) if times and distributed else runtime.collective
         self.device = runtime.device
         self.model = model
+        self.networks = networks_of(model)
         if not stage.cross_modal:
             freeze_exchange(model)
         self.network = model
@@ -92,12 +94,23 @@ class TrainStep:
         total = losses["total"].sum() * (self.collective.world_size / batch.total)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        self._freeze_idle(position)
         if self.clip_norm is not None:
             clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         if self.teacher:
             self.teacher.update(self.network, position.global_step)
         return {name: loss.detach() for name, loss in losses.items()}, targets
+
+    def _freeze_idle(self, position: TrainPosition) -> None:
+        """Drop the gradients of networks that the stage does not update in this step; the optimizer then skips them.
+
+        They exist because DDP waits for every gradient. Zeros would not do: Adam's averages would still move the weights.
+        """
+        active = self.stage.active_networks(position)
+        for number, network in enumerate(self.networks):
+            if number not in active:
+                network.zero_grad(set_to_none=True)
 
     def _measure(self, phase: str) -> AbstractContextManager[None]:
         return self.times.measure(phase) if self.times else nullcontext()

@@ -93,6 +93,7 @@ def test_more_ranks_than_the_last_batch_has_videos(packed, tmp_path, one):
     [
         (["ma", *NARROW, "method.rule=paper", "method.partners=2"], ["base", "retrain"], "exchange"),
         (["lr", *NARROW, "method.tau=0.2"], ["base", "refine"], "relabel"),
+        (["poibin", *NARROW, "method.minimum_count=0"], ["mil", "count"], "counts"),
     ],
 )
 def test_label_refiners_on_two_ranks(packed, tmp_path, recipe, trained, refined):
@@ -176,6 +177,13 @@ def test_two_networks_on_two_ranks(packed, tmp_path, recipe):
     removed = [np.load(stage_folder(tmp_path / run, "train") / "removed.npz")["removed"] for run in ("one", "two")]
     assert removed[0].any(axis=(0, 2)).all()
     np.testing.assert_array_equal(*removed)
+
+
+def test_networks_in_turn_on_two_ranks(packed, tmp_path):
+    recipe = ["em-mil", *NARROW, "method.phases=[0, 0, 1, 1]", "optim.warmup_epochs=1"]  # an M-epoch and an E-epoch
+    train(tmp_path / "one", packed, recipe=recipe)
+    train(tmp_path / "two", packed, recipe=recipe, world=2)
+    assert_same_losses(tmp_path / "two", tmp_path / "one", "train")
 
 
 def test_ray_train(cluster, packed, tmp_path, one):

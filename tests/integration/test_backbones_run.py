@@ -75,10 +75,12 @@ def train(config):
         ("jomold", {"estimate", "denoise"}),
         ("lr", {"base", "refine"}),
         ("valor", {"train"}),
+        ("poibin", {"mil", "count"}),
+        ("em-mil", {"train"}),
     ],
 )
 def test_every_method_trains_every_network(tiny, tmp_path, method, stages, network):
-    warmup = ["optim.warmup_epochs=1"] if method == "valor" else []
+    warmup = ["optim.warmup_epochs=1"] if method in ("valor", "em-mil") else []
     config = configured(method, tiny, tmp_path, network, *warmup)
     trained, _ = train(config)
     assert set(trained) == stages

@@ -29,9 +29,7 @@ def runs(tmp_path, monkeypatch):
 
 def test_comparisons_escape_foreign_names(runs, tmp_path, capsys):
     files = {kind: tmp_path / kind for kind in ("csv", "markdown", "latex")}
-    avvp(
-        "compare", *runs, "--per-class", *(f"--{kind}={path}" for kind, path in files.items()), "--figures", tmp_path / "p"
-    )
+    avvp("compare", *runs, "--per-class", *(f"--{kind}={path}" for kind, path in files.items()), "--figures", tmp_path / "p")
     out = capsys.readouterr().out
     assert "\\x1b[31m" in out
     assert "[/x]" in out

@@ -83,7 +83,7 @@ def test_a_window_has_an_event_if_any_of_its_seconds_has_it():
 
 
 def test_segment_level_labels_are_scored_per_second():
-    audio_labels = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.3, 0)  # any probability keeps a label
+    audio_labels = np.where(seconds(("xxx.", "...."), ("xx..", "x...")), 0.5, 0.4)  # a probability of 0.5 keeps a label
     row = refinement_row(compare_labels(WEAK, by_track(audio_labels, np.ones((2, 4, 2))), TRUTH))
     audio = {name: value for name, value in row.items() if "/audio" in name}
     assert audio == pytest.approx(

@@ -31,6 +31,8 @@ UNAFFECTED = {
 VALUES = {
     ("lr", "window"): 2,
     ("lr", "base_epochs"): 3,
+    ("poibin", "mil_epochs"): 3,
+    ("em-mil", "phases"): "[1, 1, 1, 1]",
 }  # values to change to, for keys whose valid values depend on other keys
 
 
