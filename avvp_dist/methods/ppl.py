@@ -46,6 +46,9 @@ class PplMethodConfig(MethodSection):
     """Epochs on the weak labels before the first prototypes."""
     momentum: float | None = Field(0.999, ge=0, lt=1)
     """Momentum of the teacher, whose features give prototypes and pseudo-labels; null uses the network itself."""
+    features: Literal["aggregated", "projected"] = "aggregated"
+    """Features that prototypes, pseudo-labels and the contrastive loss use: after the network's aggregation over time and
+    modalities, or before it, where a modality's features are its own."""
     key_segments: int = Field(3, ge=1)
     """Segments of a video that can be key segments of one of its classes: those of largest probability."""
     key_probability: float = Field(0.5, ge=0, le=1)
@@ -85,6 +88,12 @@ class _PseudoLabels:
         self.axes = (len(MODALITIES), classes)
         self.prototypes = Prototypes(self.axes[0] * classes, config.prototypes)
 
+    def features(self, outputs: Outputs) -> Tensor:
+        """Return the features of segments, [M,B,T,D] of unit length."""
+        features = outputs.features if self.config.features == "aggregated" else outputs.inputs
+        assert features is not None  # the networks of tasks with two modalities have them
+        return F.normalize(features.float(), dim=-1)
+
     def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return pseudo-labels [B,T,M,C] in [0, 1].
 
@@ -94,10 +103,10 @@ class _PseudoLabels:
         A label without prototypes in a modality is 0 there, see `decided`.
 
         Args:
-            features: [M,B,T,D].
+            features: [M,B,T,D] of unit length.
             labels: [B,T,M,C] or [B,1,M,C]: labels that the video or its segment can have.
         """
-        similarity = self.prototypes.similarity(F.normalize(features.float(), dim=-1), self.axes)  # [B,T,M,C]
+        similarity = self.prototypes.similarity(features, self.axes)  # [B,T,M,C]
         possible = labels > 0
         if self.config.hard:
             largest = F.one_hot(similarity.argmax(dim=-1), similarity.shape[-1]) > 0
@@ -138,8 +147,7 @@ class _Train(TrainStage):
         seconds = outputs.segments.float().topk(count, dim=1).indices  # [B,k,M,C]
         video, number, modality, label = (chosen[:, None].expand_as(seconds)).nonzero(as_tuple=True)
         second = seconds[video, number, modality, label]
-        assert outputs.features is not None  # the networks of tasks with two modalities have them
-        features = F.normalize(outputs.features[modality, video, second].float(), dim=-1)
+        features = self._labels.features(outputs)[modality, video, second]
         group = modality * self._labels.axes[1] + label
         self._collected().add(features, group, priorities(batch.index[video], second, group))
 
@@ -156,8 +164,7 @@ class _Train(TrainStage):
     def pseudo_labels(self, outputs: Outputs, batch: Batch) -> Tensor | None:
         if self._labels.prototypes.centers is None:
             return None
-        assert outputs.features is not None
-        return self._labels(outputs.features, weak_by_segment(batch))
+        return self._labels(self._labels.features(outputs), weak_by_segment(batch))
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         targets = han_targets(batch, visual_smoothing=self.config.visual_smoothing)
@@ -167,9 +174,8 @@ class _Train(TrainStage):
             return targets
         auxiliary = {"decided": self._labels.decided(weak_by_segment(batch))}
         if self.config.contrast_weight:
-            assert source.features is not None
             hard = hard_labels(pseudo)  # [B,T,M]
-            features = F.normalize(source.features.detach().float(), dim=-1)
+            features = self._labels.features(source).detach()
             auxiliary |= {
                 "hard": hard,
                 "keys": collective.all_gather(features.transpose(0, 1).contiguous(), batch.total).transpose(
@@ -201,7 +207,6 @@ class _Train(TrainStage):
         its label are positives (supervised contrastive loss, NeurIPS 2020, with the sum outside the logarithm).
         """
         prototypes = self._labels.prototypes
-        assert outputs.features is not None
         assert prototypes.centers is not None
         assert prototypes.known is not None
         modalities, classes = self._labels.axes
@@ -209,7 +214,7 @@ class _Train(TrainStage):
         centers = prototypes.centers.view(modalities, classes * prototypes.count, -1)  # [M,CK,D]
         known = prototypes.known.view(modalities, -1)
         of_centers = torch.arange(classes, device=hard.device).repeat_interleave(prototypes.count)
-        anchors = F.normalize(outputs.features.float(), dim=-1).flatten(1, 2)  # [M,BT,D]
+        anchors = self._labels.features(outputs).flatten(1, 2)  # [M,BT,D]
         others = torch.cat([keys.flatten(1, 2), centers], dim=1)  # [M,GT+CK,D]
         labels = torch.cat([key_labels.flatten(0, 1).T, torch.where(known, of_centers, -1)], dim=1)  # [M,GT+CK]
         of_anchors = hard.flatten(0, 1).T  # [M,BT]
@@ -252,8 +257,7 @@ class _Label(CollectStage):
         if self._labels.prototypes.centers is None:  # the best epoch is one of the warm-up
             labels = weak.expand_as(output.segments)
         else:
-            assert output.features is not None
-            labels = self._labels(output.features, weak)  # [B,T,M,C]
+            labels = self._labels(self._labels.features(output), weak)  # [B,T,M,C]
         self._table.add(batch, *labels.flatten(1, 2).unbind(dim=1))
 
     def finish(self, collective: Collective, ids: Sequence[str]) -> RefinedLabels:
