@@ -36,7 +36,9 @@ def prototypes(videos: int) -> dict[str, dict[str, float]]:
             keys.add(features, group, priorities(number + start))
 
     def fit() -> None:
-        Prototypes(groups, config.prototypes).fit(keys, config.iterations, LocalCollective())
+        Prototypes(2, len(LLP.classes), config.prototypes, centered=config.centered).fit(
+            keys, config.iterations, LocalCollective()
+        )
 
     return {
         "key segments of an epoch (PPL), one rank": asdict(measured(collect)[1]),

@@ -57,6 +57,8 @@ class PplMethodConfig(MethodSection):
     """Largest number of key segments of a modality and class that are clustered: a random sample if there are more."""
     prototypes: int = Field(5, ge=1)
     """Number of prototypes per modality and class; fewer for a class with fewer key segments."""
+    centered: bool = True
+    """Whether the mean of a modality's key segments is subtracted from features before they are compared."""
     iterations: int = Field(10, ge=1)
     """Iterations of k-means in an epoch, starting from the prototypes of the previous one."""
     segment_weight: float = Field(1.0, ge=0)
@@ -86,13 +88,17 @@ class _PseudoLabels:
     def __init__(self, config: PplMethodConfig, classes: int) -> None:
         self.config = config
         self.axes = (len(MODALITIES), classes)
-        self.prototypes = Prototypes(self.axes[0] * classes, config.prototypes)
+        self.prototypes = Prototypes(*self.axes, config.prototypes, centered=config.centered)
 
     def features(self, outputs: Outputs) -> Tensor:
         """Return the features of segments, [M,B,T,D] of unit length."""
         features = outputs.features if self.config.features == "aggregated" else outputs.inputs
         assert features is not None  # the networks of tasks with two modalities have them
         return F.normalize(features.float(), dim=-1)
+
+    def compared(self, outputs: Outputs) -> Tensor:
+        """Return the features of segments that are compared with prototypes, [M,B,T,D] of unit length."""
+        return self.prototypes.centered_features(self.features(outputs))
 
     def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return pseudo-labels [B,T,M,C] in [0, 1].
@@ -103,10 +109,10 @@ class _PseudoLabels:
         A label without prototypes in a modality is 0 there, see `decided`.
 
         Args:
-            features: [M,B,T,D] of unit length.
+            features: [M,B,T,D], a result of `compared`.
             labels: [B,T,M,C] or [B,1,M,C]: labels that the video or its segment can have.
         """
-        similarity = self.prototypes.similarity(features, self.axes)  # [B,T,M,C]
+        similarity = self.prototypes.similarity(features)  # [B,T,M,C]
         possible = labels > 0
         if self.config.hard:
             largest = F.one_hot(similarity.argmax(dim=-1), similarity.shape[-1]) > 0
@@ -164,7 +170,7 @@ class _Train(TrainStage):
     def pseudo_labels(self, outputs: Outputs, batch: Batch) -> Tensor | None:
         if self._labels.prototypes.centers is None:
             return None
-        return self._labels(self._labels.features(outputs), weak_by_segment(batch))
+        return self._labels(self._labels.compared(outputs), weak_by_segment(batch))
 
     def targets(self, outputs: Outputs, batch: Batch, position: TrainPosition, collective: Collective) -> Targets:
         targets = han_targets(batch, visual_smoothing=self.config.visual_smoothing)
@@ -175,7 +181,7 @@ class _Train(TrainStage):
         auxiliary = {"decided": self._labels.decided(weak_by_segment(batch))}
         if self.config.contrast_weight:
             hard = hard_labels(pseudo)  # [B,T,M]
-            features = self._labels.features(source).detach()
+            features = self._labels.compared(source).detach()
             auxiliary |= {
                 "hard": hard,
                 "keys": collective.all_gather(features.transpose(0, 1).contiguous(), batch.total).transpose(
@@ -214,7 +220,7 @@ class _Train(TrainStage):
         centers = prototypes.centers.view(modalities, classes * prototypes.count, -1)  # [M,CK,D]
         known = prototypes.known.view(modalities, -1)
         of_centers = torch.arange(classes, device=hard.device).repeat_interleave(prototypes.count)
-        anchors = self._labels.features(outputs).flatten(1, 2)  # [M,BT,D]
+        anchors = self._labels.compared(outputs).flatten(1, 2)  # [M,BT,D]
         others = torch.cat([keys.flatten(1, 2), centers], dim=1)  # [M,GT+CK,D]
         labels = torch.cat([key_labels.flatten(0, 1).T, torch.where(known, of_centers, -1)], dim=1)  # [M,GT+CK]
         of_anchors = hard.flatten(0, 1).T  # [M,BT]
@@ -257,7 +263,7 @@ class _Label(CollectStage):
         if self._labels.prototypes.centers is None:  # the best epoch is one of the warm-up
             labels = weak.expand_as(output.segments)
         else:
-            labels = self._labels(self._labels.features(output), weak)  # [B,T,M,C]
+            labels = self._labels(self._labels.compared(output), weak)  # [B,T,M,C]
         self._table.add(batch, *labels.flatten(1, 2).unbind(dim=1))
 
     def finish(self, collective: Collective, ids: Sequence[str]) -> RefinedLabels:

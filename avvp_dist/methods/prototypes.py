@@ -81,15 +81,27 @@ class KeySegments:
 class Prototypes:
     """Up to K prototypes of each group, unit vectors found by spherical k-means; each fit starts from the previous one.
 
+    Features of a modality share a large component, which makes all cosines large and their differences small. With
+    ``centered``, the mean of its key segments is therefore subtracted from features, which are scaled to unit length again.
+
+    Args:
+        modalities: number of modalities M; the groups of a modality are consecutive.
+        classes: number of classes C; G = M * C.
+        count: K.
+        centered: whether features are centered.
+
     Attributes:
         centers: [G,K,D].
         known: bool [G,K]; a group with fewer than K key segments has fewer prototypes.
+        mean: [M,D], what is subtracted from features; zero if they are not centered.
     """
 
-    def __init__(self, groups: int, count: int) -> None:
-        self.groups, self.count = groups, count
+    def __init__(self, modalities: int, classes: int, count: int, *, centered: bool = False) -> None:
+        self.modalities, self.classes, self.count, self.centered = modalities, classes, count, centered
+        self.groups = modalities * classes
         self.centers: Tensor | None = None
         self.known: Tensor | None = None
+        self.mean: Tensor | None = None
 
     def fit(self, keys: KeySegments, iterations: int, collective: Collective) -> None:
         """Run k-means on the key segments of all ranks.
@@ -101,6 +113,7 @@ class Prototypes:
         if not keys.prepare(collective):
             return
         features, group, priority = keys.gathered(collective)
+        features = self._center(features, group, collective)
         if self.centers is None or self.known is None:
             self.centers = features.new_zeros(self.groups, self.count, features.shape[1])
             self.known = torch.zeros(self.groups, self.count, dtype=torch.bool, device=features.device)
@@ -113,6 +126,16 @@ class Prototypes:
             sums = collective.all_reduce_sum(sums).view_as(self.centers)
             found = sums.norm(dim=-1, keepdim=True) > 0
             self.centers = torch.where(found, F.normalize(sums, dim=-1).float(), self.centers)
+
+    def _center(self, features: Tensor, group: Tensor, collective: Collective) -> Tensor:
+        """Set the mean of each modality's key segments; return the centered features of unit length, [n,D]."""
+        modality = group // self.classes
+        sums = features.new_zeros(self.modalities, features.shape[1] + 1, dtype=torch.float64)
+        if self.centered:
+            sums.index_add_(0, modality, F.pad(features.double(), (0, 1), value=1.0))  # the last column counts
+            sums = collective.all_reduce_sum(sums)
+        self.mean = (sums[:, :-1] / sums[:, -1:].clamp(min=1)).float()
+        return F.normalize(features - self.mean[modality], dim=-1)
 
     def _start(self, features: Tensor, group: Tensor, priority: Tensor, collective: Collective) -> None:
         """Fill the missing prototypes of groups that have segments."""
@@ -146,30 +169,35 @@ class Prototypes:
             start += size
         return nearest
 
-    def similarity(self, features: Tensor, group_axes: tuple[int, int]) -> Tensor:
+    def centered_features(self, features: Tensor) -> Tensor:
+        """Return features [M,B,T,D] of unit length as they are compared with prototypes: centered, if so configured."""
+        assert self.mean is not None
+        return F.normalize(features - self.mean[:, None, None], dim=-1)
+
+    def similarity(self, features: Tensor) -> Tensor:
         """Return the cosine of each segment and the nearest prototype of each class of its modality.
 
         Args:
-            features: [M,B,T,D] of unit length.
-            group_axes: (M, C), whose product is G; the groups of a modality are consecutive.
+            features: [M,B,T,D], a result of `centered_features`.
 
         Returns:
             [B,T,M,C]; -inf for a class without prototypes.
         """
         assert self.centers is not None
         assert self.known is not None
-        modalities, classes = group_axes
-        centers = self.centers.view(modalities, classes * self.count, -1)
-        cosine = torch.einsum("mbtd,mkd->btmk", features.float(), centers).unflatten(-1, (classes, self.count))
-        return cosine.masked_fill(~self.known.view(modalities, classes, self.count), -torch.inf).amax(dim=-1)
+        centers = self.centers.view(self.modalities, self.classes * self.count, -1)
+        cosine = torch.einsum("mbtd,mkd->btmk", features, centers).unflatten(-1, (self.classes, self.count))
+        return cosine.masked_fill(~self.known.view(self.modalities, self.classes, self.count), -torch.inf).amax(dim=-1)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the prototypes; empty before the first fit."""
-        return {} if self.centers is None or self.known is None else {"centers": self.centers, "known": self.known}
+        if self.centers is None or self.known is None or self.mean is None:
+            return {}
+        return {"centers": self.centers, "known": self.known, "mean": self.mean}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-        self.centers, self.known = state.get("centers"), state.get("known")
+        self.centers, self.known, self.mean = state.get("centers"), state.get("known"), state.get("mean")
 
 
 def priorities(*numbers: Tensor) -> Tensor:

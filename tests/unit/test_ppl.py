@@ -44,11 +44,15 @@ def fitted(**settings):
     return stage
 
 
+def compared(stage, features):
+    return F.normalize(F.normalize(features, dim=-1) - stage.state_dict()["mean"][:, None, None], dim=-1)
+
+
 def cosines(stage, features):
     """[B][T][M][C] largest cosine with a prototype of the class, by loops; None without a prototype."""
     state = stage.state_dict()
     centers, known = (state[name].unflatten(0, (2, CLASSES)) for name in ("centers", "known"))
-    unit = F.normalize(features, dim=-1)
+    unit = compared(stage, features)
 
     def largest(v, t, m, c):
         found = [float(unit[m, v, t] @ center) for center, there in zip(centers[m, c], known[m, c], strict=True) if there]
@@ -106,7 +110,7 @@ def test_losses_by_loops():
     pseudo, hard = targets.pseudo, hard_labels(targets.pseudo)
     state = stage.state_dict()
     centers, known = (state[name].unflatten(0, (2, CLASSES)) for name in ("centers", "known"))
-    unit = F.normalize(found.features, dim=-1)
+    unit = compared(stage, found.features)
     for v in range(VIDEOS):
         elements, anchors = [], []
         for t in range(SEGMENTS):
@@ -147,7 +151,7 @@ def test_features_of_the_teacher_decide():
     with_teacher = modality_outputs(found.video, found.audio, found.visual, found.segments, found.features, teacher=teacher)
     targets = stage.targets(with_teacher, batch(), POSITION, LocalCollective())
     assert torch.equal(targets.pseudo, stage.pseudo_labels(teacher, batch()))
-    torch.testing.assert_close(targets.auxiliary["keys"], F.normalize(teacher.features, dim=-1))
+    torch.testing.assert_close(targets.auxiliary["keys"], compared(stage, teacher.features))
 
 
 def test_the_teacher_is_a_moving_average_whose_momentum_grows():

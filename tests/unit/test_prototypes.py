@@ -32,7 +32,7 @@ def fitted(segments, collective, capacity=1000, iterations=5, prototypes=None, b
     for first in range(start, start + sizes[collective.rank], batch):
         rows = slice(first, min(first + batch, start + sizes[collective.rank]))
         keys.add(features[rows], group[rows], priority[rows])
-    found = prototypes or Prototypes(GROUPS, COUNT)
+    found = prototypes or Prototypes(2, 2, COUNT)
     found.fit(keys, iterations, collective)
     return found
 
@@ -99,12 +99,12 @@ def test_fits_start_from_the_previous_prototypes(segments):
 def test_similarity_to_the_nearest_prototype_of_each_class(segments):
     found = fitted(segments, LocalCollective())
     features = F.normalize(torch.randn(2, 5, 4, WIDTH), dim=-1)  # two modalities with two classes each
-    similarity = found.similarity(features, (2, 2))
+    similarity = found.similarity(features)
     assert similarity.shape == (5, 4, 2, 2)
     expected = [float(features[1, 3, 2] @ center) for center in found.centers[3][:2]]
     assert similarity[3, 2, 1, 1] == pytest.approx(max(expected), abs=1e-6)
     found.known[3] = False
-    assert (found.similarity(features, (2, 2))[:, :, 1, 1] == -torch.inf).all()
+    assert (found.similarity(features)[:, :, 1, 1] == -torch.inf).all()
 
 
 def test_priorities_are_spread_and_depend_on_every_number():
@@ -115,3 +115,23 @@ def test_priorities_are_spread_and_depend_on_every_number():
     assert abs(drawn.double().mean() / 2**63 - 0.5) < 0.01
     assert (drawn != priorities(number, torch.ones_like(number))).all()
     assert (drawn != priorities(torch.zeros_like(number), number)).float().mean() > 0.99
+
+
+def test_features_are_centered_by_modality(segments):
+    features, group, priority = segments
+    shift = F.normalize(torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(5)), dim=-1)
+    shifted = F.normalize(features + 2 * shift[group // 2], dim=-1)
+    found = fitted((shifted, group, priority), LocalCollective(), prototypes=Prototypes(2, 2, COUNT, centered=True))
+    for modality in range(2):
+        mean = shifted[group // 2 == modality].double().mean(dim=0).float()
+        torch.testing.assert_close(found.mean[modality], mean)
+    centered = F.normalize(shifted - found.mean[group // 2], dim=-1)
+    again = fitted((centered, group, priority), LocalCollective())
+    torch.testing.assert_close(found.centers, again.centers, rtol=0, atol=1e-5)
+    compared = found.centered_features(shifted[:6].view(2, 1, 3, WIDTH))
+    torch.testing.assert_close(compared[1, 0, 2], F.normalize(shifted[5] - found.mean[1], dim=-1))
+    one = fitted((shifted, group, priority), LocalCollective(), prototypes=Prototypes(2, 2, COUNT, centered=True))
+    for other in FakeCollective.run(
+        3, lambda each: fitted((shifted, group, priority), each, prototypes=Prototypes(2, 2, COUNT, centered=True))
+    ):
+        torch.testing.assert_close(other.centers, one.centers, rtol=0, atol=1e-6)
