@@ -155,7 +155,7 @@ def _options(
         ("--group", group, ("own", "all", *task.groups)),
     ):
         if name not in valid:
-            problems.append(f"{option} {name!r}: unknown; valid names: {', '.join(valid)}")
+            problems.append(f"{option} {name!r}: unknown; valid names: {', '.join(filter(None, valid))}")
     if problems:
         raise ConfigError(problems, f"the runs are of task {task.name}")
     views = task.main_views if view == "all" else (task.view if view == "own" else view,)

@@ -51,12 +51,14 @@ def evaluate(run: _RUN, overrides: OVERRIDES = None, json_file: _JSON = None) ->
     storage.configure(config.storage)
     refuse_unwritable(files={"--json": json_file})
     evaluation = evaluate_experiment(config, LocalRuntime(config.output, config.train.device))
-    data = recorded["data"] | {"url": config.data.url}
+    data = recorded["data"] | evaluation.data
     scored = {"task": evaluation.task, "scores": evaluation.scores, "references": evaluation.references}
     result = recorded | scored | {"data": data}
     print_scores({config.recipe: result})
     difference = _largest_difference(evaluation.scores, recorded["scores"])
-    if difference < _TOLERANCE:
+    if data["fingerprint"] != recorded["data"].get("fingerprint", data["fingerprint"]):
+        echo("scores on other data than the run's: not compared with result.json")
+    elif difference < _TOLERANCE:
         echo("result.json reproduced")
         _write_if_different(run, recorded, PER_VIDEO, evaluation.per_video.to_bytes())
     else:

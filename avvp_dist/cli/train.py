@@ -25,4 +25,7 @@ def train(recipe: RECIPE, overrides: OVERRIDES = None) -> None:
     result = launch_run(config)
     if rank(os.environ) == 0 or config.launch.name == "ray":
         print_scores({config.recipe: result})
-        echo(f"scores {storage.join(config.output, 'result.json')}\nfigures {storage.join(config.output, 'figures')}")
+        echo(f"scores {storage.join(config.output, 'result.json')}")
+        figures = storage.join(config.output, "figures")
+        if storage.names(figures):  # none are drawn with AVVP_FIGURES=0
+            echo(f"figures {figures}")

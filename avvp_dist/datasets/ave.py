@@ -280,6 +280,12 @@ def _compare_labels(folder: Path, rows: Sequence[Row], found: _Findings) -> None
         if values is None:
             continue
         differing = np.flatnonzero((values != expected).reshape(len(rows), -1).any(axis=1))
+        if 2 * len(differing) > len(rows):
+            found.problems.append(
+                f"{file}: {len(differing)} of {len(rows)} rows differ from {ANNOTATIONS_FILE}; the two files belong to "
+                "different data sets, or are in another order"
+            )
+            continue
         found.flaws += [
             Flaw(file, number, "other-label", f"{rows[number].youtube} (line {rows[number].line})")
             for number in differing.tolist()

@@ -102,10 +102,7 @@ class RunResult:
             "method": config.method.name,
             "seed": config.seed,
             "data": {
-                "url": config.data.url,
-                "fingerprint": index.fingerprint,
-                "dataset": index.dataset,
-                "synthetic": index.synthetic,
+                **describe_data(config, index),
                 "left_out": {"count": len(self.left_out), "videos": [asdict(bad) for bad in self.left_out]},
             },
             "best": self.final.best,
@@ -174,6 +171,16 @@ class RunResult:
             predicted=self.task.predict(self.rows["test"], self.task.view),
             removed=self.removed(),
         )
+
+
+def describe_data(config: RunConfig, index: Index) -> dict[str, Any]:
+    """Return what result.json records of a data set."""
+    return {
+        "url": config.data.url,
+        "fingerprint": index.fingerprint,
+        "dataset": index.dataset,
+        "synthetic": index.synthetic,
+    }
 
 
 def read_result(output: str) -> dict[str, Any]:

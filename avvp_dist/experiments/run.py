@@ -26,14 +26,16 @@ from avvp_dist.experiments.result import (
     RESULT,
     RunResult,
     check_files,
+    describe_data,
     finished,
     known_truth,
     provenance,
     statistics_of,
 )
+from avvp_dist.loading.partners import check_partners
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.loading.split import SplitReader, open_split, order_settings
-from avvp_dist.methods.base import Method
+from avvp_dist.methods.base import CollectStage, Method, TrainStage
 from avvp_dist.metrics.per_video import VideoStatistics
 from avvp_dist.shards.index import INDEX_FILE, Index, Labels, LeftOut
 from avvp_dist.shards.quarantine import exclude, inspect
@@ -138,12 +140,14 @@ class Evaluation:
 
     Attributes:
         task, scores, references: in the form of ``task``, ``scores`` and ``references`` in result.json.
+        data: of the data that were scored, in the form of ``data`` in result.json.
         per_video: the statistics per video, from which they follow.
     """
 
     task: dict[str, Any]
     scores: dict[str, Any]
     references: dict[str, Any]
+    data: dict[str, Any]
     per_video: VideoStatistics
 
 
@@ -187,6 +191,7 @@ def evaluate_experiment(config: RunConfig, runtime: Runtime) -> Evaluation:
         describe(task),
         {name: as_content(task, scores) for name, scores in found.items()},
         references,
+        describe_data(config, index),
         statistics_of(found, {name: labels[name].ids for name in found}),
     )
 
@@ -209,6 +214,11 @@ def check_experiment(config: RunConfig, world: int) -> tuple[Index, dict[str, La
     """
     index, labels = open_checked_data(config, world)
     method = _build_method(config, index)
+    rules = {
+        stage.partner_rule for stage in method.stages if isinstance(stage, TrainStage | CollectStage) and stage.partners
+    }
+    for rule in rules:
+        check_partners(labels["train"].weak, rule)
     return index, labels, method, read_refined_labels(config, index, labels["train"])
 
 

@@ -35,6 +35,25 @@ def labels_to_match(weak: NDArray[np.bool_], rule: PartnerRule) -> NDArray[np.bo
     return np.stack([labeled, ~labeled], axis=1)
 
 
+def check_partners(weak: NDArray[np.bool_], rule: PartnerRule) -> None:
+    """Check that a training split has videos of both kinds that the rule ``background`` mixes.
+
+    Args:
+        weak: bool [N,C] weak labels.
+        rule: see `PartnerRule`.
+
+    Raises:
+        DataError: there is no background video, or no other one.
+    """
+    labeled = weak.any(axis=1)
+    if rule == "background" and (labeled.all() or not labeled.any()):
+        missing = "background videos" if labeled.all() else "videos with events"
+        raise DataError(
+            f"split train: has no {missing}, which method.partners=background mixes with the others; use "
+            "method.partners=disjoint, or pack the data set with its background videos"
+        )
+
+
 def draw_partners(
     ids: Sequence[str], weak: NDArray[np.bool_], seed: int, draws: int = 1, epoch: int = 0
 ) -> NDArray[np.int64]:

@@ -9,11 +9,10 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 
 from avvp_dist.report.runs import TaskInfo, describe_view, reference_rows
+from avvp_dist.report.text_table import TerminalTable, TextTable
 from avvp_dist.tasks.base import Metric
 from avvp_dist.text import escape
 from avvp_dist.text.escape import cell
@@ -69,7 +68,7 @@ def table(content: Content) -> Group:
         for group, found in by_group.items()
     ]
     notes = [cell(line) for line in caption(content)]
-    return Group(title, *(block for block in blocks if block.row_count), *notes)
+    return Group(title, *(TerminalTable(block) for block in blocks if block.rows), *notes)
 
 
 def markdown(content: Content) -> str:
@@ -165,16 +164,9 @@ def _subsets(content: Content) -> list[str]:
     return list(dict.fromkeys(view["subset"] for view in views if view["subset"]))
 
 
-def _block(heading: str, metrics: Sequence[Metric], lines: Iterable[_Line]) -> Table:
-    block = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=cell(heading, style="italic"), title_justify="left")
-    block.add_column("row", overflow="fold", min_width=12)
-    block.add_column("figures", no_wrap=True)
-    block.add_column("view", no_wrap=True)
-    for metric in metrics:
-        block.add_column(metric.head, justify="right", no_wrap=True)
-    for line in lines:
-        block.add_row(cell(line.row), line.figures, line.view, *line.cells)
-    return block
+def _block(heading: str, metrics: Sequence[Metric], lines: Iterable[_Line]) -> TextTable:
+    rows = [[line.row, line.figures, line.view, *line.cells] for line in lines]
+    return TextTable(heading, ["row", "figures", "view", *(metric.head for metric in metrics)], rows, text_columns=3)
 
 
 def _lines(content: Content, metrics: Sequence[Metric], every_label: bool = False) -> Iterator[_Line]:

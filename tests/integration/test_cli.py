@@ -8,9 +8,11 @@ import sys
 import pytest
 from forks import avvp
 
+from avvp_dist.datasets import synthetic
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
+from avvp_dist.shards.index import Index
 
 SMALL = [
     "train.epochs=2",
@@ -57,6 +59,12 @@ def test_evaluate_reproduces_the_result_and_accepts_other_data(trained, packed, 
     assert "result.json reproduced" in done.stdout
     recorded, again = (json.loads(path.read_text()) for path in (output / "result.json", tmp_path / "again.json"))
     assert again["scores"] == recorded["scores"]
+    other = tmp_path / "other"
+    synthetic.write(str(other), videos=None, seed=1, layout="shards", splits=(8, 6, 6), workers=1)
+    done = avvp("evaluate", output, f"data={other}", "--json", tmp_path / "other.json")
+    assert done.returncode == 0, done.stderr
+    assert "scores on other data than the run's: not compared" in done.stdout
+    assert json.loads((tmp_path / "other.json").read_text())["data"]["fingerprint"] == Index.load(str(other)).fingerprint
 
 
 def test_evaluate_restores_missing_statistics_per_video(trained, tmp_path):

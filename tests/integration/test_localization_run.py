@@ -10,7 +10,7 @@ from forks import ranks
 
 from avvp_dist.datasets import synthetic_ave
 from avvp_dist.dist.runtime import LocalRuntime
-from avvp_dist.errors import ConfigError, Preempted
+from avvp_dist.errors import ConfigError, DataError, Preempted
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
 from avvp_dist.loading.refined import RefinedLabels
@@ -133,6 +133,14 @@ def test_labels_that_are_durations(packed, tmp_path):
     both = load("psp", [*small, f"data={packed}", f"output={tmp_path / 'x'}", "data.refined=x.npz"])
     with pytest.raises(ConfigError, match="cannot be combined with data.refined"):
         run_experiment(both, LocalRuntime(str(tmp_path / "x"), "cpu"))
+
+
+def test_missing_background_videos_are_reported_before_training(tmp_path):
+    data = str(tmp_path / "data")
+    synthetic_ave.write(data, splits=(6, 2, 2), background=0, layout="shards", workers=1)
+    with pytest.raises(DataError, match=r"has no background videos.*use method.partners=disjoint"):
+        run(data, tmp_path / "run", "train.batch_size=2")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["jomold", "ma", "han", "valor"])

@@ -68,6 +68,12 @@ def test_labels_are_compared_with_the_annotations(annotated):
     assert video(3, "train") in found.records
 
 
+def test_labels_of_another_data_set_are_refused(annotated):
+    write_h5(annotated / "mil_labels.h5", np.roll(np.eye(29)[[BELL, BELL, BELL, BARK, BELL, MANDOLIN, MANDOLIN]], 1, axis=1))
+    with pytest.raises(DataError, match=r"mil_labels.h5: 7 of 7 rows differ from Annotations.txt"):
+        read_annotations(annotated)
+
+
 def test_optional_files_can_be_missing(annotated):
     for name in ("labels.h5", "mil_labels.h5", "labels_noisy.h5"):
         (annotated / name).unlink()

@@ -207,8 +207,8 @@ def content(synthetic=True, ours=True):
     }
 
 
-def text(shown):
-    console = Console(file=io.StringIO(), width=120)
+def text(shown, width=120):
+    console = Console(file=io.StringIO(), width=width)
     console.print(shown)
     return console.file.getvalue()
 
@@ -221,6 +221,14 @@ def test_summary_is_mean_and_sample_standard_deviation():
     assert found["scores"].keys() == {"joint", "joint/without_speech"}
     assert all(found["scores"][view]["segment.type"] == spread for view in found["scores"])
     assert paper.summary([result(1, 50.0)])["scores"]["joint"]["event.audio"]["std"] is None
+
+
+def test_a_table_that_is_too_wide_continues_in_blocks_below():
+    shown = text(paper.table(content()), width=60)
+    assert "(continued)" in shown
+    assert shown.count("51.0±1.4") == text(paper.table(content()), width=200).count("51.0±1.4")
+    assert all(len(line.rstrip()) <= 60 for line in shown.splitlines())
+    assert "one |" in shown
 
 
 @pytest.mark.parametrize("show", [lambda content: text(paper.table(content)), paper.markdown])
