@@ -263,7 +263,8 @@ class _Label(CollectStage):
         if self._labels.prototypes.centers is None:  # the best epoch is one of the warm-up
             labels = weak.expand_as(output.segments)
         else:
-            labels = self._labels(self._labels.compared(output), weak)  # [B,T,M,C]
+            pseudo = self._labels(self._labels.compared(output), weak)  # [B,T,M,C]
+            labels = torch.where(self._labels.decided(weak), pseudo, weak)  # without prototypes, a weak label stays
         self._table.add(batch, *labels.flatten(1, 2).unbind(dim=1))
 
     def finish(self, collective: Collective, ids: Sequence[str]) -> RefinedLabels:

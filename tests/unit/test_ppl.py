@@ -171,3 +171,18 @@ def test_the_teacher_is_a_moving_average_whose_momentum_grows():
     again.update(network, 20)
     teacher.update(network, 20)
     assert torch.equal(again.network.weight, teacher.network.weight)
+
+
+def test_written_labels_are_the_pseudo_labels_and_keep_what_has_no_prototype():
+    train, label = PplMethodConfig(key_probability=0.0, prototypes=2).build(NAMES, SEGMENTS).stages
+    without = batch()
+    without.weak[0, 2] = 0
+    train.scan(outputs(0), without)
+    train.finish_scan(9, LocalCollective())
+    label.start(train.state_dict(), torch.device("cpu"))
+    label.collect([outputs(1)], batch())
+    written = label.finish(LocalCollective(), [f"v{number}" for number in range(VIDEOS)])
+    pseudo = train.pseudo_labels(outputs(1), batch())
+    for number, track in enumerate(("audio", "visual")):
+        torch.testing.assert_close(torch.from_numpy(written.tracks[track])[..., :2], pseudo[:, :, number, :2])
+        assert (written.tracks[track][0, :, 2] == 1).all()  # a label of the video, without prototypes
