@@ -16,6 +16,7 @@ from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage import json_files
 from avvp_dist.text.escape import cell
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:
     from avvp_dist.experiments.sweep import SweepConfig
@@ -169,7 +170,7 @@ def _print_plan(short: str, spec: SweepConfig, overrides: Sequence[str], output:
     from avvp_dist.launch.start import plan_sweep
 
     plan = plan_sweep(spec, overrides, output)
-    title = f"{short}: {len(plan.trials)} trials in {output}"
+    title = f"{short}: {len(plan.trials)} {plural(len(plan.trials), 'trial')} in {output}"
     table = Table(title=cell(title, style="italic"), title_justify="left")
     for column in ("setting", "seed", "stages"):
         table.add_column(column)

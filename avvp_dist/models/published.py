@@ -22,6 +22,7 @@ from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import NetworkSection
 from avvp_dist.models.psp import PspConfig
+from avvp_dist.text.plural import plural
 
 LOGGER = logging.getLogger(__name__)
 
@@ -251,4 +252,4 @@ def _unusable(value: Tensor) -> str:
     if value.layout != torch.strided or value.is_quantized or not value.dtype.is_floating_point or value.is_meta:
         return f"a {value.dtype} tensor, expected dense floating-point numbers"
     bad = int((~torch.isfinite(value)).sum())
-    return f"{bad} of {value.numel()} values are not finite" if bad else ""
+    return f"{bad} of {value.numel()} values {plural(bad, 'is', 'are')} not finite" if bad else ""

@@ -34,6 +34,7 @@ from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
 from avvp_dist.shards.spec import Dataset
 from avvp_dist.storage import locks
+from avvp_dist.text.plural import plural
 from avvp_dist.types import VideoRecord
 
 LOGGER = logging.getLogger(__name__)
@@ -111,8 +112,8 @@ def _pack(
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
-                f"{len(left_out)} of {len(records)} videos have bad features; nothing was packed. "
-                "Fix them, or leave them out with --skip-bad:",
+                f"{len(left_out)} of {len(records)} videos {plural(len(left_out), 'has', 'have')} bad features; "
+                "nothing was packed. Fix them, or leave them out with --skip-bad:",
             )
         jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
         if not earlier:
