@@ -121,6 +121,11 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
             ``model`` or ``state_dict``. Names can start with ``module.``, as written by DataParallel. Parameters that the
             forward pass never uses are ignored and listed in the log. No code in the file is executed.
 
+    Returns:
+        a network that is called with a `types.Batch` of features [B,T,...] by stream, float32, and returns `types.Outputs`.
+        Those of ``han``, ``ma`` and ``jomold`` read LLP's streams. ``ave`` and ``psp`` read audio [B,10,128] and visual
+        [B,10,7,7,512]; ``segments`` are then scores [B,10,1,29], ``video`` probabilities [B,29], with the background last.
+
     Raises:
         ConfigError: unknown ``name``.
         DataError: the file is missing, unreadable, or contains anything except parameters, optimizer and generator states;
