@@ -32,7 +32,7 @@ def distinct_keys(overrides: list[str] | None) -> list[str] | None:
 
 RECIPE = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="Name of a shipped recipe (han, jomold, ave-lr, ...) or path of a .yaml file."),
+    typer.Argument(metavar="RECIPE", help="Name of a shipped recipe (han, jomold, psp-lr, ...) or path of a .yaml file."),
 ]
 OVERRIDES = Annotated[
     list[str] | None,

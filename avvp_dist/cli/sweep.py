@@ -102,7 +102,8 @@ def sweep(
     echo(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        echo(f"{states.count('pending')} trials are left; resume with: avvp sweep --resume {output}", err=True)
+        left = states.count("pending")
+        echo(f"{left} {plural(left, 'trial is', 'trials are')} left; resume with: avvp sweep --resume {output}", err=True)
         raise typer.Exit(Preempted.exit_code)
     raise typer.Exit(1 if "failed" in states else 0)
 

@@ -143,7 +143,8 @@ def _pack(
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
-    LOGGER.info("%s: %d shards written, %d were already complete", out, written, len(packed) - written)
+    complete = f"{len(packed) - written} {plural(len(packed) - written, 'was', 'were')} already complete"
+    LOGGER.info("%s: %d %s written, %s", out, written, plural(written, "shard"), complete)
     return index
 
 
@@ -260,8 +261,8 @@ def _finished(out: str, inputs: str) -> Index | None:
     index = Index.load(out)
     if index.source != inputs:
         raise DataError(
-            f"{out}: contains a data set packed from other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
-            "differ. Pack into another folder, or delete this one first"
+            f"{out}: contains a data set packed from other inputs ({index.dataset}, {len(index.shards)} "
+            f"{plural(len(index.shards), 'shard')}): {_INPUTS} differ. Pack into another folder, or delete this one first"
         )
     return index
 
