@@ -14,6 +14,7 @@ from avvp_dist.cli.output import console, echo, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import ConfigError
 from avvp_dist.text.escape import cell
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:
     from avvp_dist.report.compare import Comparison, ComparisonOptions
@@ -129,7 +130,8 @@ def compare(
     finished = reading.read_sweep(sweep) if sweep else None
     settings, notes = reading.read_settings([*(runs or []), *(finished.runs if finished else [])])
     if finished and finished.trials and finished.trials > len(finished.runs):
-        notes.append(f"{finished.trials - len(finished.runs)} of the sweep's {finished.trials} trials have no result")
+        without = finished.trials - len(finished.runs)
+        notes.append(f"{without} of the sweep's {finished.trials} trials {plural(without, 'has', 'have')} no result")
     reference = reading.find_setting(settings, baseline) if baseline else None
     task = (reference or settings[0]).task
     metric = metric or (finished.metric if finished else None) or task.default_metric

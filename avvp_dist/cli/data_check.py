@@ -16,6 +16,7 @@ from avvp_dist.cli.output import console, valid_url
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import DataError
 from avvp_dist.storage.probe import refuse_unwritable
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.shards.feature_source import OddFile
@@ -79,4 +80,5 @@ def check(
         print_left_out(stdout, bad, "bad features", limit)
         raise typer.Exit(2)
     if features is not None:
-        stdout.print(f"features of {len(annotated.records)} videos: {'none bad' if odd else 'all good'}")
+        videos = len(annotated.records)
+        stdout.print(f"features of {videos} {plural(videos, 'video')}: {'none bad' if odd else 'all good'}")

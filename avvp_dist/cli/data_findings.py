@@ -9,6 +9,7 @@ from rich.console import Console
 
 from avvp_dist.cli.data_view import table
 from avvp_dist.cli.output import echo
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.datasets.flaws import Flaw
@@ -27,7 +28,8 @@ def print_edition(flaws: Sequence[Flaw]) -> None:
             "here these rows match no video, and their events do not count:"
         )
     if corrected:
-        echo(f"{len(corrected)} rows of {corrected[0].file} corrected as in the edition of {editions.DATE}:")
+        rows = plural(len(corrected), "row")
+        echo(f"{len(corrected)} {rows} of {corrected[0].file} corrected as in the edition of {editions.DATE}:")
     for flaw in older or corrected:
         echo(f"  - {flaw.file}:{flaw.row}: {flaw.detail}")
     if older:

@@ -30,6 +30,7 @@ from avvp_dist.errors import DataError, Preempted
 from avvp_dist.launch import ray_job
 from avvp_dist.launch.signals import interrupt_on_signals
 from avvp_dist.storage.probe import refuse_unwritable
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:
     from avvp_dist.datasets.flaws import Annotations
@@ -128,12 +129,14 @@ def _print_result(dataset: str, annotated: Annotations, index: Index, out: str) 
     if index.synthetic:
         typer.echo("SYNTHETIC data: scores on them say nothing about real videos")
     print_edition(annotated.flaws)
-    if annotated.flaws:
-        typer.echo(f"{len(annotated.flaws)} known flaws of the annotations; `avvp data check {dataset}` lists them")
+    if flaws := len(annotated.flaws):
+        them = plural(flaws, "it", "them")
+        typer.echo(f"{flaws} known {plural(flaws, 'flaw')} of the annotations; `avvp data check {dataset}` lists {them}")
     if index.left_out:
         print_left_out(console(WIDTH), index.left_out, "left out")
-    videos = sum(shard.samples for shard in index.shards)
-    echo(f"{out}: {videos} videos in {len(index.shards)} shards, fingerprint {index.fingerprint[:16]}")
+    videos, shards = sum(shard.samples for shard in index.shards), len(index.shards)
+    content = f"{videos} {plural(videos, 'video')} in {shards} {plural(shards, 'shard')}"
+    echo(f"{out}: {content}, fingerprint {index.fingerprint[:16]}")
 
 
 def _provenance(annotated: Annotations, dataset: Dataset, annotations: str, features: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from avvp_dist.cli.data_options import URL, WORKERS
 from avvp_dist.cli.output import echo
 from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.errors import DataError
+from avvp_dist.text.plural import plural
 
 _RECORD = Annotated[
     bool,
@@ -27,9 +28,10 @@ def verify(url: URL, record: _RECORD = False, workers: WORKERS = None, storage_s
 
     result = verify_all(url, workers, record)
     if result.problems:
-        bad = f"; {result.bad_videos} of {result.videos} videos are bad" if result.bad_videos else ""
-        count = f"{len(result.problems)} problem{'s' if len(result.problems) > 1 else ''}"
+        are = plural(result.bad_videos, "is", "are")
+        bad = f"; {result.bad_videos} of {result.videos} videos {are} bad" if result.bad_videos else ""
+        count = f"{len(result.problems)} {plural(len(result.problems), 'problem')}"
         raise DataError(result.problems, f"{url}: {count}{bad}")
-    size = f"{result.bytes / 1e9:.3g} GB"
-    content = f"{result.shards} shards, {result.videos} videos, {size}, fingerprint {result.fingerprint[:16]}"
-    echo(f"{url}: {content}: all as the index says")
+    shards = f"{result.shards} {plural(result.shards, 'shard')}"
+    videos = f"{result.videos} {plural(result.videos, 'video')}, {result.bytes / 1e9:.3g} GB"
+    echo(f"{url}: {shards}, {videos}, fingerprint {result.fingerprint[:16]}: all as the index says")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avvp_dist.text.escape import cell
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.datasets.flaws import Annotations
@@ -76,18 +77,19 @@ def print_flaws(console: Console, annotated: Annotations, limit: int | None) -> 
     if shown:
         lines = ((flaw.file, "" if flaw.row is None else str(flaw.row), flaw.kind, flaw.detail) for flaw in shown)
         console.print(table("flaws", ("file", "row", "kind", "detail"), lines, numbers=("row",)))
-    if len(shown) < len(annotated.flaws):
-        console.print(f"{len(annotated.flaws) - len(shown)} more flaws not shown")
-    console.print(f"{len(annotated.records)} videos, {len(annotated.flaws)} known flaws")
+    if left := len(annotated.flaws) - len(shown):
+        console.print(f"{left} more {plural(left, 'flaw')} not shown")
+    videos, flaws = len(annotated.records), len(annotated.flaws)
+    console.print(f"{videos} {plural(videos, 'video')}, {flaws} known {plural(flaws, 'flaw')}")
 
 
 def print_left_out(console: Console, videos: Sequence[LeftOut], title: str, limit: int | None = None) -> None:
     """Print the first ``limit`` bad videos with the reasons."""
     shown = videos[:limit]
     rows = ((video.split, video.id, video.reason) for video in shown)
-    console.print(table(f"{title}: {len(videos)} videos", ("split", "id", "reason"), rows))
-    if len(shown) < len(videos):
-        console.print(f"{len(videos) - len(shown)} more videos not shown")
+    console.print(table(f"{title}: {len(videos)} {plural(len(videos), 'video')}", ("split", "id", "reason"), rows))
+    if left := len(videos) - len(shown):
+        console.print(f"{left} more {plural(left, 'video')} not shown")
 
 
 def print_inspection(console: Console, index: Index, content: dict[str, Any]) -> None:

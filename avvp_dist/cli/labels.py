@@ -13,6 +13,7 @@ from avvp_dist.cli.storage_options import STORAGE
 from avvp_dist.config import LARGEST
 from avvp_dist.errors import ConfigError
 from avvp_dist.storage.probe import refuse_unwritable
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:  # importing pyarrow and torch takes seconds
     from avvp_dist.loading.refined import RefinedLabels
@@ -171,4 +172,5 @@ def _write_labels(out: str, refined: RefinedLabels) -> None:
         echo(f"cleared {cleared['audio']} audio and {cleared['visual']} visual labels")
     audio, visual = ((values > 0).mean() if values.size else 0 for values in (refined.audio, refined.visual))
     unit = "segments and classes" if refined.has_segment_labels else "classes"
-    echo(f"{out}: {len(refined.ids)} videos, labeled audio {audio:.2%}, visual {visual:.2%} of {unit}")
+    videos = f"{len(refined.ids)} {plural(len(refined.ids), 'video')}"
+    echo(f"{out}: {videos}, labeled audio {audio:.2%}, visual {visual:.2%} of {unit}")

@@ -27,7 +27,8 @@ from avvp_dist.text import credentials
 app = typer.Typer(
     name="avvp",
     cls=Commands,
-    help="Weakly supervised audio-visual video parsing: pack features, train, evaluate, compare and track runs.",
+    help="Weakly supervised audio-visual video parsing and event localization: pack features, train, evaluate, compare and "
+    "track runs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -31,7 +31,8 @@ def distinct_keys(overrides: list[str] | None) -> list[str] | None:
 
 
 RECIPE = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe (han, jomold, ...) or path of a .yaml file.")
+    str,
+    typer.Argument(metavar="RECIPE", help="Name of a shipped recipe (han, jomold, psp-lr, ...) or path of a .yaml file."),
 ]
 OVERRIDES = Annotated[
     list[str] | None,

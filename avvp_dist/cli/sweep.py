@@ -16,6 +16,7 @@ from avvp_dist.cli.storage_options import configure
 from avvp_dist.errors import ConfigError, Preempted
 from avvp_dist.storage import json_files
 from avvp_dist.text.escape import cell
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:
     from avvp_dist.experiments.sweep import SweepConfig
@@ -101,7 +102,8 @@ def sweep(
     echo(f"sweep {storage.join(output, 'sweep.json')}\ncompare its settings: avvp compare --sweep {output}")
     states = [row["status"] for row in content["trials"]]
     if "pending" in states:
-        echo(f"{states.count('pending')} trials are left; resume with: avvp sweep --resume {output}", err=True)
+        left = states.count("pending")
+        echo(f"{left} {plural(left, 'trial is', 'trials are')} left; resume with: avvp sweep --resume {output}", err=True)
         raise typer.Exit(Preempted.exit_code)
     raise typer.Exit(1 if "failed" in states else 0)
 
@@ -169,7 +171,7 @@ def _print_plan(short: str, spec: SweepConfig, overrides: Sequence[str], output:
     from avvp_dist.launch.start import plan_sweep
 
     plan = plan_sweep(spec, overrides, output)
-    title = f"{short}: {len(plan.trials)} trials in {output}"
+    title = f"{short}: {len(plan.trials)} {plural(len(plan.trials), 'trial')} in {output}"
     table = Table(title=cell(title, style="italic"), title_justify="left")
     for column in ("setting", "seed", "stages"):
         table.add_column(column)

@@ -19,6 +19,7 @@ from avvp_dist.datasets.flaws import Annotations
 from avvp_dist.errors import DataError
 from avvp_dist.shards.feature_source import FeatureReport, OddFile
 from avvp_dist.shards.spec import Stream
+from avvp_dist.text.plural import plural
 from avvp_dist.types import VideoRecord
 
 _LARGEST = float(np.finfo(np.float16).max)
@@ -107,7 +108,9 @@ class AveFeatures:
         finite = np.isfinite(values)
         if not finite.all():
             first = np.argwhere(~finite)[0].tolist()
-            raise DataError(f"{file}: row {row}: {finite.size - finite.sum()} values are not finite, the first at {first}")
+            bad = int(finite.size - finite.sum())
+            values_are = plural(bad, "value is", "values are")
+            raise DataError(f"{file}: row {row}: {bad} {values_are} not finite, the first at {first}")
         with np.errstate(over="ignore"):
             packed = values.astype(np.float32).reshape(AVE.segments, stream.dim).astype(np.float16)
         if not np.isfinite(packed).all():

@@ -19,6 +19,7 @@ from avvp_dist.errors import ConfigError, DataError
 _BANDS = 2  # blocks of rows that a reader keeps
 _BAND_BYTES = 64 * 2**20
 _SHOWN = 120  # characters of an error of the HDF5 library
+_KINDS = {"f": "a float of up to 64 bits", "iu": "integers"}  # in messages, by letters of dtypes
 _RESTORE = "damaged or not completely downloaded; replace it"
 
 
@@ -87,7 +88,7 @@ def misfit(array: h5py.Dataset, name: str, shape: tuple[int | None, ...], kinds:
     if not fits or any(want not in (None, have) for want, have in zip(shape, array.shape, strict=True)):
         return f"{name}: shape {list(array.shape or ())}, expected {expected}"
     if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
-        return f"{name}: has dtype {array.dtype}, expected {'a float of up to 64 bits' if kinds == 'f' else 'numbers'}"
+        return f"{name}: has dtype {array.dtype}, expected {_KINDS.get(kinds, 'numbers')}"
     return None
 
 

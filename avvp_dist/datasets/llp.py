@@ -27,6 +27,7 @@ from avvp_dist.datasets.reduction import to_segments
 from avvp_dist.errors import DataError
 from avvp_dist.shards.feature_source import FeatureReport, OddFile
 from avvp_dist.shards.spec import Dataset, Stream
+from avvp_dist.text.plural import plural
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.types import MODALITIES, Event, VideoRecord
 
@@ -303,7 +304,9 @@ class OfficialFeatures:
         finite = np.isfinite(values)
         if not finite.all():
             row, column = np.argwhere(~finite)[0]
-            raise DataError(f"{name}: {finite.size - finite.sum()} values are not finite, the first at [{row}, {column}]")
+            bad = int(finite.size - finite.sum())
+            values_are = plural(bad, "value is", "values are")
+            raise DataError(f"{name}: {bad} {values_are} not finite, the first at [{row}, {column}]")
         with np.errstate(over="ignore"):
             packed = to_segments(values.astype(np.float32), stream, self._dataset.segments).astype(np.float16)
         if not np.isfinite(packed).all():

@@ -22,6 +22,7 @@ from avvp_dist.datasets.external import load_split, outside_weak, refined_labels
 from avvp_dist.errors import DataError
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.shards.index import Index, Labels
+from avvp_dist.text.plural import plural
 from avvp_dist.types import MODALITIES, VideoRecord
 
 _NOTHING_WRITTEN = "these labels do not match the data; nothing was written"
@@ -172,13 +173,16 @@ def _rows(data: str, annotations: str, split: str) -> _Rows:
     missing = [name for name in labels.ids if name not in number]
     title = f"{storage.join(annotations, file)}: does not belong to {data}"
     if missing:
-        raise DataError(f"{len(missing)} of {len(labels.ids)} videos are not in it: {_listed(missing)}", title)
+        are = plural(len(missing), "is", "are")
+        raise DataError(f"{len(missing)} of {len(labels.ids)} videos {are} not in it: {_listed(missing)}", title)
     place = np.array([number[name] for name in labels.ids], np.int64)
     differing = np.flatnonzero((weak[place][:, columns] != labels.weak).any(axis=1))
     if len(differing):
         names = [labels.ids[position] for position in differing]
         raise DataError(
-            f"{len(differing)} of {len(labels.ids)} videos have other weak labels in it: {_listed(names)}", title
+            f"{len(differing)} of {len(labels.ids)} videos {plural(len(differing), 'has', 'have')} other weak labels in it: "
+            f"{_listed(names)}",
+            title,
         )
     return _Rows(index, labels, file, records, weak, place, columns)
 
@@ -285,7 +289,8 @@ def _misfits(values: NDArray, rows: _Rows, keep_outside_weak: bool) -> Iterable[
     inside = (values >= 0) & (values <= 1)  # False for NaN
     if not inside.all():
         first = np.argwhere(~inside)[0].tolist()
-        return [f"{inside.size - int(inside.sum())} values outside 0..1, the first at {first}"]
+        bad = int(inside.size - inside.sum())
+        return [f"{bad} {plural(bad, 'value')} outside 0..1, the first at {first}"]
     outside = outside_weak(values, rows.weak)
     if outside.any() and not keep_outside_weak:
         videos = np.flatnonzero(outside.reshape(count, -1).any(axis=1)).tolist()

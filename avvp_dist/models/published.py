@@ -22,6 +22,7 @@ from avvp_dist.models.ave import AveConfig
 from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import NetworkSection
 from avvp_dist.models.psp import PspConfig
+from avvp_dist.text.plural import plural
 
 LOGGER = logging.getLogger(__name__)
 
@@ -119,6 +120,11 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
         checkpoint: path or URL of the authors' file, or its content: parameters by name, or a dict with the parameters as
             ``model`` or ``state_dict``. Names can start with ``module.``, as written by DataParallel. Parameters that the
             forward pass never uses are ignored and listed in the log. No code in the file is executed.
+
+    Returns:
+        a network that is called with a `types.Batch` of features [B,T,...] by stream, float32, and returns `types.Outputs`.
+        Those of ``han``, ``ma`` and ``jomold`` read LLP's streams. ``ave`` and ``psp`` read audio [B,10,128] and visual
+        [B,10,7,7,512]; ``segments`` are then scores [B,10,1,29], ``video`` probabilities [B,29], with the background last.
 
     Raises:
         ConfigError: unknown ``name``.
@@ -251,4 +257,4 @@ def _unusable(value: Tensor) -> str:
     if value.layout != torch.strided or value.is_quantized or not value.dtype.is_floating_point or value.is_meta:
         return f"a {value.dtype} tensor, expected dense floating-point numbers"
     bad = int((~torch.isfinite(value)).sum())
-    return f"{bad} of {value.numel()} values are not finite" if bad else ""
+    return f"{bad} of {value.numel()} values {plural(bad, 'is', 'are')} not finite" if bad else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle, groupby
+from itertools import cycle, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from avvp_dist.report.canvas import BLUE, DARK, GREEN, ORANGE, PURPLE, RED, SKY,
 from avvp_dist.report.runs import TaskInfo
 from avvp_dist.text.escape import mathtext
 
-LOSS_COLORS = {"total": DARK, "audio": BLUE, "visual": ORANGE, "video": GREEN}
-OTHER_COLORS = (PURPLE, RED, SKY, "#A0A000", "#888888")
+LOSS_COLORS = {"loss/total": DARK, "loss/audio": BLUE, "loss/visual": ORANGE, "loss/video": GREEN}
+LOSS_NAMES = {"event": "windows of event"}
+"""Names of losses that are called otherwise in the history, after the track that the loss is of."""
 
-
-METRIC_COLORS = (BLUE, ORANGE, GREEN, PURPLE, DARK, RED, SKY, "#A0A000")
-"""Colors of a group's metrics, in their order."""
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, DARK, RED, SKY, "#A0A000", "#888888")
+"""Colors of a panel's curves or bars, in their order."""
+LINE_STYLES = ("-", "--", ":", "-.")
+"""Line styles of a panel's curves: of the first ones, one of each color, then of those with the same colors again."""
 
 
 def loss_and_scores(history: Sequence[Mapping[str, Any]], task: TaskInfo, path: Path, title: str, synthetic: bool) -> None:
@@ -35,19 +37,21 @@ def loss_and_scores(history: Sequence[Mapping[str, Any]], task: TaskInfo, path: 
         synthetic: whether the data are synthetic, which the figure then states.
     """
     losses = {key: key.removeprefix("loss/") for key in _loss_keys(history)}
-    panels = [("Training loss", "loss", losses, [LOSS_COLORS.get(name) for name in losses.values()])]
+    panels = [("Training loss", "loss", {key: LOSS_NAMES.get(name, name) for key, name in losses.items()})]
     for group in task.groups:
         metrics = task.in_group(group)
         names = {f"val/{metric.name}": metric.title for metric in metrics}
         title_of_group = f"Validation, {group} level" if group else "Validation"
-        panels.append((title_of_group, metrics[0].unit, names, list(METRIC_COLORS)))
+        panels.append((title_of_group, metrics[0].unit, names))
     present = [panel for panel in panels if any(row.get(key) is not None for row in history for key in panel[2])]
     with new_figure(path, 10, 1.0 + 2.9 * max(1, len(present)), title, synthetic) as figure:
         axes = figure.subplots(max(1, len(present)), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (heading, unit, names, colors) in zip(axes, present, strict=False):
+        for axis, (heading, unit, names) in zip(axes, present, strict=False):
             axis.set_title(heading, loc="left")
             axis.set_ylabel(unit)
-            _curves(axis, history, names, colors, strong=("loss/total", f"val/{task.default_metric}"))
+            _curves(
+                axis, history, names, curve_styles(names, LOSS_COLORS), strong=("loss/total", f"val/{task.default_metric}")
+            )
         for axis in axes:
             _stage_bands(axis, history, named=axis is axes[0])
             axis.grid(axis="y")
@@ -67,18 +71,31 @@ def _curves(
     axis: Axes,
     history: Sequence[Mapping[str, Any]],
     names: Mapping[str, str],
-    colors: Sequence[str | None],
+    styles: Mapping[str, tuple[str, str]],
     strong: Collection[str],
 ) -> None:
-    others = cycle(OTHER_COLORS)
-    for (key, name), color in zip(names.items(), [*colors, *[None] * len(names)], strict=False):
+    for key, name in names.items():
         x, y = _points(history, key)
+        color, line_style = styles[key]
         if x:
             axis.plot(
-                x, y, color=color or next(others), label=name, linewidth=2.4 if key in strong else 1.4,
+                x, y, color=color, linestyle=line_style, label=name, linewidth=2.4 if key in strong else 1.4,
                 marker="o", markersize=3.5 if len(history) < 60 else 0,
             )  # fmt: skip
     axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def curve_styles(keys: Collection[str], fixed: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return color and line style of the curves of one panel; all different unless these are more than all combinations.
+
+    Args:
+        keys: of the curves, in order.
+        fixed: solid colors of some of them, all different. In a panel with one of these, no other curve has them.
+    """
+    styles = {key: (color, LINE_STYLES[0]) for key, color in fixed.items()}
+    taken = set(styles.values()) if styles.keys() & set(keys) else set()
+    free = cycle((color, style) for style, color in product(LINE_STYLES, COLORS) if (color, style) not in taken)
+    return {key: styles.get(key) or next(free) for key in keys}
 
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -142,7 +159,7 @@ def class_bars(
                 values = [per_class[name].get(metric.name) for name in names]
                 rows = [row + offset for row in range(len(names))]
                 bars = [value or 0 for value in values]
-                axis.barh(rows, bars, height=height, color=METRIC_COLORS[number], label=metric.title)
+                axis.barh(rows, bars, height=height, color=COLORS[number], label=metric.title)
                 absent = [row for row, value in zip(rows, values, strict=True) if value is None]
                 axis.scatter([1.2] * len(absent), absent, marker="x", s=14, linewidths=1, color="#777777")
             axis.set_title(f"{group} level" if group else "", loc="left")

@@ -13,6 +13,7 @@ from avvp_dist.metrics.denoising import Levels
 from avvp_dist.report import curves, denoising, timeline
 from avvp_dist.report.runs import TaskInfo
 from avvp_dist.shards.index import Labels
+from avvp_dist.tasks import TASKS
 
 _TIMELINE_VIDEOS = 6
 
@@ -60,6 +61,7 @@ def draw(
         paths["timeline"],
         f"{recipe}: events in test videos",
         synthetic,
+        TASKS[task.name].background,
     )
     for name, levels in removed.items():
         denoising.removed_labels(classes, levels, paths[name], synthetic)

@@ -36,6 +36,7 @@ def events(
     path: Path,
     title: str,
     synthetic: bool,
+    background: bool = False,
 ) -> None:
     """Plot a few videos: one panel per track, one row per true or predicted class, annotation above prediction.
 
@@ -47,6 +48,7 @@ def events(
         path: PNG to write.
         title: title of the figure.
         synthetic: whether the data are synthetic, which the figure then states.
+        background: whether seconds without an event are a class of their own. It is not drawn, which the figure then states.
     """
     pairs = [(None if truth is None else truth[track], predicted[track]) for track in predicted]
     shown = [_classes_of(number, pairs) for number in range(len(videos))]
@@ -80,7 +82,8 @@ def events(
         handles.append(Patch(color=BLUE, label="predicted, correct" if labels else "predicted"))
         if labels:
             handles.append(Patch(facecolor=RED, edgecolor="white", hatch="////", label="predicted, incorrect"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        note = "background, annotated or predicted, is not drawn" if labels else "predicted background is not drawn"
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, title=note if background else None)
 
 
 def _classes_of(number: int, pairs: Sequence[tuple[BoolArray | None, BoolArray]]) -> list[int]:

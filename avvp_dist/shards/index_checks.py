@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from avvp_dist.errors import DataError
 from avvp_dist.shards.index_entries import IndexedStream, LeftOut, ShardInfo
 from avvp_dist.storage import json_files
+from avvp_dist.text.plural import plural
 
 RESTORE = "restore it from a copy, or delete the data set and pack again"
 _SEAL = re.compile(rb',\n "checksum": "([0-9a-f]{64})"\n}\n\Z')
@@ -93,7 +94,7 @@ def misplaced(shards: Sequence[ShardInfo], length: int, locations: Mapping[str, 
     shard = locations["shard"]
     outside = int(((shard < 0) | (shard >= len(shards))).sum())
     if outside:
-        return [f"{outside} rows refer to shards that are not in the index"]
+        return [f"{outside} {plural(outside, 'row refers', 'rows refer')} to shards that are not in the index"]
     # a single pass over the rows, since there may be tens of thousands of shards and every worker checks them
     counts = np.bincount(shard, minlength=len(shards))
     samples = np.array([info.samples for info in shards])
@@ -107,7 +108,9 @@ def misplaced(shards: Sequence[ShardInfo], length: int, locations: Mapping[str, 
     for number in np.flatnonzero((counts != samples) | (unordered > 0) | (misfits > 0)):
         info = shards[int(number)]
         if counts[number] != info.samples:
-            problems.append(f"{info.name}: {counts[number]} videos, but {info.samples} in the index")
+            problems.append(
+                f"{info.name}: {counts[number]} {plural(counts[number], 'video')}, but {info.samples} in the index"
+            )
         elif unordered[number]:
             problems.append(f"{info.name}: its videos are not in order")
         if misfits[number]:
@@ -125,11 +128,11 @@ def misnamed(shards: Sequence[ShardInfo], table: pa.Table) -> list[str]:
     problems = []
     invalid = table.filter(pc.invert(pc.match_substring_regex(table["id"], _VIDEO_ID)))["id"]
     if len(invalid):
-        problems.append(f"{len(invalid)} invalid video ids, the first {invalid[0].as_py()!a}")
+        problems.append(f"{len(invalid)} invalid video {plural(len(invalid), 'id')}, the first {invalid[0].as_py()!a}")
     named = table["split"].combine_chunks().dictionary_encode()
     codes = {name: code for code, name in enumerate(named.dictionary.to_pylist())}
     of_shard = np.array([codes.get(shard.split, -1) for shard in shards], np.int64)
     elsewhere = int((of_shard[table["shard"].to_numpy()] != named.indices.to_numpy()).sum()) if len(table) else 0
     if elsewhere:
-        problems.append(f"{elsewhere} videos have another split than their shard")
+        problems.append(f"{elsewhere} {plural(elsewhere, 'video has', 'videos have')} another split than their shard")
     return problems

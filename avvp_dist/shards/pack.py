@@ -34,6 +34,7 @@ from avvp_dist.shards.index import Index, IndexedStream, LeftOut, labels_info
 from avvp_dist.shards.shard_file import ShardJob, pack_shard
 from avvp_dist.shards.spec import Dataset
 from avvp_dist.storage import locks
+from avvp_dist.text.plural import plural
 from avvp_dist.types import VideoRecord
 
 LOGGER = logging.getLogger(__name__)
@@ -111,8 +112,8 @@ def _pack(
         if left_out and not skip_bad:
             raise DataError(
                 [f"{bad.split} {bad.id}: {bad.reason}" for bad in left_out],
-                f"{len(left_out)} of {len(records)} videos have bad features; nothing was packed. "
-                "Fix them, or leave them out with --skip-bad:",
+                f"{len(left_out)} of {len(records)} videos {plural(len(left_out), 'has', 'have')} bad features; "
+                "nothing was packed. Fix them, or leave them out with --skip-bad:",
             )
         jobs = _plan(dataset, records, source, out, shard_videos, {bad.id for bad in left_out}, earlier)
         if not earlier:
@@ -142,7 +143,8 @@ def _pack(
     _write_if_changed(storage.join(out, indexes.INDEX_FILE), index.to_json().encode())
     storage.remove(parts)
     written = sum(shard.written for shard in packed)
-    LOGGER.info("%s: %d shards written, %d were already complete", out, written, len(packed) - written)
+    complete = f"{len(packed) - written} {plural(len(packed) - written, 'was', 'were')} already complete"
+    LOGGER.info("%s: %d %s written, %s", out, written, plural(written, "shard"), complete)
     return index
 
 
@@ -259,8 +261,8 @@ def _finished(out: str, inputs: str) -> Index | None:
     index = Index.load(out)
     if index.source != inputs:
         raise DataError(
-            f"{out}: contains a data set packed from other inputs ({index.dataset}, {len(index.shards)} shards): {_INPUTS} "
-            "differ. Pack into another folder, or delete this one first"
+            f"{out}: contains a data set packed from other inputs ({index.dataset}, {len(index.shards)} "
+            f"{plural(len(index.shards), 'shard')}): {_INPUTS} differ. Pack into another folder, or delete this one first"
         )
     return index
 

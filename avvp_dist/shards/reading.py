@@ -19,6 +19,7 @@ from avvp_dist.errors import DataError
 from avvp_dist.shards.cache import ShardCache
 from avvp_dist.shards.checked_file import OpenShard, read_consistently
 from avvp_dist.shards.reference import FEATURES, ShardRef
+from avvp_dist.text.plural import plural
 
 if TYPE_CHECKING:
     from avvp_dist.shards.index import ShardInfo
@@ -65,7 +66,8 @@ class ShardFile:
         if ((bits & _NOT_FINITE) == _NOT_FINITE).any():
             where = np.argwhere(~np.isfinite(out))
             raise DataError(
-                f"{self._name}: member {member} contains {len(where)} values that are not finite, the first at segment "
+                f"{self._name}: member {member} contains {len(where)} "
+                f"{plural(len(where), 'value that is', 'values that are')} not finite, the first at segment "
                 f"{where[0][0]}, column {where[0][1]}; fix its feature files and pack into another folder"
             )
 

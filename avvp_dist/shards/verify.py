@@ -30,6 +30,7 @@ from avvp_dist.shards.quarantine import ShardVideos
 from avvp_dist.shards.reading import ShardFile, ShardStore
 from avvp_dist.shards.reference import FEATURES, ShardRef
 from avvp_dist.shards.shard_file import describe
+from avvp_dist.text.plural import plural
 from avvp_dist.types import Event, VideoRecord
 
 _SHOWN = 100  # characters of a value in a message
@@ -170,7 +171,8 @@ def _contradictions(file: OpenShard, job: _Job) -> list[str]:
             found = [member.name for member in members]
             if found != list(expected):
                 surplus = sorted(set(found) - set(expected)) or sorted(set(expected) - set(found)) or ["their order"]
-                problems.append(f"{name}: its {len(found)} members are not those of {LABELS_FILE}: {_short(surplus[0])}")
+                members_are = plural(len(found), "member is", "members are")
+                problems.append(f"{name}: its {len(found)} {members_are} not those of {LABELS_FILE}: {_short(surplus[0])}")
             for member in members:
                 content = tar.extractfile(member) if expected.get(member.name) else None
                 if content is not None:

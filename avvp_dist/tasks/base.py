@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avvp_dist.config import Section
+from avvp_dist.text.plural import plural
 from avvp_dist.types import Batch, Outputs
 
 Floats = NDArray[np.float64]
@@ -179,7 +180,7 @@ class TaskSection(Section, ABC):
             background: whether its classes include the background; None for either.
         """
         if tracks is not None and tuple(tracks) != cls.tracks:
-            return f"it is made for the tracks {' and '.join(tracks)}; the task has {' and '.join(cls.tracks)}"
+            return f"it predicts the {_listed(tracks)}; the task has the {_listed(cls.tracks)}"
         if background is not None and background != cls.background:
             own, needed = ("a" if background else "no"), ("one" if cls.background else "none")
             return f"it has {own} class for the background; the task needs {needed}"
@@ -193,6 +194,11 @@ class TaskSection(Section, ABC):
             KeyError: there is no such metric.
         """
         return {metric.name: metric for metric in cls.metrics}[name]
+
+
+def _listed(tracks: Sequence[str]) -> str:
+    """Return the names of tracks for a message."""
+    return f"{plural(len(tracks), 'track')} {' and '.join(tracks)}"
 
 
 def evaluate(task: Task, rows: Rows, truth: Tracks) -> dict[str, Scores]:

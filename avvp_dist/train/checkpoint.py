@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avvp_dist.errors import DataError
 from avvp_dist.storage import integrity
+from avvp_dist.text.plural import plural
 
 _MAGIC = b"AVVPCKPT"
 _FORMAT = 2  # version of the container; 1 was a plain file of torch.save
@@ -79,7 +80,8 @@ def weights_mismatch(weights: Any, model: Mapping[str, Tensor]) -> str | None:
         return "it contains no weights"
     if weights.keys() != model.keys():
         names = sorted(weights.keys() ^ model.keys())
-        return f"weights do not fit the network: {len(names)} names differ, such as {names[0]}"
+        names_differ = plural(len(names), "name differs", "names differ")
+        return f"weights do not fit the network: {len(names)} {names_differ}, such as {names[0]}"
     for name, value in weights.items():
         if value.shape != model[name].shape:
             return f"weights do not fit the network: {name} is {list(value.shape)}, expected {list(model[name].shape)}"

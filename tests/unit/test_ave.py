@@ -216,7 +216,7 @@ def test_bad_values_are_reported_or_left_out(tmp_path):
         file["avadataset"][1, 0, 0] = 1e6
     checked = avvp_data("check", "ave", "--annotations", official, "--features", official, "--workers", 1)
     assert checked.exit_code == 2
-    assert "row 3: 1 values are not finite, the first at [2, 1, 0, 5]" in " ".join(checked.output.split())
+    assert "row 3: 1 value is not finite, the first at [2, 1, 0, 5]" in " ".join(checked.output.split())
     assert "all-zero" in checked.output
     assert "float64" in checked.output
     result = pack(official, tmp_path / "out")

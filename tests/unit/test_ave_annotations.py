@@ -120,6 +120,12 @@ def test_all_problems_are_reported_together(annotated):
     ]
 
 
+def test_an_order_of_floats_is_refused(annotated):
+    write_h5(annotated / "train_order.h5", np.array([1.0, 3.0, 0.0]), "order")
+    with pytest.raises(DataError, match=r"train_order.h5: has dtype float64, expected integers"):
+        read_annotations(annotated)
+
+
 def test_a_folder_without_files_and_a_remote_one(tmp_path):
     with pytest.raises(DataError) as error:
         read_annotations(tmp_path)

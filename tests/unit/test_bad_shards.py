@@ -146,7 +146,7 @@ WHOLE_SHARD = [
     (flip, "content differs from what the index recorded; delete it and pack again", "loader"),
 ]
 ONE_VIDEO = [
-    (put_nan, "contains 1 values that are not finite, the first at segment 3, column 130; fix its feature files"),
+    (put_nan, "contains 1 value that is not finite, the first at segment 3, column 130; fix its feature files"),
     (drop_member, "has no member {id}.features.npy, and 16 other videos; damaged, or labels.parquet"),
     (other_shape, r"member {id}.features.npy is float16 \[20, 1344\], expected float16 \[10, 2688\]; pack"),
     (other_type, r"member {id}.features.npy is int16 \[10, 2688\], expected float16 \[10, 2688\]; pack"),

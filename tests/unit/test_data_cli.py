@@ -75,7 +75,7 @@ def test_bad_features_are_reported_or_left_out(official, tmp_path):
     assert video_id(2) in skipped.output
     shown = json.loads(avvp_data("inspect", tmp_path / "out", "--json").output)
     assert [(video["id"], video["split"]) for video in shown["left_out"]] == [(video_id(2), "val")]
-    assert "left out: 1 videos" in avvp_data("inspect", tmp_path / "out").output
+    assert "left out: 1 video" in avvp_data("inspect", tmp_path / "out").output
 
 
 def test_check_of_good_features(official):

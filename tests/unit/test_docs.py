@@ -128,8 +128,9 @@ def test_examples_on_the_methods_page_give_the_results_shown():
 
 def test_recipes_and_tables_on_the_methods_page_exist():
     rows = [line.split("|") for line in METHODS_PAGE.read_text().splitlines() if re.match(r"\| \[[\w+-]+\]\(#", line)]
-    named = {cells[2].strip().strip("`"): cells[5] for cells in rows if "`" in cells[2]}
+    named = {recipe: cells[5] for cells in rows for recipe in re.findall(r"`([a-z-]+)`", cells[2])}
     assert set(named) >= {"han", "ma", "jomold", "lr", "valor", "coteaching", "jocor"}
+    assert set(named) >= {name for name in recipes() if load(name).task.name == "localization"}
     assert set(named) <= set(recipes())
     assert {load(name).method.name for name in named} == set(METHODS)
     assert {name for cells in named.values() for name in re.findall(r"`([a-z-]+)`", cells)} <= set(paper_tables.tables())

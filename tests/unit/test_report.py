@@ -54,6 +54,17 @@ def test_curves_have_gaps_between_stages(tmp_path):
     assert pixels(tmp_path / "two.png", DARK) < pixels(tmp_path / "one.png", DARK) / 2
 
 
+def test_curves_of_a_panel_differ_in_color_or_line_style():
+    losses = ["loss/total", "loss/video", "loss/mixed", "loss/event"]
+    few = curves.curve_styles(losses, {"loss/total": DARK, "loss/video": GREEN, "loss/audio": BLUE})
+    assert few["loss/total"] == (DARK, "-")
+    assert few["loss/video"] == (GREEN, "-")
+    assert {style for _, style in few.values()} == {"-"}
+    assert len({color for color, _ in few.values()} - {BLUE}) == 4
+    many = curves.curve_styles([*losses, *(f"loss/{number}" for number in range(16))], {"loss/total": DARK})
+    assert len(set(many.values())) == 20
+
+
 def scores_of(value):
     return dict.fromkeys(INFO.class_metrics, value)
 
@@ -104,6 +115,17 @@ def test_timeline_without_annotations_marks_nothing_as_wrong(tmp_path):
     path = parse(tmp_path / "unknown.png", None, prediction)
     assert pixels(path, BLUE) > 1000
     assert pixels(path, RED) == 0
+
+
+def test_the_timeline_states_that_background_is_not_drawn(tmp_path):
+    prediction = {"event": np.ones((2, 10, len(CLASSES)), dtype=bool)}
+    videos = [timeline.TimelineVideo(str(number), ()) for number in range(2)]
+    dark = []
+    for background in (False, True):
+        path = tmp_path / f"{background}.png"
+        timeline.events(videos, CLASSES, None, prediction, path, "events", synthetic=False, background=background)
+        dark.append((imread(path)[-75:, :, :3] < 0.2).sum())  # the legend and the axis above it
+    assert dark[1] > dark[0] + 100
 
 
 def by_track(audio, visual):

@@ -271,7 +271,7 @@ def test_annotations_of_other_videos_or_labels_are_refused(official, packed, tmp
     assert f"4 of 6 videos are not in it: {video_id(3)}, {video_id(4)}, {video_id(5)}, ..." in message
     (tmp_path / "AVVP_train.csv").write_text("".join(lines).replace("Car", "Blender"))
     assert avvp(*command, "--annotations", tmp_path) == 2
-    assert f"1 of 6 videos have other weak labels in it: {video_id(0)}" in capsys.readouterr().err
+    assert f"1 of 6 videos has other weak labels in it: {video_id(0)}" in capsys.readouterr().err
     (tmp_path / "AVVP_train.csv").unlink()
     assert avvp(*command, "--annotations", tmp_path) == 2
     assert "AVVP_train.csv: missing" in capsys.readouterr().err

@@ -345,7 +345,7 @@ def test_a_network_or_method_that_does_not_serve_the_task_is_refused_with_the_re
     monkeypatch.setattr(ParsingConfig, "background", True)
     with pytest.raises(ConfigError) as caught:
         load("jomold")
-    reason = "cannot be used for task 'parsing': it is made for the tracks audio and visual; the task has event"
+    reason = "cannot be used for task 'parsing': it predicts the tracks audio and visual; the task has the track event"
     assert caught.value.problems == [f"model.name: network 'han' {reason}", f"method.name: method 'jomold' {reason}"]
 
 
@@ -361,7 +361,9 @@ def test_a_recipe_is_not_used_for_another_task():
 def test_reasons_why_a_task_is_not_served(monkeypatch):
     assert ParsingConfig.unsuitable(("audio", "visual"), False) == ""
     assert ParsingConfig.unsuitable(None, None) == ""
-    assert ParsingConfig.unsuitable(("event",), None) == ("it is made for the tracks event; the task has audio and visual")
+    assert (
+        ParsingConfig.unsuitable(("event",), None) == "it predicts the track event; the task has the tracks audio and visual"
+    )
     assert ParsingConfig.unsuitable(None, True) == "it has a class for the background; the task needs none"
     monkeypatch.setattr(ParsingConfig, "background", True)
     assert ParsingConfig.unsuitable(None, False) == "it has no class for the background; the task needs one"
