@@ -33,6 +33,7 @@ from avvp_dist.datasets import hdf5
 from avvp_dist.datasets.catalog import AVE
 from avvp_dist.datasets.flaws import Annotations, Flaw
 from avvp_dist.errors import DataError
+from avvp_dist.text.plural import plural
 from avvp_dist.text.suggest import did_you_mean
 from avvp_dist.types import Event, VideoRecord
 
@@ -218,13 +219,15 @@ def _read_order(path: Path, rows: int, found: _Findings) -> NDArray[np.int64]:
     outside = numbers[(numbers < 0) | (numbers >= rows)] if rows else numbers[:0]
     if len(outside):
         found.problems.append(
-            f"{path.name}: {len(outside)} of {len(numbers)} row numbers are outside the {rows} rows of {ANNOTATIONS_FILE} "
+            f"{path.name}: {len(outside)} of {len(numbers)} row numbers {plural(len(outside), 'is', 'are')} "
+            f"outside the {rows} rows of {ANNOTATIONS_FILE} "
             f"(0..{rows - 1}): {_listed(outside)}"
         )
     values, counts = np.unique(numbers, return_counts=True)
     if (counts > 1).any():
         found.problems.append(
-            f"{path.name}: {(counts > 1).sum()} rows are listed more than once: {_listed(values[counts > 1])}"
+            f"{path.name}: {(counts > 1).sum()} {plural((counts > 1).sum(), 'row is', 'rows are')} "
+            f"listed more than once: {_listed(values[counts > 1])}"
         )
     return numbers.astype(np.int64)
 
@@ -237,7 +240,9 @@ def _check_orders(orders: dict[str, NDArray[np.int64]], rows: Sequence[Row], fou
             both = np.intersect1d(orders[split], orders[other])
             if len(both):
                 files = f"{ORDER_FILES[split]} and {ORDER_FILES[other]}"
-                found.problems.append(f"{files}: {len(both)} rows are in both: {_listed(both)}")
+                found.problems.append(
+                    f"{files}: {len(both)} {plural(len(both), 'row is', 'rows are')} in both: {_listed(both)}"
+                )
     if found.problems or not rows:
         return
     places: dict[str, dict[str, int]] = {}
@@ -255,7 +260,7 @@ def _check_orders(orders: dict[str, NDArray[np.int64]], rows: Sequence[Row], fou
     labels = np.array([rows[number].label for number in orders["train"].tolist()])
     changes = int((labels[1:] != labels[:-1]).sum())
     if changes == len(set(labels.tolist())) - 1 and changes:
-        detail = f"{changes} changes of the class in {len(labels)} videos"
+        detail = f"{changes} {plural(changes, 'change')} of the class in {len(labels)} videos"
         found.flaws.append(Flaw(ORDER_FILES["train"], None, "class-sorted", detail))
 
 
@@ -305,7 +310,8 @@ def _count_background(folder: Path, found: _Findings) -> int:
     wrong = np.flatnonzero((labels != expected).any(axis=1))
     if len(wrong):
         found.problems.append(
-            f"{BACKGROUND_FILE}: {len(wrong)} of {len(labels)} videos have another label than background: {_listed(wrong)}"
+            f"{BACKGROUND_FILE}: {len(wrong)} of {len(labels)} videos {plural(len(wrong), 'has', 'have')} another "
+            f"label than background: {_listed(wrong)}"
         )
     return len(labels)
 

@@ -46,7 +46,9 @@ def open_data(config: RunConfig) -> tuple[Index, dict[str, Labels]]:
         if name in labels and labels[name].truth is None
     ]
     if index.task != config.task.name:
-        problems.append(f"a data set for task {index.task}: recipe {config.recipe} is for task {config.task.name}")
+        problems.append(
+            f"the data set is for task {index.task}, but recipe {config.recipe} trains for task {config.task.name}"
+        )
     if config.data.dataset not in (None, index.dataset):
         problems.append(f"data set {index.dataset}: recipe {config.recipe} requires {config.data.dataset} (data.dataset)")
     available = [stream.name for stream in index.streams]

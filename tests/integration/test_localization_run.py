@@ -145,7 +145,7 @@ def test_missing_background_videos_are_reported_before_training(tmp_path):
 
 @pytest.mark.parametrize("method", ["jomold", "ma", "han", "valor"])
 def test_methods_for_two_modalities_are_refused(method):
-    with pytest.raises(ConfigError, match=rf"{method}.*tracks audio and visual; the task has event"):
+    with pytest.raises(ConfigError, match=rf"{method}.*tracks audio and visual; the task has the track event"):
         load("ave", [f"method={method}"])
 
 

@@ -113,10 +113,10 @@ def test_all_problems_are_reported_together(annotated):
         "Annotations.txt:3: 3 values separated by '&', expected Category&YouTubeID&Quality&StartTime&EndTime: "
         "'Church bell&CCCCCCCCCCC&good'",
         "train_order.h5: 2 of 6 row numbers are outside the 7 rows of Annotations.txt (0..6): 7, -1",
-        "train_order.h5: 1 rows are listed more than once: 0",
+        "train_order.h5: 1 row is listed more than once: 0",
         "test_order.h5: shape [2, 2], expected [any]",
         "train_order.h5 and val_order.h5: 2 rows are in both: 2, 3",
-        "labels_noisy.h5: 1 of 2 videos have another label than background: 1",
+        "labels_noisy.h5: 1 of 2 videos has another label than background: 1",
     ]
 
 
