@@ -23,6 +23,7 @@ from avvp_dist.launch.start import pack_pool
 from avvp_dist.shards.index import Index
 from avvp_dist.shards.pack import pack
 from avvp_dist.storage.config import StorageConfig
+from avvp_dist.text.plural import plural
 
 ray = pytest.importorskip("ray")
 TESTS = Path(__file__).parents[1]
@@ -107,7 +108,7 @@ def test_tasks_end_with_a_killed_driver_and_packing_resumes(joined, official, tm
     assert contents(out) == contents(tmp_path / "whole")
     assert (out / "train-000000.tar").stat().st_mtime_ns == first
     assert f"{there} of 5 shards exist" in caplog.text
-    assert f"{5 - there} shards written, {there} were already complete" in caplog.text
+    assert f"{5 - there} shards written, {there} {plural(there, 'was', 'were')} already complete" in caplog.text
 
 
 def tasks_under_way() -> list[psutil.Process]:

@@ -61,7 +61,7 @@ def test_two_ranks_train_and_everything_else_reads(bucket, by_setting, figures):
     output, setting = f"{bucket}/run", f"storage.{by_setting}"
     ranks(2, ["train", "jomold", f"data={bucket}/data", f"output={output}", *SMALL, setting])
     assert storage.names(output) == [
-        "config.yaml", "history.json", "model.safetensors", "per_video.npz", "figures", "result.json", "stages",
+        "config.yaml", "figures", "history.json", "model.safetensors", "per_video.npz", "result.json", "stages",
     ]  # fmt: skip
     assert len(storage.names(f"{output}/figures")) >= 4
     assert "result.json reproduced" in invoke("evaluate", output, setting, "--json", f"{output}/again.json")

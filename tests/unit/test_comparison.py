@@ -161,7 +161,7 @@ def test_runs_of_a_sweep_are_those_listed_in_sweep_json(tmp_path, monkeypatch):
     assert found.metric == "event.visual"
     shown = one_line(avvp_compare("--sweep", "warm"))
     assert "visual, event level minus that of method.temperature=" in shown
-    assert "1 of the sweep's 3 trials have no result" in shown
+    assert "1 of the sweep's 3 trials has no result" in shown
     assert "method.temperature=5" not in shown
 
 
