@@ -16,8 +16,6 @@ torch.set_num_threads(1)  # the tests' networks are small: more threads only wai
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
 os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own 15, its workers would wait for the tests beside them
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for each run; no node here is reclaimed
-for _name in ("RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"):  # actors start processes of their own
-    os.environ.setdefault(_name, "0")
 with pytest.MonkeyPatch.context() as _patch:
     for _name, _value in SETTINGS.items():  # Ray reads them when it is imported
         _patch.setenv(_name, _value)
