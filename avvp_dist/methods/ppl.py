@@ -182,11 +182,10 @@ class _Train(TrainStage):
         if self.config.contrast_weight:
             hard = hard_labels(pseudo)  # [B,T,M]
             features = self._labels.compared(source).detach()
+            keys = collective.all_gather(features.transpose(0, 1).contiguous(), batch.total)  # [G,M,T,D]
             auxiliary |= {
                 "hard": hard,
-                "keys": collective.all_gather(features.transpose(0, 1).contiguous(), batch.total).transpose(
-                    0, 1
-                ),  # [M,G,T,D]
+                "keys": keys.transpose(0, 1),
                 "key_labels": collective.all_gather(hard, batch.total),  # [G,T,M]
             }
         return Targets(targets.video, targets.audio, targets.visual, pseudo=pseudo, auxiliary=auxiliary)
