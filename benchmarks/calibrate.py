@@ -59,12 +59,12 @@ def draw(rng: Generator, best: Evidence | None) -> Evidence:
         scenes=int(rng.choice([16, 32, 64, 128])),
         context=float(rng.uniform(0, 0.5)),
         leak=float(rng.uniform(0, 0.5)),
-        prevalent=float(rng.uniform(0.8, 2.0)),
+        speech=float(rng.uniform(0.8, 2.0)),
     )
     if best is None or rng.random() < 0.25:
         return fresh
     changes: dict[str, Any] = {"scenes": fresh.scenes} if rng.random() < 0.2 else {}
-    for name in ("clutter", "context", "leak", "prevalent"):
+    for name in ("clutter", "context", "leak", "speech"):
         if rng.random() < 0.6:
             changes[name] = float(max(0.0, getattr(best, name) + 0.25 * (getattr(fresh, name) - getattr(best, name))))
     changes["strength"] = tuple((name, value * float(rng.uniform(0.8, 1.25))) for name, value in best.strength)

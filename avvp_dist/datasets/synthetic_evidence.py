@@ -56,7 +56,7 @@ class Evidence:
             for each video.
         context: part of the strength that a class has in the other seconds of its video in the same modality.
         leak: part of the strength that an event of one modality has in the streams of the other, in the same seconds.
-        prevalent: factor of the strength of Speech in the audio stream.
+        speech: factor of the strength of Speech in the audio stream.
         latent: number of dimensions in which features vary, if less than d; 0 for all d.
     """
 
@@ -65,7 +65,7 @@ class Evidence:
     scenes: int = 0
     context: float = 0.0
     leak: float = 0.0
-    prevalent: float = 1.0
+    speech: float = 1.0
     latent: int = 0
 
     def width(self, stream: Stream) -> int:
@@ -115,7 +115,7 @@ def _presence(record: VideoRecord, stream: Stream, evidence: Evidence) -> dict[i
         for label, active in _activity(record.events_of("visual" if audible else "audio") or ()).items():
             found[label] = np.maximum(found.get(label, 0.0), evidence.leak * active)
     if audible and _SPEECH in found:
-        found[_SPEECH] = found[_SPEECH] * evidence.prevalent
+        found[_SPEECH] = found[_SPEECH] * evidence.speech
     return dict(sorted(found.items()))
 
 

@@ -165,7 +165,7 @@ def _scan_seconds(
     started = _now(runtime.device)
     with torch.no_grad(), torch.autocast(runtime.device.type, torch.bfloat16, enabled=bfloat16):
         stage.scan(model(batch, cross_modal=stage.cross_modal), batch)
-    stage.finish_scan(epoch, runtime.collective)
+    stage.finish_scan(runtime.collective)
     return _now(runtime.device) - started
 
 

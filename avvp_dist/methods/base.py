@@ -119,7 +119,7 @@ class TrainStage(Stage):
             batch: a part of the training split, in its order.
         """
 
-    def finish_scan(self, epoch: int, collective: Collective) -> None:
+    def finish_scan(self, collective: Collective) -> None:
         """Process what `scan` collected, after the last batch. The result belongs to `state_dict`."""
 
     def pseudo_labels(self, outputs: Outputs, batch: Batch) -> Tensor | None:

@@ -87,8 +87,7 @@ class _PseudoLabels:
 
     def __init__(self, config: PplMethodConfig, classes: int) -> None:
         self.config = config
-        self.axes = (len(MODALITIES), classes)
-        self.prototypes = Prototypes(*self.axes, config.prototypes, centered=config.centered)
+        self.prototypes = Prototypes(len(MODALITIES), classes, config.prototypes, centered=config.centered)
 
     def features(self, outputs: Outputs) -> Tensor:
         """Return the features of segments, [M,B,T,D] of unit length."""
@@ -123,8 +122,9 @@ class _PseudoLabels:
 
     def decided(self, labels: Tensor) -> Tensor:
         """Return whether each label can be trained on, bool [B,T,M,C]: it is not the video's, or has prototypes."""
-        assert self.prototypes.known is not None
-        return (labels == 0) | self.prototypes.known.any(dim=-1).view(self.axes)
+        prototypes = self.prototypes
+        assert prototypes.known is not None
+        return (labels == 0) | prototypes.known.any(dim=-1).view(prototypes.modalities, prototypes.classes)
 
 
 class _Train(TrainStage):
@@ -154,10 +154,10 @@ class _Train(TrainStage):
         video, number, modality, label = (chosen[:, None].expand_as(seconds)).nonzero(as_tuple=True)
         second = seconds[video, number, modality, label]
         features = self._labels.features(outputs)[modality, video, second]
-        group = modality * self._labels.axes[1] + label
+        group = modality * self._labels.prototypes.classes + label
         self._collected().add(features, group, priorities(batch.index[video], second, group))
 
-    def finish_scan(self, epoch: int, collective: Collective) -> None:
+    def finish_scan(self, collective: Collective) -> None:
         self._labels.prototypes.fit(self._collected(), self.config.iterations, collective)
         self._keys = None
 
@@ -214,7 +214,7 @@ class _Train(TrainStage):
         prototypes = self._labels.prototypes
         assert prototypes.centers is not None
         assert prototypes.known is not None
-        modalities, classes = self._labels.axes
+        modalities, classes = prototypes.modalities, prototypes.classes
         hard, keys, key_labels = (targets.auxiliary[name] for name in ("hard", "keys", "key_labels"))
         centers = prototypes.centers.view(modalities, classes * prototypes.count, -1)  # [M,CK,D]
         known = prototypes.known.view(modalities, -1)

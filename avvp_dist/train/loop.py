@@ -187,7 +187,7 @@ class StageTrainer:
         stage = self.job.stage
         started = time.perf_counter()
         self._run_teacher_over(self.job.train_split, stage.scan)
-        stage.finish_scan(self.epoch, self.runtime.collective)
+        stage.finish_scan(self.runtime.collective)
         self._scanned = {"scan_seconds": time.perf_counter() - started}
 
     def _run_teacher_over(self, split: SplitReader, process: Callable[[Outputs, Batch], None]) -> None:

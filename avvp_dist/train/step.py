@@ -60,7 +60,6 @@ class TrainStep:
         self.networks = networks_of(model)
         if not stage.cross_modal:
             freeze_exchange(model)
-        self.network = model
         self.teacher = None if stage.teacher_momentum is None else Teacher(model, stage.teacher_momentum)
         if distributed:
             devices = [self.device] if self.device.type == "cuda" else None
@@ -99,7 +98,7 @@ class TrainStep:
             clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         if self.teacher:
-            self.teacher.update(self.network, position.global_step)
+            self.teacher.update(self.networks[0], position.global_step)
         return {name: loss.detach() for name, loss in losses.items()}, targets
 
     def _freeze_idle(self, position: TrainPosition) -> None:

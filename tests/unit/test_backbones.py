@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from changed_batches import changed_at_second_4
 
 from avvp_dist.models.ave_llp import AveLlpConfig
 from avvp_dist.models.avslowfast import AvSlowFastConfig
@@ -35,15 +36,6 @@ def random_batch(videos, frames=1):
     streams = {name: torch.randn(videos, lengths[name], dim, generator=generator) for name, dim in DIMS.items()}
     weak = (torch.rand(videos, CLASSES, generator=generator) < 0.4).float()
     return Batch(streams, weak, torch.arange(videos), videos)
-
-
-def changed_at_second_4(batch, *streams):
-    """The batch with second 4 of these streams changed (of visual: its first frame)."""
-    changed = dict(batch.streams)
-    for name in streams:
-        changed[name] = changed[name].clone()
-        changed[name][:, 4 * changed[name].shape[1] // 10] += 1
-    return Batch(changed, batch.weak, batch.index, batch.total)
 
 
 @each_network

@@ -96,7 +96,7 @@ def run(name, collective, models):
             teacher = model(batch, cross_modal=stage.cross_modal) if stage.teacher_momentum is not None else None
             if stage.scans(position.epoch):
                 stage.scan(model(batch, cross_modal=stage.cross_modal), batch)
-                stage.finish_scan(position.epoch, collective)
+                stage.finish_scan(collective)
         outputs = replace(forward(model, stage, batch), teacher=teacher)
         with torch.no_grad():
             targets = stage.targets(outputs, batch, position, collective)

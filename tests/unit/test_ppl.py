@@ -40,7 +40,7 @@ def fitted(**settings):
     without = batch()
     without.weak[0, 2] = 0
     stage.scan(outputs(0), without)
-    stage.finish_scan(9, LocalCollective())
+    stage.finish_scan(LocalCollective())
     return stage
 
 
@@ -178,7 +178,7 @@ def test_written_labels_are_the_pseudo_labels_and_keep_what_has_no_prototype():
     without = batch()
     without.weak[0, 2] = 0
     train.scan(outputs(0), without)
-    train.finish_scan(9, LocalCollective())
+    train.finish_scan(LocalCollective())
     label.start(train.state_dict(), torch.device("cpu"))
     label.collect([outputs(1)], batch())
     written = label.finish(LocalCollective(), [f"v{number}" for number in range(VIDEOS)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from changed_batches import changed_at_second_4
 
 from avvp_dist.models.ppl import PplConfig
 from avvp_dist.types import Batch, ForwardOptions
@@ -26,15 +27,6 @@ def random_batch(videos=3, frames=1):
     lengths = {"audio": 10, "visual": 10 * frames, "motion": 10}
     streams = {name: torch.randn(videos, lengths[name], dim, generator=generator) for name, dim in DIMS.items()}
     return Batch(streams, torch.zeros(videos, CLASSES), torch.arange(videos), videos)
-
-
-def changed_at_second_4(batch, *streams):
-    """The batch with second 4 of these streams changed (of visual: its first frame)."""
-    changed = dict(batch.streams)
-    for name in streams:
-        changed[name] = changed[name].clone()
-        changed[name][:, 4 * changed[name].shape[1] // 10] += 1
-    return Batch(changed, batch.weak, batch.index, batch.total)
 
 
 def linear(weights, name, x):

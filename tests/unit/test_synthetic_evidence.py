@@ -175,5 +175,5 @@ def test_scenes_are_shared_directions():
 
 def test_speech_can_be_more_audible():
     speech, car = (video(audio=[Event(label, 0, 10)]) for label in (SPEECH, CAR))
-    assert added(speech, Evidence(prevalent=2.0)).mean() > 1.5 * added(speech, Evidence()).mean()
-    np.testing.assert_array_equal(added(car, Evidence(prevalent=2.0)), added(car, Evidence()))
+    assert added(speech, Evidence(speech=2.0)).mean() > 1.5 * added(speech, Evidence()).mean()
+    np.testing.assert_array_equal(added(car, Evidence(speech=2.0)), added(car, Evidence()))
