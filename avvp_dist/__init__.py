@@ -1,1 +1,1 @@
-"""Distributed training for weakly-supervised audio-visual video parsing."""
+"""Distributed training for weakly supervised recognition of audio-visual events in time."""

@@ -58,6 +58,14 @@ _ANNOTATIONS = Annotated[
 _LAYOUT = Annotated[
     Layout, typer.Option(help="official: files in the layout of the authors, to be packed; shards: packed shards.")
 ]
+_VERSION = Annotated[
+    int | None,
+    typer.Option(
+        "--version",
+        metavar="N",
+        help="LLP: version of the features, 1 or 2 (see docs/data.md); default the newest. A version never changes.",
+    ),
+]
 _SPLITS = Annotated[
     str | None,
     typer.Option(metavar="TRAIN,VAL,TEST", help="Number of videos of each split, instead of --videos, e.g. 2500,649,1200."),
@@ -73,15 +81,16 @@ def synth(
     layout: _LAYOUT = Layout.official,
     streams: STREAMS = DEFAULT_STREAMS,
     splits: _SPLITS = None,
+    version: _VERSION = None,
     background: _BACKGROUND = None,
     workers: WORKERS = None,
     shard_videos: SHARD_VIDEOS = None,
     storage_settings: STORAGE = None,
 ) -> None:
     """Generate a synthetic data set that resembles LLP or AVE, with known ground truth."""
-    from avvp_dist.datasets import synthetic, synthetic_ave
+    from avvp_dist.datasets import synthetic, synthetic_ave, synthetic_evidence
 
-    _refuse_foreign_options(dataset, streams, background)
+    _refuse_foreign_options(dataset, streams, version, background)
     refuse_unwritable(folders={"OUT": out})
     options: dict[str, Any] = {
         "videos": videos,
@@ -95,14 +104,17 @@ def synth(
     if dataset is SyntheticDataset.ave:
         summary = synthetic_ave.write(out, **options, background=background)
     else:
-        summary = synthetic.write(out, **options, streams=streams.value)
+        evidence = synthetic_evidence.of_version(version)
+        summary = synthetic.write(out, **options, streams=streams.value, evidence=evidence)
     counts = ", ".join(f"{split} {count}" for split, count in summary["videos"].items())
     for name, value in {**summary, "videos": counts, "notes": "; ".join(summary["notes"])}.items():
         if value != "":
             echo(f"{name}: {value}")
 
 
-def _refuse_foreign_options(dataset: SyntheticDataset, streams: Streams, background: int | None) -> None:
+def _refuse_foreign_options(
+    dataset: SyntheticDataset, streams: Streams, version: int | None, background: int | None
+) -> None:
     """Refuse options of another data set.
 
     Raises:
@@ -111,6 +123,8 @@ def _refuse_foreign_options(dataset: SyntheticDataset, streams: Streams, backgro
     problems = []
     if dataset is SyntheticDataset.ave and streams != DEFAULT_STREAMS:
         problems.append(f"--streams {streams.value}: selects features of LLP only")
+    if dataset is SyntheticDataset.ave and version is not None:
+        problems.append("--version: only the synthetic LLP has several versions")
     if dataset is SyntheticDataset.llp and background is not None:
         problems.append("--background: only AVE has background videos")
     if problems:

@@ -22,6 +22,7 @@ import numpy as np
 
 from avvp_dist.datasets.catalog import LLP
 from avvp_dist.datasets.synthetic_labels import generator
+from avvp_dist.errors import ConfigError
 from avvp_dist.shards.spec import Stream
 from avvp_dist.types import Event, VideoRecord
 
@@ -75,7 +76,20 @@ class Evidence:
 
 VERSIONS: Mapping[int, Evidence] = MappingProxyType({1: Evidence()})
 """Parameters of each version; a published version never changes."""
-DEFAULT_VERSION = 1
+DEFAULT_VERSION = max(VERSIONS)
+
+
+def of_version(version: int | None) -> Evidence:
+    """Return the parameters of a version; None for the newest.
+
+    Raises:
+        ConfigError: there is no such version.
+    """
+    if version is None:
+        return VERSIONS[DEFAULT_VERSION]
+    if version not in VERSIONS:
+        raise ConfigError(f"version: {version} is not one of {', '.join(map(str, VERSIONS))}")
+    return VERSIONS[version]
 
 
 def stream_values(seed: int, record: VideoRecord, stream: Stream, evidence: Evidence) -> np.ndarray:

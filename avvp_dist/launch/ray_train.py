@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,20 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server
     return read_result(config.output)
 
 
+class _EndOnUserError(UserCallback):
+    """Ends the run when a worker has written an error that would recur; otherwise Ray would start all workers once more."""
+
+    def __init__(self, failure: str) -> None:
+        self._failure, self._settings = failure, storage.settings()
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """Called by Ray in its controller process."""
+        storage.configure(self._settings)
+        with suppress(StorageError):  # the store is unavailable: the restarted workers look again
+            if storage.exists(self._failure):
+                raise TrainingError(f"ended by the error in {self._failure}")
+
+
 def _drop_damaged_record(output: str) -> None:
     """Remove Ray's record of its checkpoints if Ray could not resume from it.
 
@@ -225,7 +239,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
             **storage_arguments(storage.join(config.output, "ray")),
             failure_config=FailureConfig(max_failures=launch.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=callbacks,  # type: ignore[arg-type]  # Ray's own base class is private
+            callbacks=[_EndOnUserError(_failure(config)), *(callbacks or ())],  # type: ignore[list-item]  # Ray's base is private
         ),
     )
 
@@ -243,8 +257,8 @@ def _worker_main(arguments: dict[str, Any]) -> None:
     """Run one worker. User errors and losses that are not finite would recur on every restart, so they end the run.
 
     Such an error may occur on one worker only (a bad shard) while the others wait for it. It is then written to a file and
-    raised: Ray ends all workers, and the restarted ones find the file and return. If the object store was unavailable, the
-    restarted workers resume from the last checkpoint instead.
+    raised: Ray ends all workers and `_EndOnUserError` the run. If the object store was unavailable, Ray starts the workers
+    again, and they find the file and return, or resume from the last checkpoint.
     """
     set_up_logging()
     storage.configure(StorageConfig.model_validate(arguments["storage"]))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import invoke
 from forks import avvp
 
 from avvp_dist.datasets import synthetic
@@ -190,9 +191,7 @@ def test_an_unreachable_ray_cluster_is_refused(packed, tmp_path, address, messag
     ],
 )
 def test_every_command_has_help(command):
-    done = avvp(*command.split(), "--help")
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) > 5
+    assert len(invoke(*command.split(), "--help").splitlines()) > 5
 
 
 @pytest.mark.parametrize("command", [["train"], ["data", "verify"]])

@@ -122,14 +122,14 @@ def resume(output):
 
 def test_a_sweep_resumed_after_a_killed_driver_has_the_same_scores(on_ray, cluster, packed, tmp_path):
     """kill -9 while trials run; --resume ends with the very scores of a sweep that nobody disturbed."""
-    space = {"method.temperature": {"grid": [0.1, 0.2, 0.3]}}
-    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=8", "tracking=none")]
+    space = {"method.temperature": {"grid": [0.1, 0.2]}}
+    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=20", "tracking=none")]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     driver = start(cluster, "s", killed, settings, space=space)
     wait_for(driver, killed, 1)
     driver.kill()
     driver.wait()
-    assert len(list(killed.glob("runs/*/result.json"))) < 3
+    assert len(list(killed.glob("runs/*/result.json"))) < 2
     expected = on_ray("s", spec(space=space, concurrency=1), settings, str(whole))["trials"]
     rows = resume(killed)
     assert {row["name"]: row["score"] for row in rows} == {row["name"]: row["score"] for row in expected}
@@ -200,9 +200,9 @@ def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster
         "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
         "recipe": "han",
         "search": {"name": "random", "samples": 2},  # the worse of two takes over at once
-        "scheduler": {"name": "pbt", "perturb_every": 3},
+        "scheduler": {"name": "pbt", "perturb_every": 6},
     }
-    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=12", "tracking=none")]
+    settings = [f"data={packed}", *with_settings(TINY, "train.epochs=24", "tracking=none")]  # more than it has time for
     sweep = tmp_path / "sweep"
     driver = start(cluster, "pbt", sweep, settings, **pbt)
     wait_for(driver, sweep, 1)
@@ -213,7 +213,7 @@ def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster
     rows = resume(sweep)
     assert [row["status"] for row in rows] == ["finished"] * 2
     histories = [json.loads((sweep / "runs" / row["name"] / "history.json").read_text()) for row in rows]
-    assert all([row["epoch"] for row in history] == list(range(1, 13)) for history in histories)
+    assert all([row["epoch"] for row in history] == list(range(1, 25)) for history in histories)
     files = list(sweep.glob("runs/*/history.json"))  # also of trials that ended early
     epochs = {path: {row["lr"] for row in json.loads(path.read_text())} for path in files}
     own = {path: yaml.safe_load(path.with_name("config.yaml").read_text())["optim"]["lr"] for path in files}
