@@ -1,7 +1,7 @@
 """All methods over several seeds on a synthetic LLP: test scores under the method's protocol, and labels that were removed.
 
-    python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--seeds 1,2,3] [--only han,ma]
-        [--data URL] [--finished] [--json FILE] [--markdown FILE] [--set KEY=VALUE ...]
+    python -m benchmarks.synthetic_scores OUT [--annotations DIR] [--splits 5000,649,1200] [--version N] [--seeds 1,2,3]
+        [--only han,ma] [--data URL] [--finished] [--json FILE] [--markdown FILE] [--set KEY=VALUE ...]
 
 Published hyperparameters except for bfloat16. VALOR uses the ground truth with 18 % of its segments flipped instead of
 labels from CLIP and CLAP. A finished run in OUT (<variant>-<seed>) is not trained again; a run of another config or on
@@ -85,6 +85,10 @@ VARIANTS = {
     ),
     "coteaching": Variant("HAN + Co-teaching+ (reconstruction)", "coteaching"),
     "jocor": Variant("HAN + JoCoR (reconstruction)", "jocor"),
+    "emmil": Variant("HAN + EM-MIL (reconstruction)", "em-mil"),
+    "poibin": Variant("HAN + PoiBin (reconstruction)", "poibin"),
+    "pplh": Variant("PPL_H (reconstruction)", "ppl", ("method.hard=true",)),
+    "ppl": Variant("PPL (reconstruction)", "ppl"),
     "valor": Variant("VALOR, ground truth with 18 % noise", "valor", segment_labels=True),
 }
 
@@ -289,6 +293,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", help="packed data set; default OUT/data, created if it does not exist")
     parser.add_argument("--annotations", help="LLP's annotation files, from which data are generated")
     parser.add_argument("--splits", default="5000,649,1200", help="videos of each split, if data are generated")
+    parser.add_argument("--version", help="of the features, if data are generated; default the newest")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--only", default=",".join(VARIANTS), help=f"some of {', '.join(VARIANTS)}")
     parser.add_argument("--finished", action="store_true", help="report finished runs, train nothing")
@@ -317,11 +322,13 @@ def main(words: Sequence[str] | None = None) -> None:
 def _work(arguments: argparse.Namespace) -> None:
     if not arguments.finished and not (Path(arguments.data) / "index.json").is_file():
         source = ["--annotations", arguments.annotations] if arguments.annotations else []
+        source += ["--version", arguments.version] if arguments.version else []
         _avvp("data", "synth", arguments.data, "--layout", "shards", "--splits", arguments.splits, *source)
     bench = Bench(arguments.out, arguments.data, arguments.set)
     report: dict[str, Any] = {
         "videos": {split: len(labels.ids) for split, labels in bench.labels.items()},
         "truth": bench.index.provenance.get("truth", "unknown"),
+        "version": bench.index.provenance.get("recipe"),
         "data_fingerprint": bench.index.fingerprint,
         "settings": list(bench.overrides),
         "rows": {},

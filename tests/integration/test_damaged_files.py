@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 from commands import history, stage_folder, train_here
+from damage import flip
 from dying import DyingRuntime, Killed
 from forks import ranks
 from typer.testing import CliRunner
@@ -33,12 +34,6 @@ def cut(data, output, after):
 
 def checkpoints(output):
     return sorted(path.name for path in Path(output, "checkpoints").iterdir())
-
-
-def flip(file, place=0.5):
-    content = bytearray(file.read_bytes())
-    content[int(len(content) * place)] ^= 16
-    file.write_bytes(content)
 
 
 def assert_equal_runs(one, other, name="train"):

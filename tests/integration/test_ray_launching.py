@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import outcome, start, wait_until, with_settings
+from damage import flip
 from forks import ranks
 from test_launchers import SMALL
 
@@ -130,9 +131,7 @@ def test_faults_and_signals_on_a_ray_of_its_own(cluster, packed, tmp_path):
     folder = run.output / "ray" / "train"
     (folder / "checkpoint_manager_snapshot.json").write_bytes(b"")  # a kill in the middle of writing it
     newest = max(name for name in run.checkpoints() if (folder / name / "checkpoint.pt").stat().st_size)
-    content = bytearray((folder / newest / "checkpoint.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (folder / newest / "checkpoint.pt").write_bytes(content)
+    flip(folder / newest / "checkpoint.pt")
 
     _, log = (driver := run.start(cluster.environment)).communicate()
     assert driver.returncode == 0, log

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from damage import flip
 from typer.testing import CliRunner
 
 from avvp_dist import storage
@@ -176,9 +177,7 @@ def test_damaged_per_video_scores_are_not_used(copy):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "result.json"])
 def test_evaluate_refuses_damaged_files_by_name(copy, name):
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) * 2 // 3] ^= 1
-    (copy / name).write_bytes(content)
+    flip(copy / name, 2 / 3)
     done = CliRunner().invoke(cli.app, ["evaluate", str(copy)])
     assert isinstance(done.exception, DataError)
     assert f"{name}: damaged" in str(done.exception)
@@ -276,9 +275,7 @@ def test_training_refuses_damaged_labels(packed, tmp_path):
     file = tmp_path / "labels.npz"
     arguments = ["data", "noisy-labels", "--data", packed, "--out", str(file)]
     assert CliRunner().invoke(cli.app, arguments).exit_code == 0
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
+    flip(file, bit=2)
     arguments = ["train", "han", f"data={packed}", f"output={tmp_path / 'run'}", f"data.refined={file}", *SMALL]
     done = CliRunner().invoke(cli.app, arguments)
     assert isinstance(done.exception, DataError)
