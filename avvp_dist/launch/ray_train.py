@@ -168,6 +168,20 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server
     return read_result(config.output)
 
 
+class _Trainer(TorchTrainer):
+    """A trainer without helper processes that nothing uses; each would take one to two seconds of CPU time at every start.
+
+    Ray's list of callbacks is private: under other names in another version they stay, and the run is only slower.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback"}  # for Ray Data
+        if os.environ.get("RAY_ADDRESS", "local") == "local":  # a Ray that ends with this process
+            unused.add("PlacementGroupCleanerCallback")
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's annotations hide it
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+
 class _EndOnUserError(UserCallback):
     """Ends the run when a worker has written an error that would recur; otherwise Ray would start all workers once more."""
 
@@ -221,7 +235,7 @@ def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_serv
         os.environ.setdefault(*_WAIT_FOR_NODES)
         workers = (launch.min_workers, launch.workers)
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": launch.resize_every}
-    return TorchTrainer(
+    return _Trainer(
         _worker_main,
         train_loop_config={
             "config": config.model_dump(mode="json"),
