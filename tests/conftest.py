@@ -1,5 +1,6 @@
 """Fixtures of several test folders."""
 
+import gc
 import os
 import uuid
 from contextlib import suppress
@@ -133,3 +134,8 @@ def s3(s3_server, monkeypatch) -> str:
     make_bucket(s3_server, bucket)
     yield f"s3://{bucket}"
     storage.configure(StorageConfig())
+
+
+def pytest_collection_finish():
+    """Keep the million objects of imported modules out of every garbage collection."""
+    gc.freeze()
