@@ -36,7 +36,7 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 # The tests of a file run in one process, because they share fixtures. Files run in the order of the folders: xdist would start
 # with those of many small tests, and then wait for the long ones at the end. Three processes on two cores, as much of the time
 # is waiting.
-PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 test test-fast: export OMP_WAIT_POLICY = passive
 test: env  ## all tests (eleven to twelve minutes on 2 CPU cores)
 	$(PYTEST)

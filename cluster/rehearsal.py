@@ -31,6 +31,7 @@ _NODES = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",  # a dead node is detected within seconds
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",  # and Ray does not wait for it
+    "RAY_worker_niceness": "0",  # with Ray's own 15, workers would wait for whatever else this machine runs
 }
 _AVVP = [sys.executable, "-m", "avvp_dist"]
 _JOB_SECONDS = 600.0

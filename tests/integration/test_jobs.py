@@ -1,4 +1,7 @@
-"""`ray job submit` from a checkout, to a Ray of one node with token authentication: logs, exit codes, stopping, resuming."""
+"""`ray job submit` from a checkout, to a Ray of one node with token authentication: logs, exit codes, stopping, resuming.
+
+That a job trains on several workers to its end, and what it reports to MLflow, is in the rehearsal (test_rehearsal.py).
+"""
 
 import json
 import os
@@ -16,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import invoke
+from commands import invoke, train_here
 from ports import free_port
 
 pytest.importorskip("ray")
@@ -45,6 +48,7 @@ class Head:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all listeners stay on loopback
             "RAY_JOB_STOP_WAIT_TIME_S": "120",
             "RAY_raylet_start_wait_time_s": "120",
+            "RAY_worker_niceness": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
             "OMP_NUM_THREADS": "1",
@@ -140,36 +144,10 @@ def head():
         yield running
 
 
-@pytest.fixture(scope="module")
-def trained(head, packed):
-    """A run that a job trained on two workers: its job, log and folder."""
-    output = head.folder / "run"
-    words = ["han", f"data={packed}", f"output={output}", "train.epochs=2", "launch.workers=2", *SMALL]
-    job = head.submit_by_command("train", *words)
-    return job, head.wait(job), output
-
-
 def test_requests_without_the_token_are_refused(head):
     with pytest.raises(urllib.error.HTTPError) as refused:
         head.ask("/api/jobs/", token=False)
     assert refused.value.code in (401, 403)
-
-
-def test_a_training_job_reports_progress_scores_and_its_mlflow_run(head, trained):
-    job, log, output = trained
-    details = head.ask(f"/api/jobs/{job}")
-    assert (details["status"], details["driver_exit_code"]) == ("SUCCEEDED", 0), log
-    assert "train epoch 1, loss" in log
-    assert "train epoch 2, loss" in log
-    assert "scores of the test split in %" in log
-    assert f"scores {output}/result.json" in log
-    from mlflow import MlflowClient
-
-    client = MlflowClient(head.environment["MLFLOW_TRACKING_URI"])
-    run = client.get_run(re.search(r"MLflow run (\w{32})", log).group(1))
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["ray_job"] == job
-    assert json.loads((output / "result.json").read_text())["recipe"] == "han"
 
 
 def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(head, packed):
@@ -181,7 +159,7 @@ def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(h
     assert "Traceback" not in log
 
 
-def test_packing_and_evaluating_as_jobs(head, trained, tmp_path):
+def test_packing_and_evaluating_as_jobs(head, packed, tmp_path):
     invoke("data", "synth", tmp_path / "raw", "--videos", "60", "--workers", "1")
     raw, out = str(tmp_path / "raw"), str(tmp_path / "packed")
     log = head.run("shard", "llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", out, "--workers", "1")
@@ -190,7 +168,8 @@ def test_packing_and_evaluating_as_jobs(head, trained, tmp_path):
     log = head.run("shard", *words, "launch=ray")
     assert "packing: 3 of 3 shards" in log
     assert (tmp_path / "packed-by-ray" / "index.json").read_bytes() == (tmp_path / "packed" / "index.json").read_bytes()
-    log = head.run("evaluate", str(trained[2]))
+    train_here("han", packed, tmp_path / "run", "train.epochs=1", "tracking=none", *SMALL)
+    log = head.wait(head.submit_by_command("evaluate", str(tmp_path / "run")))
     assert "result.json reproduced" in log
 
 

@@ -15,6 +15,7 @@ from llp_files import IDS, TINY, pack_tiny, write_official
 from avvp_dist.datasets import synthetic
 from avvp_dist.datasets.catalog import FEATURE_SETS
 from avvp_dist.datasets.synthetic import SyntheticFeatures
+from avvp_dist.datasets.synthetic_evidence import VERSIONS
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.recipe import load
 from avvp_dist.experiments.run import run_experiment
@@ -98,7 +99,7 @@ def downgrade(folder: Path) -> None:
     ("name", "streams", "splits"), [("shards", "vggish-resnet", (6, 2, 2)), ("clip", "clip-clap", (3, 1, 1))]
 )
 def test_synthetic_shards_are_byte_identical(recorded, tmp_path, name, streams, splits):
-    options = {"videos": None, "seed": 5, "layout": "shards", "streams": streams, "splits": splits}
+    options = {"videos": None, "seed": 5, "layout": "shards", "streams": streams, "splits": splits, "evidence": VERSIONS[1]}
     synthetic.write(str(tmp_path), **options, workers=1, shard_videos=4)
     index, expected = Index.load(str(tmp_path)), recorded[name]
     assert {shard.name: shard.sha256 for shard in index.shards} == expected["shards"]
@@ -114,7 +115,7 @@ def test_synthetic_shards_are_byte_identical(recorded, tmp_path, name, streams, 
 
 
 def test_synthetic_official_files_are_byte_identical(recorded, tmp_path):
-    synthetic.write(str(tmp_path), videos=None, seed=5, layout="official", splits=(3, 1, 1), workers=1)
+    synthetic.write(str(tmp_path), videos=None, seed=5, layout="official", splits=(3, 1, 1), workers=1, evidence=VERSIONS[1])
     for name, digest in recorded["official"].items():
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == digest, name
 
