@@ -76,16 +76,16 @@ class Evidence:
 
 _CALIBRATED = Evidence(
     strength=(
-        ("vggish", 0.92),
-        ("res152", 0.78),
-        ("r2plus1d_18", 0.7),
-        ("CLAP/features", 1.05),
-        ("CLIP/features", 1.0),
+        ("vggish", 0.86),
+        ("res152", 0.68),
+        ("r2plus1d_18", 0.62),
+        ("CLAP/features", 1.0),
+        ("CLIP/features", 0.95),
     ),
-    clutter=1.6,
-    context=0.42,
+    clutter=1.75,
+    context=0.45,
     leak=0.06,
-    speech=1.5,
+    speech=1.6,
     latent=96,
 )
 VERSIONS: Mapping[int, Evidence] = MappingProxyType({1: Evidence(), 2: _CALIBRATED})
