@@ -1,14 +1,17 @@
 """Searches the parameters of the synthetic LLP with which HAN, MA and JoMoLD come closest to their published scores.
 
     python -m benchmarks.calibrate OUT [--annotations DIR] [--splits 1600,300,600] [--trials 40] [--free 12] [--seed 0]
-        [--set KEY=VALUE ...]
+        [--given FILE] [--full] [--set KEY=VALUE ...]
 
 Every trial draws parameters (`datasets.synthetic_evidence.Evidence`), generates features for LLP's annotation files, trains
 the three methods with their recipes, and scores the test split under each method's protocol. Its error is the root mean
 square of the differences between the 30 scores and the published ones, plus a penalty where segment or event Type are not
 in the published order. Trials are appended to OUT/trials.jsonl; a search that is started again continues after the last of
-them. The training videos are a sixth of LLP's, JoMoLD's batches are half as large as published, and networks are half as
-wide.
+them.
+
+With --given, parameters are not drawn but read from FILE, one JSON object of parameters per line. To be fast, networks and
+batches are half as large as published; with --full, they have their published sizes. All trials behind version 2 of the
+features are in benchmarks/results/calibration.jsonl.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ import numpy as np
 from numpy.random import Generator
 
 from avvp_dist.datasets import synthetic
-from avvp_dist.datasets.synthetic_evidence import Evidence
+from avvp_dist.datasets.synthetic_evidence import VERSIONS, Evidence
 from avvp_dist.dist.runtime import LocalRuntime
 from avvp_dist.experiments.paper_tables import read as read_table
 from avvp_dist.experiments.recipe import load
@@ -42,7 +45,8 @@ MARGIN = 1.0  # points by which a method should be ahead of the previous one
 SEPARATION = {"vggish": (4.0, 11.0), "res152": (4.0, 10.0), "r2plus1d_18": (4.0, 10.0)}
 """Range of the length of a class's evidence by stream, s * sqrt(d); noise has a deviation of 1 in any direction."""
 WIDTHS = {"vggish": 128, "res152": 2048, "r2plus1d_18": 512}
-FAST = ("model.width=256", "model.feedforward=256", "train.precision=bfloat16", "tracking=none", "train.device=cpu")
+ALWAYS = ("train.precision=bfloat16", "tracking=none", "train.device=cpu")
+FAST = ("model.width=256", "model.feedforward=256")
 
 
 def draw(rng: Generator, best: Evidence | None) -> Evidence:
@@ -108,15 +112,9 @@ def trial(out: Path, evidence: Evidence, arguments: argparse.Namespace, seed: in
     )
     found = {}
     for name, (recipe, view, figures) in published().items():
-        batch = max(SMALLEST_BATCH, load(recipe).train.batch_size // 2)
-        settings = [
-            f"data={data}",
-            f"output={runs / recipe}",
-            f"seed={seed}",
-            f"train.batch_size={batch}",
-            *FAST,
-            *arguments.set,
-        ]
+        settings = [f"data={data}", f"output={runs / recipe}", f"seed={seed}", *ALWAYS, *arguments.set]
+        if not arguments.full:
+            settings += [*FAST, f"train.batch_size={max(SMALLEST_BATCH, load(recipe).train.batch_size // 2)}"]
         config = load(recipe, settings)
         result = run_experiment(config, LocalRuntime(config.output, "cpu"))
         metrics = result["scores"]["test"][view]["metrics"]
@@ -128,29 +126,35 @@ def search(out: Path, arguments: argparse.Namespace) -> None:
     """Run the trials that OUT/trials.jsonl does not have."""
     log = out / "trials.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    for number in range(len(done), arguments.trials):
-        rng = np.random.default_rng([arguments.seed, number])
-        best = min(done, key=lambda row: row["error"]) if number >= arguments.free else None
-        evidence = Evidence() if number == 0 else draw(rng, parameters(best["evidence"]) if best else None)
+    given = [parameters(json.loads(line)) for line in arguments.given.read_text().splitlines()] if arguments.given else []
+    for number in range(len(done), len(given) or arguments.trials):
+        evidence = given[number] if given else _drawn(done, number, arguments)
         scores = trial(out, evidence, arguments)
-        row = {"trial": number, "error": error(scores), "evidence": vars(evidence), "scores": scores}
+        row = {
+            "trial": number,
+            "error": round(error(scores), 2),
+            "videos": arguments.splits,
+            "full": arguments.full,
+            "evidence": vars(evidence),
+            "scores": {name: {key: round(value, 2) for key, value in each.items()} for name, each in scores.items()},
+        }
         done.append(row)
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            json.dumps(
-                {
-                    "trial": number,
-                    "error": round(row["error"], 2),
-                    **{k: round(v["segment.type"], 1) for k, v in scores.items()},
-                }
-            ),
-            flush=True,
-        )
+        types = {name: round(each["segment.type"], 1) for name, each in scores.items()}
+        print(json.dumps({"trial": number, "error": row["error"], **types}), flush=True)
+
+
+def _drawn(done: Sequence[Mapping[str, Any]], number: int, arguments: argparse.Namespace) -> Evidence:
+    """Return the parameters of a trial: those of version 1 for the first, then random ones."""
+    if number == 0:
+        return VERSIONS[1]
+    best = min(done, key=lambda row: row["error"]) if number >= arguments.free else None
+    return draw(np.random.default_rng([arguments.seed, number]), parameters(best["evidence"]) if best else None)
 
 
 def parameters(content: Mapping[str, Any]) -> Evidence:
-    """Return the parameters that a line of trials.jsonl describes."""
+    """Return parameters as trials.jsonl records them."""
     strength = tuple((name, value) for name, value in content["strength"])
     return Evidence(**{**content, "strength": strength})
 
@@ -164,6 +168,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--free", type=int, default=12, help="trials that are drawn anywhere, before those around the best")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--given", type=Path, metavar="FILE", help="parameters to try, instead of random ones")
+    parser.add_argument("--full", action="store_true", help="published sizes of networks and batches")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)

@@ -1,5 +1,6 @@
 """The features of the synthetic LLP follow its events, in every version."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from avvp_dist.datasets import synthetic
 from avvp_dist.datasets.catalog import LLP, LLP_CLIP_CLAP
-from avvp_dist.datasets.synthetic_evidence import VERSIONS, Evidence
+from avvp_dist.datasets.synthetic_evidence import DEFAULT_VERSION, VERSIONS, Evidence, of_version
+from avvp_dist.errors import ConfigError
 from avvp_dist.types import Event, VideoRecord
 
 SPEECH, CAR, DOG, SINGING = (LLP.classes.index(name) for name in ("Speech", "Car", "Dog", "Singing"))
@@ -177,3 +179,16 @@ def test_speech_can_be_more_audible():
     speech, car = (video(audio=[Event(label, 0, 10)]) for label in (SPEECH, CAR))
     assert added(speech, Evidence(speech=2.0)).mean() > 1.5 * added(speech, Evidence()).mean()
     np.testing.assert_array_equal(added(car, Evidence(speech=2.0)), added(car, Evidence()))
+
+
+@pytest.mark.parametrize(("version", "digest"), [(1, "2b36dc41bd92c39f"), (2, "2dab109e842b685d")])
+def test_a_version_never_changes(version, digest):
+    record = video(audio=[Event(SPEECH, 0, 4), Event(DOG, 3, 9)], visual=[Event(DOG, 2, 10)])
+    content = b"".join(features(0, record, data, VERSIONS[version]).tobytes() for data in (LLP, LLP_CLIP_CLAP))
+    assert hashlib.sha256(content).hexdigest()[:16] == digest
+
+
+def test_an_unknown_version_is_refused():
+    assert of_version(None) is VERSIONS[DEFAULT_VERSION]
+    with pytest.raises(ConfigError, match="version: 3 is not one of 1, 2"):
+        of_version(3)
