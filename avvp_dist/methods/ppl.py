@@ -42,6 +42,9 @@ class PplMethodConfig(MethodSection):
     """Temperature of the similarities that make soft pseudo-labels (published)."""
     hard: bool = False
     """Whether a segment's pseudo-label is its most similar class only, if the video has it (PPL_H); else soft (PPL)."""
+    normalized: Literal["video", "absent"] = "absent"
+    """How similarities become soft labels. absent: a softmax over the label and the classes that the video does not have;
+    video: a softmax over all classes, divided by the largest value of the label in the video, so that a segment keeps it."""
     warmup_epochs: int = Field(5, ge=0)
     """Epochs on the weak labels before the first prototypes."""
     momentum: float | None = Field(0.999, ge=0, lt=1)
@@ -102,8 +105,8 @@ class _PseudoLabels:
     def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return pseudo-labels [B,T,M,C] in [0, 1].
 
-        Soft: the similarities are normalized over all classes, since many videos have a single label, and then divided by
-        the largest value of the class in the video, so that one of its segments keeps each label.
+        Soft: a segment's similarities are normalized over classes as ``normalized`` says. A softmax over all classes alone
+        would divide 1 among the labels that a segment has at once.
 
         A label without prototypes in a modality is 0 there, see `decided`.
 
@@ -116,7 +119,12 @@ class _PseudoLabels:
         if self.config.hard:
             largest = F.one_hot(similarity.argmax(dim=-1), similarity.shape[-1]) > 0
             return (largest & possible & similarity.isfinite()).to(similarity.dtype)
-        soft = torch.where(possible, (similarity / self.config.tau).softmax(dim=-1), 0.0)
+        logits = similarity / self.config.tau
+        if self.config.normalized == "absent":
+            others = logits.masked_fill(possible, -torch.inf).logsumexp(dim=-1, keepdim=True)
+            known = possible & logits.isfinite()
+            return torch.where(known, torch.sigmoid(torch.where(known, logits - others, 0.0)), 0.0)
+        soft = torch.where(possible, logits.softmax(dim=-1), 0.0)
         soft = soft.nan_to_num()  # no class of the modality has prototypes
         return soft / soft.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(soft.dtype).tiny)
 

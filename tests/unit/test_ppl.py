@@ -64,20 +64,23 @@ def cosines(stage, features):
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.1, 0.3])
-def test_soft_pseudo_labels_by_loops(tau):
-    stage, found = fitted(tau=tau), outputs(1)
+@pytest.mark.parametrize("normalized", ["absent", "video"])
+def test_soft_pseudo_labels_by_loops(tau, normalized):
+    stage, found = fitted(tau=tau, normalized=normalized), outputs(1)
     pseudo, weak, cosine = stage.pseudo_labels(found, batch()), batch().weak, cosines(stage, found.features)
     expected = torch.zeros(VIDEOS, SEGMENTS, 2, CLASSES)
     for v in range(VIDEOS):
         for t in range(SEGMENTS):
             for m in range(2):
-                total = sum(math.exp(s / tau) for s in cosine[v][t][m] if s is not None)
+                power = [0.0 if s is None else math.exp(s / tau) for s in cosine[v][t][m]]
                 for c in range(CLASSES):
-                    if weak[v, c] and cosine[v][t][m][c] is not None:
-                        expected[v, t, m, c] = math.exp(cosine[v][t][m][c] / tau) / total
-    expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+                    if weak[v, c] and power[c]:
+                        against = [d for d in range(CLASSES) if d == c or normalized == "video" or not weak[v, d]]
+                        expected[v, t, m, c] = power[c] / sum(power[d] for d in against)
+    if normalized == "video":
+        expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+        assert (pseudo.amax(dim=(1, 2))[:, :2] == weak[:, :2]).all()  # a segment of the video keeps each label
     torch.testing.assert_close(pseudo, expected, rtol=1e-4, atol=1e-5)
-    assert (pseudo.amax(dim=(1, 2))[:, :2] == weak[:, :2]).all()  # a segment of the video keeps each label
 
 
 def test_hard_pseudo_labels_by_loops():
