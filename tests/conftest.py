@@ -7,21 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 from ray_cluster import SETTINGS
 from s3_servers import ENVIRONMENT, make_bucket, moto
 
 GOLDEN = Path(__file__).parent / "golden"
-torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # where other tests keep the cores busy, 30 are too few
 os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's own 15, its workers would wait for the tests beside them
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for each run; no node here is reclaimed
-with pytest.MonkeyPatch.context() as _patch:
-    for _name, _value in SETTINGS.items():  # Ray reads them when it is imported
-        _patch.setenv(_name, _value)
-    with suppress(ImportError):
-        import ray  # noqa: F401
 settings.register_profile("avvp", deadline=None)  # a busy machine is slow
 settings.load_profile("avvp")
 
@@ -134,6 +127,19 @@ def s3(s3_server, monkeypatch) -> str:
     make_bucket(s3_server, bucket)
     yield f"s3://{bucket}"
     storage.configure(StorageConfig())
+
+
+def pytest_collection(session):
+    """Import what needs settings first. The process that only hands out tests to others imports nothing."""
+    if session.config.getoption("numprocesses", None):
+        return
+    import torch
+
+    torch.set_num_threads(1)  # the tests' networks are small: more threads only wait for each other
+    with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
+        for name, value in SETTINGS.items():  # Ray reads them when it is imported
+            patch.setenv(name, value)
+        import ray  # noqa: F401
 
 
 def pytest_collection_finish():

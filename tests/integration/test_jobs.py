@@ -162,10 +162,10 @@ def test_a_mistake_is_a_failed_job_with_one_message_and_the_commands_exit_code(h
 def test_packing_and_evaluating_as_jobs(head, packed, tmp_path):
     invoke("data", "synth", tmp_path / "raw", "--videos", "60", "--workers", "1")
     raw, out = str(tmp_path / "raw"), str(tmp_path / "packed")
-    log = head.run("shard", "llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", out, "--workers", "1")
+    words = ["llp", "--annotations", raw, "--features", f"{raw}/feats", "--out"]
+    invoke("data", "pack", *words, out, "--workers", "1")
+    log = head.run("shard", *words, f"{out}-by-ray", "launch=ray")
     assert "60 videos in 3 shards" in log
-    words = ["llp", "--annotations", raw, "--features", f"{raw}/feats", "--out", f"{out}-by-ray"]
-    log = head.run("shard", *words, "launch=ray")
     assert "packing: 3 of 3 shards" in log
     assert (tmp_path / "packed-by-ray" / "index.json").read_bytes() == (tmp_path / "packed" / "index.json").read_bytes()
     train_here("han", packed, tmp_path / "run", "train.epochs=1", "tracking=none", *SMALL)

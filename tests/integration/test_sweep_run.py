@@ -200,7 +200,7 @@ def test_a_population_exchanges_weights_and_resumes_after_ctrl_c(on_ray, cluster
         "space": {"optim.lr": {"loguniform": [1e-6, 1e-2]}},
         "recipe": "han",
         "search": {"name": "random", "samples": 2},  # the worse of two takes over at once
-        "scheduler": {"name": "pbt", "perturb_every": 6},
+        "scheduler": {"name": "pbt", "perturb_every": 10},
     }
     settings = [f"data={packed}", *with_settings(TINY, "train.epochs=24", "tracking=none")]  # more than it has time for
     sweep = tmp_path / "sweep"

@@ -64,13 +64,16 @@ def test_another_method_starts_from_its_own_defaults():
     assert config.method == HanMethodConfig()
 
 
+RECIPES = {recipe: load(recipe) for recipe in recipes()}
+
+
 @pytest.mark.parametrize(
     ("recipe", "name"),
     [
         (recipe, name)
-        for recipe in recipes()
+        for recipe, config in RECIPES.items()
         for name, variant in MODELS.items()
-        if load(recipe).model.name != name and load(recipe).model.tracks == variant.tracks
+        if config.model.name != name and config.model.tracks == variant.tracks
     ],
 )
 def test_another_network_starts_from_its_own_defaults(recipe, name):

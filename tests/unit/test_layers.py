@@ -4,6 +4,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,14 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imports(path)
-    for path in PACKAGE.rglob("*.py")
-    if path != PACKAGE / "__init__.py"
-}
+@cache
+def modules() -> dict[str, set[str]]:
+    """What every module of the package imports."""
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imports(path)
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "__init__.py"
+    }
 
 
 def package(module: str) -> str:
@@ -65,7 +69,7 @@ def test_the_package_root_contains_only_shared_modules():
 def test_imports_point_downwards():
     upward = [
         f"{module} imports {other}"
-        for module, imported in MODULES.items()
+        for module, imported in modules().items()
         for other in imported
         if LAYER[package(other)] > LAYER[package(module)]
     ]
@@ -73,12 +77,12 @@ def test_imports_point_downwards():
 
 
 def test_there_are_no_import_cycles():
-    graphlib.TopologicalSorter(MODULES).prepare()  # raises CycleError, which names the modules
+    graphlib.TopologicalSorter(modules()).prepare()  # raises CycleError, which names the modules
 
 
 def imported_by(name: str) -> set[str]:
     """The packages that the modules of a package import."""
-    return {package(other) for module, imported in MODULES.items() if package(module) == name for other in imported}
+    return {package(other) for module, imported in modules().items() if package(module) == name for other in imported}
 
 
 @pytest.mark.parametrize(
