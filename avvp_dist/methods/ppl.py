@@ -42,9 +42,9 @@ class PplMethodConfig(MethodSection):
     """Temperature of the similarities that make soft pseudo-labels (published)."""
     hard: bool = False
     """Whether a segment's pseudo-label is its most similar class only, if the video has it (PPL_H); else soft (PPL)."""
-    normalized: Literal["video", "absent"] = "absent"
-    """How similarities become soft labels. absent: a softmax over the label and the classes that the video does not have;
-    video: a softmax over all classes, divided by the largest value of the label in the video, so that a segment keeps it."""
+    normalized: Literal["classes", "absent", "video"] = "classes"
+    """How similarities become soft labels. classes: a softmax over all classes; absent: over the label and classes that
+    the video does not have; video: over all, divided by the label's largest value in the video, so a segment keeps it."""
     warmup_epochs: int = Field(5, ge=0)
     """Epochs on the weak labels before the first prototypes."""
     momentum: float | None = Field(0.999, ge=0, lt=1)
@@ -105,8 +105,7 @@ class _PseudoLabels:
     def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
         """Return pseudo-labels [B,T,M,C] in [0, 1].
 
-        Soft: a segment's similarities are normalized over classes as ``normalized`` says. A softmax over all classes alone
-        would divide 1 among the labels that a segment has at once.
+        Soft: a segment's similarities are normalized over classes, see ``normalized``.
 
         A label without prototypes in a modality is 0 there, see `decided`.
 
@@ -126,6 +125,8 @@ class _PseudoLabels:
             return torch.where(known, torch.sigmoid(torch.where(known, logits - others, 0.0)), 0.0)
         soft = torch.where(possible, logits.softmax(dim=-1), 0.0)
         soft = soft.nan_to_num()  # no class of the modality has prototypes
+        if self.config.normalized == "classes":
+            return soft
         return soft / soft.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(soft.dtype).tiny)
 
     def decided(self, labels: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def cosines(stage, features):
 
 
 @pytest.mark.parametrize("tau", [0.05, 0.1, 0.3])
-@pytest.mark.parametrize("normalized", ["absent", "video"])
+@pytest.mark.parametrize("normalized", ["classes", "absent", "video"])
 def test_soft_pseudo_labels_by_loops(tau, normalized):
     stage, found = fitted(tau=tau, normalized=normalized), outputs(1)
     pseudo, weak, cosine = stage.pseudo_labels(found, batch()), batch().weak, cosines(stage, found.features)
@@ -75,7 +75,7 @@ def test_soft_pseudo_labels_by_loops(tau, normalized):
                 power = [0.0 if s is None else math.exp(s / tau) for s in cosine[v][t][m]]
                 for c in range(CLASSES):
                     if weak[v, c] and power[c]:
-                        against = [d for d in range(CLASSES) if d == c or normalized == "video" or not weak[v, d]]
+                        against = [d for d in range(CLASSES) if d == c or normalized != "absent" or not weak[v, d]]
                         expected[v, t, m, c] = power[c] / sum(power[d] for d in against)
     if normalized == "video":
         expected /= expected.amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
