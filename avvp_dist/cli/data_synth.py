@@ -63,7 +63,7 @@ _VERSION = Annotated[
     typer.Option(
         "--version",
         metavar="N",
-        help="LLP: version of the features, 1 or 2 (see docs/data.md); default the newest. A version never changes.",
+        help="LLP: version of the features, 1 or 2 (see docs/methods.md); default the newest. A version never changes.",
     ),
 ]
 _SPLITS = Annotated[

@@ -40,6 +40,9 @@ class PplMethodConfig(MethodSection):
     name: Literal["ppl"] = "ppl"
     tau: float = Field(0.1, gt=0)
     """Temperature of the similarities that make soft pseudo-labels (published)."""
+    similarity_scale: float = Field(5.0, gt=0)
+    """Factor of the cosines before ``tau`` divides them. The paper's similarity is not known; with this factor the published
+    ``tau`` was the best on val of the synthetic LLP."""
     hard: bool = False
     """Whether a segment's pseudo-label is its most similar class only, if the video has it (PPL_H); else soft (PPL)."""
     normalized: Literal["classes", "absent", "video"] = "classes"
@@ -118,7 +121,7 @@ class _PseudoLabels:
         if self.config.hard:
             largest = F.one_hot(similarity.argmax(dim=-1), similarity.shape[-1]) > 0
             return (largest & possible & similarity.isfinite()).to(similarity.dtype)
-        logits = similarity / self.config.tau
+        logits = similarity * (self.config.similarity_scale / self.config.tau)
         if self.config.normalized == "absent":
             others = logits.masked_fill(possible, -torch.inf).logsumexp(dim=-1, keepdim=True)
             known = possible & logits.isfinite()

@@ -66,13 +66,13 @@ def cosines(stage, features):
 @pytest.mark.parametrize("tau", [0.05, 0.1, 0.3])
 @pytest.mark.parametrize("normalized", ["classes", "absent", "video"])
 def test_soft_pseudo_labels_by_loops(tau, normalized):
-    stage, found = fitted(tau=tau, normalized=normalized), outputs(1)
+    stage, found = fitted(tau=tau, similarity_scale=2.0, normalized=normalized), outputs(1)
     pseudo, weak, cosine = stage.pseudo_labels(found, batch()), batch().weak, cosines(stage, found.features)
     expected = torch.zeros(VIDEOS, SEGMENTS, 2, CLASSES)
     for v in range(VIDEOS):
         for t in range(SEGMENTS):
             for m in range(2):
-                power = [0.0 if s is None else math.exp(s / tau) for s in cosine[v][t][m]]
+                power = [0.0 if s is None else math.exp(2 * s / tau) for s in cosine[v][t][m]]
                 for c in range(CLASSES):
                     if weak[v, c] and power[c]:
                         against = [d for d in range(CLASSES) if d == c or normalized != "absent" or not weak[v, d]]
