@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from avvp_dist.models.han import HanConfig
 from avvp_dist.models.network import NetworkSection
 from avvp_dist.models.psp import PspConfig
 from avvp_dist.text.plural import plural
+from avvp_dist.types import Batch
 
 LOGGER = logging.getLogger(__name__)
 
@@ -93,6 +94,38 @@ _NETWORKS = {
     "psp": _Published(PspConfig(), _AVE_SHAPES, 28, _PSP_MODULES),
 }
 
+
+class EventScores(NamedTuple):
+    """What a published network of event localization finds; the last of the K = C + 1 classes is the background.
+
+    Attributes:
+        video: probabilities, [B,K].
+        segments: scores before the softmax, [B,T,K]; the largest is the class of the segment.
+    """
+
+    video: Tensor
+    segments: Tensor
+
+
+class LocalizationNetwork(nn.Module):
+    """A published network of event localization, called with features.
+
+    Attributes:
+        network: the same network as methods use it, called with a `types.Batch`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, audio: Tensor, visual: Tensor) -> EventScores:
+        """Score videos by their features, float32: audio [B,T,128], and of the regions of an image [B,T,7,7,512]."""
+        videos = len(audio)
+        labels, index = audio.new_zeros(videos, 0), torch.arange(videos, device=audio.device)
+        outputs = self.network(Batch({"audio": audio, "visual": visual}, labels, index, videos))
+        return EventScores(outputs.video, outputs.segments.squeeze(2))
+
+
 _WRAPPERS = ("model", "state_dict")  # keys under which a training checkpoint stores the parameters
 
 # JoMoLD's checkpoints contain NumPy's generator state, a uint32 array, which torch does not unpickle by default; those of
@@ -122,9 +155,9 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
             forward pass never uses are ignored and listed in the log. No code in the file is executed.
 
     Returns:
-        a network that is called with a `types.Batch` of features [B,T,...] by stream, float32, and returns `types.Outputs`.
-        Those of ``han``, ``ma`` and ``jomold`` read LLP's streams. ``ave`` and ``psp`` read audio [B,10,128] and visual
-        [B,10,7,7,512]; ``segments`` are then scores [B,10,1,29], ``video`` probabilities [B,29], with the background last.
+        ``han``, ``ma``, ``jomold``: a network that is called with a `types.Batch` of features [B,T,...] by stream, float32,
+        and returns `types.Outputs`. ``ave``, ``psp``: a `LocalizationNetwork`, called with audio [B,10,128] and visual
+        [B,10,7,7,512], which returns ``video`` [B,29] and ``segments`` [B,10,29].
 
     Raises:
         ConfigError: unknown ``name``.
@@ -154,7 +187,7 @@ def load(name: str, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> n
     if ignored:
         LOGGER.info("%s: %d unused parameters of the checkpoint ignored: %s", name, len(ignored), ", ".join(ignored))
     model.load_state_dict(converted)
-    return model.eval()
+    return (LocalizationNetwork(model) if published.config.background else model).eval()
 
 
 def _read(url: str) -> Any:
