@@ -156,7 +156,9 @@ def _train(config: RunConfig, callbacks: list[UserCallback] | None, lease_server
         if lease_server is None:  # otherwise a trial, whose sweep has requested the resources
             resources.wait_for(_resource_request(config.launch), config.launch.wait, "launch.wait")
         _drop_damaged_record(config.output)
-        _fit(_trainer(config, callbacks, lease_server), config.output)
+        trainer = _trainer(config, callbacks, lease_server)
+        trainer.ray_ends_with_it = started_here and os.environ.get("RAY_ADDRESS", "local") == "local"
+        _fit(trainer, config.output)
     except ray.train.TrainingFailedError as error:
         _raise_failure(config)
         causes = "; ".join(f"worker {rank}: {cause}" for rank, cause in getattr(error, "worker_failures", {}).items())
@@ -172,11 +174,16 @@ class _Trainer(TorchTrainer):
     """A trainer without helper processes that nothing uses; each would take one to two seconds of CPU time at every start.
 
     Ray's list of callbacks is private: under other names in another version they stay, and the run is only slower.
+
+    Attributes:
+        ray_ends_with_it: whether Ray was started for this run alone, which then leaves no placement groups.
     """
+
+    ray_ends_with_it = False
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = {"DatasetsCallback"}  # for Ray Data
-        if os.environ.get("RAY_ADDRESS", "local") == "local":  # a Ray that ends with this process
+        if self.ray_ends_with_it:
             unused.add("PlacementGroupCleanerCallback")
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray's annotations hide it
         return [callback for callback in callbacks if type(callback).__name__ not in unused]
@@ -228,7 +235,7 @@ def _worker_resources(launch: LaunchConfig) -> dict[str, float]:
     return {"CPU": launch.cpus_per_worker} | ({"GPU": launch.gpus_per_worker} if launch.gpus_per_worker else {})
 
 
-def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> TorchTrainer:
+def _trainer(config: RunConfig, callbacks: list[UserCallback] | None, lease_server: ActorHandle | None) -> _Trainer:
     launch = config.launch
     scaling: dict[str, Any] = {"num_workers": launch.workers}
     if launch.min_workers is not None:
