@@ -38,7 +38,7 @@ demo: env  ## synthetic data, pack, train HAN and JoMoLD, one table, MLflow (a f
 # is waiting.
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
 test test-fast: export OMP_WAIT_POLICY = passive
-test: env  ## all tests (eleven to twelve minutes on 2 CPU cores)
+test: env  ## all tests (ten minutes on 2 CPU cores)
 	$(PYTEST)
 
 test-fast: env  ## unit tests that take no longer than three seconds each (about a minute)
