@@ -127,9 +127,9 @@ def stream_values(seed: int, record: VideoRecord, stream: Stream, evidence: Evid
         gain = (size * strength * presence).astype(np.float32)
         values += gain[:, None] * appearance
     if width < stream.dim:
-        # in float64, so that the order in which a machine adds up does not show in float16
+        # einsum in float64: BLAS would use several threads for each tiny product, and add up differently on other machines
         mapping = _directions(seed, stream, "latent", width, stream.dim).astype(np.float64)
-        values = (values.astype(np.float64) @ mapping).astype(np.float32)
+        values = np.einsum("tk,kd->td", values.astype(np.float64), mapping).astype(np.float32)
     np.maximum(values, 0, out=values)
     if stream.folder == "CLIP/features":
         values /= np.linalg.norm(values, axis=1, keepdims=True)
