@@ -144,7 +144,7 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
     bfloat16, clip_norm = config.train.precision == "bfloat16", config.optim.clip_norm
     step = TrainStep(model, optimizer, stage, runtime, seed=config.seed, bfloat16=bfloat16, clip_norm=clip_norm)
     last = config.train.epochs - 1  # late in training, when denoising is fully active
-    scan = _scan_seconds(stage, step.teacher.network if step.teacher else model, batch, last, runtime, bfloat16)
+    scan = _scan_seconds(stage, step.teacher.network if step.teacher else model, batch, last + 1, runtime, bfloat16)
     started = 0.0
     for number in range(1 + _STEPS):
         if number == 1:
@@ -156,10 +156,10 @@ def _seconds(config: RunConfig, index: Index, stage: TrainStage, stages: Sequenc
 
 
 def _scan_seconds(
-    stage: TrainStage, model: nn.Module, batch: Batch, epoch: int, runtime: LocalRuntime, bfloat16: bool
+    stage: TrainStage, model: nn.Module, batch: Batch, epochs: int, runtime: LocalRuntime, bfloat16: bool
 ) -> float:
-    """Return the time that the stage's pass before an epoch takes for one batch; 0 if it has none."""
-    if not stage.scans(epoch):
+    """Return the time that the stage's pass before its last epoch takes for one batch; 0 if it has none."""
+    if not stage.scans(epochs - 1, epochs):
         return 0.0
     model.eval()
     started = _now(runtime.device)

@@ -107,9 +107,13 @@ class TrainStage(Stage):
         """
         return range(self.networks)
 
-    def scans(self, epoch: int) -> bool:
-        """Return whether the epoch starts with a pass over the training split, see `scan`."""
+    def scans(self, epoch: int, epochs: int) -> bool:
+        """Return whether an epoch, counted from 0, of ``epochs`` starts with a pass over the training split, see `scan`."""
         return False
+
+    def selectable(self, epoch: int, epochs: int) -> bool:
+        """Return whether an epoch, counted from 0, of ``epochs`` is preferred as the best one to epochs that are not."""
+        return True
 
     def scan(self, outputs: Outputs, batch: Batch) -> None:
         """Process one batch of this rank in the pass at the start of an epoch.

@@ -51,8 +51,8 @@ class EmMilConfig(MethodSection):
     @field_validator("phases")
     @classmethod
     def _check_phases(cls, phases: tuple[int, ...]) -> tuple[int, ...]:
-        if not any(phases):
-            raise ValueError("all lengths are 0")
+        if not (phases[0] or phases[2] or phases[3]):
+            raise ValueError("no M-step: the first, third or fourth length must be greater than 0")
         return phases
 
     def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:

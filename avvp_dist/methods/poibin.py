@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from avvp_dist.dist.collective import Collective
+from avvp_dist.errors import ConfigError
 from avvp_dist.loading.refined import RefinedLabels
 from avvp_dist.methods.base import CollectStage, Method, MethodSection, SplitTable, TrainStage
 from avvp_dist.methods.heads import han_targets, heads_loss
@@ -55,6 +56,8 @@ class PoiBinConfig(MethodSection):
 
     def build(self, classes: Sequence[str], segments: int, tracks: Sequence[str] = MODALITIES) -> Method:
         """HAN's training, counting with its network, training from scratch with the counts."""
+        if self.minimum_count > segments:
+            raise ConfigError(f"method.minimum_count: {self.minimum_count} is more than the {segments} segments of a video")
         return Method((_Mil(self), _Count(self, classes, segments), _Retrain(self)))
 
 

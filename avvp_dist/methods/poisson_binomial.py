@@ -21,11 +21,18 @@ def log_count_probability(probability: Tensor, counts: Tensor, largest: int | No
         counts: int64 [...], from 0 to min(T, ``largest``).
         largest: largest value of ``counts``; None for T. Probabilities of larger counts are not computed.
 
+    Raises:
+        ValueError: a count on the CPU is out of this range.
+
     Returns:
         [...], with the type of ``probability``; finite for every count that `counts` can have.
     """
     segments = probability.shape[-1]
-    width = 1 + (segments if largest is None else min(largest, segments))
+    possible = segments if largest is None else min(largest, segments)
+    on_cpu = counts.device.type == "cpu"  # on a GPU, the check would wait for every step
+    if on_cpu and counts.numel() and not 0 <= int(counts.min()) <= int(counts.max()) <= possible:
+        raise ValueError(f"counts from {int(counts.min())} to {int(counts.max())}, expected 0 to {possible}")
+    width = 1 + possible
     p = probability.clamp(_SMALLEST, 1 - torch.finfo(probability.dtype).eps / 2)
     state = F.pad(p.new_zeros(*p.shape[:-1], 1), (0, width - 1), value=_IMPOSSIBLE)  # [...,n]: log f_0(n)
     for present, absent in zip(p.log().unbind(-1), torch.log1p(-p).unbind(-1), strict=True):

@@ -15,6 +15,7 @@ Shapes: B videos, T segments, M = 2 modalities, C classes, K prototypes of a cla
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from avvp_dist.methods.losses import bce, elementwise_bce
 from avvp_dist.methods.prototypes import KeySegments, Prototypes, priorities
 from avvp_dist.types import MODALITIES, Batch, Outputs, Targets, TrainPosition
 
+LOGGER = logging.getLogger(__name__)
 _HARD = 0.5  # a segment has the hard label of its largest soft label, if this is at least as large
 
 
@@ -49,7 +51,7 @@ class PplMethodConfig(MethodSection):
     """How similarities become soft labels. classes: a softmax over all classes; absent: over the label and classes that
     the video does not have; video: over all, divided by the label's largest value in the video, so a segment keeps it."""
     warmup_epochs: int = Field(5, ge=0)
-    """Epochs on the weak labels before the first prototypes."""
+    """Epochs on the weak labels before the first prototypes, at most half of train.epochs. They cannot be the best epoch."""
     momentum: float | None = Field(0.999, ge=0, lt=1)
     """Momentum of the teacher, whose features give prototypes and pseudo-labels; null uses the network itself."""
     features: Literal["aggregated", "projected"] = "aggregated"
@@ -154,8 +156,11 @@ class _Train(TrainStage):
     def start(self, artifacts: Mapping[str, Any], device: torch.device) -> None:
         self._device = device
 
-    def scans(self, epoch: int) -> bool:
-        return epoch >= self.config.warmup_epochs
+    def scans(self, epoch: int, epochs: int) -> bool:
+        return epoch >= min(self.config.warmup_epochs, epochs // 2)
+
+    def selectable(self, epoch: int, epochs: int) -> bool:
+        return self.scans(epoch, epochs)
 
     def scan(self, outputs: Outputs, batch: Batch) -> None:
         config = self.config
@@ -172,6 +177,11 @@ class _Train(TrainStage):
     def finish_scan(self, collective: Collective) -> None:
         self._labels.prototypes.fit(self._collected(), self.config.iterations, collective)
         self._keys = None
+        if self._labels.prototypes.centers is None and collective.rank == 0:
+            LOGGER.warning(
+                "no class of any video reaches method.key_probability=%g: without key segments there are no pseudo-labels",
+                self.config.key_probability,
+            )
 
     def _collected(self) -> KeySegments:
         """The key segments of the pass so far."""

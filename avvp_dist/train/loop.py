@@ -163,7 +163,7 @@ class StageTrainer:
     def _run_epoch(self) -> None:
         job, collective = self.job, self.runtime.collective
         plan = job.train_split.plan(job.train.batch_size, job.seed, self.epoch)
-        if self.step == 0 and job.stage.scans(self.epoch):
+        if self.step == 0 and job.stage.scans(self.epoch, job.train.epochs):
             self._scan()
         started, first = time.perf_counter(), self.step
         epoch = job.train_split.epoch(
@@ -289,8 +289,8 @@ class StageTrainer:
 
     def _select(self, value: float) -> None:
         """Keep this epoch's weights if it is the best so far."""
-        best, evaluate, task = self.trained.best, self.job.evaluate, self.job.task.section
-        if best is None or evaluate.is_better(task, value, best["value"]):
+        evaluate, task = self.job.evaluate, self.job.task.section
+        if self._replaces_best(value):
             self.trained.best = {
                 "stage": self.job.stage.name,
                 "epoch": self.epoch + 1,
@@ -301,6 +301,14 @@ class StageTrainer:
             self.trained.weights = _copy(self.kept.state_dict())
             self.trained.state = _copy(self.job.stage.state_dict())
             self.trained.teacher = _copy(teacher.network.state_dict()) if teacher else {}
+
+    def _replaces_best(self, value: float) -> bool:
+        """Return whether this epoch is the best so far; a selectable one always is, compared with one that is not."""
+        best, job = self.trained.best, self.job
+        if best is None:
+            return True
+        now, before = (job.stage.selectable(epoch, job.train.epochs) for epoch in (self.epoch, best["epoch"] - 1))
+        return job.evaluate.is_better(job.task.section, value, best["value"]) if now == before else now
 
     def _commit(self, metrics: dict[str, Any], gathered: Mapping[str, Tensor]) -> None:
         """Report metrics and a checkpoint to the runtime. All ranks report here and nowhere else."""

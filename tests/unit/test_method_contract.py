@@ -94,7 +94,7 @@ def run(name, collective, models):
         position = TrainPosition(stage.name, epoch=30, step=1, epochs=40, steps_per_epoch=5)
         with torch.no_grad():
             teacher = model(batch, cross_modal=stage.cross_modal) if stage.teacher_momentum is not None else None
-            if stage.scans(position.epoch):
+            if stage.scans(position.epoch, position.epochs):
                 stage.scan(model(batch, cross_modal=stage.cross_modal), batch)
                 stage.finish_scan(collective)
         outputs = replace(forward(model, stage, batch), teacher=teacher)

@@ -90,3 +90,9 @@ def test_saturated_logits_still_learn():
     (gradient,) = torch.autograd.grad(log_count_probability(logits.sigmoid(), torch.tensor([2, 2])).sum(), logits)
     assert (gradient[0] < -0.5).all()  # eight of ten too many
     assert (gradient[1] > 0.1).all()  # two of ten too few
+
+
+def test_counts_out_of_range_are_refused():
+    for counts, options in ((4, {}), (-1, {}), (2, {"largest": 1})):
+        with pytest.raises(ValueError, match="expected 0 to"):
+            log_count_probability(torch.full((3,), 0.5), torch.tensor(counts), **options)

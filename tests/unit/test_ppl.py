@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import train_here
 from network_outputs import modality_outputs
 from torch import nn
 
@@ -142,7 +143,9 @@ def test_losses_by_loops():
 
 def test_warm_up_trains_on_weak_labels_only():
     stage = PplMethodConfig(warmup_epochs=5).build(NAMES, SEGMENTS).stages[0]
-    assert [stage.scans(epoch) for epoch in (0, 4, 5)] == [False, False, True]
+    assert [stage.scans(epoch, 30) for epoch in (0, 4, 5)] == [False, False, True]
+    assert [stage.scans(epoch, 3) for epoch in range(3)] == [False, True, True]  # at most half of the epochs
+    assert stage.scans(0, 1)
     targets = stage.targets(outputs(0), batch(), POSITION, LocalCollective())
     losses = stage.losses(outputs(0), targets, batch())
     assert targets.pseudo is None
@@ -189,3 +192,18 @@ def test_written_labels_are_the_pseudo_labels_and_keep_what_has_no_prototype():
     for number, track in enumerate(("audio", "visual")):
         torch.testing.assert_close(torch.from_numpy(written.tracks[track])[..., :2], pseudo[:, :, number, :2])
         assert (written.tracks[track][0, :, 2] == 1).all()  # a label of the video, without prototypes
+
+
+def test_epochs_of_the_warm_up_are_not_selected(packed, tmp_path):
+    """Without learning all epochs are equally good, and the first of them would be selected."""
+    settings = ["train.epochs=4", "train.batch_size=16", "train.device=cpu", "model.width=16", "tracking=none"]
+    settings += ["optim.lr=1e-12", "evaluate.ties=first", "method.warmup_epochs=2"]
+    assert train_here("han", packed, tmp_path / "han", *settings[:-1])["best"]["epoch"] == 1
+    assert train_here("ppl", packed, tmp_path / "ppl", *settings)["best"]["epoch"] == 3
+
+
+def test_a_run_without_key_segments_says_so(caplog):
+    stage = PplMethodConfig(key_probability=1.0).build(NAMES, SEGMENTS).stages[0]
+    stage.scan(outputs(0), batch())
+    stage.finish_scan(LocalCollective())
+    assert "no class of any video reaches method.key_probability=1" in caplog.text
