@@ -1,7 +1,7 @@
 """Agreement of removed labels with the ground truth, if it is known (synthetic or annotated data).
 
-The same rule applies to every refiner: a weak label is removed from a video if the refined label there is 0, and from a window
-or segment if it is below 0.5; it was noise if no second of that video, window or segment contains the event in that track.
+The same rule applies to every refiner: a weak label is removed from a video if the refined label there is 0, from a window
+or segment if it is below 0.5. It was noise if no second of that video, window or segment contains the event in that track.
 """
 
 from __future__ import annotations
