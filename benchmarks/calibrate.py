@@ -10,7 +10,7 @@ in the published order. Trials are appended to OUT/trials.jsonl; a search that i
 them.
 
 With --given, parameters are not drawn but read from FILE, one JSON object of parameters per line. To be fast, networks and
-batches are half as large as published; with --full, they have their published sizes. All trials behind version 2 of the
+batches are half as large as published; with --full, they have their published sizes. The trials behind version 2 of the
 features are in benchmarks/results/calibration.jsonl.
 """
 

@@ -112,7 +112,7 @@ class TrainStage(Stage):
         return False
 
     def selectable(self, epoch: int, epochs: int) -> bool:
-        """Return whether an epoch, counted from 0, of ``epochs`` is preferred as the best one to epochs that are not."""
+        """Return whether an epoch, counted from 0, of ``epochs`` can be the best; if none can be, all can."""
         return True
 
     def scan(self, outputs: Outputs, batch: Batch) -> None:

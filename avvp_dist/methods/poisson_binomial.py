@@ -21,11 +21,11 @@ def log_count_probability(probability: Tensor, counts: Tensor, largest: int | No
         counts: int64 [...], from 0 to min(T, ``largest``).
         largest: largest value of ``counts``; None for T. Probabilities of larger counts are not computed.
 
-    Raises:
-        ValueError: a count on the CPU is out of this range.
-
     Returns:
         [...], with the type of ``probability``; finite for every count that `counts` can have.
+
+    Raises:
+        ValueError: a count on the CPU is out of this range.
     """
     segments = probability.shape[-1]
     possible = segments if largest is None else min(largest, segments)
